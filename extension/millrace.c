@@ -1,0 +1,152 @@
+/*
+ * millrace.c: module start, settings, and the few things that every other file needs.
+ */
+#include "millrace.h"
+
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "catalog/namespace.h"
+#include "utils/guc.h"
+#include "utils/syscache.h"
+#include "catalog/pg_class.h"
+
+PG_MODULE_MAGIC;
+
+int mr_max_memory_kb = 2 * 1024 * 1024;
+int mr_threads = 0;
+
+/* The settings that decide what the text of a query means; stored with every stream and model. */
+static const char *const MEANING[] = {"search_path", "TimeZone", "DateStyle", "IntervalStyle"};
+
+PGDLLEXPORT void _PG_init(void);
+PG_FUNCTION_INFO_V1(mr_version);
+
+void
+_PG_init(void)
+{
+	DefineCustomIntVariable("millrace.max_memory", "Most memory that one training may allocate.",
+							"A training that would need more is refused before it starts.", &mr_max_memory_kb,
+							2 * 1024 * 1024, 1024, INT_MAX, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.threads", "Threads of one training or batch scoring.",
+							"0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("millrace");
+}
+
+Datum
+mr_version(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(MILLRACE_VERSION));
+}
+
+ArrayType *
+mr_current_settings(void)
+{
+	Datum pairs[lengthof(MEANING)];
+
+	for (int i = 0; i < lengthof(MEANING); i++)
+	{
+		const char *value = GetConfigOption(MEANING[i], false, false);
+
+		/* pg_temp last: a writer's temporary table must not take the place of the owner's table. */
+		if (i == 0 && strstr(value, "pg_temp") == NULL)
+			value = psprintf("%s%spg_temp", value, value[0] ? ", " : "");
+		pairs[i] = CStringGetTextDatum(psprintf("%s=%s", MEANING[i], value));
+	}
+	return construct_array(pairs, lengthof(MEANING), TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+void
+mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
+{
+	GetUserIdAndSecContext(&guard->user, &guard->security);
+	SetUserIdAndSecContext(owner, guard->security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	guard->gucs = NewGUCNestLevel();
+	if (settings)
+	{
+		Datum *pairs;
+		int n;
+
+		deconstruct_array(settings, TEXTOID, -1, false, TYPALIGN_INT, &pairs, NULL, &n);
+		for (int i = 0; i < n; i++)
+		{
+			char *name = TextDatumGetCString(pairs[i]);
+			char *value = strchr(name, '=');
+
+			if (value == NULL)
+				elog(ERROR, "malformed setting \"%s\"", name);
+			*value++ = '\0';
+			(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		}
+	}
+}
+
+void
+mr_leave(MrGuard *guard)
+{
+	AtEOXact_GUC(false, guard->gucs);
+	SetUserIdAndSecContext(guard->user, guard->security);
+}
+
+Oid
+mr_catalog(const char *name)
+{
+	Oid rel = get_relname_relid(name, get_namespace_oid(MR_SCHEMA, false));
+
+	if (!OidIsValid(rel))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s.%s\" does not exist", MR_SCHEMA, name),
+						errhint("Run CREATE EXTENSION millrace, or ALTER EXTENSION millrace UPDATE.")));
+	return rel;
+}
+
+void
+mr_enter_catalog(MrGuard *guard, const char *name)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(mr_catalog(name)));
+	Oid owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %s", name);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	mr_enter(guard, owner, NULL);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
+							 0, false);
+}
+
+void
+mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values, const char *nulls)
+{
+	int rc = SPI_execute_with_args(sql, n_args, types, values, nulls, read_only, 0);
+
+	if (rc != expected)
+		elog(ERROR, "%s instead of %s from: %s", SPI_result_code_string(rc), SPI_result_code_string(expected), sql);
+}
+
+void
+mr_exec(const char *sql, int expected, bool read_only)
+{
+	mr_exec_args(sql, expected, read_only, 0, NULL, NULL, NULL);
+}
+
+int
+mr_n_threads(int requested)
+{
+	cpu_set_t cpus;
+	int limit = mr_threads;
+
+	if (limit == 0)
+		limit = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : sysconf(_SC_NPROCESSORS_ONLN);
+	limit = Max(limit, 1);
+	return requested > 0 ? Min(requested, limit) : limit;
+}
+
+double
+mr_now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1e3 + ts.tv_nsec / 1e6;
+}

@@ -1,0 +1,82 @@
+/*
+ * millrace.h: what the server side of the extension shares.
+ *
+ * All conditionals on PG_VERSION_NUM live here.  Nothing in this header may be used on a thread: only
+ * extension/core/ runs on threads, and it knows nothing of the server.
+ */
+#ifndef MILLRACE_H
+#define MILLRACE_H
+
+#include "postgres.h"
+
+#include "access/attmap.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#if PG_VERSION_NUM < 150000
+#error "millrace needs PostgreSQL 15 or newer"
+#endif
+
+/* PostgreSQL 18 keeps GROUP BY expressions in a range table entry of their own. */
+#if PG_VERSION_NUM >= 180000
+#define MR_HAS_GROUP_RTE 1
+#else
+#define MR_HAS_GROUP_RTE 0
+#endif
+
+#define MR_SCHEMA "millrace"
+
+/* settings (millrace.c) */
+extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
+extern int mr_threads;		 /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
+
+/*
+ * Run as somebody else: the owner of a stream or model, with the settings that were in force when it was
+ * created, and forbidden to leave anything behind (security-restricted operation).  An error needs no
+ * leave: the server restores user and settings when it aborts the (sub)transaction.
+ */
+typedef struct MrGuard
+{
+	Oid user;
+	int security;
+	int gucs;
+} MrGuard;
+
+extern void mr_enter(MrGuard *guard, Oid owner, ArrayType *settings);
+extern void mr_leave(MrGuard *guard);
+
+/* The settings that give a query its meaning (search_path, TimeZone, …), as "name=value" text[]. */
+extern ArrayType *mr_current_settings(void);
+
+/* Oid of a table or index of schema millrace; error if the extension is not installed. */
+extern Oid mr_catalog(const char *name);
+
+/* As mr_enter for the extension's own catalogs: become the owner of table millrace.NAME. */
+extern void mr_enter_catalog(MrGuard *guard, const char *name);
+
+/* SPI that reports the query on failure; arguments as for SPI_execute_with_args. */
+extern void mr_exec(const char *sql, int expected, bool read_only);
+extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
+						 const char *nulls);
+
+/* Number of processors that this process may use, or the setting millrace.threads. */
+extern int mr_n_threads(int requested);
+
+/* Milliseconds since an arbitrary start, monotonic. */
+extern double mr_now_ms(void);
+
+#endif
