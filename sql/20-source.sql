@@ -1,0 +1,236 @@
+/*
+ * Sources: ordinary tables, usually partitioned by time, whose inserts are batches.
+ *
+ * A trigger on the table and on each of its partitions hands every statement's new rows to millrace.on_batch()
+ * (only the table that a statement names fires).  PostgreSQL does not pass statement triggers on to partitions,
+ * so event triggers put them on a partition that is created or attached later.
+ */
+CREATE TABLE millrace.sources (
+	source regclass PRIMARY KEY,
+	time_column name,
+	partition_interval interval,
+	retention interval
+);
+SELECT pg_catalog.pg_extension_config_dump('millrace.sources', '');
+GRANT SELECT ON millrace.sources TO PUBLIC;
+COMMENT ON TABLE millrace.sources IS 'Tables whose inserts keep streams up to date';
+COMMENT ON COLUMN millrace.sources.source IS 'The table; for a partitioned one its root';
+COMMENT ON COLUMN millrace.sources.time_column IS 'Column with the event time; NULL where a stream was created over the table without create_source';
+COMMENT ON COLUMN millrace.sources.partition_interval IS 'Width of the partitions that ensure_partitions makes; NULL: it makes none';
+COMMENT ON COLUMN millrace.sources.retention IS 'Age after which a partition may be dropped; NULL: never';
+
+CREATE FUNCTION millrace.on_batch() RETURNS trigger
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_on_batch';
+COMMENT ON FUNCTION millrace.on_batch() IS 'Trigger function on sources: runs the streams of the table over the rows of one statement';
+
+CREATE FUNCTION millrace._source_put(source regclass, time_column name, partition_interval interval, retention interval)
+	RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_source_put';
+COMMENT ON FUNCTION millrace._source_put(regclass, name, interval, interval) IS 'Internal: writes millrace.sources for the owner of the table';
+
+CREATE FUNCTION millrace._lock_source(source regclass) RETURNS void
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_lock_source';
+COMMENT ON FUNCTION millrace._lock_source(regclass) IS 'Internal: keeps writers of a table and all its partitions out until the transaction ends, and makes every session read its streams anew';
+
+/* Puts the triggers on a source and every partition of it that lacks them. */
+CREATE FUNCTION millrace._install_triggers(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	leaf regclass;
+BEGIN
+	FOR leaf IN
+		SELECT r.rel FROM (SELECT source AS rel UNION SELECT t.relid FROM pg_partition_tree(source) t) r
+		WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = r.rel AND g.tgfoid = 'millrace.on_batch()'::regprocedure)
+		ORDER BY r.rel
+	LOOP
+		EXECUTE format('CREATE TRIGGER millrace_on_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows
+			FOR EACH STATEMENT EXECUTE FUNCTION millrace.on_batch()', leaf);
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION millrace._install_triggers(regclass) IS 'Internal: puts the batch trigger on a source and its partitions';
+
+CREATE FUNCTION millrace.create_source(source regclass, time_column name, partition_interval interval DEFAULT '1 day',
+	retention interval DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rel pg_class;
+	col_type regtype;
+	parted pg_partitioned_table;
+BEGIN
+	IF source IS NULL OR time_column IS NULL THEN
+		RAISE EXCEPTION 'source and time_column must not be null' USING ERRCODE = '22004';
+	END IF;
+	SELECT * INTO rel FROM pg_class c WHERE c.oid = source;
+	IF rel.relkind NOT IN ('r', 'p') OR rel.relispartition THEN
+		RAISE EXCEPTION '% is not a table that can be a source', source USING ERRCODE = '42809',
+			HINT = CASE WHEN rel.relispartition THEN 'Name the partitioned table, not one of its partitions.'
+				ELSE 'A source is an ordinary or a partitioned table.' END;
+	END IF;
+	IF rel.relpersistence = 't' THEN
+		RAISE EXCEPTION '% is a temporary table', source USING ERRCODE = '42809',
+			HINT = 'A source must be visible to all sessions.';
+	END IF;
+	IF EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = source) THEN
+		RAISE EXCEPTION '% is filled by a subscription', source USING ERRCODE = '0A000',
+			HINT = 'Logical replication fires no statement triggers, so its rows would be missed.';
+	END IF;
+	SELECT a.atttypid INTO col_type FROM pg_attribute a
+		WHERE a.attrelid = source AND a.attname = time_column AND a.attnum > 0 AND NOT a.attisdropped;
+	IF col_type IS NULL THEN
+		RAISE EXCEPTION 'column "%" of table % does not exist', time_column, source USING ERRCODE = '42703';
+	END IF;
+	IF col_type NOT IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype) THEN
+		RAISE EXCEPTION 'column "%" of table % has type %, which is not a time', time_column, source, col_type
+			USING ERRCODE = '42804', HINT = 'Use a column of type timestamptz, timestamp or date.';
+	END IF;
+	IF partition_interval <= '0' OR retention <= '0' THEN
+		RAISE EXCEPTION 'partition_interval and retention of % must be positive', source USING ERRCODE = '22023';
+	END IF;
+	IF rel.relkind = 'p' THEN
+		SELECT * INTO parted FROM pg_partitioned_table p WHERE p.partrelid = source;
+		IF parted.partstrat <> 'r' OR parted.partnatts <> 1 OR parted.partattrs[0] IS DISTINCT FROM
+			(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = source AND a.attname = time_column) THEN
+			RAISE EXCEPTION 'table % is not partitioned by range of column "%"', source, time_column USING ERRCODE = '42P16',
+				DETAIL = format('Its partition key is %s.', pg_get_partkeydef(source)),
+				HINT = 'Use the partitioning column as time_column, or an unpartitioned table.';
+		END IF;
+	ELSE
+		partition_interval := NULL;
+	END IF;
+	PERFORM millrace._lock_source(source);
+	PERFORM millrace._source_put(source, time_column, partition_interval, retention);
+	PERFORM millrace._install_triggers(source);
+END $$;
+COMMENT ON FUNCTION millrace.create_source(regclass, name, interval, interval) IS
+'Declares a table a source of events.
+source: an ordinary table, or one partitioned by range of time_column; its owner calls this.
+time_column: event time, of type timestamptz, timestamp or date.
+partition_interval: width of the partitions that ensure_partitions makes (ignored for an unpartitioned table).
+retention: age after which partitions may be dropped; NULL keeps them.
+Calling it again changes the settings.';
+
+CREATE FUNCTION millrace.partitions(source regclass)
+	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT i.inhrelid::regclass,
+		(regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz,
+		(regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz
+	FROM pg_inherits i
+		JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid)) b(bound)
+	WHERE i.inhparent = source AND NOT i.inhdetachpending
+	ORDER BY 2 NULLS FIRST, 3
+$$;
+COMMENT ON FUNCTION millrace.partitions(regclass) IS
+'Partitions of a table and the range of time that each holds: from_time <= time < to_time.
+NULL: unbounded; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';
+
+CREATE FUNCTION millrace.ensure_partitions(source regclass, from_time timestamptz, to_time timestamptz) RETURNS int
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	src millrace.sources;
+	parent pg_class;
+	is_zoned bool;
+	n_slots float8;
+	held tstzmultirange;
+	slot timestamptz;
+	gap tstzrange;
+	stem text;
+	leaf text;
+	acl record;
+	n_made int := 0;
+BEGIN
+	SELECT * INTO src FROM millrace.sources s WHERE s.source = ensure_partitions.source;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'table % is not a source', source USING ERRCODE = '42704',
+			HINT = 'Call millrace.create_source first.';
+	END IF;
+	IF src.partition_interval IS NULL THEN
+		RETURN 0;
+	END IF;
+	IF NOT isfinite(from_time) OR NOT isfinite(to_time) OR from_time > to_time THEN
+		RAISE EXCEPTION 'no partitions can be made from % to %', from_time, to_time USING ERRCODE = '22023';
+	END IF;
+	n_slots := extract(epoch FROM to_time - from_time) / extract(epoch FROM src.partition_interval);
+	IF n_slots > 10000 THEN
+		RAISE EXCEPTION '% partitions of % from % to % are too many', round(n_slots), source, from_time, to_time
+			USING ERRCODE = '54000', HINT = 'At most 10000 are made in one call; check the times.';
+	END IF;
+	SELECT * INTO parent FROM pg_class c WHERE c.oid = source;
+	SELECT a.atttypid = 'timestamptz'::regtype INTO is_zoned FROM pg_attribute a
+		WHERE a.attrelid = source AND a.attname = src.time_column;
+
+	/* Two callers that want the same partition: the second waits here, and then finds it. */
+	PERFORM pg_advisory_xact_lock(hashtextextended('millrace partitions of ' || source::oid, 0));
+	SELECT coalesce(range_agg(tstzrange(p.from_time, p.to_time)), '{}') INTO held FROM millrace.partitions(source) p
+		WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL;
+
+	stem := CASE WHEN octet_length(parent.relname) <= 48 THEN parent.relname ELSE 'millrace_' || md5(parent.relname) END;
+	slot := millrace.tumble(from_time, src.partition_interval);
+	WHILE slot <= to_time LOOP
+		/* What of this slot no partition holds: all of it, unless somebody made partitions with other bounds. */
+		FOR gap IN SELECT unnest(tstzmultirange(tstzrange(slot, slot + src.partition_interval)) - held) LOOP
+			leaf := format('%I.%I', (SELECT nspname FROM pg_namespace WHERE oid = parent.relnamespace),
+				stem || '_' || to_char(lower(gap), CASE WHEN extract(epoch FROM lower(gap))::numeric % 86400 = 0
+					THEN 'YYYYMMDD' ELSE 'YYYYMMDD_HH24MISS' END));
+			EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)', leaf, source);
+			IF parent.relowner <> current_user::regrole THEN
+				EXECUTE format('ALTER TABLE %s OWNER TO %s', leaf, parent.relowner::regrole);
+			END IF;
+			FOR acl IN SELECT a.grantee, a.privilege_type, a.is_grantable FROM aclexplode(parent.relacl) a
+				WHERE a.grantee <> parent.relowner LOOP
+				EXECUTE format('GRANT %s ON %s TO %s%s', acl.privilege_type, leaf,
+					CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END,
+					CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+			END LOOP;
+			EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', source, leaf,
+				CASE WHEN is_zoned THEN lower(gap)::text ELSE (lower(gap) AT TIME ZONE 'UTC')::text END,
+				CASE WHEN is_zoned THEN upper(gap)::text ELSE (upper(gap) AT TIME ZONE 'UTC')::text END);
+			n_made := n_made + 1;
+		END LOOP;
+		slot := slot + src.partition_interval;
+	END LOOP;
+	RETURN n_made;
+END $$;
+COMMENT ON FUNCTION millrace.ensure_partitions(regclass, timestamptz, timestamptz) IS
+'Makes the partitions that are missing for event times from from_time to to_time inclusive, and returns their number.
+Partitions are aligned to UTC.  They are created beside the table and attached, so writers are not kept out.';
+
+/* Keeps triggers complete when partitions come, and catalogs clean when tables go. */
+CREATE FUNCTION millrace._on_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	src regclass;
+BEGIN
+	FOR src IN SELECT s.source FROM millrace.sources s
+		WHERE EXISTS (SELECT FROM pg_partition_tree(s.source) t
+			WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgfoid = 'millrace.on_batch()'::regprocedure))
+	LOOP
+		PERFORM millrace._install_triggers(src);
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION millrace._on_ddl() IS 'Internal: puts the batch trigger on partitions that were created or attached';
+CREATE EVENT TRIGGER millrace_on_ddl ON ddl_command_end
+	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION millrace._on_ddl();
+COMMENT ON EVENT TRIGGER millrace_on_ddl IS 'Puts the batch trigger on new partitions of sources';
+
+CREATE FUNCTION millrace._sweep() RETURNS int
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_sweep';
+COMMENT ON FUNCTION millrace._sweep() IS 'Internal: removes sources and streams whose table or view is gone, with what they leave behind; safe for anybody to call';
+
+CREATE FUNCTION millrace._on_drop() RETURNS event_trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() d WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
+		PERFORM millrace._sweep();
+	END IF;
+END $$;
+COMMENT ON FUNCTION millrace._on_drop() IS 'Internal: cleans up after DROP TABLE and DROP VIEW';
+CREATE EVENT TRIGGER millrace_on_drop ON sql_drop EXECUTE FUNCTION millrace._on_drop();
+COMMENT ON EVENT TRIGGER millrace_on_drop IS 'Removes the streams of dropped tables and views';
+
+REVOKE EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
+	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
+	millrace.ensure_partitions(regclass, timestamptz, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
+	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
+	millrace.ensure_partitions(regclass, timestamptz, timestamptz) TO @extowner@ WITH GRANT OPTION;
