@@ -1,1 +1,55 @@
-/* What the ingester keeps in the database: positions, and rows it could not store. */
+/*
+ * What the ingester keeps in the database: positions, and the messages it could not store.  Both are written in the
+ * transaction that writes the rows, so what they say and what the tables hold never differ.
+ */
+CREATE TABLE millrace.ingest_offsets (
+	source text NOT NULL,
+	topic text NOT NULL,
+	partition int NOT NULL,
+	next_offset bigint NOT NULL CHECK (next_offset >= 0),
+	updated timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (source, topic, partition)
+);
+SELECT pg_catalog.pg_extension_config_dump('millrace.ingest_offsets', '');
+COMMENT ON TABLE millrace.ingest_offsets IS 'How far the ingester has read: one row per file or Kafka partition, moved by compare-and-set in the transaction of the rows';
+COMMENT ON COLUMN millrace.ingest_offsets.source IS 'Name of the ingest stream: [source] name in its configuration';
+COMMENT ON COLUMN millrace.ingest_offsets.topic IS 'Kafka topic, or name of the file; "-" for standard input';
+COMMENT ON COLUMN millrace.ingest_offsets.partition IS 'Kafka partition; 0 for a file';
+COMMENT ON COLUMN millrace.ingest_offsets.next_offset IS 'Offset of the next message, or byte in the file, to be read; everything before it is in the table or in millrace.dead_letters';
+COMMENT ON COLUMN millrace.ingest_offsets.updated IS 'Start of the transaction that moved it last';
+
+CREATE SEQUENCE millrace.dead_letters_id_seq;
+CREATE TABLE millrace.dead_letters (
+	id bigint PRIMARY KEY DEFAULT nextval('millrace.dead_letters_id_seq'),
+	source text NOT NULL,
+	topic text NOT NULL,
+	partition int NOT NULL,
+	"offset" bigint NOT NULL,
+	key bytea,
+	payload bytea,
+	stage text NOT NULL,
+	sqlstate text,
+	reason text NOT NULL,
+	created timestamptz NOT NULL DEFAULT now()
+);
+ALTER SEQUENCE millrace.dead_letters_id_seq OWNED BY millrace.dead_letters.id;
+SELECT pg_catalog.pg_extension_config_dump('millrace.dead_letters', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.dead_letters_id_seq', '');
+COMMENT ON SEQUENCE millrace.dead_letters_id_seq IS 'Numbers millrace.dead_letters';
+COMMENT ON TABLE millrace.dead_letters IS 'Messages that could not be decoded or that the table refused, with their bytes unchanged';
+COMMENT ON COLUMN millrace.dead_letters.id IS 'Number, in order of arrival within one ingester';
+COMMENT ON COLUMN millrace.dead_letters.source IS 'Name of the ingest stream, as in millrace.ingest_offsets';
+COMMENT ON COLUMN millrace.dead_letters.topic IS 'Kafka topic, or name of the file';
+COMMENT ON COLUMN millrace.dead_letters.partition IS 'Kafka partition; 0 for a file';
+COMMENT ON COLUMN millrace.dead_letters."offset" IS 'Kafka offset of the message, or byte in the file at which the record starts';
+COMMENT ON COLUMN millrace.dead_letters.key IS 'Key of the Kafka message; NULL where it had none, and for files';
+COMMENT ON COLUMN millrace.dead_letters.payload IS 'The message or line as it came, without the line''s end';
+COMMENT ON COLUMN millrace.dead_letters.stage IS 'Where it failed: decode (not CSV or JSON), partition (event time out of range), store (refused by the server)';
+COMMENT ON COLUMN millrace.dead_letters.sqlstate IS 'SQLSTATE of the server''s error; NULL where the ingester found the fault';
+COMMENT ON COLUMN millrace.dead_letters.reason IS 'What is wrong, as the ingester or the server says it';
+COMMENT ON COLUMN millrace.dead_letters.created IS 'Start of the transaction that wrote it';
+
+/* Positions may be seen by all; payloads hold user data and are for those whom the extension's creator names. */
+GRANT SELECT ON millrace.ingest_offsets TO PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON millrace.ingest_offsets, millrace.dead_letters TO @extowner@ WITH GRANT OPTION;
+GRANT USAGE ON SEQUENCE millrace.dead_letters_id_seq TO @extowner@ WITH GRANT OPTION;

@@ -1,0 +1,453 @@
+/*
+ * The ingester: events from Kafka, a directory, a file or stdin into a PostgreSQL table, exactly once.
+ *
+ * One thread.  A message travels main -> config -> pipeline -> source_* -> decode -> transform -> partition -> sink, and
+ * a file calls only files further down this list (util serves all).  A Batch collects the rows; sink_store() writes rows,
+ * dead letters and positions in one transaction.  The position in the database is the only one there is.
+ */
+#ifndef INGEST_H
+#define INGEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#define NO_TIME INT64_MIN /* no timestamp, or one that only the server can read */
+
+/* Exit codes: a contract, listed in --help and README.md. */
+typedef enum ExitCode
+{
+	EXIT_DONE = 0,		 /* all read (--once), or stopped by a signal; nothing half-written */
+	EXIT_INTERNAL = 1,	 /* out of memory, or a defect */
+	EXIT_USAGE = 2,		 /* command line or configuration wrong */
+	EXIT_SOURCE = 3,	 /* directory, file or topic missing or unreadable, broker error */
+	EXIT_CONNECTION = 4, /* no connection to the database within the budget */
+	EXIT_TARGET = 5,	 /* table or column unknown, extension missing */
+	EXIT_FENCED = 6,	 /* another ingester has moved the position of this stream */
+	EXIT_REFUSED = 7,	 /* the server refuses for a reason that is not in the data */
+	EXIT_FORCED = 8		 /* second signal: stopped at once; the open batch is rolled back by the server */
+} ExitCode;
+
+/* ---- util.c ---- */
+
+typedef enum LogLevel
+{
+	LOG_ERROR,
+	LOG_WARNING,
+	LOG_INFO,
+	LOG_DEBUG
+} LogLevel;
+
+extern LogLevel log_level;
+void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* A line that is written over by the next one on a terminal. */
+void log_progress(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Allocation that ends the process with EXIT_INTERNAL instead of returning NULL. */
+void *mem_alloc(size_t n_bytes);
+void *mem_grow(void *old, size_t n_items, size_t item_bytes);
+char *mem_string(const char *text);
+char *mem_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Memory of one batch: grows by chunks, is given back all at once, and keeps its ordinary chunks for the next batch. */
+typedef struct Arena
+{
+	struct ArenaChunk *first, *current;
+	size_t used_bytes; /* handed out since the last reset */
+} Arena;
+
+void *arena_alloc(Arena *arena, size_t n_bytes); /* aligned to 8 */
+char *arena_reserve(Arena *arena, size_t n_bytes); /* room that arena_take() then cuts; unaligned */
+void arena_take(Arena *arena, size_t n_bytes);
+char *arena_copy(Arena *arena, const void *data, size_t n_bytes);
+void arena_reset(Arena *arena);
+void arena_free(Arena *arena);
+
+typedef struct Buffer
+{
+	char *data;
+	size_t n_bytes, capacity;
+} Buffer;
+
+char *buffer_room(Buffer *buffer, size_t n_bytes); /* makes room behind the end and returns it */
+void buffer_add(Buffer *buffer, const void *data, size_t n_bytes);
+void buffer_printf(Buffer *buffer, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void buffer_free(Buffer *buffer);
+
+int64_t clock_us(void);		 /* wall clock, microseconds since 1970 UTC */
+int64_t monotonic_us(void);	 /* never goes back */
+void wait_ms(int64_t ms);	 /* ends early when a stop was asked for */
+bool stop_requested(void);	 /* set by SIGTERM and SIGINT */
+void signals_install(void);
+size_t name_distance(const char *a, const char *b);
+/* The choice nearest to name, or NULL when none is near enough to suggest. */
+const char *name_nearest(const char *name, const char *const *choices, int n_choices);
+/* NULL for well-formed UTF-8 without NUL as PostgreSQL accepts it, else what is wrong; *at is set to the byte. */
+const char *text_defect(const char *text, size_t n_bytes, size_t *at);
+/*
+ * Date or time in ISO form (2011-12-08, 2011-12-08 10:05[:06[.7]], T for the blank, Z or +hh[:mm[:ss]] or +hhmm).  False
+ * for everything else, also for what no calendar has: the server decides about those.  *has_zone: a zone was given and
+ * is applied; otherwise the time is read as UTC.
+ */
+bool time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone);
+void time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00" */
+
+/* ---- config.c ---- */
+
+typedef enum SourceType
+{
+	SOURCE_DIRECTORY,
+	SOURCE_FILE,
+	SOURCE_STDIN,
+	SOURCE_KAFKA
+} SourceType;
+
+typedef enum Format
+{
+	FORMAT_CSV,
+	FORMAT_JSON
+} Format;
+
+/* A key whose name the user chooses: a [columns] line, or a librdkafka property. */
+typedef struct Pair
+{
+	char *name, *value;
+	const char *origin; /* file, flag or environment */
+	int line;			/* 0: not from a file */
+} Pair;
+
+typedef struct Pairs
+{
+	Pair *list;
+	int n_pairs;
+} Pairs;
+
+typedef struct Config
+{
+	int64_t type, format;
+	char *path, *pattern, *topic, *brokers, *group, *name;
+	int64_t poll_ms, max_record_bytes;
+	int64_t csv_header;
+	char *csv_delimiter, *csv_null, *csv_columns;
+	char *connection, *table, *time_column, *timezone;
+	int64_t reconnect_ms, retry_ms;
+	char *min_time;
+	int64_t max_future_ms;
+	int64_t min_time_us; /* parsed from min_time */
+	int64_t max_rows, max_bytes, max_age_ms;
+	int64_t log_level;
+	bool log_level_given;
+	Pairs columns, kafka;
+	/* command line only */
+	const char *file;
+	bool once, progress;
+	/* errors found so far; config_error() adds one */
+	int n_errors;
+	const char *const *origins; /* per option: where its value came from */
+	const int *lines;
+} Config;
+
+/* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
+ExitCode config_load(Config *config, const char *file, int n_flags, char **flags);
+/* An error at the place where the option "section.key" was set. */
+void config_error_at(Config *config, const char *option, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+void config_help(FILE *out);
+void config_free(Config *config);
+
+/* ---- pipeline.c ---- */
+
+ExitCode pipeline_run(Config *config);
+ExitCode pipeline_check(Config *config);
+
+/* ---- batch, sink.c ---- */
+
+/* How far a stream has read one file or Kafka partition. */
+typedef struct Position
+{
+	char *topic;
+	int32_t partition;
+	bool is_assigned;
+	int64_t stored; /* next offset as the database has it */
+	int64_t next;	/* next offset once the open batch is stored */
+	int64_t end;	/* Kafka with --once: stop here */
+	bool at_end;
+} Position;
+
+typedef struct Positions
+{
+	Position *list;
+	int n_positions;
+} Positions;
+
+int position_find(Positions *positions, const char *topic, int32_t partition); /* adds it when new */
+void positions_clear(Positions *positions);
+
+typedef struct Message
+{
+	const char *data, *key; /* key NULL: none */
+	size_t n_bytes, n_key_bytes;
+	int32_t position;
+	int64_t offset, next_offset;
+	int64_t timestamp_us; /* NO_TIME: none */
+} Message;
+
+typedef struct DeadLetter
+{
+	const char *stage, *reason; /* decode, partition, store */
+	char sqlstate[6];			/* "" when no server was asked */
+} DeadLetter;
+
+#define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
+#define LEAF_WANTED (-2) /* no leaf holds time_us yet */
+
+/* One message.  raw, key, copy and dead live in the batch's arena. */
+typedef struct Row
+{
+	const char *raw, *key;
+	const char *copy; /* one line of COPY text with its \n; NULL for a dead letter of decode or partition */
+	const DeadLetter *dead;
+	int64_t offset, time_us;
+	uint64_t omitted; /* bit i: the i-th column with a default is left to the server */
+	uint32_t raw_bytes, key_bytes, copy_bytes;
+	int32_t position, leaf, next;
+	bool is_dropped; /* its Kafka partition was taken away */
+} Row;
+
+typedef struct Batch
+{
+	Arena arena;
+	Row *rows;
+	int n_rows, capacity;
+	int n_dropped;
+	int64_t number;		 /* of the batch in this run, from 1 */
+	int64_t opened_us;	 /* monotonic time of the first row */
+	int64_t max_rows, max_bytes;
+	bool has_moved;		 /* a position moved even without a row: a header, a blank line */
+	Positions positions;
+} Batch;
+
+bool batch_is_full(const Batch *batch);
+void batch_reset(Batch *batch);
+void batch_free(Batch *batch);
+/* Adds a row with a copy of the message; the caller sets copy, time and leaf. */
+Row *batch_add(Batch *batch, const Message *message);
+void batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
+					   const char *reason);
+void row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason);
+/* Rows of positions that are no longer assigned leave the batch. */
+void batch_drop_unassigned(Batch *batch);
+
+typedef struct Column
+{
+	char *name, *quoted;
+	uint32_t type_oid;
+	bool is_json, has_default;
+} Column;
+
+typedef struct Table
+{
+	char *name; /* schema-qualified and quoted */
+	char *relation; /* bare name, as COPY's error context prints it */
+	uint32_t oid;
+	bool is_routed; /* partitioned by time and registered: rows go straight to the leaves */
+	char *time_column; /* NULL: none */
+	Column *columns;
+	int n_columns;
+} Table;
+
+typedef struct Leaf
+{
+	char *name, *relation;
+	uint32_t oid;
+	int64_t from_us, to_us; /* from_us <= time < to_us */
+} Leaf;
+
+typedef struct Leaves
+{
+	Leaf *list; /* by from_us */
+	int n_leaves;
+} Leaves;
+
+typedef enum SinkStatus
+{
+	SINK_OK,
+	SINK_LOST,	 /* connection gone: reconnect, then again */
+	SINK_RETRY,	 /* refused for a passing reason, perhaps: again later */
+	SINK_MOVED,	 /* a leaf is gone or detached: read the partitions anew, then again */
+	SINK_FENCED, /* the position is not what this process last saw */
+	SINK_BROKEN	 /* every row is refused, so the fault is not in the rows */
+} SinkStatus;
+
+/* Budgets of one operation; zero it before the first try. */
+typedef struct Retry
+{
+	int64_t lost_since_us, refused_since_us;
+	int64_t pause_ms;
+	int n_moved;
+} Retry;
+
+/* What the rows of a batch look like to COPY; made by transform.c. */
+typedef struct CopyColumns
+{
+	const Column **columns;
+	int *default_bit; /* -1: always in the row */
+	int n_columns;
+} CopyColumns;
+
+typedef struct Sink Sink;
+
+ExitCode sink_open(Config *config, Sink **sink);
+void sink_close(Sink *sink);
+/* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
+ExitCode sink_describe(Sink *sink, Config *config, Table *table);
+void table_free(Table *table);
+SinkStatus sink_leaves(Sink *sink, const Table *table, Leaves *leaves);
+void leaves_free(Leaves *leaves);
+SinkStatus sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t to_us);
+/* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
+SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
+/* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
+SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
+SinkStatus sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
+/* After a status: false when there is nothing to try again or the budget is used up (then *exit_code says which). */
+bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code);
+/* Line number in the context of a COPY error, or 0.  relation: the table's bare name. */
+int64_t copy_context_line(const char *context, const char *relation);
+/* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
+#define PARENT_BELOW_ROWS 200
+
+typedef struct SinkCounts
+{
+	int64_t n_rows, n_dead_letters, n_batches, n_reconnects;
+} SinkCounts;
+const SinkCounts *sink_counts(const Sink *sink);
+
+/* ---- partition.c ---- */
+
+typedef struct Router
+{
+	Sink *sink;
+	const Table *table;
+	Leaves leaves;
+	int last; /* leaf of the last row: the next one mostly follows it */
+	int64_t min_us, max_future_us;
+} Router;
+
+int router_find(Router *router, int64_t time_us); /* leaf, LEAF_PARENT or LEAF_WANTED */
+/* Sets the row's leaf from its time, or makes it a dead letter when the time is outside the sane range. */
+void router_route(Router *router, Batch *batch, Row *row);
+/* Makes the partitions that rows of the batch want.  After it no row is LEAF_WANTED. */
+SinkStatus router_prepare(Router *router, Batch *batch);
+SinkStatus router_reload(Router *router, Batch *batch);
+void router_free(Router *router);
+
+/* ---- transform.c ---- */
+
+typedef enum ValueKind
+{
+	VALUE_MISSING,
+	VALUE_NULL,
+	VALUE_TEXT
+} ValueKind;
+
+typedef struct Value
+{
+	const char *data;
+	uint32_t n_bytes;
+	ValueKind kind;
+} Value;
+
+typedef enum FieldKind
+{
+	FIELD_NAMED,
+	FIELD_WHOLE,
+	FIELD_TOPIC,
+	FIELD_PARTITION,
+	FIELD_OFFSET,
+	FIELD_KEY,
+	FIELD_TIMESTAMP
+} FieldKind;
+
+/* One target column: what fills it. */
+typedef struct Mapped
+{
+	const Column *column;
+	FieldKind kind;
+	char *field;	 /* name or path, for FIELD_NAMED */
+	char *fallback;	 /* for a missing field; NULL: none */
+	const Pair *rule; /* the [columns] line; NULL: implicit, by name */
+} Mapped;
+
+typedef struct Mapping
+{
+	Mapped *columns;
+	int n_columns;
+	int time_index; /* -1: no time column among them */
+	bool is_utc;	/* a time without a zone is UTC */
+	bool ignores_zone; /* time column without time zone: PostgreSQL drops the zone */
+	bool is_date;
+	CopyColumns copy;
+	Router *router;
+	Batch *batch;
+	Value *values; /* scratch, one per column, filled by decode.c */
+} Mapping;
+
+/* Reports every wrong [columns] line. */
+ExitCode mapping_build(Mapping *mapping, Config *config, const Table *table);
+void mapping_free(Mapping *mapping);
+/* values[i] belongs to columns[i]; the bytes must be valid UTF-8 without NUL.  Adds one row or dead letter. */
+void transform_row(Mapping *mapping, const Message *message, const Value *values);
+/* COPY text of a value; out has room for 2 * n_bytes.  Returns the end. */
+char *copy_escape(char *out, const char *text, size_t n_bytes);
+
+/* ---- decode.c ---- */
+
+typedef struct Decoder Decoder;
+
+Decoder *decoder_open(const Config *config, Mapping *mapping);
+void decoder_free(Decoder *decoder);
+/* One Kafka message. */
+void decode_message(Decoder *decoder, const Message *message);
+/* A new file or stream of bytes: the next record is its first. */
+void decode_start(Decoder *decoder, const char *file_name);
+bool decode_wants_header(const Decoder *decoder);
+/*
+ * As many whole records of data as fit into the batch.  offset: of data[0] in the file.  at_end: no more bytes follow.
+ * Returns the bytes used; *status becomes EXIT_SOURCE when the header cannot be used (already logged).
+ */
+size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position, int64_t offset,
+					ExitCode *status);
+
+/* ---- source_file.c, source_kafka.c ---- */
+
+typedef enum SourceStatus
+{
+	SOURCE_MORE,  /* read on */
+	SOURCE_FLUSH, /* a good place to end the batch: end of a file */
+	SOURCE_IDLE,  /* nothing came within the time given */
+	SOURCE_END,	  /* everything is read; store what is open and stop */
+	SOURCE_FAILED /* *exit_code says why; logged */
+} SourceStatus;
+
+typedef struct FileSource FileSource;
+typedef struct KafkaSource KafkaSource;
+
+ExitCode file_source_check(Config *config);
+FileSource *file_source_open(const Config *config, Sink *sink, Decoder *decoder, Batch *batch);
+SourceStatus file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code);
+void file_source_stored(FileSource *source); /* the open batch is committed */
+void file_source_progress(const FileSource *source, Buffer *out);
+void file_source_close(FileSource *source);
+
+ExitCode kafka_source_check(Config *config);
+ExitCode kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, KafkaSource **source);
+SourceStatus kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code);
+void kafka_source_progress(const KafkaSource *source, Buffer *out);
+void kafka_source_close(KafkaSource *source);
+
+#endif

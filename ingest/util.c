@@ -1,0 +1,607 @@
+/*
+ * What every file needs: log, memory, clock, signals, and the parsers of text that belong to no format.
+ */
+#include "ingest.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- log ---- */
+
+LogLevel log_level = LOG_INFO;
+static bool progress_is_open; /* the cursor stands behind a progress line */
+
+void
+log_line(LogLevel level, const char *format, ...)
+{
+	static const char *const names[] = {"error", "warning", "info", "debug"};
+	char text[4096];
+	char when[40];
+	struct timespec now;
+	struct tm parts;
+	va_list args;
+
+	if (level > log_level)
+		return;
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	/* One record is one line, whatever a server or library puts into its message. */
+	size_t end = strlen(text);
+	while (end > 0 && (text[end - 1] == '\n' || text[end - 1] == '\r' || text[end - 1] == ' '))
+		text[--end] = '\0';
+	for (char *c = text; *c; c++)
+		if (*c == '\n' || *c == '\r')
+			*c = ' ';
+	clock_gettime(CLOCK_REALTIME, &now);
+	gmtime_r(&now.tv_sec, &parts);
+	strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &parts);
+	fprintf(stderr, "%s%s.%03ldZ %s %s\n", progress_is_open ? "\r\033[K" : "", when, now.tv_nsec / 1000000,
+			names[level], text);
+	progress_is_open = false;
+}
+
+void
+log_progress(bool final, const char *format, ...)
+{
+	bool is_terminal = isatty(STDERR_FILENO);
+	char text[1024];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	if (!is_terminal)
+		fprintf(stderr, "%s\n", text);
+	else
+		fprintf(stderr, "\r%s\033[K%s", text, final ? "\n" : "");
+	fflush(stderr);
+	progress_is_open = is_terminal && !final;
+}
+
+/* ---- memory ---- */
+
+static void
+out_of_memory(size_t n_bytes)
+{
+	fprintf(stderr, "millrace: out of memory (%zu bytes wanted)\n", n_bytes);
+	exit(EXIT_INTERNAL);
+}
+
+void *
+mem_alloc(size_t n_bytes)
+{
+	void *memory = calloc(1, n_bytes ? n_bytes : 1);
+
+	if (memory == NULL)
+		out_of_memory(n_bytes);
+	return memory;
+}
+
+void *
+mem_grow(void *old, size_t n_items, size_t item_bytes)
+{
+	void *memory = reallocarray(old, n_items ? n_items : 1, item_bytes);
+
+	if (memory == NULL)
+		out_of_memory(n_items);
+	return memory;
+}
+
+char *
+mem_string(const char *text)
+{
+	char *copy = strdup(text);
+
+	if (copy == NULL)
+		out_of_memory(strlen(text));
+	return copy;
+}
+
+char *
+mem_printf(const char *format, ...)
+{
+	char *text;
+	va_list args;
+
+	va_start(args, format);
+	if (vasprintf(&text, format, args) < 0)
+		out_of_memory(0);
+	va_end(args);
+	return text;
+}
+
+#define CHUNK_BYTES ((size_t) 1 << 20)
+
+typedef struct ArenaChunk
+{
+	struct ArenaChunk *next;
+	size_t n_bytes, used;
+	_Alignas(8) char data[];
+} ArenaChunk;
+
+/* The current chunk has room for n_bytes afterwards. */
+static void
+arena_chunk(Arena *arena, size_t n_bytes)
+{
+	ArenaChunk *chunk = arena->current ? arena->current->next : arena->first;
+
+	/* A kept chunk that is too small stays in the list for the next batch. */
+	while (chunk != NULL && chunk->n_bytes < n_bytes)
+	{
+		arena->current = chunk;
+		chunk = chunk->next;
+	}
+	if (chunk == NULL)
+	{
+		size_t size = n_bytes > CHUNK_BYTES ? n_bytes : CHUNK_BYTES;
+
+		if (size > SIZE_MAX - sizeof(ArenaChunk))
+			out_of_memory(size);
+		chunk = malloc(sizeof(ArenaChunk) + size);
+		if (chunk == NULL)
+			out_of_memory(size);
+		chunk->next = NULL;
+		chunk->n_bytes = size;
+		chunk->used = 0;
+		if (arena->current != NULL)
+			arena->current->next = chunk;
+		else
+			arena->first = chunk;
+	}
+	arena->current = chunk;
+}
+
+char *
+arena_reserve(Arena *arena, size_t n_bytes)
+{
+	if (arena->current == NULL || arena->current->n_bytes - arena->current->used < n_bytes)
+		arena_chunk(arena, n_bytes);
+	return arena->current->data + arena->current->used;
+}
+
+void
+arena_take(Arena *arena, size_t n_bytes)
+{
+	arena->current->used += n_bytes;
+	arena->used_bytes += n_bytes;
+}
+
+void *
+arena_alloc(Arena *arena, size_t n_bytes)
+{
+	size_t wanted = n_bytes + 7; /* callers' sizes are far below SIZE_MAX: they were read into memory before */
+	char *room = arena_reserve(arena, wanted);
+	size_t skip = (8 - ((uintptr_t) room & 7)) & 7;
+
+	arena_take(arena, skip + n_bytes);
+	return room + skip;
+}
+
+char *
+arena_copy(Arena *arena, const void *data, size_t n_bytes)
+{
+	char *copy = arena_reserve(arena, n_bytes);
+
+	if (n_bytes > 0)
+		memcpy(copy, data, n_bytes);
+	arena_take(arena, n_bytes);
+	return copy;
+}
+
+void
+arena_reset(Arena *arena)
+{
+	ArenaChunk **link = &arena->first;
+
+	while (*link != NULL)
+	{
+		ArenaChunk *chunk = *link;
+
+		chunk->used = 0;
+		if (chunk->n_bytes > CHUNK_BYTES)
+		{
+			*link = chunk->next;
+			free(chunk);
+		}
+		else
+			link = &chunk->next;
+	}
+	arena->current = NULL;
+	arena->used_bytes = 0;
+}
+
+void
+arena_free(Arena *arena)
+{
+	while (arena->first != NULL)
+	{
+		ArenaChunk *chunk = arena->first;
+
+		arena->first = chunk->next;
+		free(chunk);
+	}
+	memset(arena, 0, sizeof *arena);
+}
+
+char *
+buffer_room(Buffer *buffer, size_t n_bytes)
+{
+	if (n_bytes > SIZE_MAX / 4 || buffer->n_bytes > SIZE_MAX / 4)
+		out_of_memory(n_bytes);
+	if (buffer->capacity - buffer->n_bytes < n_bytes)
+	{
+		size_t capacity = buffer->capacity ? buffer->capacity : 256;
+
+		while (capacity - buffer->n_bytes < n_bytes)
+			capacity *= 2;
+		buffer->data = mem_grow(buffer->data, capacity, 1);
+		buffer->capacity = capacity;
+	}
+	return buffer->data + buffer->n_bytes;
+}
+
+void
+buffer_add(Buffer *buffer, const void *data, size_t n_bytes)
+{
+	char *room = buffer_room(buffer, n_bytes);
+
+	if (n_bytes > 0)
+		memcpy(room, data, n_bytes);
+	buffer->n_bytes += n_bytes;
+}
+
+/* The text is NUL-terminated, the NUL not counted. */
+void
+buffer_printf(Buffer *buffer, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	int n = vsnprintf(NULL, 0, format, args);
+	va_end(args);
+	if (n < 0)
+		return;
+	char *room = buffer_room(buffer, (size_t) n + 1);
+	va_start(args, format);
+	vsnprintf(room, (size_t) n + 1, format, args);
+	va_end(args);
+	buffer->n_bytes += (size_t) n;
+}
+
+void
+buffer_free(Buffer *buffer)
+{
+	free(buffer->data);
+	memset(buffer, 0, sizeof *buffer);
+}
+
+/* ---- clock and signals ---- */
+
+static volatile sig_atomic_t n_stop_signals;
+
+int64_t
+clock_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+int64_t
+monotonic_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+bool
+stop_requested(void)
+{
+	return n_stop_signals > 0;
+}
+
+void
+wait_ms(int64_t ms)
+{
+	int64_t until_us = monotonic_us() + ms * 1000;
+
+	/* Slices: a signal that comes between the test and the sleep is seen soon all the same. */
+	while (!stop_requested())
+	{
+		int64_t left_us = until_us - monotonic_us();
+
+		if (left_us <= 0)
+			return;
+		if (left_us > 50000)
+			left_us = 50000;
+		nanosleep(&(struct timespec){0, left_us * 1000}, NULL);
+	}
+}
+
+static void
+on_stop_signal(int number)
+{
+	(void) number;
+	if (n_stop_signals > 0)
+		_exit(EXIT_FORCED);
+	n_stop_signals = 1;
+}
+
+void
+signals_install(void)
+{
+	struct sigaction action = {.sa_handler = on_stop_signal};
+
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGINT, &action, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+/* ---- names ---- */
+
+/* Levenshtein distance, at most 99. */
+size_t
+name_distance(const char *a, const char *b)
+{
+	size_t row[100];
+	size_t n_a = strlen(a), n_b = strlen(b);
+
+	if (n_a >= 99 || n_b >= 99)
+		return 99;
+	for (size_t j = 0; j <= n_b; j++)
+		row[j] = j;
+	for (size_t i = 1; i <= n_a; i++)
+	{
+		size_t diagonal = row[0];
+
+		row[0] = i;
+		for (size_t j = 1; j <= n_b; j++)
+		{
+			size_t best = diagonal + (a[i - 1] != b[j - 1]);
+
+			if (row[j] + 1 < best)
+				best = row[j] + 1;
+			if (row[j - 1] + 1 < best)
+				best = row[j - 1] + 1;
+			diagonal = row[j];
+			row[j] = best;
+		}
+	}
+	return row[n_b];
+}
+
+const char *
+name_nearest(const char *name, const char *const *choices, int n_choices)
+{
+	const char *nearest = NULL;
+	size_t limit = strlen(name) / 3 + 1;
+
+	for (int i = 0; i < n_choices; i++)
+	{
+		size_t distance = name_distance(name, choices[i]);
+
+		if (distance <= limit)
+		{
+			limit = distance - (distance > 0);
+			nearest = choices[i];
+		}
+	}
+	return nearest;
+}
+
+/* ---- text ---- */
+
+#define EVERY_BYTE(x) (UINT64_C(0x0101010101010101) * (x))
+
+/* Bytes of the sequence that starts at c, or 0.  As RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF. */
+static size_t
+utf8_length(const unsigned char *c, size_t n_bytes)
+{
+	static const unsigned char least[] = {0x80, 0x80, 0xA0, 0x90}, most[] = {0xBF, 0x9F, 0xBF, 0x8F};
+	size_t length = c[0] < 0xC2 ? 0 : c[0] < 0xE0 ? 2 : c[0] < 0xF0 ? 3 : c[0] < 0xF5 ? 4 : 0;
+	int range = c[0] == 0xED ? 1 : c[0] == 0xE0 ? 2 : c[0] == 0xF0 ? 3 : 0;
+	unsigned char top = c[0] == 0xF4 ? most[3] : range == 1 ? most[1] : 0xBF;
+
+	if (length == 0 || length > n_bytes || c[1] < (range == 2 ? least[2] : range == 3 ? least[3] : 0x80) || c[1] > top)
+		return 0;
+	for (size_t i = 2; i < length; i++)
+		if ((c[i] & 0xC0) != 0x80)
+			return 0;
+	return length;
+}
+
+const char *
+text_defect(const char *text, size_t n_bytes, size_t *at)
+{
+	const unsigned char *bytes = (const unsigned char *) text;
+	size_t i = 0;
+
+	while (i < n_bytes)
+	{
+		uint64_t word;
+
+		/* Eight ASCII bytes at a time, none of them NUL. */
+		if (n_bytes - i >= 8)
+		{
+			memcpy(&word, bytes + i, 8);
+			if (((word | (word - EVERY_BYTE(0x01))) & EVERY_BYTE(0x80)) == 0)
+			{
+				i += 8;
+				continue;
+			}
+		}
+		*at = i;
+		if (bytes[i] == 0)
+			return "NUL character";
+		if (bytes[i] < 0x80)
+		{
+			i++;
+			continue;
+		}
+		size_t length = utf8_length(bytes + i, n_bytes - i);
+		if (length == 0)
+			return "invalid UTF-8";
+		i += length;
+	}
+	return NULL;
+}
+
+/* ---- time ---- */
+
+#define DAY_US INT64_C(86400000000)
+
+/* Days since 1970-01-01 in the proleptic Gregorian calendar; year >= 1.  Counts from 1 March of year 0. */
+static int64_t
+days_from_civil(int64_t year, int month, int day)
+{
+	int64_t y = month <= 2 ? year - 1 : year;
+	int64_t era = y / 400, in_era = y % 400;
+	int64_t day_of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
+
+	return era * 146097 + in_era * 365 + in_era / 4 - in_era / 100 + day_of_year - 719468;
+}
+
+void
+time_format(int64_t time_us, char *out, size_t out_bytes)
+{
+	int64_t seconds = time_us / 1000000, rest = time_us % 1000000;
+	struct tm parts;
+
+	if (rest < 0)
+	{
+		rest += 1000000;
+		seconds--;
+	}
+	time_t as_time = (time_t) seconds;
+	gmtime_r(&as_time, &parts);
+	snprintf(out, out_bytes, "%04d-%02d-%02d %02d:%02d:%02d.%06d+00", parts.tm_year + 1900, parts.tm_mon + 1,
+			 parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, (int) rest);
+}
+
+/* Reads n digits at *at into *value; false when there are fewer. */
+static bool
+digits(const char **at, const char *end, int n, int *value)
+{
+	if (end - *at < n)
+		return false;
+	*value = 0;
+	for (int i = 0; i < n; i++, (*at)++)
+	{
+		if (**at < '0' || **at > '9')
+			return false;
+		*value = *value * 10 + (**at - '0');
+	}
+	return true;
+}
+
+/* [.ffffff…] behind the seconds, rounded to microseconds as PostgreSQL does. */
+static bool
+parse_fraction(const char **at, const char *end, int64_t *fraction_us)
+{
+	int64_t value = 0;
+	int n = 0;
+	bool round_up = false;
+
+	*fraction_us = 0;
+	if (*at == end || **at != '.')
+		return true;
+	for ((*at)++; *at < end && **at >= '0' && **at <= '9'; (*at)++, n++)
+	{
+		if (n < 6)
+			value = value * 10 + (**at - '0');
+		else if (n == 6)
+			round_up = **at >= '5';
+	}
+	for (int i = n; i < 6; i++)
+		value *= 10;
+	*fraction_us = value + round_up;
+	return n <= 9; /* longer ones may round the other way in the server's floating point */
+}
+
+/* Z, +hh, +hhmm, +hh:mm, +hh:mm:ss. */
+static bool
+parse_zone(const char **at, const char *end, int64_t *offset_us, bool *has_zone)
+{
+	int hours, minutes = 0, seconds = 0;
+
+	*offset_us = 0;
+	*has_zone = *at < end;
+	if (*at == end)
+		return true;
+	if (**at == 'Z' || **at == 'z')
+	{
+		(*at)++;
+		return true;
+	}
+	if (**at != '+' && **at != '-')
+		return false;
+	int sign = *(*at)++ == '-' ? -1 : 1;
+	if (!digits(at, end, 2, &hours))
+		return false;
+	if (*at < end && **at == ':')
+	{
+		(*at)++;
+		if (!digits(at, end, 2, &minutes))
+			return false;
+		if (*at < end && **at == ':')
+		{
+			(*at)++;
+			if (!digits(at, end, 2, &seconds))
+				return false;
+		}
+	}
+	else if (*at < end && !digits(at, end, 2, &minutes))
+		return false;
+	*offset_us = (int64_t) sign * (hours * 3600 + minutes * 60 + seconds) * 1000000;
+	return hours <= 15 && minutes < 60 && seconds < 60;
+}
+
+bool
+time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone)
+{
+	static const int month_days[] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+	const char *at = text, *end = text + n_bytes;
+	int year, month, day, hour = 0, minute = 0, second = 0;
+	int64_t fraction_us = 0, offset_us = 0;
+
+	*has_zone = false;
+	if (!digits(&at, end, 4, &year) || at == end || *at++ != '-' || !digits(&at, end, 2, &month) || at == end ||
+		*at++ != '-' || !digits(&at, end, 2, &day))
+		return false;
+	if (year < 1 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1] ||
+		(month == 2 && day == 29 && (year % 4 != 0 || (year % 100 == 0 && year % 400 != 0))))
+		return false;
+	if (at < end)
+	{
+		if ((*at != ' ' && *at != 'T' && *at != 't') || end - at < 6)
+			return false;
+		at++;
+		if (!digits(&at, end, 2, &hour) || *at++ != ':' || !digits(&at, end, 2, &minute))
+			return false;
+		if (at < end && *at == ':')
+		{
+			at++;
+			if (!digits(&at, end, 2, &second) || !parse_fraction(&at, end, &fraction_us))
+				return false;
+		}
+		if (at < end && *at == ' ')
+			at++;
+		if (!parse_zone(&at, end, &offset_us, has_zone) || at != end)
+			return false;
+		if (hour > 23 || minute > 59 || second > 59)
+			return false;
+	}
+	*time_us = days_from_civil(year, month, day) * DAY_US +
+		(int64_t) (hour * 3600 + minute * 60 + second) * 1000000 + fraction_us - offset_us;
+	return true;
+}
