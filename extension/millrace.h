@@ -24,6 +24,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/queryenvironment.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -40,9 +41,21 @@
 
 #define MR_SCHEMA "millrace"
 
+#if PG_VERSION_NUM >= 160000
+#define mr_owns_relation(rel, user) object_ownercheck(RelationRelationId, (rel), (user))
+#define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
+#define mr_insert_index_tuples(rri, slot, estate) \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL, false)
+#else
+#define mr_owns_relation(rel, user) pg_class_ownercheck((rel), (user))
+#define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
+#define mr_insert_index_tuples(rri, slot, estate) \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL)
+#endif
+
 /* settings (millrace.c) */
 extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
-extern int mr_threads;		 /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
+extern int mr_threads; /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
 
 /*
  * Run as somebody else: the owner of a stream or model, with the settings that were in force when it was
@@ -71,7 +84,29 @@ extern void mr_enter_catalog(MrGuard *guard, const char *name);
 /* SPI that reports the query on failure; arguments as for SPI_execute_with_args. */
 extern void mr_exec(const char *sql, int expected, bool read_only);
 extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
-						 const char *nulls);
+                         const char *nulls);
+
+/*
+ * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
+ * handlers see it under this name.
+ */
+#define MR_NEW_ROWS "new_rows"
+
+/*
+ * aggregate.c: continuous aggregates.  A plan is the aggregate's query over one relation, changed so that it
+ * returns group keys and partial states; mr_aggregate_run appends them to the state table.
+ */
+typedef struct MrAggregatePlan MrAggregatePlan;
+
+/*
+ * Plan the definition (a view) over the batches of one leaf, or over the whole source if leaf is InvalidOid.
+ * Allocated in keep, and so is *depends, to which the relations are added whose change makes the plan stale.
+ */
+extern MrAggregatePlan *
+mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List **depends);
+
+/* Run it, as the current user; env holds MR_NEW_ROWS for a leaf, else NULL.  Returns the states written. */
+extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
 
 /* Number of processors that this process may use, or the setting millrace.threads. */
 extern int mr_n_threads(int requested);
