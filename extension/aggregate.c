@@ -71,7 +71,7 @@ typedef struct Definition
 typedef struct StateType
 {
 	Oid trans_type; /* type of the transition value, resolved if polymorphic */
-	Oid type;       /* type of the stored state: trans_type, or bytea for internal */
+	Oid type;		/* type of the stored state: trans_type, or bytea for internal */
 	Oid collation;
 } StateType;
 
@@ -81,9 +81,9 @@ static void
 refuse(const char *what, const char *hint)
 {
 	ereport(ERROR,
-	        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-	         errmsg("the query of a continuous aggregate must not contain %s", what),
-	         hint ? errhint("%s", hint) : 0));
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("the query of a continuous aggregate must not contain %s", what),
+			 hint ? errhint("%s", hint) : 0));
 }
 
 /*
@@ -119,25 +119,25 @@ state_type(Aggref *agg)
 		elog(ERROR, "cache lookup failed for aggregate %u", agg->aggfnoid);
 	form = (Form_pg_aggregate) GETSTRUCT(tuple);
 	if (agg->aggdistinct || agg->aggorder || agg->aggkind != AGGKIND_NORMAL ||
-	    is_order_sensitive(form->aggtransfn))
+		is_order_sensitive(form->aggtransfn))
 		ereport(ERROR,
-		        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		         errmsg("aggregate %s%s cannot be kept continuously", name,
-		                agg->aggdistinct ? " with DISTINCT" : ""),
-		         errdetail(
-		             "Its result depends on all its input values or on their order, not on partial states."),
-		         errhint("Use an aggregate of partial states, such as count, sum or an approximate distinct "
-		                 "count.")));
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("aggregate %s%s cannot be kept continuously", name,
+						agg->aggdistinct ? " with DISTINCT" : ""),
+				 errdetail(
+					 "Its result depends on all its input values or on their order, not on partial states."),
+				 errhint("Use an aggregate of partial states, such as count, sum or an approximate distinct "
+						 "count.")));
 	if (!OidIsValid(form->aggcombinefn) ||
-	    (form->aggtranstype == INTERNALOID &&
-	     (!OidIsValid(form->aggserialfn) || !OidIsValid(form->aggdeserialfn))))
+		(form->aggtranstype == INTERNALOID &&
+		 (!OidIsValid(form->aggserialfn) || !OidIsValid(form->aggdeserialfn))))
 		ereport(ERROR,
-		        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		         errmsg("aggregate %s cannot be kept continuously", name),
-		         errdetail("It has no combine function, or no functions to store its state."),
-		         errhint("Any aggregate that PostgreSQL can compute in parallel may be used.")));
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("aggregate %s cannot be kept continuously", name),
+				 errdetail("It has no combine function, or no functions to store its state."),
+				 errhint("Any aggregate that PostgreSQL can compute in parallel may be used.")));
 	state.trans_type = resolve_aggregate_transtype(agg->aggfnoid, form->aggtranstype, arg_types,
-	                                               get_aggregate_argtypes(agg, arg_types));
+												   get_aggregate_argtypes(agg, arg_types));
 	ReleaseSysCache(tuple);
 	state.type = state.trans_type == INTERNALOID ? BYTEAOID : state.trans_type;
 	state.collation = get_typcollation(state.type);
@@ -180,9 +180,9 @@ is_nullable(Node *jointree, Index rti, bool nullable)
 		JoinExpr *join = castNode(JoinExpr, jointree);
 
 		return is_nullable(join->larg, rti,
-		                   nullable || join->jointype == JOIN_RIGHT || join->jointype == JOIN_FULL) ||
-		    is_nullable(join->rarg, rti,
-		                nullable || join->jointype == JOIN_LEFT || join->jointype == JOIN_FULL);
+						   nullable || join->jointype == JOIN_RIGHT || join->jointype == JOIN_FULL) ||
+			is_nullable(join->rarg, rti,
+						nullable || join->jointype == JOIN_LEFT || join->jointype == JOIN_FULL);
 	}
 }
 
@@ -245,10 +245,10 @@ check_shape(Query *query)
 		refuse("ORDER BY, LIMIT or FOR UPDATE", "Use them in a query over the continuous aggregate.");
 	if (query->groupClause == NIL || !query->hasAggs)
 		ereport(ERROR,
-		        (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		         errmsg("the query of a continuous aggregate must have aggregates and a GROUP BY"),
-		         errhint("As in: SELECT " MR_SCHEMA
-		                 ".tumble(ts, '1 minute') AS window_start, count(*) FROM events GROUP BY 1")));
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the query of a continuous aggregate must have aggregates and a GROUP BY"),
+				 errhint("As in: SELECT " MR_SCHEMA
+						 ".tumble(ts, '1 minute') AS window_start, count(*) FROM events GROUP BY 1")));
 	if (contain_volatile_functions((Node *) query))
 		refuse("volatile functions", "Its rows must be the same whenever they are computed.");
 }
@@ -272,12 +272,12 @@ find_source(Definition *def, Node *window)
 	rtis = pull_varnos(NULL, time);
 	if (!bms_get_singleton_member(rtis, &rti))
 		refuse("a window over columns of no table or of several",
-		       "The window's time is a column of the source.");
+			   "The window's time is a column of the source.");
 	rte = rt_fetch(rti, query->rtable);
 	if (rte->rtekind != RTE_RELATION ||
-	    (rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_PARTITIONED_TABLE) || rte->tablesample)
+		(rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_PARTITIONED_TABLE) || rte->tablesample)
 		refuse("a source that is not a table",
-		       "The window's time must be a column of an ordinary or partitioned table.");
+			   "The window's time must be a column of an ordinary or partitioned table.");
 	def->source_rti = rti;
 	def->source = rte->relid;
 	if (is_nullable((Node *) query->jointree, rti, false))
@@ -299,8 +299,8 @@ read_definition(Oid view)
 
 	if (rel->rd_rel->relkind != RELKIND_VIEW)
 		ereport(ERROR,
-		        (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-		         errmsg("\"%s\" is not a view", RelationGetRelationName(rel))));
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a view", RelationGetRelationName(rel))));
 	query = def->query = copyObject(get_view_query(rel));
 	table_close(rel, NoLock);
 #if MR_HAS_GROUP_RTE
@@ -330,17 +330,17 @@ read_definition(Oid view)
 	}
 	if (!OidIsValid(def->source))
 		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-		     errmsg("the query of a continuous aggregate must group by a window"),
-		     errhint(
-		         "Add " MR_SCHEMA
-		         ".tumble(time_column, '1 minute') AS window_start to the SELECT list and to GROUP BY.")));
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("the query of a continuous aggregate must group by a window"),
+			 errhint(
+				 "Add " MR_SCHEMA
+				 ".tumble(time_column, '1 minute') AS window_start to the SELECT list and to GROUP BY.")));
 
 	foreach (lc,
-	         pull_var_clause(
-	             (Node *) list_make2(query->targetList, query->havingQual ? query->havingQual : (Node *) NIL),
-	             PVC_INCLUDE_AGGREGATES))
+			 pull_var_clause(
+				 (Node *) list_make2(query->targetList, query->havingQual ? query->havingQual : (Node *) NIL),
+				 PVC_INCLUDE_AGGREGATES))
 		if (IsA(lfirst(lc), Aggref))
 			def->aggs = list_append_unique(def->aggs, lfirst(lc));
 	foreach (lc, def->aggs)
@@ -379,7 +379,7 @@ mr_aggregate_parts(PG_FUNCTION_ARGS)
 		Node *expr = (Node *) ((TargetEntry *) lfirst(lc))->expr;
 
 		append_column(&columns, n == 0 ? "window_start" : psprintf("k%d", n), exprType(expr),
-		              exprTypmod(expr), exprCollation(expr));
+					  exprTypmod(expr), exprCollation(expr));
 		n++;
 	}
 	n = 0;
@@ -410,9 +410,9 @@ merge_call(ToState *to, Aggref *agg, int index)
 	AttrNumber attno = 2 + list_length(to->def->keys) + index;
 	Aggref *merge = makeNode(Aggref);
 	Expr *args[3] = {(Expr *) makeConst(REGPROCEDUREOID, -1, InvalidOid, sizeof(Oid),
-	                                    ObjectIdGetDatum(agg->aggfnoid), false, true),
-	                 (Expr *) makeNullConst(agg->aggtype, -1, agg->aggcollid),
-	                 (Expr *) makeVar(1, attno, state.type, -1, state.collation, 0)};
+										ObjectIdGetDatum(agg->aggfnoid), false, true),
+					 (Expr *) makeNullConst(agg->aggtype, -1, agg->aggcollid),
+					 (Expr *) makeVar(1, attno, state.type, -1, state.collation, 0)};
 
 	merge->aggfnoid = to->merge_fn;
 	merge->aggtype = agg->aggtype;
@@ -441,7 +441,7 @@ to_state_mutator(Node *node, ToState *to)
 
 		if (equal(node, key))
 			return (Node *) makeVar(1, 2 + foreach_current_index(lc), exprType(key), exprTypmod(key),
-			                        exprCollation(key), 0);
+									exprCollation(key), 0);
 	}
 	if (IsA(node, Aggref))
 		foreach (lc, to->def->aggs)
@@ -451,7 +451,7 @@ to_state_mutator(Node *node, ToState *to)
 		refuse("columns outside aggregates that are not in GROUP BY", "Add the column to GROUP BY.");
 	if (IsA(node, SubLink))
 		refuse("subqueries in its SELECT list or HAVING",
-		       "Join the table in FROM, or in a query over the continuous aggregate.");
+			   "Join the table in FROM, or in a query over the continuous aggregate.");
 	return expression_tree_mutator(node, to_state_mutator, to);
 }
 
@@ -473,11 +473,12 @@ mr_aggregate_view(PG_FUNCTION_ARGS)
 	rte->relkind = RELKIND_RELATION;
 	rte->rellockmode = AccessShareLock;
 	rte->eref = makeAlias(RelationGetRelationName(rel), NIL);
+	rte->inh = true;
 	rte->inFromCl = true;
 	for (int i = 0; i < RelationGetDescr(rel)->natts; i++)
 		rte->eref->colnames =
-		    lappend(rte->eref->colnames,
-		            makeString(pstrdup(NameStr(TupleDescAttr(RelationGetDescr(rel), i)->attname))));
+			lappend(rte->eref->colnames,
+					makeString(pstrdup(NameStr(TupleDescAttr(RelationGetDescr(rel), i)->attname))));
 	table_close(rel, NoLock);
 
 	ref->rtindex = 1;
@@ -542,7 +543,7 @@ read_new_rows(Query *query, Index rti, Relation source, Relation leaf)
 		rte->coltypmods = lappend_int(rte->coltypmods, att->atttypmod);
 		rte->colcollations = lappend_oid(rte->colcollations, att->attcollation);
 		rte->eref->colnames =
-		    lappend(rte->eref->colnames, makeString(att->attisdropped ? "" : pstrdup(NameStr(att->attname))));
+			lappend(rte->eref->colnames, makeString(att->attisdropped ? "" : pstrdup(NameStr(att->attname))));
 	}
 	return query;
 }
@@ -566,19 +567,19 @@ check_state_table(Oid state, List *target_list)
 	Relation rel = table_open(state, AccessShareLock);
 	TupleDesc desc = RelationGetDescr(rel);
 	bool same = rel->rd_rel->relkind == RELKIND_RELATION && desc->natts == 1 + list_length(target_list) &&
-	    TupleDescAttr(desc, 0)->atttypid == XID8OID;
+		TupleDescAttr(desc, 0)->atttypid == XID8OID;
 	ListCell *lc;
 
 	foreach (lc, target_list)
 		same = same &&
-		    TupleDescAttr(desc, 1 + foreach_current_index(lc))->atttypid ==
-		        exprType((Node *) ((TargetEntry *) lfirst(lc))->expr);
+			TupleDescAttr(desc, 1 + foreach_current_index(lc))->atttypid ==
+				exprType((Node *) ((TargetEntry *) lfirst(lc))->expr);
 	if (!same)
 		ereport(ERROR,
-		        (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-		         errmsg("state table \"%s\" does not have the columns of its continuous aggregate",
-		                RelationGetRelationName(rel)),
-		         errhint("Drop the continuous aggregate and create it again.")));
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("state table \"%s\" does not have the columns of its continuous aggregate",
+						RelationGetRelationName(rel)),
+				 errhint("Drop the continuous aggregate and create it again.")));
 	if (!mr_owns_relation(state, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, RelationGetRelationName(rel));
 	table_close(rel, NoLock);
@@ -588,7 +589,7 @@ MrAggregatePlan *
 mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List **depends)
 {
 	MemoryContext scratch =
-	    AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
+		AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
 	Definition *def = read_definition(definition);
 	MrAggregatePlan *plan = MemoryContextAllocZero(keep, sizeof(MrAggregatePlan));
@@ -608,7 +609,7 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 	}
 	foreach (lc, def->aggs)
 		targets =
-		    lappend(targets, makeTargetEntry(copyObject(lfirst(lc)), list_length(targets) + 1, NULL, false));
+			lappend(targets, makeTargetEntry(copyObject(lfirst(lc)), list_length(targets) + 1, NULL, false));
 	query->targetList = targets;
 	query->havingQual = NULL;
 
@@ -626,7 +627,7 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 
 	gucs = NewGUCNestLevel();
 	(void) set_config_option("enable_partitionwise_aggregate", "off", PGC_USERSET, PGC_S_SESSION,
-	                         GUC_ACTION_SAVE, true, 0, false);
+							 GUC_ACTION_SAVE, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	stmt = pg_plan_query(query, "", 0, NULL);
 	PopActiveSnapshot();
@@ -671,7 +672,7 @@ writer_flush(StateWriter *writer)
 	if (writer->n_slots == 0)
 		return;
 	table_multi_insert(writer->rel, writer->slots, writer->n_slots, GetCurrentCommandId(true), 0,
-	                   writer->bulk);
+					   writer->bulk);
 	for (int i = 0; i < writer->n_slots; i++)
 	{
 		if (writer->rri->ri_NumIndices > 0)
@@ -691,8 +692,13 @@ writer_receive(TupleTableSlot *row, DestReceiver *dest)
 	int n_columns = row->tts_tupleDescriptor->natts;
 
 	if (slot == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
+
 		slot = writer->slots[writer->n_slots] =
-		    table_slot_create(writer->rel, &writer->estate->es_tupleTable);
+			table_slot_create(writer->rel, &writer->estate->es_tupleTable);
+		MemoryContextSwitchTo(old);
+	}
 	slot_getallattrs(row);
 	ExecClearTuple(slot);
 	slot->tts_values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -736,7 +742,7 @@ mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env)
 	writer->bulk = GetBulkInsertState();
 
 	query =
-	    CreateQueryDesc(plan->stmt, "", GetActiveSnapshot(), InvalidSnapshot, &writer->dest, NULL, env, 0);
+		CreateQueryDesc(plan->stmt, "", GetActiveSnapshot(), InvalidSnapshot, &writer->dest, NULL, env, 0);
 	ExecutorStart(query, 0);
 #if PG_VERSION_NUM >= 180000
 	ExecutorRun(query, ForwardScanDirection, 0);
@@ -765,7 +771,7 @@ mr_aggregate_backfill(PG_FUNCTION_ARGS)
 {
 	List *depends = NIL;
 	MrAggregatePlan *plan =
-	    mr_aggregate_plan(PG_GETARG_OID(0), InvalidOid, PG_GETARG_OID(1), CurrentMemoryContext, &depends);
+		mr_aggregate_plan(PG_GETARG_OID(0), InvalidOid, PG_GETARG_OID(1), CurrentMemoryContext, &depends);
 	uint64 n_written;
 
 	/* The latest snapshot, also in a REPEATABLE READ transaction: the caller holds off writers. */
@@ -811,32 +817,32 @@ merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 
 	if (!HeapTupleIsValid(tuple))
 		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
 	form = (Form_pg_aggregate) GETSTRUCT(tuple);
 	merge->is_internal = form->aggtranstype == INTERNALOID;
 	trans_type = merge->is_internal ? INTERNALOID : state_arg;
 	if (form->aggkind != AGGKIND_NORMAL || !OidIsValid(form->aggcombinefn) ||
-	    is_order_sensitive(form->aggtransfn) ||
-	    (merge->is_internal && (!OidIsValid(form->aggdeserialfn) || state_arg != BYTEAOID)) ||
-	    (!merge->is_internal && !IsPolymorphicType(form->aggtranstype) && form->aggtranstype != state_arg))
+		is_order_sensitive(form->aggtransfn) ||
+		(merge->is_internal && (!OidIsValid(form->aggdeserialfn) || state_arg != BYTEAOID)) ||
+		(!merge->is_internal && !IsPolymorphicType(form->aggtranstype) && form->aggtranstype != state_arg))
 		ereport(ERROR,
-		        (errcode(ERRCODE_DATATYPE_MISMATCH),
-		         errmsg("a value of type %s is not a state of aggregate %s", format_type_be(state_arg),
-		                format_procedure(agg_fn))));
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("a value of type %s is not a state of aggregate %s", format_type_be(state_arg),
+						format_procedure(agg_fn))));
 	merge->collation = PG_GET_COLLATION();
 	fmgr_info(form->aggcombinefn, &merge->combine_fn);
 	combine_types[0] = combine_types[1] = trans_type;
 	build_aggregate_transfn_expr(combine_types, 2, 0, false, trans_type, merge->collation, form->aggcombinefn,
-	                             InvalidOid, &expr, NULL);
+								 InvalidOid, &expr, NULL);
 	fmgr_info_set_expr((Node *) expr, &merge->combine_fn);
 	if (merge->is_internal)
 	{
 		if (merge->combine_fn.fn_strict)
 			ereport(
-			    ERROR,
-			    (errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-			     errmsg("combine function of aggregate %s must not be strict", format_procedure(agg_fn))));
+				ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("combine function of aggregate %s must not be strict", format_procedure(agg_fn))));
 		fmgr_info(form->aggdeserialfn, &merge->deserial_fn);
 		build_aggregate_deserialfn_expr(form->aggdeserialfn, &expr);
 		fmgr_info_set_expr((Node *) expr, &merge->deserial_fn);
@@ -854,7 +860,7 @@ merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 		merge->n_final_args = form->aggfinalextra ? n_args + 1 : 1;
 		fmgr_info(form->aggfinalfn, &merge->final_fn);
 		build_aggregate_finalfn_expr(input_types, merge->n_final_args, trans_type, result_type,
-		                             merge->collation, form->aggfinalfn, &expr);
+									 merge->collation, form->aggfinalfn, &expr);
 		fmgr_info_set_expr((Node *) expr, &merge->final_fn);
 	}
 	ReleaseSysCache(tuple);
@@ -876,8 +882,8 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 		elog(ERROR, "merge_state called in non-aggregate context");
 	if (PG_ARGISNULL(1))
 		ereport(
-		    ERROR,
-		    (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
+			ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
 	merge = PG_ARGISNULL(0) ? merge_begin(fcinfo, context) : (MergeState *) PG_GETARG_POINTER(0);
 	/* A NULL state holds no input: combining it would change nothing. */
 	if (PG_ARGISNULL(3))
@@ -911,7 +917,7 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 	call->args[0].isnull = merge->is_null;
 	result = FunctionCallInvoke(call);
 	if (!merge->by_value && !call->isnull &&
-	    (merge->is_null || DatumGetPointer(result) != DatumGetPointer(merge->value)))
+		(merge->is_null || DatumGetPointer(result) != DatumGetPointer(merge->value)))
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
 
@@ -946,7 +952,7 @@ mr_merge_state_final(PG_FUNCTION_ARGS)
 	if (merge->is_null && merge->final_fn.fn_strict)
 		PG_RETURN_NULL();
 	InitFunctionCallInfoData(*call, &merge->final_fn, merge->n_final_args, merge->collation, fcinfo->context,
-	                         NULL);
+							 NULL);
 	call->args[0].value = merge->value;
 	call->args[0].isnull = merge->is_null;
 	for (int i = 1; i < merge->n_final_args; i++)

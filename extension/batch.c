@@ -40,10 +40,10 @@ typedef struct Stream
 	bool is_pipe;
 	Oid owner;
 	ArrayType *settings;
-	char *command;              /* pipe */
-	SPIPlanPtr pipe;            /* … NULL until first used */
-	Oid definition;             /* continuous aggregate: its view NAME_query */
-	Oid state;                  /* … its state table */
+	char *command;				/* pipe */
+	SPIPlanPtr pipe;			/* … NULL until first used */
+	Oid definition;				/* continuous aggregate: its view NAME_query */
+	Oid state;					/* … its state table */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 } Stream;
 
@@ -52,7 +52,7 @@ typedef struct Leaf
 	Oid relid;
 	bool valid;
 	MemoryContext context; /* holds the Leaf itself */
-	Oid source;            /* InvalidOid: no source */
+	Oid source;			   /* InvalidOid: no source */
 	List *streams;
 	List *depends; /* relations whose change makes the plans stale */
 } Leaf;
@@ -100,7 +100,7 @@ invalidate_relation(Datum arg, Oid relid)
 	hash_seq_init(&scan, leaves);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 		if (entry->leaf &&
-		    (!OidIsValid(relid) || entry->relid == relid || list_member_oid(entry->leaf->depends, relid)))
+			(!OidIsValid(relid) || entry->relid == relid || list_member_oid(entry->leaf->depends, relid)))
 			entry->leaf->valid = false;
 }
 
@@ -159,10 +159,10 @@ read_streams(Leaf *leaf)
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	mr_exec_args(
-	    "SELECT s.source, t.name, t.kind = 'pipe', t.owner, t.settings, t.command, t.definition, t.state"
-	    " FROM " MR_SCHEMA ".sources s LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source"
-	    " WHERE s.source = ANY ($1) ORDER BY t.seq",
-	    SPI_OK_SELECT, true, 1, types, values, NULL);
+		"SELECT s.source, t.name, t.kind = 'pipe', t.owner, t.settings, t.command, t.definition, t.state"
+		" FROM " MR_SCHEMA ".sources s LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source"
+		" WHERE s.source = ANY ($1) ORDER BY t.seq",
+		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -327,8 +327,8 @@ streams_json(List *streams)
 		pushJsonbValue(&state, WJB_KEY, &value);
 		value.type = jbvNumeric;
 		value.val.numeric =
-		    DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(psprintf("%.3f", stream->ms)),
-		                                        ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+			DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(psprintf("%.3f", stream->ms)),
+												ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 		pushJsonbValue(&state, WJB_VALUE, &value);
 		value.type = jbvString;
 		value.val.string.val = "rows";
@@ -410,7 +410,7 @@ on_subxact_event(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 		{
 			foreach (lc2, work)
 				if (((BatchWork *) lfirst(lc2))->source == batch->source &&
-				    ((BatchWork *) lfirst(lc2))->level == level - 1)
+					((BatchWork *) lfirst(lc2))->level == level - 1)
 					below = lfirst(lc2);
 			if (below == NULL)
 			{
@@ -479,7 +479,7 @@ run_aggregate(Stream *stream, Leaf *leaf, Tuplestorestate *rows)
 
 	if (stream->aggregate == NULL)
 		stream->aggregate =
-		    mr_aggregate_plan(stream->definition, leaf->relid, stream->state, leaf->context, &leaf->depends);
+			mr_aggregate_plan(stream->definition, leaf->relid, stream->state, leaf->context, &leaf->depends);
 	register_ENR(env, new_rows_relation(leaf->relid, rows));
 	PushActiveSnapshot(GetTransactionSnapshot());
 	n_written = mr_aggregate_run(stream->aggregate, env);
@@ -492,7 +492,7 @@ static void
 run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 {
 	MemoryContext context =
-	    AllocSetContextCreate(CurrentMemoryContext, "millrace batch", ALLOCSET_DEFAULT_SIZES);
+		AllocSetContextCreate(CurrentMemoryContext, "millrace batch", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	ListCell *lc;
 
@@ -530,15 +530,15 @@ mr_on_batch(PG_FUNCTION_ARGS)
 	int64 n_rows;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event) ||
-	    !TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
-	    trigger->tg_newtable == NULL)
+		!TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
+		trigger->tg_newtable == NULL)
 		ereport(ERROR,
-		        (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-		         errmsg(MR_SCHEMA ".on_batch() must be an AFTER INSERT statement trigger with a NEW TABLE"),
-		         errhint("Let " MR_SCHEMA ".create_source create the trigger.")));
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg(MR_SCHEMA ".on_batch() must be an AFTER INSERT statement trigger with a NEW TABLE"),
+				 errhint("Let " MR_SCHEMA ".create_source create the trigger.")));
 	n_rows = tuplestore_tuple_count(trigger->tg_newtable);
 	if (n_rows == 0)
-		PG_RETURN_NULL();
+		return PointerGetDatum(NULL);
 	if (!registered)
 	{
 		RegisterXactCallback(on_xact_event, NULL);
@@ -547,11 +547,11 @@ mr_on_batch(PG_FUNCTION_ARGS)
 	}
 	leaf = get_leaf(RelationGetRelid(trigger->tg_relation));
 	if (!OidIsValid(leaf->source))
-		PG_RETURN_NULL();
+		return PointerGetDatum(NULL);
 	batch = batch_work(leaf->source);
 	batch->rows += n_rows;
 	run_streams(leaf, batch, trigger->tg_newtable);
-	PG_RETURN_NULL();
+	return PointerGetDatum(NULL);
 }
 
 /*
@@ -590,14 +590,14 @@ mr_pipe_target(PG_FUNCTION_ARGS)
 		query = linitial(((CachedPlanSource *) linitial(sources))->query_list);
 	if (query == NULL || query->commandType != CMD_INSERT)
 		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("the command of a pipe must be one INSERT"),
-		         errdetail("The command is: %s", command),
-		         errhint("As in: INSERT INTO target SELECT … FROM " MR_NEW_ROWS)));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("the command of a pipe must be one INSERT"),
+				 errdetail("The command is: %s", command),
+				 errhint("As in: INSERT INTO target SELECT … FROM " MR_NEW_ROWS)));
 	if (!query_tree_walker(query, reads_new_rows, NULL, QTW_EXAMINE_RTES_BEFORE))
 		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-		         errmsg("the command of a pipe must read from " MR_NEW_ROWS),
-		         errhint(MR_NEW_ROWS " holds the rows of the batch, with the columns of the source.")));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the command of a pipe must read from " MR_NEW_ROWS),
+				 errhint(MR_NEW_ROWS " holds the rows of the batch, with the columns of the source.")));
 	target = rt_fetch(query->resultRelation, query->rtable)->relid;
 	SPI_finish();
 	PG_RETURN_OID(target);

@@ -27,11 +27,11 @@ void
 _PG_init(void)
 {
 	DefineCustomIntVariable("millrace.max_memory", "Most memory that one training may allocate.",
-	                        "A training that would need more is refused before it starts.", &mr_max_memory_kb,
-	                        2 * 1024 * 1024, 1024, INT_MAX, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+							"A training that would need more is refused before it starts.", &mr_max_memory_kb,
+							2 * 1024 * 1024, 1024, INT_MAX, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("millrace.threads", "Threads of one training or batch scoring.",
-	                        "0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL,
-	                        NULL);
+							"0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL,
+							NULL);
 	MarkGUCPrefixReserved("millrace");
 }
 
@@ -63,7 +63,7 @@ mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
 {
 	GetUserIdAndSecContext(&guard->user, &guard->security);
 	SetUserIdAndSecContext(owner,
-	                       guard->security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+						   guard->security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	guard->gucs = NewGUCNestLevel();
 	if (settings)
 	{
@@ -80,7 +80,7 @@ mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
 				elog(ERROR, "malformed setting \"%s\"", name);
 			*value++ = '\0';
 			(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-			                         false);
+									 false);
 		}
 	}
 }
@@ -99,9 +99,9 @@ mr_catalog(const char *name)
 
 	if (!OidIsValid(rel))
 		ereport(ERROR,
-		        (errcode(ERRCODE_UNDEFINED_TABLE),
-		         errmsg("relation \"%s.%s\" does not exist", MR_SCHEMA, name),
-		         errhint("Run CREATE EXTENSION millrace, or ALTER EXTENSION millrace UPDATE.")));
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", MR_SCHEMA, name),
+				 errhint("Run CREATE EXTENSION millrace, or ALTER EXTENSION millrace UPDATE.")));
 	return rel;
 }
 
@@ -117,18 +117,18 @@ mr_enter_catalog(MrGuard *guard, const char *name)
 	ReleaseSysCache(tuple);
 	mr_enter(guard, owner, NULL);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-	                         GUC_ACTION_SAVE, true, 0, false);
+							 GUC_ACTION_SAVE, true, 0, false);
 }
 
 void
 mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
-             const char *nulls)
+			 const char *nulls)
 {
 	int rc = SPI_execute_with_args(sql, n_args, types, values, nulls, read_only, 0);
 
 	if (rc != expected)
 		elog(ERROR, "%s instead of %s from: %s", SPI_result_code_string(rc), SPI_result_code_string(expected),
-		     sql);
+			 sql);
 }
 
 void
@@ -145,7 +145,7 @@ mr_n_threads(int requested)
 
 	if (limit == 0)
 		limit =
-		    sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : sysconf(_SC_NPROCESSORS_ONLN);
+			sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : sysconf(_SC_NPROCESSORS_ONLN);
 	limit = Max(limit, 1);
 	return requested > 0 ? Min(requested, limit) : limit;
 }

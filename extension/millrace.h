@@ -7,6 +7,9 @@
 #ifndef MILLRACE_H
 #define MILLRACE_H
 
+/* All symbols are hidden but those that the server looks up; PostgreSQL 15 does not mark these by itself. */
+#define PGDLLEXPORT __attribute__((visibility("default")))
+
 #include "postgres.h"
 
 #include "access/attmap.h"
@@ -30,6 +33,19 @@
 
 #if PG_VERSION_NUM < 150000
 #error "millrace needs PostgreSQL 15 or newer"
+#endif
+
+#if PG_VERSION_NUM < 160000
+#undef PG_FUNCTION_INFO_V1
+#define PG_FUNCTION_INFO_V1(name)                                    \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS);                 \
+	extern PGDLLEXPORT const Pg_finfo_record *pg_finfo_##name(void); \
+	const Pg_finfo_record *pg_finfo_##name(void)                     \
+	{                                                                \
+		static const Pg_finfo_record info = {1};                     \
+		return &info;                                                \
+	}                                                                \
+	extern int no_such_variable
 #endif
 
 /* PostgreSQL 18 keeps GROUP BY expressions in a range table entry of their own. */
@@ -84,7 +100,7 @@ extern void mr_enter_catalog(MrGuard *guard, const char *name);
 /* SPI that reports the query on failure; arguments as for SPI_execute_with_args. */
 extern void mr_exec(const char *sql, int expected, bool read_only);
 extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
-                         const char *nulls);
+						 const char *nulls);
 
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;

@@ -28,7 +28,7 @@ check_owner(Oid rel)
 
 	if (relkind == '\0')
 		ereport(ERROR,
-		        (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
+				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
 	if (!mr_owns_relation(rel, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(relkind), get_rel_name(rel));
 }
@@ -85,10 +85,10 @@ mr_source_put(PG_FUNCTION_ARGS)
 	}
 	/* A stream over a table that is no source yet registers it without a time column, and changes no other. */
 	catalog_exec("INSERT INTO " MR_SCHEMA
-	             ".sources AS s VALUES ($1, $2, $3, $4) ON CONFLICT (source) DO UPDATE SET"
-	             " time_column = excluded.time_column, partition_interval = excluded.partition_interval,"
-	             " retention = excluded.retention WHERE excluded.time_column IS NOT NULL",
-	             SPI_OK_INSERT, 4, types, values, nulls);
+				 ".sources AS s VALUES ($1, $2, $3, $4) ON CONFLICT (source) DO UPDATE SET"
+				 " time_column = excluded.time_column, partition_interval = excluded.partition_interval,"
+				 " retention = excluded.retention WHERE excluded.time_column IS NOT NULL",
+				 SPI_OK_INSERT, 4, types, values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -101,14 +101,14 @@ check_name(const char *name)
 	/* The longest name derived from it, NAME_changes, must fit an identifier. */
 	if (name[0] == '\0' || strlen(name) >= NAMEDATALEN - strlen("_changes"))
 		ereport(ERROR,
-		        (errcode(name[0] ? ERRCODE_NAME_TOO_LONG : ERRCODE_INVALID_NAME),
-		         errmsg("\"%s\" is not a valid name of a stream", name),
-		         errhint("A name has 1 to %d bytes.", (int) (NAMEDATALEN - strlen("_changes") - 1))));
+				(errcode(name[0] ? ERRCODE_NAME_TOO_LONG : ERRCODE_INVALID_NAME),
+				 errmsg("\"%s\" is not a valid name of a stream", name),
+				 errhint("A name has 1 to %d bytes.", (int) (NAMEDATALEN - strlen("_changes") - 1))));
 	if (catalog_exec("SELECT FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, 1, types, values,
-	                 NULL) > 0)
+					 NULL) > 0)
 		ereport(ERROR,
-		        (errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("stream \"%s\" already exists", name),
-		         errhint("See " MR_SCHEMA ".streams.")));
+				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("stream \"%s\" already exists", name),
+				 errhint("See " MR_SCHEMA ".streams.")));
 }
 
 /*
@@ -118,8 +118,8 @@ check_name(const char *name)
 Datum
 mr_stream_put(PG_FUNCTION_ARGS)
 {
-	static Oid types[9] = {TEXTOID,     TEXTOID,     REGCLASSOID, REGCLASSOID, TEXTOID,
-	                       REGCLASSOID, REGCLASSOID, REGROLEOID,  TEXTARRAYOID};
+	static Oid types[9] = {TEXTOID,		TEXTOID,	 REGCLASSOID, REGCLASSOID, TEXTOID,
+						   REGCLASSOID, REGCLASSOID, REGROLEOID,  TEXTARRAYOID};
 	Datum values[9];
 	char nulls[9];
 
@@ -127,8 +127,8 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	{
 		if (PG_ARGISNULL(i) && i < 4)
 			ereport(ERROR,
-			        (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			         errmsg("name and source of a stream must not be null")));
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("name and source of a stream must not be null")));
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
@@ -142,9 +142,9 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	values[8] = PointerGetDatum(mr_current_settings());
 	nulls[7] = nulls[8] = ' ';
 	catalog_exec("INSERT INTO " MR_SCHEMA
-	             ".stream (name, kind, source, target, command, definition, state, owner, settings)"
-	             " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-	             SPI_OK_INSERT, 9, types, values, nulls);
+				 ".stream (name, kind, source, target, command, definition, state, owner, settings)"
+				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+				 SPI_OK_INSERT, 9, types, values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -172,9 +172,9 @@ drop_streams(const char *where, int n_args, Oid *types, Datum *values)
 	SPI_connect();
 	PushActiveSnapshot(GetLatestSnapshot());
 	mr_exec_args(psprintf("DELETE FROM " MR_SCHEMA
-	                      ".stream t WHERE %s RETURNING kind = 'aggregate', target, definition, state",
-	                      where),
-	             SPI_OK_DELETE_RETURNING, false, n_args, types, values, NULL);
+						  ".stream t WHERE %s RETURNING kind = 'aggregate', target, definition, state",
+						  where),
+				 SPI_OK_DELETE_RETURNING, false, n_args, types, values, NULL);
 	PopActiveSnapshot();
 	n_rows = SPI_processed;
 	rows = SPI_tuptable;
@@ -204,20 +204,20 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	mr_exec_args("SELECT source, owner FROM " MR_SCHEMA ".stream WHERE name = $1 AND kind = $2",
-	             SPI_OK_SELECT, true, 2, types, values, NULL);
+				 SPI_OK_SELECT, true, 2, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,
-		        (errcode(ERRCODE_UNDEFINED_OBJECT),
-		         errmsg("%s \"%s\" does not exist",
-		                strcmp(TextDatumGetCString(values[1]), "pipe") == 0 ? "pipe" : "continuous aggregate",
-		                name),
-		         errhint("See " MR_SCHEMA ".streams.")));
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s \"%s\" does not exist",
+						strcmp(TextDatumGetCString(values[1]), "pipe") == 0 ? "pipe" : "continuous aggregate",
+						name),
+				 errhint("See " MR_SCHEMA ".streams.")));
 	source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	SPI_finish();
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
-		        (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
 	lock_source(source);
 	drop_streams("name = $1 AND kind = $2", 2, types, values);
 	PG_RETURN_VOID();
@@ -229,10 +229,10 @@ mr_sweep(PG_FUNCTION_ARGS)
 {
 #define GONE(column) "NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t." column ")"
 	uint64 n_rows = drop_streams(GONE("source") " OR " GONE("target") " OR (kind = 'aggregate' AND (" GONE(
-	                                 "definition") " OR " GONE("state") "))",
-	                             0, NULL, NULL);
+									 "definition") " OR " GONE("state") "))",
+								 0, NULL, NULL);
 
 	n_rows += catalog_exec("DELETE FROM " MR_SCHEMA ".sources t WHERE " GONE("source"), SPI_OK_DELETE, 0,
-	                       NULL, NULL, NULL);
+						   NULL, NULL, NULL);
 	PG_RETURN_INT32((int32) n_rows);
 }

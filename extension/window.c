@@ -33,18 +33,18 @@ window_size(const Interval *interval, const char *what)
 
 	if (interval->month != 0 && (interval->day != 0 || interval->time != 0))
 		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-		         errmsg("%s \"%s\" mixes months with smaller units", what, interval_text(interval)),
-		         errhint("Use months and years, or days and smaller units.")));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" mixes months with smaller units", what, interval_text(interval)),
+				 errhint("Use months and years, or days and smaller units.")));
 	if (pg_mul_s64_overflow(interval->day, USECS_PER_DAY, &size.us) ||
-	    pg_add_s64_overflow(size.us, interval->time, &size.us))
+		pg_add_s64_overflow(size.us, interval->time, &size.us))
 		ereport(ERROR,
-		        (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-		         errmsg("%s \"%s\" is out of range", what, interval_text(interval))));
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("%s \"%s\" is out of range", what, interval_text(interval))));
 	if (size.months < 0 || size.us < 0 || (size.months == 0 && size.us == 0))
 		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-		         errmsg("%s \"%s\" must be positive", what, interval_text(interval))));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" must be positive", what, interval_text(interval))));
 	return size;
 }
 
@@ -57,7 +57,7 @@ add_months(Timestamp ts, int64 n_months)
 		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 	step.month = (int32) n_months;
 	return DatumGetTimestamp(
-	    DirectFunctionCall2(timestamp_pl_interval, TimestampGetDatum(ts), IntervalPGetDatum(&step)));
+		DirectFunctionCall2(timestamp_pl_interval, TimestampGetDatum(ts), IntervalPGetDatum(&step)));
 }
 
 static int64
@@ -114,7 +114,7 @@ mr_tumble(PG_FUNCTION_ARGS)
 		origin = PG_GETARG_TIMESTAMPTZ(2);
 		if (TIMESTAMP_NOT_FINITE(origin))
 			ereport(ERROR,
-			        (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("window origin must be finite")));
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("window origin must be finite")));
 	}
 	if (PG_ARGISNULL(3))
 		PG_RETURN_TIMESTAMPTZ(bin(ts, size, origin));
@@ -127,7 +127,7 @@ mr_tumble(PG_FUNCTION_ARGS)
 	/* The hour that a clock shows twice: its first pass starts at ts's own offset from UTC. */
 	{
 		TimestampTz start_utc =
-		    DatumGetTimestampTz(DirectFunctionCall2(timestamp_zone, zone, TimestampGetDatum(start)));
+			DatumGetTimestampTz(DirectFunctionCall2(timestamp_zone, zone, TimestampGetDatum(start)));
 
 		PG_RETURN_TIMESTAMPTZ(start_utc <= ts ? start_utc : start - (local - ts));
 	}
@@ -141,8 +141,8 @@ column_of(Oid rel, const char *name)
 
 	if (attno <= 0)
 		ereport(ERROR,
-		        (errcode(ERRCODE_UNDEFINED_COLUMN),
-		         errmsg("column \"%s\" of relation \"%s\" does not exist", name, get_rel_name(rel))));
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"%s\" does not exist", name, get_rel_name(rel))));
 	return attno;
 }
 
@@ -169,22 +169,22 @@ window_counts_sql(Oid source, const char *time_column, Datum *by, int n_by, int6
 		appendStringInfo(&object, "%s%s, k%d", i ? ", " : "", quote_literal_cstr(name), i);
 	}
 	appendStringInfo(
-	    &sql,
-	    "WITH panes AS MATERIALIZED (SELECT w%s, pg_catalog.count(*) AS n FROM"
-	    " (SELECT " MR_SCHEMA ".tumble(t.%s::pg_catalog.timestamptz, $2) AS w%s FROM %s.%s t"
-	    " WHERE pg_catalog.isfinite(t.%s)) q GROUP BY w%s)"
-	    " SELECT w, w OPERATOR(pg_catalog.+) $1, pg_catalog.jsonb_build_object(%s), n::bigint FROM ",
-	    keys.data, quote_identifier(time_column), columns.data,
-	    quote_identifier(get_namespace_name(get_rel_namespace(source))),
-	    quote_identifier(get_rel_name(source)), quote_identifier(time_column), keys.data, object.data);
+		&sql,
+		"WITH panes AS MATERIALIZED (SELECT w%s, pg_catalog.count(*) AS n FROM"
+		" (SELECT " MR_SCHEMA ".tumble(t.%s::pg_catalog.timestamptz, $2) AS w%s FROM %s.%s t"
+		" WHERE pg_catalog.isfinite(t.%s)) q GROUP BY w%s)"
+		" SELECT w, w OPERATOR(pg_catalog.+) $1, pg_catalog.jsonb_build_object(%s), n::bigint FROM ",
+		keys.data, quote_identifier(time_column), columns.data,
+		quote_identifier(get_namespace_name(get_rel_namespace(source))),
+		quote_identifier(get_rel_name(source)), quote_identifier(time_column), keys.data, object.data);
 	if (n_panes == 1)
 		appendStringInfoString(&sql, "panes");
 	else
 		appendStringInfo(&sql,
-		                 "(SELECT p.w OPERATOR(pg_catalog.-) (i.i OPERATOR(pg_catalog.*) $2) AS w%s,"
-		                 " pg_catalog.sum(n) AS n FROM panes p, pg_catalog.generate_series(0, " INT64_FORMAT
-		                 "::int) AS i(i) GROUP BY 1%s) windows",
-		                 keys.data, n_panes - 1, keys.data);
+						 "(SELECT p.w OPERATOR(pg_catalog.-) (i.i OPERATOR(pg_catalog.*) $2) AS w%s,"
+						 " pg_catalog.sum(n) AS n FROM panes p, pg_catalog.generate_series(0, " INT64_FORMAT
+						 "::int) AS i(i) GROUP BY 1%s) windows",
+						 keys.data, n_panes - 1, keys.data);
 	appendStringInfoString(&sql, " ORDER BY 1, 3");
 	return sql.data;
 }
@@ -205,32 +205,32 @@ mr_window_counts(PG_FUNCTION_ARGS)
 	for (int i = 0; i < 5; i++)
 		if (i != 3 && PG_ARGISNULL(i))
 			ereport(ERROR,
-			        (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			         errmsg("source, time_column, size and by of window_counts must not be null")));
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("source, time_column, size and by of window_counts must not be null")));
 	source = PG_GETARG_OID(0);
 	if (get_rel_name(source) == NULL)
 		ereport(ERROR,
-		        (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", source)));
+				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", source)));
 	column_type = get_atttype(source, column_of(source, NameStr(*PG_GETARG_NAME(1))));
 	if (column_type != TIMESTAMPTZOID && column_type != TIMESTAMPOID && column_type != DATEOID)
 		ereport(ERROR,
-		        (errcode(ERRCODE_DATATYPE_MISMATCH),
-		         errmsg("column \"%s\" of relation \"%s\" has type %s, which is not a time",
-		                NameStr(*PG_GETARG_NAME(1)), get_rel_name(source), format_type_be(column_type)),
-		         errhint("Use a column of type timestamptz, timestamp or date.")));
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of relation \"%s\" has type %s, which is not a time",
+						NameStr(*PG_GETARG_NAME(1)), get_rel_name(source), format_type_be(column_type)),
+				 errhint("Use a column of type timestamptz, timestamp or date.")));
 	size = window_size(PG_GETARG_INTERVAL_P(2), "window size");
 	slide = PG_ARGISNULL(3) ? size : window_size(PG_GETARG_INTERVAL_P(3), "window slide");
 	if ((size.months == 0) != (slide.months == 0) ||
-	    (size.months ? size.months % slide.months : size.us % slide.us) != 0)
+		(size.months ? size.months % slide.months : size.us % slide.us) != 0)
 		ereport(ERROR,
-		        (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-		         errmsg("window size \"%s\" is not a multiple of its slide \"%s\"",
-		                interval_text(PG_GETARG_INTERVAL_P(2)), interval_text(PG_GETARG_INTERVAL_P(3)))));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("window size \"%s\" is not a multiple of its slide \"%s\"",
+						interval_text(PG_GETARG_INTERVAL_P(2)), interval_text(PG_GETARG_INTERVAL_P(3)))));
 	n_panes = size.months ? size.months / slide.months : size.us / slide.us;
 	if (n_panes > 1000000)
 		ereport(ERROR,
-		        (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-		         errmsg("each event would be in " INT64_FORMAT " windows, more than 1000000", n_panes)));
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("each event would be in " INT64_FORMAT " windows, more than 1000000", n_panes)));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(4), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, &by, NULL, &n_by);
 
 	widths[0].month = size.months;

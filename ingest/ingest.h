@@ -143,10 +143,7 @@ typedef struct Config
 	/* command line only */
 	const char *file;
 	bool once, progress;
-	/* errors found so far; config_error() adds one */
-	int n_errors;
-	const char *const *origins; /* per option: where its value came from */
-	const int *lines;
+	int n_errors; /* reported so far */
 } Config;
 
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
