@@ -1,0 +1,93 @@
+# Millrace: the extension (extension/, sql/), the ingester (ingest/) and their tests.  `make help` lists the targets.
+
+PG_CONFIG ?= pg_config
+PGVER     ?= 15
+VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millrace.control)
+SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
+export PG_CONFIG
+
+# Debian packages: what the build needs, and what the tests need besides.
+BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
+                 libinih-dev libyajl-dev libopenblas0-serial python3 xz-utils
+TEST_PACKAGES  = postgresql-$(PGVER)-pgtap libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat clang-format git
+# A Java that is not Debian's will do.
+JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
+
+.PHONY: all help deps deps-check install demo demo-stop check check-fast check-unit check-sql check-e2e bench lint format dist clean
+
+all: deps
+	$(MAKE) -C extension
+	$(MAKE) -C ingest
+
+help:
+	@printf '%s\n' \
+	  'make            build the extension and the ingester (installs missing packages first)' \
+	  'make install    install both' \
+	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
+	  'make check      all tests;  make check-fast leaves out the Kafka broker' \
+	  'make bench      benchmarks' \
+	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
+	  'make dist       release archive for PGXN;  make clean'
+
+# Installs the packages that are missing, and says so; silent when all are there.
+install_missing = @missing=; for p in $(1); do \
+	  dpkg-query -W -f '$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null || { echo "missing:$$missing (no apt-get here: install their equivalents)" >&2; exit 1; }; \
+	  echo "installing with apt:$$missing"; \
+	  $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+deps:
+	$(call install_missing,$(BUILD_PACKAGES))
+
+deps-check: deps
+	$(call install_missing,$(TEST_PACKAGES))
+
+install: all
+	$(SUDO) $(MAKE) -C extension install PG_CONFIG=$(PG_CONFIG)
+	$(SUDO) $(MAKE) -C ingest install
+
+demo: install
+	tests/e2e/retail/demo
+
+demo-stop:
+	tests/e2e/retail/demo stop
+
+# The tests, cheapest first.  Each line can be run alone.
+check: deps-check lint install check-unit check-sql
+	$(call install_missing,$(JAVA_PACKAGES))
+	prove --timer tests/e2e/*/run
+
+check-fast: deps-check lint install check-unit check-sql
+	prove --timer $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run))
+
+check-unit: deps-check
+	$(MAKE) -C tests/unit check
+
+check-sql:
+	tests/lib/with-cluster pg_prove -d millrace_test --ext .sql tests/sql/
+
+check-e2e:
+	prove --timer tests/e2e/*/run
+
+bench: install
+	tests/bench/run
+
+lint: deps-check
+	tests/lib/lint
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+dist:
+	mkdir -p build
+	git archive --format=zip --prefix=millrace-$(VERSION)/ -o build/millrace-$(VERSION).zip HEAD
+	@echo build/millrace-$(VERSION).zip
+
+clean:
+	$(MAKE) -C extension clean
+	$(MAKE) -C ingest clean
+	$(MAKE) -C tests/unit clean
+	rm -rf build
