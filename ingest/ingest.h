@@ -410,15 +410,16 @@ Decoder *decoder_open(const Config *config, Mapping *mapping);
 void decoder_free(Decoder *decoder);
 /* One Kafka message. */
 void decode_message(Decoder *decoder, const Message *message);
-/* A new file or stream of bytes: the next record is its first. */
+/* A new file or stream of bytes; a header is to be read first when decode_wants_header() says so. */
 void decode_start(Decoder *decoder, const char *file_name);
 bool decode_wants_header(const Decoder *decoder);
+/* data: the beginning of the file.  Returns the header's bytes, 0: it goes on behind them, or *status is not EXIT_DONE. */
+size_t decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, ExitCode *status);
 /*
- * As many whole records of data as fit into the batch.  offset: of data[0] in the file.  at_end: no more bytes follow.
- * Returns the bytes used; *status becomes EXIT_SOURCE when the header cannot be used (already logged).
+ * As many whole records as fit into the batch; moves the position.  offset: of data[0] in the file.  at_end: no bytes
+ * follow.  Returns the bytes used.
  */
-size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position, int64_t offset,
-					ExitCode *status);
+size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position, int64_t offset);
 
 /* ---- source_file.c, source_kafka.c ---- */
 

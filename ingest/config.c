@@ -1,0 +1,688 @@
+/*
+ * Configuration.  One table of options gives the keys of the file, the flags --section.key=value, the environment
+ * variables MILLRACE_SECTION_KEY and the help text; a new option is one line here and one member of Config.
+ * A flag wins over the environment, the environment over the file.  All errors are reported, not only the first.
+ */
+#include "ingest.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <ini.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum OptionKind
+{
+	OPTION_TEXT,
+	OPTION_CHOICE,	 /* index into choices */
+	OPTION_NUMBER,
+	OPTION_BYTES,	 /* kB, MB, GB */
+	OPTION_DURATION	 /* milliseconds; ms, s, min, h, d */
+} OptionKind;
+
+typedef struct Option
+{
+	const char *name; /* section.key */
+	OptionKind kind;
+	size_t at; /* in Config */
+	const char *initial; /* default, in the form of the file; NULL: none */
+	int64_t least, most;
+	const char *const *choices;
+	const char *help;
+} Option;
+
+static const char *const source_types[] = {"directory", "file", "stdin", "kafka", NULL};
+static const char *const formats[] = {"csv", "json", NULL};
+static const char *const booleans[] = {"false", "true", NULL};
+static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
+
+#define AT(member) offsetof(Config, member)
+
+static const Option options[] = {
+	{"source.type", OPTION_CHOICE, AT(type), NULL, 0, 0, source_types, "Where events come from.  Required."},
+	{"source.name", OPTION_TEXT, AT(name), NULL, 0, 0, NULL,
+	 "Name of the stream: key of its positions in millrace.ingest_offsets.  Default: the Kafka group, the directory, "
+	 "or \"stdin\"."},
+	{"source.path", OPTION_TEXT, AT(path), NULL, 0, 0, NULL, "Directory or file to read."},
+	{"source.pattern", OPTION_TEXT, AT(pattern), "*", 0, 0, NULL,
+	 "Files of the directory to read, as a shell pattern.  Names that begin with a dot are never read."},
+	{"source.poll", OPTION_DURATION, AT(poll_ms), "1s", 10, 3600000, NULL,
+	 "How often the directory is searched for new files."},
+	{"source.format", OPTION_CHOICE, AT(format), NULL, 0, 0, formats,
+	 "One CSV record, or one JSON value a line or message.  Default: json for Kafka, otherwise csv."},
+	{"source.max_record", OPTION_BYTES, AT(max_record_bytes), "16MB", 1024, 512 << 20, NULL,
+	 "A record of a file that is longer becomes a dead letter."},
+	{"source.brokers", OPTION_TEXT, AT(brokers), NULL, 0, 0, NULL, "Kafka: host:port[,host:port...]."},
+	{"source.topic", OPTION_TEXT, AT(topic), NULL, 0, 0, NULL, "Kafka: topic."},
+	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
+	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the table."},
+	{"csv.header", OPTION_CHOICE, AT(csv_header), "true", 0, 0, booleans,
+	 "The first record of each file names the fields.  Without one fields go by csv.columns, or in the order of the "
+	 "table's columns."},
+	{"csv.columns", OPTION_TEXT, AT(csv_columns), NULL, 0, 0, NULL,
+	 "Names of the fields, separated by commas, where no header has them."},
+	{"csv.delimiter", OPTION_TEXT, AT(csv_delimiter), ",", 0, 0, NULL, "One character, or \\t."},
+	{"csv.null", OPTION_TEXT, AT(csv_null), "", 0, 0, NULL, "An unquoted field of this text is NULL.  Default: empty."},
+	{"target.connection", OPTION_TEXT, AT(connection), "", 0, 0, NULL,
+	 "Any libpq connection string or URI.  Default: the environment (PGHOST, ...)."},
+	{"target.table", OPTION_TEXT, AT(table), NULL, 0, 0, NULL, "Table to fill, as written in SQL.  Required."},
+	{"target.time_column", OPTION_TEXT, AT(time_column), NULL, 0, 0, NULL,
+	 "Column with the event time.  Default: what millrace.create_source was told."},
+	{"target.timezone", OPTION_TEXT, AT(timezone), "UTC", 0, 0, NULL,
+	 "TimeZone of the session: the zone of times that come without one."},
+	{"target.min_time", OPTION_TEXT, AT(min_time), "1970-01-01", 0, 0, NULL,
+	 "An event before this time becomes a dead letter instead of a partition."},
+	{"target.max_future", OPTION_DURATION, AT(max_future_ms), "365d", 0, INT64_C(3155760000000), NULL,
+	 "So does an event further ahead of now than this."},
+	{"target.reconnect", OPTION_DURATION, AT(reconnect_ms), "10min", 0, INT64_C(31557600000), NULL,
+	 "How long to try when the database has gone away."},
+	{"target.retry", OPTION_DURATION, AT(retry_ms), "1min", 0, INT64_C(31557600000), NULL,
+	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, missing "
+	 "table)."},
+	{"batch.max_rows", OPTION_NUMBER, AT(max_rows), "0", 0, 100000000, NULL,
+	 "Messages a batch.  0: 50000, and for files no limit."},
+	{"batch.max_bytes", OPTION_BYTES, AT(max_bytes), "64MB", 1024, INT64_C(1) << 36, NULL,
+	 "Memory a batch.  A file that needs more is read in several batches."},
+	{"batch.max_age", OPTION_DURATION, AT(max_age_ms), "1s", 1, 3600000, NULL,
+	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
+	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels, "What is written to standard error."},
+};
+
+#define N_OPTIONS ((int) (sizeof options / sizeof options[0]))
+
+/* Keys of librdkafka that would break the delivery contract, and what to use instead. */
+static const char *const kafka_reserved[][2] = {
+	{"bootstrap.servers", "source.brokers"},
+	{"metadata.broker.list", "source.brokers"},
+	{"group.id", "source.group"},
+	{"enable.auto.commit", "positions live in the database"},
+	{"enable.auto.offset.store", "positions live in the database"},
+	{"enable.partition.eof", "millrace needs it"},
+	{"auto.offset.reset", "positions live in the database"},
+};
+
+static char *values[N_OPTIONS];
+static const char *value_origins[N_OPTIONS];
+static int value_lines[N_OPTIONS];
+
+static int
+option_find(const char *name)
+{
+	for (int i = 0; i < N_OPTIONS; i++)
+		if (strcmp(options[i].name, name) == 0)
+			return i;
+	return -1;
+}
+
+/* ---- errors ---- */
+
+static void
+report(Config *config, const char *origin, int line, const char *format, va_list args)
+{
+	char text[1024];
+
+	vsnprintf(text, sizeof text, format, args);
+	if (line > 0)
+		fprintf(stderr, "%s:%d: %s\n", origin, line, text);
+	else
+		fprintf(stderr, "%s: %s\n", origin ? origin : config->file, text);
+	config->n_errors++;
+}
+
+static void __attribute__((format(printf, 4, 5)))
+report_at(Config *config, const char *origin, int line, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	report(config, origin, line, format, args);
+	va_end(args);
+}
+
+void
+config_error_at(Config *config, const char *option, const char *format, ...)
+{
+	int i = option_find(option);
+	va_list args;
+
+	va_start(args, format);
+	report(config, i >= 0 ? value_origins[i] : NULL, i >= 0 ? value_lines[i] : 0, format, args);
+	va_end(args);
+}
+
+void
+config_error_pair(Config *config, const Pair *pair, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	report(config, pair->origin, pair->line, format, args);
+	va_end(args);
+}
+
+/* ---- one setting, from anywhere ---- */
+
+static void
+pairs_put(Config *config, Pairs *pairs, const char *name, const char *value, const char *origin, int line)
+{
+	Pair *pair = NULL;
+
+	for (int i = 0; i < pairs->n_pairs; i++)
+		if (strcmp(pairs->list[i].name, name) == 0)
+			pair = &pairs->list[i];
+	if (pair != NULL)
+	{
+		if (line > 0)
+			report_at(config, origin, line, "\"%s\" is set twice, first in line %d", name, pair->line);
+		free(pair->value);
+	}
+	else
+	{
+		pairs->list = mem_grow(pairs->list, (size_t) pairs->n_pairs + 1, sizeof(Pair));
+		pair = &pairs->list[pairs->n_pairs++];
+		pair->name = mem_string(name);
+	}
+	pair->value = mem_string(value);
+	pair->origin = origin;
+	pair->line = line;
+}
+
+static void
+report_unknown(Config *config, const char *section, const char *key, const char *origin, int line)
+{
+	const char *names[N_OPTIONS], *sections[] = {"source", "csv", "columns", "target", "batch", "log"};
+	size_t n_prefix = strlen(section) + 1;
+	bool is_section = strcmp(section, "columns") == 0;
+	int n_names = 0;
+	const char *nearest;
+
+	for (int i = 0; i < N_OPTIONS; i++)
+		if (strncmp(options[i].name, section, n_prefix - 1) == 0 && options[i].name[n_prefix - 1] == '.')
+		{
+			names[n_names++] = options[i].name + n_prefix;
+			is_section = true;
+		}
+	if (!is_section)
+	{
+		nearest = name_nearest(section, sections, 6);
+		report_at(config, origin, line, "unknown section [%s]%s%s%s", section, nearest ? "; did you mean [" : "",
+				  nearest ? nearest : "", nearest ? "]?" : "");
+		return;
+	}
+	nearest = name_nearest(key, names, n_names);
+	report_at(config, origin, line, "unknown key \"%s\" in [%s]%s%s%s", key, section,
+			  nearest ? "; did you mean \"" : "; see millrace run --help", nearest ? nearest : "", nearest ? "\"?" : "");
+}
+
+static void
+put(Config *config, const char *section, const char *key, const char *value, const char *origin, int line)
+{
+	char name[256];
+
+	snprintf(name, sizeof name, "%s.%s", section, key);
+	if (strcmp(section, "columns") == 0 && *key)
+	{
+		pairs_put(config, &config->columns, key, value, origin, line);
+		return;
+	}
+	if (strcmp(section, "source") == 0 && strncmp(key, "kafka.", 6) == 0)
+	{
+		for (size_t i = 0; i < sizeof kafka_reserved / sizeof kafka_reserved[0]; i++)
+			if (strcmp(key + 6, kafka_reserved[i][0]) == 0)
+				report_at(config, origin, line, "\"%s\" cannot be set here: %s", key, kafka_reserved[i][1]);
+		pairs_put(config, &config->kafka, key + 6, value, origin, line);
+		return;
+	}
+	int i = option_find(name);
+	if (i < 0)
+	{
+		report_unknown(config, section, key, origin, line);
+		return;
+	}
+	if (values[i] != NULL && line > 0 && value_lines[i] > 0)
+		report_at(config, origin, line, "\"%s\" is set twice, first in line %d", key, value_lines[i]);
+	free(values[i]);
+	values[i] = mem_string(value);
+	value_origins[i] = origin;
+	value_lines[i] = line;
+}
+
+/* ---- the file ---- */
+
+typedef struct Reader
+{
+	Config *config;
+	FILE *file;
+	int line;
+} Reader;
+
+/*
+ * inih's limits are compile-time macros; some builds also export them as variables.  Weak: used where they exist, and a
+ * line that does not fit is an error everywhere, never two lines.
+ */
+extern int ini_max_line __attribute__((weak));
+extern int ini_initial_alloc __attribute__((weak));
+extern bool ini_use_stack __attribute__((weak));
+extern bool ini_allow_multiline __attribute__((weak));
+extern bool ini_allow_inline_comments __attribute__((weak));
+
+static char *
+read_line(char *line, int n_bytes, void *stream)
+{
+	Reader *reader = stream;
+
+	if (fgets(line, n_bytes, reader->file) == NULL)
+		return NULL;
+	reader->line++;
+	if (strchr(line, '\n') == NULL && strlen(line) + 1 >= (size_t) n_bytes)
+	{
+		int c;
+
+		report_at(reader->config, reader->config->file, reader->line, "line is longer than %d bytes", n_bytes - 2);
+		while ((c = fgetc(reader->file)) != EOF && c != '\n')
+			;
+		line[0] = '\n';
+		line[1] = '\0';
+	}
+	return line;
+}
+
+static int
+on_setting(void *user, const char *section, const char *key, const char *value)
+{
+	Reader *reader = user;
+
+	put(reader->config, section, key, value, reader->config->file, reader->line);
+	return 1;
+}
+
+static void
+load_file(Config *config)
+{
+	Reader reader = {config, fopen(config->file, "r"), 0};
+
+	if (reader.file == NULL)
+	{
+		report_at(config, config->file, 0, "cannot read: %s", strerror(errno));
+		return;
+	}
+	if (&ini_use_stack != NULL && &ini_max_line != NULL && &ini_initial_alloc != NULL)
+	{
+		ini_use_stack = false;
+		ini_max_line = ini_initial_alloc = 16384;
+	}
+	if (&ini_allow_multiline != NULL)
+		ini_allow_multiline = false;
+	if (&ini_allow_inline_comments != NULL)
+		ini_allow_inline_comments = false;
+	/* The reader counts lines, so the handler knows where it is. */
+	int bad_line = ini_parse_stream(read_line, &reader, on_setting, &reader);
+	if (ferror(reader.file))
+		report_at(config, config->file, 0, "cannot read: %s", strerror(EIO));
+	else if (bad_line > 0)
+		report_at(config, config->file, bad_line, "neither [section] nor key = value");
+	else if (bad_line < 0)
+		report_at(config, config->file, 0, "cannot be parsed");
+	fclose(reader.file);
+}
+
+/* ---- environment and flags ---- */
+
+static void
+load_environment(Config *config)
+{
+	extern char **environ;
+
+	for (int i = 0; i < N_OPTIONS; i++)
+	{
+		char name[128] = "MILLRACE_", section[64];
+		size_t n = strlen(name);
+
+		for (const char *c = options[i].name; *c && n + 1 < sizeof name; c++)
+			name[n++] = *c == '.' ? '_' : (char) toupper((unsigned char) *c);
+		name[n] = '\0';
+		const char *value = getenv(name);
+		if (value == NULL)
+			continue;
+		snprintf(section, sizeof section, "%.*s", (int) strcspn(options[i].name, "."), options[i].name);
+		put(config, section, strchr(options[i].name, '.') + 1, value, "environment", 0);
+	}
+	for (char **entry = environ; *entry; entry++)
+	{
+		static const char prefix[] = "MILLRACE_SOURCE_KAFKA_";
+		char key[128] = "kafka.";
+		size_t n = strlen(key);
+		const char *c = *entry + sizeof prefix - 1;
+
+		if (strncmp(*entry, prefix, sizeof prefix - 1) != 0)
+			continue;
+		for (; *c && *c != '=' && n + 1 < sizeof key; c++)
+			key[n++] = *c == '_' ? '.' : (char) tolower((unsigned char) *c);
+		key[n] = '\0';
+		if (*c == '=')
+			put(config, "source", key, c + 1, "environment", 0);
+	}
+}
+
+static void
+load_flag(Config *config, const char *flag)
+{
+	char section[64], key[192];
+	const char *value = strchr(flag, '=');
+	const char *dot = strchr(flag, '.');
+
+	if (strncmp(flag, "--", 2) != 0 || dot == NULL || (value != NULL && dot > value))
+	{
+		const char *words[] = {"--once", "--progress", "--help", "--version"};
+		const char *nearest = name_nearest(flag, words, 4);
+
+		report_at(config, "command line", 0, "unknown option \"%s\"%s%s%s", flag, nearest ? "; did you mean \"" : "",
+				  nearest ? nearest : "", nearest ? "\"?" : "");
+		return;
+	}
+	if (value == NULL)
+	{
+		report_at(config, "command line", 0, "option \"%s\" needs a value: %s=VALUE", flag, flag);
+		return;
+	}
+	snprintf(section, sizeof section, "%.*s", (int) (dot - flag - 2), flag + 2);
+	snprintf(key, sizeof key, "%.*s", (int) (value - dot - 1), dot + 1);
+	put(config, section, key, value + 1, "command line", 0);
+}
+
+/* ---- values ---- */
+
+typedef struct Unit
+{
+	const char *name;
+	int64_t factor;
+} Unit;
+
+static const Unit byte_units[] = {{"", 1}, {"B", 1}, {"kB", 1024}, {"MB", 1 << 20}, {"GB", 1 << 30}, {NULL, 0}};
+static const Unit time_units[] = {{"", 1},		  {"ms", 1},	   {"s", 1000}, {"min", 60000},
+								  {"h", 3600000}, {"d", 86400000}, {NULL, 0}};
+static const Unit no_units[] = {{"", 1}, {NULL, 0}};
+
+static bool
+parse_number(const char *text, const Unit *units, int64_t *number)
+{
+	char *end;
+
+	errno = 0;
+	int64_t value = strtoll(text, &end, 10);
+	if (end == text || errno != 0)
+		return false;
+	while (*end == ' ')
+		end++;
+	for (; units->name != NULL; units++)
+		if (strcmp(end, units->name) == 0)
+			return !__builtin_mul_overflow(value, units->factor, number);
+	return false;
+}
+
+static void
+parse_option(Config *config, int i)
+{
+	const Option *option = &options[i];
+	const char *text = values[i] ? values[i] : option->initial;
+	const char *key = strchr(option->name, '.') + 1;
+	char *member = (char *) config + option->at;
+	int64_t number = -1;
+
+	if (option->kind == OPTION_TEXT)
+	{
+		char *copy = text ? mem_string(text) : NULL;
+
+		memcpy(member, &copy, sizeof copy);
+		return;
+	}
+	if (text == NULL)
+	{
+		memcpy(member, &number, sizeof number);
+		return;
+	}
+	if (option->kind == OPTION_CHOICE)
+	{
+		for (int c = 0; option->choices[c]; c++)
+			if (strcmp(option->choices[c], text) == 0)
+				number = c;
+		if (number < 0)
+		{
+			Buffer list = {0};
+
+			for (int c = 0; option->choices[c]; c++)
+				buffer_printf(&list, "%s%s", c ? ", " : "", option->choices[c]);
+			report_at(config, value_origins[i], value_lines[i], "\"%s\" is no value of \"%s\": use one of %s", text, key,
+					  list.data);
+			buffer_free(&list);
+			number = 0;
+		}
+	}
+	else
+	{
+		const Unit *units = option->kind == OPTION_BYTES ? byte_units
+			: option->kind == OPTION_DURATION			 ? time_units
+														 : no_units;
+		if (!parse_number(text, units, &number))
+			report_at(config, value_origins[i], value_lines[i], "\"%s\" is not a valid value of \"%s\"%s", text, key,
+					  option->kind == OPTION_BYTES		? ": write 1000, 64kB, 64MB or 1GB"
+						  : option->kind == OPTION_DURATION ? ": write 500ms, 10s, 5min, 2h or 30d"
+															: ": write a whole number");
+		else if (number < option->least || number > option->most)
+			report_at(config, value_origins[i], value_lines[i], "%s of \"%s\" is outside %" PRId64 " to %" PRId64, text,
+					  key, option->least, option->most);
+	}
+	memcpy(member, &number, sizeof number);
+}
+
+static bool
+is_set(const char *name)
+{
+	int i = option_find(name);
+
+	return i >= 0 && values[i] != NULL && values[i][0] != '\0';
+}
+
+static void
+require(Config *config, const char *name, const char *reason)
+{
+	if (!is_set(name))
+		config_error_at(config, name, "\"%s\" is missing in [%.*s]%s", strchr(name, '.') + 1, (int) strcspn(name, "."),
+						name, reason);
+}
+
+static void
+check_source(Config *config)
+{
+	static const char *const kafka_only[] = {"source.brokers", "source.topic", "source.group"};
+
+	switch (config->type)
+	{
+		case SOURCE_DIRECTORY:
+		case SOURCE_FILE:
+			require(config, "source.path", config->type == SOURCE_FILE ? ": the file to read" : ": the directory to read");
+			break;
+		case SOURCE_KAFKA:
+			require(config, "source.brokers", ": host:port of the broker");
+			require(config, "source.topic", "");
+			break;
+		default:
+			break;
+	}
+	if (config->type == SOURCE_KAFKA)
+		return;
+	for (size_t i = 0; i < sizeof kafka_only / sizeof kafka_only[0]; i++)
+		if (is_set(kafka_only[i]))
+			config_error_at(config, kafka_only[i], "\"%s\" belongs to type = kafka", strchr(kafka_only[i], '.') + 1);
+	for (int i = 0; i < config->kafka.n_pairs; i++)
+		config_error_pair(config, &config->kafka.list[i], "\"kafka.%s\" belongs to type = kafka",
+						  config->kafka.list[i].name);
+}
+
+static void
+check_values(Config *config)
+{
+	bool has_zone;
+
+	require(config, "source.type", ": directory, file, stdin or kafka");
+	require(config, "target.table", "");
+	if (is_set("source.type"))
+		check_source(config);
+	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
+		strcpy(config->csv_delimiter, "\t");
+	if (strlen(config->csv_delimiter) != 1 || strchr("\"\r\n", config->csv_delimiter[0]))
+		config_error_at(config, "csv.delimiter", "\"delimiter\" must be one character other than a quote or line end");
+	if (!time_parse(config->min_time, strlen(config->min_time), &config->min_time_us, &has_zone))
+		config_error_at(config, "target.min_time", "\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z",
+						config->min_time);
+	if (config->max_record_bytes > config->max_bytes)
+		config->max_record_bytes = config->max_bytes;
+}
+
+/* What depends on other settings. */
+static void
+derive(Config *config)
+{
+	if (config->format < 0)
+		config->format = config->type == SOURCE_KAFKA ? FORMAT_JSON : FORMAT_CSV;
+	if (config->max_rows == 0)
+		config->max_rows = config->type == SOURCE_KAFKA || config->type == SOURCE_STDIN ? 50000 : INT32_MAX;
+	if (config->type == SOURCE_KAFKA)
+		config->csv_header = 0;
+	if (config->group == NULL)
+		config->group = mem_printf("millrace-%s", config->table ? config->table : "");
+	if (config->name != NULL)
+		return;
+	if (config->type == SOURCE_KAFKA)
+		config->name = mem_string(config->group);
+	else if (config->type == SOURCE_STDIN || config->path == NULL)
+		config->name = mem_string("stdin");
+	else
+	{
+		/* Two directories may hold files of one name: the full path keeps their positions apart. */
+		char *path = realpath(config->path, NULL);
+		char *slash = path && config->type == SOURCE_FILE ? strrchr(path, '/') : NULL;
+
+		if (slash != NULL)
+			slash[slash == path] = '\0';
+		config->name = mem_string(path ? path : config->path);
+		free(path);
+	}
+}
+
+ExitCode
+config_load(Config *config, const char *file, int n_flags, char **flags)
+{
+	config->file = file;
+	load_file(config);
+	load_environment(config);
+	for (int i = 0; i < n_flags; i++)
+	{
+		if (strcmp(flags[i], "--once") == 0)
+			config->once = true;
+		else if (strcmp(flags[i], "--progress") == 0)
+			config->progress = true;
+		else
+			load_flag(config, flags[i]);
+	}
+	for (int i = 0; i < N_OPTIONS; i++)
+		parse_option(config, i);
+	config->log_level_given = is_set("log.level");
+	check_values(config);
+	if (config->n_errors == 0)
+		derive(config);
+	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
+}
+
+static void
+pairs_free(Pairs *pairs)
+{
+	for (int i = 0; i < pairs->n_pairs; i++)
+	{
+		free(pairs->list[i].name);
+		free(pairs->list[i].value);
+	}
+	free(pairs->list);
+	memset(pairs, 0, sizeof *pairs);
+}
+
+void
+config_free(Config *config)
+{
+	for (int i = 0; i < N_OPTIONS; i++)
+	{
+		char *member;
+
+		free(values[i]);
+		values[i] = NULL;
+		value_origins[i] = NULL;
+		value_lines[i] = 0;
+		if (options[i].kind != OPTION_TEXT)
+			continue;
+		memcpy(&member, (char *) config + options[i].at, sizeof member);
+		free(member);
+	}
+	pairs_free(&config->columns);
+	pairs_free(&config->kafka);
+	memset(config, 0, sizeof *config);
+}
+
+/* ---- help ---- */
+
+/* Prints text with an indent, at most 100 columns wide. */
+static void
+print_wrapped(FILE *out, const char *text)
+{
+	size_t column = 0;
+
+	while (*text)
+	{
+		size_t blanks = strspn(text, " "), word = strcspn(text + blanks, " ");
+
+		if (column == 0 || column + blanks + word > 92)
+		{
+			fprintf(out, "%s        %.*s", column ? "\n" : "", (int) word, text + blanks);
+			column = word;
+		}
+		else
+		{
+			fprintf(out, "%.*s", (int) (blanks + word), text);
+			column += blanks + word;
+		}
+		text += blanks + word;
+	}
+	fputc('\n', out);
+}
+
+void
+config_help(FILE *out)
+{
+	for (int i = 0; i < N_OPTIONS; i++)
+	{
+		const Option *option = &options[i];
+
+		fprintf(out, "  --%s=", option->name);
+		if (option->kind == OPTION_CHOICE)
+			for (int c = 0; option->choices[c]; c++)
+				fprintf(out, "%s%s", c ? "|" : "", option->choices[c]);
+		else
+			fputs(option->kind == OPTION_TEXT		 ? "TEXT"
+					  : option->kind == OPTION_BYTES ? "BYTES"
+					  : option->kind == OPTION_DURATION ? "DURATION"
+														: "NUMBER",
+				  out);
+		if (option->initial && option->initial[0])
+			fprintf(out, "  (%s)", option->initial);
+		fputc('\n', out);
+		print_wrapped(out, option->help);
+	}
+	fputs("  --source.kafka.PROPERTY=VALUE\n", out);
+	print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
+	fputs("  --columns.COLUMN=FIELD\n", out);
+	print_wrapped(out,
+				  "What fills a column of the table: a field by name; for JSON a path with dots; $ (the whole message), $topic, "
+				  "$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to the server.  FIELD "
+				  "default:TEXT gives TEXT where the field is missing.  A column without a line takes the field of its own name.");
+}

@@ -1,0 +1,1333 @@
+/*
+ * Every SQL statement of the program, and the batch that they store.
+ *
+ * sink_store() is one transaction: COPY per leaf, dead letters, and the compare-and-set of the positions last.  First it
+ * is tried without savepoints.  When the server refuses a row for its data, the transaction is done again: the row that
+ * COPY's error context names is left out, and where none is named the rows are halved between savepoints until the one
+ * is found.  When not even single rows are accepted, the fault is not in the rows, and nothing becomes a dead letter.
+ *
+ * Connection lost before COMMIT was sent: the server has rolled back, the batch is stored again.  Lost after: the
+ * position tells whether it was stored (a backend that is still committing holds its row's lock, and FOR UPDATE waits).
+ */
+#include "ingest.h"
+
+#include <inttypes.h>
+#include <libpq-fe.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SEND_BYTES ((size_t) 65536)
+#define FEW_ROWS 5		  /* a smaller batch may be refused as a whole and still be the rows' fault */
+#define TRIED_ROWS 16	  /* so many single rows refused and none accepted: look whether any row is accepted */
+#define PROBED_ROWS 8
+#define MAX_MOVED 10
+#define FIRST_PAUSE_MS 100
+#define LONGEST_PAUSE_MS 5000
+
+/* Rows that one COPY takes. */
+typedef struct Group
+{
+	int leaf;
+	uint64_t omitted;
+	int first, last, n_rows; /* rows are chained by Row.next */
+	int same_leaf;			 /* next group of this leaf, or -1 */
+} Group;
+
+struct Sink
+{
+	Config *config;
+	PGconn *connection;
+	bool is_commit_unknown; /* COMMIT was sent and not answered */
+	SinkCounts counts;
+	Buffer send, sql;
+	/* of the batch being stored */
+	const Table *table;
+	const Leaves *leaves;
+	const CopyColumns *columns;
+	Batch *batch;
+	Group *groups;
+	int n_groups, group_capacity;
+	int *leaf_groups; /* by leaf + 1: its first group */
+	int *order;		  /* row numbers, group by group */
+	bool is_careful;  /* savepoint around each COPY */
+	int n_accepted, n_unnamed;
+	bool is_row_fault; /* a probe was accepted */
+	/* the last data error */
+	char sqlstate[6];
+	char *reason, *context;
+};
+
+/* ---- batch ---- */
+
+int
+position_find(Positions *positions, const char *topic, int32_t partition)
+{
+	for (int i = 0; i < positions->n_positions; i++)
+		if (positions->list[i].partition == partition && strcmp(positions->list[i].topic, topic) == 0)
+			return i;
+	positions->list = mem_grow(positions->list, (size_t) positions->n_positions + 1, sizeof(Position));
+	positions->list[positions->n_positions] = (Position){.topic = mem_string(topic), .partition = partition};
+	return positions->n_positions++;
+}
+
+void
+positions_clear(Positions *positions)
+{
+	for (int i = 0; i < positions->n_positions; i++)
+		free(positions->list[i].topic);
+	free(positions->list);
+	memset(positions, 0, sizeof *positions);
+}
+
+bool
+batch_is_full(const Batch *batch)
+{
+	return batch->n_rows >= batch->max_rows ||
+		(int64_t) (batch->arena.used_bytes + sizeof(Row) * (size_t) batch->n_rows) >= batch->max_bytes;
+}
+
+void
+batch_reset(Batch *batch)
+{
+	arena_reset(&batch->arena);
+	batch->n_rows = batch->n_dropped = 0;
+	batch->has_moved = false;
+}
+
+void
+batch_free(Batch *batch)
+{
+	arena_free(&batch->arena);
+	positions_clear(&batch->positions);
+	free(batch->rows);
+	memset(batch, 0, sizeof *batch);
+}
+
+Row *
+batch_add(Batch *batch, const Message *message)
+{
+	if (batch->n_rows == batch->capacity)
+	{
+		batch->capacity = batch->capacity ? batch->capacity * 2 : 1024;
+		batch->rows = mem_grow(batch->rows, (size_t) batch->capacity, sizeof(Row));
+	}
+	if (batch->n_rows == 0)
+		batch->opened_us = monotonic_us();
+	Row *row = &batch->rows[batch->n_rows++];
+	*row = (Row){
+		.raw = arena_copy(&batch->arena, message->data, message->n_bytes),
+		.raw_bytes = (uint32_t) message->n_bytes,
+		.key = message->key ? arena_copy(&batch->arena, message->key, message->n_key_bytes) : NULL,
+		.key_bytes = (uint32_t) message->n_key_bytes,
+		.offset = message->offset,
+		.position = message->position,
+		.leaf = LEAF_PARENT,
+		.time_us = NO_TIME,
+	};
+	return row;
+}
+
+void
+row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason)
+{
+	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
+
+	dead->stage = stage; /* a literal */
+	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
+	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
+	row->dead = dead;
+}
+
+void
+batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate, const char *reason)
+{
+	row_kill(batch, batch_add(batch, message), stage, sqlstate, reason);
+}
+
+void
+batch_drop_unassigned(Batch *batch)
+{
+	for (int i = 0; i < batch->n_rows; i++)
+	{
+		Row *row = &batch->rows[i];
+
+		if (!row->is_dropped && !batch->positions.list[row->position].is_assigned)
+		{
+			row->is_dropped = true;
+			batch->n_dropped++;
+		}
+	}
+	for (int i = 0; i < batch->positions.n_positions; i++)
+		if (!batch->positions.list[i].is_assigned)
+			batch->positions.list[i].next = batch->positions.list[i].stored;
+}
+
+/* ---- connection ---- */
+
+static void
+on_notice(void *context, const PGresult *result)
+{
+	(void) context;
+	log_line(LOG_DEBUG, "server: %s", PQresultErrorMessage(result));
+}
+
+/* True when connected and set up; otherwise the reason is logged and the connection closed. */
+static bool
+sink_connect(Sink *sink, LogLevel level)
+{
+	/* What stands before dbname can be overridden by the connection string, what stands behind it cannot. */
+	const char *keys[] = {"fallback_application_name", "connect_timeout", "dbname", "client_encoding", NULL};
+	const char *values[] = {"millrace", "10", sink->config->connection, "UTF8", NULL};
+	const char *zone[] = {sink->config->timezone};
+	PGresult *result;
+
+	PQfinish(sink->connection);
+	sink->connection = PQconnectdbParams(keys, values, 1);
+	if (sink->connection == NULL || PQstatus(sink->connection) != CONNECTION_OK)
+	{
+		log_line(level, "cannot connect to the database: %s",
+				 sink->connection ? PQerrorMessage(sink->connection) : "out of memory");
+		goto failed;
+	}
+	PQsetNoticeReceiver(sink->connection, on_notice, NULL);
+	result = PQexecParams(sink->connection, "SELECT pg_catalog.set_config('TimeZone', $1, false)", 1, NULL, zone, NULL,
+						  NULL, 0);
+	bool is_set = PQresultStatus(result) == PGRES_TUPLES_OK;
+	PQclear(result);
+	if (is_set)
+		return true;
+	log_line(level, "cannot set up the session: %s", PQerrorMessage(sink->connection));
+failed:
+	PQfinish(sink->connection);
+	sink->connection = NULL;
+	return false;
+}
+
+/* A parse error of libpq may quote the string, and with it the password: then only the fact is told. */
+static bool
+connection_is_valid(Config *config)
+{
+	char *error = NULL;
+	bool is_pair = strchr(config->connection, '=') != NULL || strstr(config->connection, "://") != NULL;
+	PQconninfoOption *parsed = is_pair ? PQconninfoParse(config->connection, &error) : NULL;
+	bool may_hold_secret = strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
+
+	if (is_pair && parsed == NULL)
+		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
+						may_hold_secret || error == NULL ? "" : ": ", may_hold_secret || error == NULL ? "" : error);
+	PQconninfoFree(parsed);
+	PQfreemem(error);
+	return !is_pair || parsed != NULL;
+}
+
+ExitCode
+sink_open(Config *config, Sink **sink)
+{
+	*sink = NULL;
+	if (!connection_is_valid(config))
+		return EXIT_USAGE;
+	*sink = mem_alloc(sizeof(Sink));
+	(*sink)->config = config;
+	return sink_connect(*sink, LOG_ERROR) ? EXIT_DONE : EXIT_CONNECTION;
+}
+
+void
+sink_close(Sink *sink)
+{
+	if (sink == NULL)
+		return;
+	PQfinish(sink->connection);
+	buffer_free(&sink->send);
+	buffer_free(&sink->sql);
+	free(sink->groups);
+	free(sink->leaf_groups);
+	free(sink->order);
+	free(sink->reason);
+	free(sink->context);
+	free(sink);
+}
+
+const SinkCounts *
+sink_counts(const Sink *sink)
+{
+	return &sink->counts;
+}
+
+/* ---- errors ---- */
+
+static bool
+is_data_error(const char *sqlstate)
+{
+	return strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0 || strcmp(sqlstate, "21000") == 0 ||
+		strcmp(sqlstate, "P0001") == 0;
+}
+
+/* What a failed result means.  A data error is kept in sink->sqlstate, reason and context; others are logged. */
+static SinkStatus
+judge(Sink *sink, const PGresult *result, bool *is_data)
+{
+	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+	const char *primary = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
+	const char *context = PQresultErrorField(result, PG_DIAG_CONTEXT);
+	bool is_lost = PQstatus(sink->connection) != CONNECTION_OK || sqlstate == NULL ||
+		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0;
+
+	*is_data = !is_lost && is_data_error(sqlstate);
+	if (*is_data)
+	{
+		snprintf(sink->sqlstate, sizeof sink->sqlstate, "%s", sqlstate);
+		free(sink->reason);
+		free(sink->context);
+		sink->reason = mem_printf("%s%s%s", primary ? primary : "", detail ? "; " : "", detail ? detail : "");
+		sink->context = mem_string(context ? context : "");
+		return SINK_RETRY;
+	}
+	log_line(LOG_WARNING, "%s%s%s%s%s%s%s", is_lost ? "connection to the database lost: " : "server refuses: ",
+			 primary ? primary : PQerrorMessage(sink->connection), sqlstate ? " (SQLSTATE " : "",
+			 sqlstate ? sqlstate : "", sqlstate ? ")" : "", context ? "; context: " : "", context ? context : "");
+	return is_lost ? SINK_LOST : SINK_RETRY;
+}
+
+/* Runs a statement whose failure is nobody's data.  *result is NULL unless SINK_OK; the caller clears it. */
+static SinkStatus
+run(Sink *sink, const char *sql, int n_params, const char *const *params, PGresult **result)
+{
+	bool is_data;
+
+	if (sink->connection == NULL)
+		return SINK_LOST;
+	PGresult *answer = n_params ? PQexecParams(sink->connection, sql, n_params, NULL, params, NULL, NULL, 0)
+								: PQexec(sink->connection, sql);
+	ExecStatusType kind = PQresultStatus(answer);
+	if (kind == PGRES_COMMAND_OK || kind == PGRES_TUPLES_OK)
+	{
+		if (result != NULL)
+			*result = answer;
+		else
+			PQclear(answer);
+		return SINK_OK;
+	}
+	SinkStatus status = judge(sink, answer, &is_data);
+	if (is_data)
+		log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+	PQclear(answer);
+	if (result != NULL)
+		*result = NULL;
+	return status;
+}
+
+int64_t
+copy_context_line(const char *context, const char *relation)
+{
+	size_t n_bytes = strlen(relation);
+	const char *line = context;
+
+	while (line != NULL)
+	{
+		/* COPY NAME, line N[, column ...]; the word for "line" is translated, the order is not. */
+		if (strncmp(line, "COPY ", 5) == 0 && strncmp(line + 5, relation, n_bytes) == 0 &&
+			strncmp(line + 5 + n_bytes, ", ", 2) == 0)
+		{
+			const char *number = line + 5 + n_bytes + 2;
+
+			number += strcspn(number, "0123456789,:\n");
+			if (*number >= '1' && *number <= '9')
+				return strtoll(number, NULL, 10);
+		}
+		line = strchr(line, '\n');
+		line += line != NULL;
+	}
+	return 0;
+}
+
+/* ---- what the database knows ---- */
+
+static void
+check_privileges(Sink *sink, Config *config, const Table *table)
+{
+	const char *params[] = {table->name};
+	PGresult *result;
+	SinkStatus status = run(sink,
+							"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+							" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+							" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
+							" WHERE NOT pg_catalog.has_table_privilege(rel, what0)",
+							1, params, &result);
+
+	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
+		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
+						PQgetvalue(result, i, 0));
+	if (status == SINK_OK)
+		PQclear(result);
+}
+
+static SinkStatus
+read_columns(Sink *sink, Table *table, const char *oid)
+{
+	const char *params[] = {oid};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"SELECT a.attname, pg_catalog.quote_ident(a.attname), a.atttypid,"
+			" coalesce(nullif(t.typbasetype, 0), t.oid) IN ('json'::regtype, 'jsonb'::regtype),"
+			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL"
+			" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+			" WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
+			" ORDER BY a.attnum",
+			1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	table->n_columns = PQntuples(result);
+	table->columns = mem_alloc(sizeof(Column) * (size_t) (table->n_columns + 1));
+	for (int i = 0; i < table->n_columns; i++)
+		table->columns[i] = (Column){
+			.name = mem_string(PQgetvalue(result, i, 0)),
+			.quoted = mem_string(PQgetvalue(result, i, 1)),
+			.type_oid = (uint32_t) strtoul(PQgetvalue(result, i, 2), NULL, 10),
+			.is_json = PQgetvalue(result, i, 3)[0] == 't',
+			.has_default = PQgetvalue(result, i, 4)[0] == 't',
+		};
+	PQclear(result);
+	return SINK_OK;
+}
+
+static SinkStatus
+read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_partitioned)
+{
+	const char *params[] = {oid};
+	PGresult *result;
+	SinkStatus status =
+		run(sink, "SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid", 1,
+			params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	const char *registered = PQntuples(result) > 0 && !PQgetisnull(result, 0, 0) ? PQgetvalue(result, 0, 0) : NULL;
+	const char *chosen = config->time_column ? config->time_column : registered;
+	table->time_column = chosen ? mem_string(chosen) : NULL;
+	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
+	table->is_routed = is_partitioned && registered != NULL && strcmp(registered, chosen) == 0;
+	PQclear(result);
+	for (int i = 0; chosen != NULL && i < table->n_columns; i++)
+		if (strcmp(table->columns[i].name, table->time_column) == 0)
+			return SINK_OK;
+	if (table->time_column != NULL)
+		config_error_at(config, "target.time_column", "table %s has no column \"%s\"", table->name, table->time_column);
+	return SINK_OK;
+}
+
+ExitCode
+sink_describe(Sink *sink, Config *config, Table *table)
+{
+	const char *params[] = {config->table};
+	PGresult *result = NULL;
+	int n_before = config->n_errors;
+
+	if (run(sink, "SELECT pg_catalog.to_regclass('millrace.ingest_offsets')", 0, NULL, &result) != SINK_OK)
+		return EXIT_CONNECTION;
+	if (PQgetisnull(result, 0, 0))
+		config_error_at(config, "target.connection",
+						"extension millrace is not in database \"%s\": CREATE EXTENSION millrace", PQdb(sink->connection));
+	PQclear(result);
+	if (config->n_errors > n_before)
+		return EXIT_TARGET;
+	SinkStatus status = run(sink,
+							"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind"
+							" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+							" WHERE c.oid = pg_catalog.to_regclass($1)",
+							1, params, &result);
+	if (status == SINK_LOST)
+		return EXIT_CONNECTION;
+	if (status != SINK_OK || PQntuples(result) == 0)
+	{
+		config_error_at(config, "target.table", "table \"%s\" does not exist", config->table);
+		PQclear(result);
+		return EXIT_TARGET;
+	}
+	table->oid = (uint32_t) strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+	table->name = mem_string(PQgetvalue(result, 0, 1));
+	table->relation = mem_string(PQgetvalue(result, 0, 2));
+	if (strchr("rpfv", PQgetvalue(result, 0, 3)[0]) == NULL)
+		config_error_at(config, "target.table", "%s is not a table", table->name);
+	if (read_columns(sink, table, PQgetvalue(result, 0, 0)) != SINK_OK ||
+		read_source(sink, config, table, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 3)[0] == 'p') != SINK_OK)
+	{
+		PQclear(result);
+		return EXIT_CONNECTION;
+	}
+	PQclear(result);
+	check_privileges(sink, config, table);
+	return config->n_errors > n_before ? EXIT_TARGET : EXIT_DONE;
+}
+
+void
+table_free(Table *table)
+{
+	for (int i = 0; i < table->n_columns; i++)
+	{
+		free(table->columns[i].name);
+		free(table->columns[i].quoted);
+	}
+	free(table->columns);
+	free(table->name);
+	free(table->relation);
+	free(table->time_column);
+	memset(table, 0, sizeof *table);
+}
+
+void
+leaves_free(Leaves *leaves)
+{
+	for (int i = 0; i < leaves->n_leaves; i++)
+	{
+		free(leaves->list[i].name);
+		free(leaves->list[i].relation);
+	}
+	free(leaves->list);
+	memset(leaves, 0, sizeof *leaves);
+}
+
+SinkStatus
+sink_leaves(Sink *sink, const Table *table, Leaves *leaves)
+{
+	char oid[16];
+	const char *params[] = {oid};
+	PGresult *result;
+	SinkStatus status;
+
+	leaves_free(leaves);
+	if (!table->is_routed)
+		return SINK_OK;
+	snprintf(oid, sizeof oid, "%" PRIu32, table->oid);
+	/* In UTC, so that the bounds of a column without time zone come out as the times without a zone are read here. */
+	if ((status = run(sink, "BEGIN; SET LOCAL TimeZone = 'UTC'", 0, NULL, NULL)) != SINK_OK)
+		return status;
+	status = run(sink,
+				 "SELECT p.partition::oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname,"
+				 " CASE WHEN isfinite(p.from_time) THEN (extract(epoch FROM p.from_time) * 1000000)::bigint END,"
+				 " CASE WHEN isfinite(p.to_time) THEN (extract(epoch FROM p.to_time) * 1000000)::bigint END"
+				 " FROM millrace.partitions($1::oid::regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.partition"
+				 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+				 " WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL ORDER BY p.from_time NULLS FIRST",
+				 1, params, &result);
+	if (status != SINK_OK)
+	{
+		run(sink, "ROLLBACK", 0, NULL, NULL);
+		return status;
+	}
+	leaves->n_leaves = PQntuples(result);
+	leaves->list = mem_alloc(sizeof(Leaf) * (size_t) (leaves->n_leaves + 1));
+	for (int i = 0; i < leaves->n_leaves; i++)
+		leaves->list[i] = (Leaf){
+			.oid = (uint32_t) strtoul(PQgetvalue(result, i, 0), NULL, 10),
+			.name = mem_string(PQgetvalue(result, i, 1)),
+			.relation = mem_string(PQgetvalue(result, i, 2)),
+			.from_us = PQgetisnull(result, i, 3) ? INT64_MIN : strtoll(PQgetvalue(result, i, 3), NULL, 10),
+			.to_us = PQgetisnull(result, i, 4) ? INT64_MAX : strtoll(PQgetvalue(result, i, 4), NULL, 10),
+		};
+	PQclear(result);
+	return run(sink, "COMMIT", 0, NULL, NULL);
+}
+
+SinkStatus
+sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t to_us)
+{
+	char oid[16], from[64], to[64];
+	const char *params[] = {oid, from, to};
+
+	snprintf(oid, sizeof oid, "%" PRIu32, table->oid);
+	time_format(from_us, from, sizeof from);
+	time_format(to_us, to, sizeof to);
+	log_line(LOG_DEBUG, "asking for the partition of %s that holds %s", table->name, from);
+	return run(sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)", 3, params,
+			   NULL);
+}
+
+SinkStatus
+sink_position(Sink *sink, Position *position, int64_t first)
+{
+	char partition[16], first_text[24];
+	const char *params[] = {sink->config->name, position->topic, partition, first_text};
+	PGresult *result;
+	SinkStatus status;
+
+	snprintf(partition, sizeof partition, "%" PRId32, position->partition);
+	snprintf(first_text, sizeof first_text, "%" PRId64, first);
+	status = run(sink,
+				 "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+				 " VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT DO NOTHING",
+				 4, params, NULL);
+	if (status != SINK_OK)
+		return status;
+	status = run(sink,
+				 "SELECT next_offset FROM millrace.ingest_offsets"
+				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
+				 3, params, &result);
+	if (status != SINK_OK)
+		return status;
+	if (PQntuples(result) == 1)
+		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	else
+		status = SINK_RETRY; /* somebody deleted it in between */
+	PQclear(result);
+	return status;
+}
+
+SinkStatus
+sink_positions(Sink *sink, Positions *positions)
+{
+	const char *params[] = {sink->config->name};
+	PGresult *result;
+	SinkStatus status = run(sink,
+							"SELECT topic, next_offset FROM millrace.ingest_offsets"
+							" WHERE source = $1 AND partition = 0 ORDER BY topic COLLATE \"C\"",
+							1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	positions_clear(positions);
+	positions->n_positions = PQntuples(result);
+	positions->list = mem_alloc(sizeof(Position) * (size_t) (positions->n_positions + 1));
+	for (int i = 0; i < positions->n_positions; i++)
+		positions->list[i] = (Position){
+			.topic = mem_string(PQgetvalue(result, i, 0)),
+			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
+		};
+	PQclear(result);
+	return SINK_OK;
+}
+
+/* ---- rows ---- */
+
+static Group *
+group_of(Sink *sink, int leaf, uint64_t omitted)
+{
+	int *link = &sink->leaf_groups[leaf + 1];
+
+	while (*link >= 0)
+	{
+		Group *group = &sink->groups[*link];
+
+		if (group->omitted == omitted)
+			return group;
+		link = &group->same_leaf;
+	}
+	*link = sink->n_groups;
+	if (sink->n_groups == sink->group_capacity)
+	{
+		int capacity = sink->group_capacity ? sink->group_capacity * 2 : 64;
+		/* link may point into the array that moves: it is set already. */
+		sink->groups = mem_grow(sink->groups, (size_t) capacity, sizeof(Group));
+		sink->group_capacity = capacity;
+	}
+	Group *group = &sink->groups[sink->n_groups++];
+	*group = (Group){.leaf = leaf, .omitted = omitted, .first = -1, .last = -1, .same_leaf = -1};
+	return group;
+}
+
+static void
+group_append(Sink *sink, Group *group, int first, int last, int n_rows)
+{
+	if (group->last >= 0)
+		sink->batch->rows[group->last].next = first;
+	else
+		group->first = first;
+	sink->batch->rows[last].next = -1;
+	group->last = last;
+	group->n_rows += n_rows;
+}
+
+/* Which COPY takes which rows; small groups go together through the parent.  Returns the number of rows. */
+static int
+group_rows(Sink *sink)
+{
+	Batch *batch = sink->batch;
+	int n_rows = 0;
+
+	sink->n_groups = 0;
+	sink->leaf_groups = mem_grow(sink->leaf_groups, (size_t) sink->leaves->n_leaves + 1, sizeof(int));
+	for (int i = 0; i <= sink->leaves->n_leaves; i++)
+		sink->leaf_groups[i] = -1;
+	for (int i = 0; i < batch->n_rows; i++)
+	{
+		Row *row = &batch->rows[i];
+
+		if (row->dead != NULL || row->is_dropped)
+			continue;
+		group_append(sink, group_of(sink, row->leaf, row->omitted), i, i, 1);
+		n_rows++;
+	}
+	int n_leaf_groups = sink->n_groups;
+	for (int i = 0; n_leaf_groups > 1 && i < n_leaf_groups; i++)
+	{
+		Group small = sink->groups[i];
+
+		if (small.leaf == LEAF_PARENT || small.n_rows >= PARENT_BELOW_ROWS)
+			continue;
+		sink->groups[i].n_rows = 0;
+		Group *parent = group_of(sink, LEAF_PARENT, small.omitted);
+		group_append(sink, parent, small.first, small.last, small.n_rows);
+	}
+	sink->order = mem_grow(sink->order, (size_t) n_rows + 1, sizeof(int));
+	return n_rows;
+}
+
+static void
+copy_statement(Sink *sink, const Group *group)
+{
+	bool is_first = true;
+
+	sink->sql.n_bytes = 0;
+	buffer_printf(&sink->sql, "COPY %s (",
+				  group->leaf >= 0 ? sink->leaves->list[group->leaf].name : sink->table->name);
+	for (int i = 0; i < sink->columns->n_columns; i++)
+	{
+		int bit = sink->columns->default_bit[i];
+
+		if (bit >= 0 && (group->omitted >> bit & 1))
+			continue;
+		buffer_printf(&sink->sql, "%s%s", is_first ? "" : ", ", sink->columns->columns[i]->quoted);
+		is_first = false;
+	}
+	buffer_printf(&sink->sql, ") FROM STDIN");
+}
+
+/* Takes the remaining results of a COPY.  The first error counts. */
+static SinkStatus
+copy_results(Sink *sink, bool *is_data)
+{
+	SinkStatus status = SINK_OK;
+	PGresult *result;
+
+	while ((result = PQgetResult(sink->connection)) != NULL)
+	{
+		ExecStatusType kind = PQresultStatus(result);
+
+		if (kind != PGRES_COMMAND_OK && status == SINK_OK)
+			status = judge(sink, result, is_data);
+		PQclear(result);
+		if (kind == PGRES_COPY_IN) /* cannot be; would never end */
+			return SINK_LOST;
+	}
+	if (status == SINK_OK && PQstatus(sink->connection) != CONNECTION_OK)
+		return SINK_LOST;
+	return status;
+}
+
+static bool
+send_flush(Sink *sink)
+{
+	bool is_sent = sink->send.n_bytes == 0 ||
+		PQputCopyData(sink->connection, sink->send.data, (int) sink->send.n_bytes) == 1;
+
+	sink->send.n_bytes = 0;
+	return is_sent;
+}
+
+/* Starts a COPY; what follows are bytes, then copy_end(). */
+static SinkStatus
+copy_begin(Sink *sink, const char *sql, bool *is_data)
+{
+	PGresult *result = PQexec(sink->connection, sql);
+	SinkStatus status = SINK_OK;
+
+	if (PQresultStatus(result) != PGRES_COPY_IN)
+		status = judge(sink, result, is_data);
+	sink->send.n_bytes = 0;
+	PQclear(result);
+	return status;
+}
+
+static SinkStatus
+copy_end(Sink *sink, bool is_sent, bool *is_data)
+{
+	if (!is_sent || !send_flush(sink) || PQputCopyEnd(sink->connection, NULL) != 1)
+	{
+		SinkStatus status = copy_results(sink, is_data);
+
+		return status == SINK_OK ? SINK_LOST : status;
+	}
+	return copy_results(sink, is_data);
+}
+
+/* Rows order[0 .. n_rows) of a group. */
+static SinkStatus
+copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is_data)
+{
+	bool is_sent = true;
+
+	*is_data = false;
+	copy_statement(sink, group);
+	SinkStatus status = copy_begin(sink, sink->sql.data, is_data);
+	if (status != SINK_OK)
+	{
+		/* The leaf may be gone since its range was read. */
+		return status == SINK_RETRY && group->leaf >= 0 && !*is_data ? SINK_MOVED : status;
+	}
+	for (int i = 0; i < n_rows && is_sent; i++)
+	{
+		const Row *row = &sink->batch->rows[order[i]];
+
+		if (row->copy_bytes >= SEND_BYTES)
+			is_sent = send_flush(sink) && PQputCopyData(sink->connection, row->copy, (int) row->copy_bytes) == 1;
+		else
+		{
+			buffer_add(&sink->send, row->copy, row->copy_bytes);
+			if (sink->send.n_bytes >= SEND_BYTES)
+				is_sent = send_flush(sink);
+		}
+	}
+	return copy_end(sink, is_sent, is_data);
+}
+
+/* The row that the last data error names, as an index into order, or -1. */
+static int
+named_row(Sink *sink, const Group *group, int n_rows)
+{
+	const char *relation = group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
+	int64_t line = copy_context_line(sink->context, relation);
+
+	/* The encoding is checked block by block, ahead of the lines: the number is of another one. */
+	if (strcmp(sink->sqlstate, "22021") == 0 || strcmp(sink->sqlstate, "22P05") == 0)
+		return -1;
+	return line >= 1 && line <= n_rows ? (int) line - 1 : -1;
+}
+
+static void
+refuse_row(Sink *sink, int row)
+{
+	log_line(LOG_DEBUG, "batch %" PRId64 ": row refused: %s (SQLSTATE %s)", sink->batch->number, sink->reason,
+			 sink->sqlstate);
+	row_kill(sink->batch, &sink->batch->rows[row], "store", sink->sqlstate, sink->reason);
+}
+
+/* True when single rows from all over the group are refused, too: then it is not the rows. */
+static SinkStatus
+probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_refused)
+{
+	int n_probes = n_rows < PROBED_ROWS ? n_rows : PROBED_ROWS;
+
+	*all_refused = true;
+	for (int i = 0; i < n_probes && *all_refused; i++)
+	{
+		bool is_data;
+		const int *row = &order[(int64_t) (i + 1) * n_rows / n_probes - 1];
+		SinkStatus status = run(sink, "SAVEPOINT millrace_probe", 0, NULL, NULL);
+
+		if (status != SINK_OK)
+			return status;
+		status = copy_rows(sink, group, row, 1, &is_data);
+		if (status != SINK_OK && !is_data)
+			return status;
+		if (status == SINK_OK || named_row(sink, group, 1) >= 0)
+			*all_refused = false;
+		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_probe; RELEASE SAVEPOINT millrace_probe", 0, NULL, NULL);
+		if (status != SINK_OK)
+			return status;
+	}
+	return SINK_OK;
+}
+
+/* One row is refused although COPY names none: the row's fault, or a handler's? */
+static SinkStatus
+refuse_single(Sink *sink, const Group *group, const int *order, const int *group_order, int n_group_rows)
+{
+	bool all_refused;
+
+	refuse_row(sink, order[0]);
+	sink->n_unnamed++;
+	if (sink->n_accepted > 0 || sink->is_row_fault ||
+		sink->n_unnamed < (n_group_rows < TRIED_ROWS ? n_group_rows : TRIED_ROWS) || n_group_rows < FEW_ROWS)
+		return SINK_OK;
+	SinkStatus status = probe(sink, group, group_order, n_group_rows, &all_refused);
+	if (status != SINK_OK)
+		return status;
+	sink->is_row_fault = !all_refused;
+	if (!all_refused)
+		return SINK_OK;
+	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s (SQLSTATE %s)%s%s", sink->reason,
+			 sink->sqlstate, sink->context[0] ? "; context: " : "", sink->context);
+	return SINK_BROKEN;
+}
+
+/* Stores rows order[0 .. n_rows) but for those that are refused. */
+static SinkStatus
+store_carefully(Sink *sink, const Group *group, int *order, int n_rows, int *group_order, int n_group_rows)
+{
+	while (n_rows > 0)
+	{
+		bool is_data;
+		SinkStatus status = run(sink, "SAVEPOINT millrace_rows", 0, NULL, NULL);
+
+		if (status != SINK_OK)
+			return status;
+		status = copy_rows(sink, group, order, n_rows, &is_data);
+		if (status == SINK_OK)
+		{
+			sink->n_accepted += n_rows;
+			return run(sink, "RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
+		}
+		if (!is_data)
+			return status;
+		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_rows; RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
+		if (status != SINK_OK)
+			return status;
+		int bad = named_row(sink, group, n_rows);
+		int n_before = bad >= 0 ? bad : n_rows / 2;
+		if (bad >= 0)
+			refuse_row(sink, order[bad]);
+		else if (n_rows == 1)
+			return refuse_single(sink, group, order, group_order, n_group_rows);
+		status = store_carefully(sink, group, order, n_before, group_order, n_group_rows);
+		if (status != SINK_OK)
+			return status;
+		order += n_before + (bad >= 0);
+		n_rows -= n_before + (bad >= 0);
+	}
+	return SINK_OK;
+}
+
+/* All groups.  *is_data: a row was refused in the hopeful pass; the transaction has to be done again. */
+static SinkStatus
+store_rows(Sink *sink, bool *is_data)
+{
+	int *order = sink->order;
+
+	*is_data = false;
+	for (int g = 0; g < sink->n_groups; g++)
+	{
+		const Group *group = &sink->groups[g];
+		int n_rows = 0;
+		SinkStatus status;
+
+		for (int row = group->n_rows ? group->first : -1; row >= 0; row = sink->batch->rows[row].next)
+			order[n_rows++] = row;
+		if (n_rows == 0)
+			continue;
+		if (sink->is_careful)
+			status = store_carefully(sink, group, order, n_rows, order, n_rows);
+		else if ((status = copy_rows(sink, group, order, n_rows, is_data)) != SINK_OK && *is_data)
+		{
+			int bad = named_row(sink, group, n_rows);
+
+			if (bad >= 0)
+				refuse_row(sink, order[bad]);
+		}
+		if (status != SINK_OK)
+			return status;
+		order += n_rows;
+	}
+	return SINK_OK;
+}
+
+/* ---- dead letters and positions ---- */
+
+/* Escaped text and a tab. */
+static void
+add_text(Buffer *out, const char *text)
+{
+	size_t n_bytes = strlen(text);
+	char *start = buffer_room(out, n_bytes * 2 + 1), *end = copy_escape(start, text, n_bytes);
+
+	*end++ = '\t';
+	out->n_bytes += (size_t) (end - start);
+}
+
+/* bytea in COPY text and a tab; NULL for none. */
+static void
+add_bytes(Buffer *out, const char *data, size_t n_bytes)
+{
+	static const char hex[] = "0123456789abcdef";
+
+	if (data == NULL)
+	{
+		buffer_add(out, "\\N\t", 3);
+		return;
+	}
+	char *to = buffer_room(out, n_bytes * 2 + 4);
+	memcpy(to, "\\\\x", 3);
+	to += 3;
+	for (size_t i = 0; i < n_bytes; i++)
+	{
+		*to++ = hex[(unsigned char) data[i] >> 4];
+		*to++ = hex[(unsigned char) data[i] & 15];
+	}
+	*to = '\t';
+	out->n_bytes += n_bytes * 2 + 4;
+}
+
+static SinkStatus
+store_dead_letters(Sink *sink, int *n_dead)
+{
+	Batch *batch = sink->batch;
+	const Row *first = NULL;
+	bool is_data = false, is_sent = true;
+
+	*n_dead = 0;
+	for (int i = 0; i < batch->n_rows; i++)
+		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped && (*n_dead)++ == 0)
+			first = &batch->rows[i];
+	if (*n_dead == 0)
+		return SINK_OK;
+	SinkStatus status = copy_begin(sink,
+								   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
+								   " sqlstate, reason) FROM STDIN",
+								   &is_data);
+	for (int i = 0; status == SINK_OK && i < batch->n_rows && is_sent; i++)
+	{
+		const Row *row = &batch->rows[i];
+		const Position *position = &batch->positions.list[row->position];
+
+		if (row->dead == NULL || row->is_dropped)
+			continue;
+		add_text(&sink->send, sink->config->name);
+		add_text(&sink->send, position->topic);
+		buffer_printf(&sink->send, "%" PRId32 "\t%" PRId64 "\t", position->partition, row->offset);
+		add_bytes(&sink->send, row->key, row->key_bytes);
+		add_bytes(&sink->send, row->raw, row->raw_bytes);
+		add_text(&sink->send, row->dead->stage);
+		add_text(&sink->send, row->dead->sqlstate[0] ? row->dead->sqlstate : "\\N");
+		if (row->dead->sqlstate[0] == '\0')
+		{
+			/* "\N" was escaped like any text: make it the NULL it stands for. */
+			sink->send.n_bytes -= strlen("\\\\N\t");
+			buffer_add(&sink->send, "\\N\t", 3);
+		}
+		add_text(&sink->send, row->dead->reason);
+		sink->send.data[sink->send.n_bytes - 1] = '\n';
+		if (sink->send.n_bytes >= SEND_BYTES)
+			is_sent = send_flush(sink);
+	}
+	if (status == SINK_OK)
+		status = copy_end(sink, is_sent, &is_data);
+	if (status == SINK_OK)
+		log_line(LOG_WARNING, "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
+				 batch->number, *n_dead, *n_dead == 1 ? "" : "s", batch->positions.list[first->position].topic,
+				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
+	else if (is_data)
+		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+	return status;
+}
+
+static bool
+is_touched(const Position *position)
+{
+	return position->is_assigned && position->next != position->stored;
+}
+
+/* An element of an array literal, quoted. */
+static void
+array_text(Buffer *out, const char *text)
+{
+	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
+	for (; *text; text++)
+	{
+		if (*text == '"' || *text == '\\')
+			buffer_add(out, "\\", 1);
+		buffer_add(out, text, 1);
+	}
+	buffer_add(out, "\"", 1);
+}
+
+static void
+array_number(Buffer *out, int64_t number)
+{
+	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
+}
+
+enum
+{
+	ARRAY_TOPIC,
+	ARRAY_PARTITION,
+	ARRAY_STORED,
+	ARRAY_NEXT,
+	ARRAY_LEAF,
+	N_ARRAYS
+};
+
+/* The touched positions and used leaves as array literals.  Returns the number of positions. */
+static int
+position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
+{
+	int n_positions = 0;
+
+	*n_leaves = 0;
+	for (int i = 0; i < N_ARRAYS; i++)
+		buffer_add(&arrays[i], "{", 1);
+	for (int i = 0; i < sink->batch->positions.n_positions; i++)
+	{
+		const Position *position = &sink->batch->positions.list[i];
+
+		if (!is_touched(position))
+			continue;
+		array_text(&arrays[ARRAY_TOPIC], position->topic);
+		array_number(&arrays[ARRAY_PARTITION], position->partition);
+		array_number(&arrays[ARRAY_STORED], position->stored);
+		array_number(&arrays[ARRAY_NEXT], position->next);
+		n_positions++;
+	}
+	for (int g = 0, last = -1; g < sink->n_groups; g++)
+	{
+		const Group *group = &sink->groups[g];
+
+		/* Two groups of one leaf differ in the defaults they leave out. */
+		if (group->leaf < 0 || group->n_rows == 0 || &sink->groups[sink->leaf_groups[group->leaf + 1]] != group ||
+			group->leaf == last)
+			continue;
+		array_number(&arrays[ARRAY_LEAF], sink->leaves->list[group->leaf].oid);
+		last = group->leaf;
+		(*n_leaves)++;
+	}
+	for (int i = 0; i < N_ARRAYS; i++)
+		buffer_add(&arrays[i], "}", 2);
+	return n_positions;
+}
+
+/*
+ * Compare-and-set of all positions.  The leaves were locked by COPY, so whether they are still attached is decided now:
+ * rows in a detached one would be lost to the table.
+ */
+static SinkStatus
+move_positions(Sink *sink)
+{
+	Buffer arrays[N_ARRAYS] = {0};
+	int n_leaves, n_positions = position_arrays(sink, arrays, &n_leaves);
+	const char *params[] = {sink->config->name,			arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
+							arrays[ARRAY_STORED].data, arrays[ARRAY_NEXT].data,	 arrays[ARRAY_LEAF].data};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
+			" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
+			" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = p.stored"
+			" RETURNING 1)"
+			" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
+			" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
+			6, params, &result);
+
+	for (int i = 0; i < N_ARRAYS; i++)
+		buffer_free(&arrays[i]);
+	if (status != SINK_OK)
+		return status;
+	if (strtol(PQgetvalue(result, 0, 0), NULL, 10) != n_positions)
+	{
+		log_line(LOG_ERROR,
+				 "another ingester has moved the position of stream \"%s\"; nothing of this batch was stored",
+				 sink->config->name);
+		status = SINK_FENCED;
+	}
+	else if (strtol(PQgetvalue(result, 0, 1), NULL, 10) != n_leaves)
+		status = SINK_MOVED;
+	PQclear(result);
+	return status;
+}
+
+/* COMMIT was sent and not answered: did it happen?  *is_stored says. */
+static SinkStatus
+settle_commit(Sink *sink, bool *is_stored)
+{
+	int n_stored = 0, n_touched = 0;
+
+	for (int i = 0; i < sink->batch->positions.n_positions; i++)
+	{
+		Position *position = &sink->batch->positions.list[i], found = *position;
+
+		if (!is_touched(position))
+			continue;
+		SinkStatus status = sink_position(sink, &found, position->stored);
+		if (status != SINK_OK)
+			return status;
+		n_touched++;
+		if (found.stored == position->next)
+			n_stored++;
+		else if (found.stored != position->stored)
+		{
+			log_line(LOG_ERROR, "another ingester has moved the position of stream \"%s\"", sink->config->name);
+			return SINK_FENCED;
+		}
+	}
+	if (n_stored != 0 && n_stored != n_touched)
+	{
+		log_line(LOG_ERROR, "positions of stream \"%s\" were moved one by one by somebody else", sink->config->name);
+		return SINK_FENCED;
+	}
+	*is_stored = n_stored > 0;
+	sink->is_commit_unknown = false;
+	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s", sink->batch->number,
+			 *is_stored ? "stored" : "not stored");
+	return SINK_OK;
+}
+
+/* ---- one transaction ---- */
+
+static SinkStatus
+commit(Sink *sink, bool *is_data)
+{
+	PGresult *result = PQexec(sink->connection, "COMMIT");
+	SinkStatus status = SINK_OK;
+
+	*is_data = false;
+	if (PQresultStatus(result) != PGRES_COMMAND_OK)
+	{
+		status = judge(sink, result, is_data);
+		sink->is_commit_unknown = status == SINK_LOST;
+	}
+	else if (strcmp(PQcmdStatus(result), "COMMIT") != 0)
+		status = SINK_RETRY;
+	PQclear(result);
+	return status;
+}
+
+/* One try.  *is_data: refused for its data in the hopeful pass. */
+static SinkStatus
+store_once(Sink *sink, int *n_dead, bool *is_data)
+{
+	SinkStatus status = run(sink,
+							sink->is_careful
+								? "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE"
+								: "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+							0, NULL, NULL);
+
+	*is_data = false;
+	if (status == SINK_OK)
+		status = store_rows(sink, is_data);
+	if (status == SINK_OK)
+		status = store_dead_letters(sink, n_dead);
+	if (status == SINK_OK)
+		status = move_positions(sink);
+	if (status == SINK_OK)
+		status = commit(sink, is_data);
+	if (status != SINK_OK && status != SINK_LOST && run(sink, "ROLLBACK", 0, NULL, NULL) == SINK_LOST)
+		status = status == SINK_FENCED || status == SINK_BROKEN ? status : SINK_LOST;
+	return status;
+}
+
+static void
+stored(Sink *sink, int n_rows, int n_dead)
+{
+	Batch *batch = sink->batch;
+
+	for (int i = 0; i < batch->positions.n_positions; i++)
+		if (batch->positions.list[i].is_assigned)
+			batch->positions.list[i].stored = batch->positions.list[i].next;
+	sink->counts.n_rows += n_rows;
+	sink->counts.n_dead_letters += n_dead;
+	sink->counts.n_batches++;
+	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
+}
+
+SinkStatus
+sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch)
+{
+	bool is_data = true, is_stored = false;
+	SinkStatus status = SINK_RETRY;
+	int n_rows = 0, n_dead = 0;
+
+	sink->table = table;
+	sink->leaves = leaves;
+	sink->columns = columns;
+	sink->batch = batch;
+	sink->is_careful = false;
+	sink->n_accepted = sink->n_unnamed = 0;
+	sink->is_row_fault = false;
+	if (sink->is_commit_unknown && (status = settle_commit(sink, &is_stored)) != SINK_OK)
+		return status;
+	n_rows = group_rows(sink);
+	if (!is_stored)
+		log_line(LOG_INFO, "batch %" PRId64 ": copying %d rows", batch->number, n_rows);
+	while (!is_stored)
+	{
+		status = store_once(sink, &n_dead, &is_data);
+		if (status == SINK_OK)
+			break;
+		if (!is_data || sink->is_careful)
+			return status;
+		/* A second pass, with savepoints.  The row that was named is out already. */
+		sink->is_careful = true;
+		group_rows(sink);
+	}
+	n_rows = 0;
+	n_dead = 0;
+	for (int i = 0; i < batch->n_rows; i++)
+		if (!batch->rows[i].is_dropped)
+			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
+	stored(sink, n_rows, n_dead);
+	return SINK_OK;
+}
+
+/* ---- trying again ---- */
+
+/* Waits a little longer each time, up to a limit; a random part keeps many ingesters apart. */
+static void
+pause_longer(Retry *retry)
+{
+	retry->pause_ms = retry->pause_ms ? retry->pause_ms * 2 : FIRST_PAUSE_MS;
+	if (retry->pause_ms > LONGEST_PAUSE_MS)
+		retry->pause_ms = LONGEST_PAUSE_MS;
+	wait_ms(retry->pause_ms / 2 + random() % (retry->pause_ms / 2 + 1));
+}
+
+static bool
+reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
+{
+	if (retry->lost_since_us == 0)
+		retry->lost_since_us = monotonic_us();
+	for (;;)
+	{
+		pause_longer(retry);
+		if (stop_requested())
+		{
+			*exit_code = EXIT_DONE;
+			return false;
+		}
+		if (sink_connect(sink, LOG_WARNING))
+		{
+			sink->counts.n_reconnects++;
+			log_line(LOG_WARNING, "connected to the database again");
+			return true;
+		}
+		if (monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000)
+		{
+			log_line(LOG_ERROR, "no connection to the database within target.reconnect; the open batch is not stored");
+			*exit_code = EXIT_CONNECTION;
+			return false;
+		}
+	}
+}
+
+bool
+sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
+{
+	*exit_code = EXIT_DONE;
+	switch (status)
+	{
+		case SINK_OK:
+			return false;
+		case SINK_LOST:
+			return reconnect(sink, retry, exit_code);
+		case SINK_FENCED:
+			*exit_code = EXIT_FENCED;
+			return false;
+		case SINK_BROKEN:
+			*exit_code = EXIT_REFUSED;
+			return false;
+		case SINK_MOVED:
+			if (++retry->n_moved <= MAX_MOVED)
+				return true;
+			break;
+		case SINK_RETRY:
+			break;
+	}
+	if (retry->refused_since_us == 0)
+		retry->refused_since_us = monotonic_us();
+	if (monotonic_us() - retry->refused_since_us > sink->config->retry_ms * 1000)
+	{
+		log_line(LOG_ERROR, "the server still refuses after target.retry; the open batch is not stored");
+		*exit_code = EXIT_REFUSED;
+		return false;
+	}
+	pause_longer(retry);
+	return !stop_requested();
+}
