@@ -58,10 +58,10 @@ demo-stop:
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql
 	$(call install_missing,$(JAVA_PACKAGES))
-	prove --timer tests/e2e/*/run
+	prove --timer tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql
-	prove --timer $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run))
+	prove --timer $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run.sh))
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check
@@ -70,7 +70,7 @@ check-sql:
 	tests/lib/with-cluster pg_prove -d millrace_test --ext .sql tests/sql/
 
 check-e2e:
-	prove --timer tests/e2e/*/run
+	prove --timer tests/e2e/*/run.sh
 
 bench: install
 	tests/bench/run
