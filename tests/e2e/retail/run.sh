@@ -45,7 +45,7 @@ mkdir "$work/days"
 tar -xJf "$here/../../data/retail-by-day.tar.xz" -C "$work/days"
 largest=$(value "SELECT to_char(window_start, 'YYYY-MM-DD') FROM customer_cost_per_day WHERE window_start < '2010-12-22' ORDER BY total_cost DESC LIMIT 1")
 customer=$(value "SELECT coalesce(customer_id::text, '') FROM customer_cost_per_day WHERE window_start < '2010-12-22' ORDER BY total_cost DESC LIMIT 1")
-printf '\n999999,X,ONE MORE ROW,1000,%s 23:59:00,1.0,%s,Nowhere\n' "$largest" "$customer" >>"$work/days/by-day/$largest.csv"
+printf '999999,X,ONE MORE ROW,1000,%s 23:59:00,1.0,%s,Nowhere\n' "$largest" "$customer" >>"$work/days/by-day/$largest.csv"
 rm "$work"/days/by-day/2011-0[4-9]*.csv "$work"/days/by-day/2011-1*.csv
 tar -cJf "$work/changed.tar.xz" -C "$work/days" by-day
 DEMO_DATA=$work/changed.tar.xz "$here/demo" >"$work/out" 2>"$work/err"
