@@ -16,17 +16,17 @@
 typedef enum OptionKind
 {
 	OPTION_TEXT,
-	OPTION_CHOICE,	 /* index into choices */
+	OPTION_CHOICE, /* index into choices */
 	OPTION_NUMBER,
-	OPTION_BYTES,	 /* kB, MB, GB */
-	OPTION_DURATION	 /* milliseconds; ms, s, min, h, d */
+	OPTION_BYTES,	/* kB, MB, GB */
+	OPTION_DURATION /* milliseconds; ms, s, min, h, d */
 } OptionKind;
 
 typedef struct Option
 {
 	const char *name; /* section.key */
 	OptionKind kind;
-	size_t at; /* in Config */
+	size_t at;			 /* in Config */
 	const char *initial; /* default, in the form of the file; NULL: none */
 	int64_t least, most;
 	const char *const *choices;
@@ -43,7 +43,8 @@ static const char *const log_levels[] = {"error", "warning", "info", "debug", NU
 static const Option options[] = {
 	{"source.type", OPTION_CHOICE, AT(type), NULL, 0, 0, source_types, "Where events come from.  Required."},
 	{"source.name", OPTION_TEXT, AT(name), NULL, 0, 0, NULL,
-	 "Name of the stream: key of its positions in millrace.ingest_offsets.  Default: the Kafka group, the directory, "
+	 "Name of the stream: key of its positions in millrace.ingest_offsets.  Default: the Kafka group, the "
+	 "directory, "
 	 "or \"stdin\"."},
 	{"source.path", OPTION_TEXT, AT(path), NULL, 0, 0, NULL, "Directory or file to read."},
 	{"source.pattern", OPTION_TEXT, AT(pattern), "*", 0, 0, NULL,
@@ -57,17 +58,21 @@ static const Option options[] = {
 	{"source.brokers", OPTION_TEXT, AT(brokers), NULL, 0, 0, NULL, "Kafka: host:port[,host:port...]."},
 	{"source.topic", OPTION_TEXT, AT(topic), NULL, 0, 0, NULL, "Kafka: topic."},
 	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
-	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the table."},
+	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the "
+	 "table."},
 	{"csv.header", OPTION_CHOICE, AT(csv_header), "true", 0, 0, booleans,
-	 "The first record of each file names the fields.  Without one fields go by csv.columns, or in the order of the "
+	 "The first record of each file names the fields.  Without one fields go by csv.columns, or in the order "
+	 "of the "
 	 "table's columns."},
 	{"csv.columns", OPTION_TEXT, AT(csv_columns), NULL, 0, 0, NULL,
 	 "Names of the fields, separated by commas, where no header has them."},
 	{"csv.delimiter", OPTION_TEXT, AT(csv_delimiter), ",", 0, 0, NULL, "One character, or \\t."},
-	{"csv.null", OPTION_TEXT, AT(csv_null), "", 0, 0, NULL, "An unquoted field of this text is NULL.  Default: empty."},
+	{"csv.null", OPTION_TEXT, AT(csv_null), "", 0, 0, NULL,
+	 "An unquoted field of this text is NULL.  Default: empty."},
 	{"target.connection", OPTION_TEXT, AT(connection), "", 0, 0, NULL,
 	 "Any libpq connection string or URI.  Default: the environment (PGHOST, ...)."},
-	{"target.table", OPTION_TEXT, AT(table), NULL, 0, 0, NULL, "Table to fill, as written in SQL.  Required."},
+	{"target.table", OPTION_TEXT, AT(table), NULL, 0, 0, NULL,
+	 "Table to fill, as written in SQL.  Required."},
 	{"target.time_column", OPTION_TEXT, AT(time_column), NULL, 0, 0, NULL,
 	 "Column with the event time.  Default: what millrace.create_source was told."},
 	{"target.timezone", OPTION_TEXT, AT(timezone), "UTC", 0, 0, NULL,
@@ -79,7 +84,8 @@ static const Option options[] = {
 	{"target.reconnect", OPTION_DURATION, AT(reconnect_ms), "10min", 0, INT64_C(31557600000), NULL,
 	 "How long to try when the database has gone away."},
 	{"target.retry", OPTION_DURATION, AT(retry_ms), "1min", 0, INT64_C(31557600000), NULL,
-	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, missing "
+	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, "
+	 "missing "
 	 "table)."},
 	{"batch.max_rows", OPTION_NUMBER, AT(max_rows), "0", 0, 100000000, NULL,
 	 "Messages a batch.  0: 50000, and for files no limit."},
@@ -87,7 +93,8 @@ static const Option options[] = {
 	 "Memory a batch.  A file that needs more is read in several batches."},
 	{"batch.max_age", OPTION_DURATION, AT(max_age_ms), "1s", 1, 3600000, NULL,
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
-	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels, "What is written to standard error."},
+	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
+	 "What is written to standard error."},
 };
 
 #define N_OPTIONS ((int) (sizeof options / sizeof options[0]))
@@ -207,13 +214,14 @@ report_unknown(Config *config, const char *section, const char *key, const char 
 	if (!is_section)
 	{
 		nearest = name_nearest(section, sections, 6);
-		report_at(config, origin, line, "unknown section [%s]%s%s%s", section, nearest ? "; did you mean [" : "",
-				  nearest ? nearest : "", nearest ? "]?" : "");
+		report_at(config, origin, line, "unknown section [%s]%s%s%s", section,
+				  nearest ? "; did you mean [" : "", nearest ? nearest : "", nearest ? "]?" : "");
 		return;
 	}
 	nearest = name_nearest(key, names, n_names);
 	report_at(config, origin, line, "unknown key \"%s\" in [%s]%s%s%s", key, section,
-			  nearest ? "; did you mean \"" : "; see millrace run --help", nearest ? nearest : "", nearest ? "\"?" : "");
+			  nearest ? "; did you mean \"" : "; see millrace run --help", nearest ? nearest : "",
+			  nearest ? "\"?" : "");
 }
 
 static void
@@ -280,7 +288,8 @@ read_line(char *line, int n_bytes, void *stream)
 	{
 		int c;
 
-		report_at(reader->config, reader->config->file, reader->line, "line is longer than %d bytes", n_bytes - 2);
+		report_at(reader->config, reader->config->file, reader->line, "line is longer than %d bytes",
+				  n_bytes - 2);
 		while ((c = fgetc(reader->file)) != EOF && c != '\n')
 			;
 		line[0] = '\n';
@@ -378,8 +387,8 @@ load_flag(Config *config, const char *flag)
 		const char *words[] = {"--once", "--progress", "--help", "--version"};
 		const char *nearest = name_nearest(flag, words, 4);
 
-		report_at(config, "command line", 0, "unknown option \"%s\"%s%s%s", flag, nearest ? "; did you mean \"" : "",
-				  nearest ? nearest : "", nearest ? "\"?" : "");
+		report_at(config, "command line", 0, "unknown option \"%s\"%s%s%s", flag,
+				  nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
 		return;
 	}
 	if (value == NULL)
@@ -400,7 +409,8 @@ typedef struct Unit
 	int64_t factor;
 } Unit;
 
-static const Unit byte_units[] = {{"", 1}, {"B", 1}, {"kB", 1024}, {"MB", 1 << 20}, {"GB", 1 << 30}, {NULL, 0}};
+static const Unit byte_units[] = {{"", 1},		   {"B", 1},		{"kB", 1024},
+								  {"MB", 1 << 20}, {"GB", 1 << 30}, {NULL, 0}};
 static const Unit time_units[] = {{"", 1},		  {"ms", 1},	   {"s", 1000}, {"min", 60000},
 								  {"h", 3600000}, {"d", 86400000}, {NULL, 0}};
 static const Unit no_units[] = {{"", 1}, {NULL, 0}};
@@ -454,10 +464,9 @@ parse_option(Config *config, int i)
 
 			for (int c = 0; option->choices[c]; c++)
 				buffer_printf(&list, "%s%s", c ? ", " : "", option->choices[c]);
-			report_at(config, value_origins[i], value_lines[i], "\"%s\" is no value of \"%s\": use one of %s", text, key,
-					  list.data);
+			report_at(config, value_origins[i], value_lines[i], "\"%s\" is no value of \"%s\": use one of %s",
+					  text, key, list.data);
 			buffer_free(&list);
-			number = 0;
 		}
 	}
 	else
@@ -466,13 +475,15 @@ parse_option(Config *config, int i)
 			: option->kind == OPTION_DURATION			 ? time_units
 														 : no_units;
 		if (!parse_number(text, units, &number))
-			report_at(config, value_origins[i], value_lines[i], "\"%s\" is not a valid value of \"%s\"%s", text, key,
-					  option->kind == OPTION_BYTES		? ": write 1000, 64kB, 64MB or 1GB"
+			report_at(config, value_origins[i], value_lines[i], "\"%s\" is not a valid value of \"%s\"%s",
+					  text, key,
+					  option->kind == OPTION_BYTES			? ": write 1000, 64kB, 64MB or 1GB"
 						  : option->kind == OPTION_DURATION ? ": write 500ms, 10s, 5min, 2h or 30d"
 															: ": write a whole number");
 		else if (number < option->least || number > option->most)
-			report_at(config, value_origins[i], value_lines[i], "%s of \"%s\" is outside %" PRId64 " to %" PRId64, text,
-					  key, option->least, option->most);
+			report_at(config, value_origins[i], value_lines[i],
+					  "%s of \"%s\" is outside %" PRId64 " to %" PRId64, text, key, option->least,
+					  option->most);
 	}
 	memcpy(member, &number, sizeof number);
 }
@@ -489,8 +500,8 @@ static void
 require(Config *config, const char *name, const char *reason)
 {
 	if (!is_set(name))
-		config_error_at(config, name, "\"%s\" is missing in [%.*s]%s", strchr(name, '.') + 1, (int) strcspn(name, "."),
-						name, reason);
+		config_error_at(config, name, "\"%s\" is missing in [%.*s]%s", strchr(name, '.') + 1,
+						(int) strcspn(name, "."), name, reason);
 }
 
 static void
@@ -502,7 +513,8 @@ check_source(Config *config)
 	{
 		case SOURCE_DIRECTORY:
 		case SOURCE_FILE:
-			require(config, "source.path", config->type == SOURCE_FILE ? ": the file to read" : ": the directory to read");
+			require(config, "source.path",
+					config->type == SOURCE_FILE ? ": the file to read" : ": the directory to read");
 			break;
 		case SOURCE_KAFKA:
 			require(config, "source.brokers", ": host:port of the broker");
@@ -515,7 +527,8 @@ check_source(Config *config)
 		return;
 	for (size_t i = 0; i < sizeof kafka_only / sizeof kafka_only[0]; i++)
 		if (is_set(kafka_only[i]))
-			config_error_at(config, kafka_only[i], "\"%s\" belongs to type = kafka", strchr(kafka_only[i], '.') + 1);
+			config_error_at(config, kafka_only[i], "\"%s\" belongs to type = kafka",
+							strchr(kafka_only[i], '.') + 1);
 	for (int i = 0; i < config->kafka.n_pairs; i++)
 		config_error_pair(config, &config->kafka.list[i], "\"kafka.%s\" belongs to type = kafka",
 						  config->kafka.list[i].name);
@@ -533,10 +546,11 @@ check_values(Config *config)
 	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
 		strcpy(config->csv_delimiter, "\t");
 	if (strlen(config->csv_delimiter) != 1 || strchr("\"\r\n", config->csv_delimiter[0]))
-		config_error_at(config, "csv.delimiter", "\"delimiter\" must be one character other than a quote or line end");
+		config_error_at(config, "csv.delimiter",
+						"\"delimiter\" must be one character other than a quote or line end");
 	if (!time_parse(config->min_time, strlen(config->min_time), &config->min_time_us, &has_zone))
-		config_error_at(config, "target.min_time", "\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z",
-						config->min_time);
+		config_error_at(config, "target.min_time",
+						"\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z", config->min_time);
 	if (config->max_record_bytes > config->max_bytes)
 		config->max_record_bytes = config->max_bytes;
 }
@@ -547,6 +561,10 @@ derive(Config *config)
 {
 	if (config->format < 0)
 		config->format = config->type == SOURCE_KAFKA ? FORMAT_JSON : FORMAT_CSV;
+	if (config->csv_header < 0)
+		config->csv_header = 1;
+	if (config->log_level < 0)
+		config->log_level = LOG_INFO;
 	if (config->max_rows == 0)
 		config->max_rows = config->type == SOURCE_KAFKA || config->type == SOURCE_STDIN ? 50000 : INT32_MAX;
 	if (config->type == SOURCE_KAFKA)
@@ -591,8 +609,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 		parse_option(config, i);
 	config->log_level_given = is_set("log.level");
 	check_values(config);
-	if (config->n_errors == 0)
-		derive(config);
+	derive(config);
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
@@ -668,8 +685,8 @@ config_help(FILE *out)
 			for (int c = 0; option->choices[c]; c++)
 				fprintf(out, "%s%s", c ? "|" : "", option->choices[c]);
 		else
-			fputs(option->kind == OPTION_TEXT		 ? "TEXT"
-					  : option->kind == OPTION_BYTES ? "BYTES"
+			fputs(option->kind == OPTION_TEXT			? "TEXT"
+					  : option->kind == OPTION_BYTES	? "BYTES"
 					  : option->kind == OPTION_DURATION ? "DURATION"
 														: "NUMBER",
 				  out);
@@ -682,7 +699,10 @@ config_help(FILE *out)
 	print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
 	fputs("  --columns.COLUMN=FIELD\n", out);
 	print_wrapped(out,
-				  "What fills a column of the table: a field by name; for JSON a path with dots; $ (the whole message), $topic, "
-				  "$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to the server.  FIELD "
-				  "default:TEXT gives TEXT where the field is missing.  A column without a line takes the field of its own name.");
+				  "What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
+				  "whole message), $topic, "
+				  "$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
+				  "the server.  FIELD "
+				  "default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
+				  "field of its own name.");
 }

@@ -26,9 +26,9 @@ typedef struct Node
 
 typedef struct Level
 {
-	Node *node;		/* whose children the keys of this object are; NULL: nobody looks */
-	Node *capture;	/* takes the text of this object or array; NULL: nobody */
-	size_t start;	/* of that text */
+	Node *node;	   /* whose children the keys of this object are; NULL: nobody looks */
+	Node *capture; /* takes the text of this object or array; NULL: nobody */
+	size_t start;  /* of that text */
 } Level;
 
 struct Decoder
@@ -41,9 +41,9 @@ struct Decoder
 
 	/* CSV */
 	Value *fields;
-	int n_fields;	/* of the record just read; those behind n_expected are counted only */
+	int n_fields; /* of the record just read; those behind n_expected are counted only */
 	int n_expected;
-	int *field_of;	/* per mapped column: index into fields, -1: none */
+	int *field_of; /* per mapped column: index into fields, -1: none */
 	bool needs_header, is_skipping;
 	char *file_name;
 
@@ -52,9 +52,9 @@ struct Decoder
 	Node root;
 	Level levels[MAX_JSON_DEPTH + 2];
 	int depth, n_values;
-	Node *pending;	   /* node of the key just read */
-	size_t token_end;  /* of the key just read */
-	const char *json;  /* the message */
+	Node *pending;	  /* node of the key just read */
+	size_t token_end; /* of the key just read */
+	const char *json; /* the message */
 	size_t n_json_bytes;
 	const char *fault; /* why a callback stopped the parser */
 	bool is_object;
@@ -64,7 +64,7 @@ struct Decoder
 
 typedef enum CsvResult
 {
-	CSV_MORE,	/* the record goes on behind these bytes */
+	CSV_MORE, /* the record goes on behind these bytes */
 	CSV_RECORD,
 	CSV_FAULT
 } CsvResult;
@@ -159,7 +159,8 @@ csv_record(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size
 				at++;
 			}
 			if (at < end && *at != delimiter && *at != '\n')
-				return csv_fault(data, n_bytes, at_end, used, reason, "text behind the closing quote of a field");
+				return csv_fault(data, n_bytes, at_end, used, reason,
+								 "text behind the closing quote of a field");
 		}
 		else
 		{
@@ -249,7 +250,8 @@ csv_without_header(Decoder *decoder)
 	for (int i = 0; decoder->config->csv_columns == NULL && i < table->n_columns; i++)
 	{
 		names = mem_grow(names, (size_t) n_names + 1, sizeof(Value));
-		names[n_names++] = (Value){table->columns[i].name, (uint32_t) strlen(table->columns[i].name), VALUE_TEXT};
+		names[n_names++] =
+			(Value){table->columns[i].name, (uint32_t) strlen(table->columns[i].name), VALUE_TEXT};
 	}
 	csv_resolve(decoder, names, n_names, &missing);
 	csv_expect(decoder, n_names);
@@ -273,7 +275,8 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 	CsvResult result = csv_record(decoder, data + skip, n_bytes - skip, at_end, &used, &reason);
 	if (result == CSV_MORE)
 		return 0;
-	if (result == CSV_FAULT || text_defect(data, skip + used, &at) != NULL || decoder->n_fields > decoder->n_expected)
+	if (result == CSV_FAULT || text_defect(data, skip + used, &at) != NULL ||
+		decoder->n_fields > decoder->n_expected)
 	{
 		log_line(LOG_ERROR, "%s: header cannot be read: %s", decoder->file_name,
 				 reason ? reason : "not UTF-8, or too many fields");
@@ -282,8 +285,8 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 	}
 	bool found_any = csv_resolve(decoder, decoder->fields, decoder->n_fields, &missing);
 	if (missing != NULL)
-		log_line(LOG_ERROR, "%s: header has no field \"%s\" for column \"%s\"", decoder->file_name, missing->field,
-				 missing->column->name);
+		log_line(LOG_ERROR, "%s: header has no field \"%s\" for column \"%s\"", decoder->file_name,
+				 missing->field, missing->column->name);
 	else if (!found_any)
 		log_line(LOG_ERROR, "%s: no field of the header has the name of a column; is it a header at all?",
 				 decoder->file_name);
@@ -309,7 +312,8 @@ csv_row(Decoder *decoder, const Message *message)
 	}
 	if (decoder->n_fields != decoder->n_expected)
 	{
-		snprintf(reason, sizeof reason, "%d fields where %d are expected", decoder->n_fields, decoder->n_expected);
+		snprintf(reason, sizeof reason, "%d fields where %d are expected", decoder->n_fields,
+				 decoder->n_expected);
 		batch_dead_letter(decoder->batch, message, "decode", "", reason);
 		return;
 	}
@@ -573,8 +577,9 @@ on_end(void *context)
 	return 1;
 }
 
-static const yajl_callbacks callbacks = {on_null,	   on_boolean, NULL,   NULL,		   on_number, on_string,
-										 on_map_start, on_key,	   on_end, on_array_start, on_end};
+static const yajl_callbacks callbacks = {on_null,	on_boolean,		NULL,		  NULL,
+										 on_number, on_string,		on_map_start, on_key,
+										 on_end,	on_array_start, on_end};
 
 /* One parser serves all messages; after a fault its state is unknown, so it is made anew. */
 static void
@@ -613,8 +618,7 @@ json_parse(Decoder *decoder, const Message *message, char *text, size_t text_byt
 	decoder->is_object = false;
 	decoder->scratch.n_bytes = 0;
 	buffer_room(&decoder->scratch, message->n_bytes);
-	yajl_status status =
-		yajl_parse(decoder->parser, (const unsigned char *) message->data, message->n_bytes);
+	yajl_status status = yajl_parse(decoder->parser, (const unsigned char *) message->data, message->n_bytes);
 	/* A bare number ends only where something follows. */
 	if (status == yajl_status_ok && decoder->n_values == 0)
 		status = yajl_parse(decoder->parser, (const unsigned char *) "\n", 1);
@@ -804,7 +808,8 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 }
 
 size_t
-decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position, int64_t offset)
+decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position,
+			 int64_t offset)
 {
 	size_t used = 0;
 

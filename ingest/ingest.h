@@ -58,7 +58,7 @@ typedef struct Arena
 	size_t used_bytes; /* handed out since the last reset */
 } Arena;
 
-void *arena_alloc(Arena *arena, size_t n_bytes); /* aligned to 8 */
+void *arena_alloc(Arena *arena, size_t n_bytes);   /* aligned to 8 */
 char *arena_reserve(Arena *arena, size_t n_bytes); /* room that arena_take() then cuts; unaligned */
 void arena_take(Arena *arena, size_t n_bytes);
 char *arena_copy(Arena *arena, const void *data, size_t n_bytes);
@@ -76,10 +76,10 @@ void buffer_add(Buffer *buffer, const void *data, size_t n_bytes);
 void buffer_printf(Buffer *buffer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void buffer_free(Buffer *buffer);
 
-int64_t clock_us(void);		 /* wall clock, microseconds since 1970 UTC */
-int64_t monotonic_us(void);	 /* never goes back */
-void wait_ms(int64_t ms);	 /* ends early when a stop was asked for */
-bool stop_requested(void);	 /* set by SIGTERM and SIGINT */
+int64_t clock_us(void);		/* wall clock, microseconds since 1970 UTC */
+int64_t monotonic_us(void); /* never goes back */
+void wait_ms(int64_t ms);	/* ends early when a stop was asked for */
+bool stop_requested(void);	/* set by SIGTERM and SIGINT */
 void signals_install(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
@@ -149,7 +149,8 @@ typedef struct Config
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
 ExitCode config_load(Config *config, const char *file, int n_flags, char **flags);
 /* An error at the place where the option "section.key" was set. */
-void config_error_at(Config *config, const char *option, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void config_error_at(Config *config, const char *option, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 void config_help(FILE *out);
@@ -220,10 +221,10 @@ typedef struct Batch
 	Row *rows;
 	int n_rows, capacity;
 	int n_dropped;
-	int64_t number;		 /* of the batch in this run, from 1 */
-	int64_t opened_us;	 /* monotonic time of the first row */
+	int64_t number;	   /* of the batch in this run, from 1 */
+	int64_t opened_us; /* monotonic time of the first row */
 	int64_t max_rows, max_bytes;
-	bool has_moved;		 /* a position moved even without a row: a header, a blank line */
+	bool has_moved; /* a position moved even without a row: a header, a blank line */
 	Positions positions;
 } Batch;
 
@@ -247,10 +248,10 @@ typedef struct Column
 
 typedef struct Table
 {
-	char *name; /* schema-qualified and quoted */
+	char *name;		/* schema-qualified and quoted */
 	char *relation; /* bare name, as COPY's error context prints it */
 	uint32_t oid;
-	bool is_routed; /* partitioned by time and registered: rows go straight to the leaves */
+	bool is_routed;	   /* partitioned by time and registered: rows go straight to the leaves */
 	char *time_column; /* NULL: none */
 	Column *columns;
 	int n_columns;
@@ -310,7 +311,8 @@ SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
 /* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
-SinkStatus sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
+SinkStatus
+sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
 /* After a status: false when there is nothing to try again or the budget is used up (then *exit_code says which). */
 bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code);
 /* Line number in the context of a COPY error, or 0.  relation: the table's bare name. */
@@ -375,8 +377,8 @@ typedef struct Mapped
 {
 	const Column *column;
 	FieldKind kind;
-	char *field;	 /* name or path, for FIELD_NAMED */
-	char *fallback;	 /* for a missing field; NULL: none */
+	char *field;	  /* name or path, for FIELD_NAMED */
+	char *fallback;	  /* for a missing field; NULL: none */
 	const Pair *rule; /* the [columns] line; NULL: implicit, by name */
 } Mapped;
 
@@ -384,8 +386,8 @@ typedef struct Mapping
 {
 	Mapped *columns;
 	int n_columns;
-	int time_index; /* -1: no time column among them */
-	bool is_utc;	/* a time without a zone is UTC */
+	int time_index;	   /* -1: no time column among them */
+	bool is_utc;	   /* a time without a zone is UTC */
 	bool ignores_zone; /* time column without time zone: PostgreSQL drops the zone */
 	bool is_date;
 	CopyColumns copy;
@@ -419,7 +421,8 @@ size_t decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at
  * As many whole records as fit into the batch; moves the position.  offset: of data[0] in the file.  at_end: no bytes
  * follow.  Returns the bytes used.
  */
-size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position, int64_t offset);
+size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position,
+					int64_t offset);
 
 /* ---- source_file.c, source_kafka.c ---- */
 

@@ -51,7 +51,8 @@ router_route(Router *router, Batch *batch, Row *row)
 		else if (row->time_us > clock_us() + router->max_future_us)
 		{
 			time_format(row->time_us, when, sizeof when);
-			snprintf(reason, sizeof reason, "event time %s is further in the future than target.max_future", when);
+			snprintf(reason, sizeof reason, "event time %s is further in the future than target.max_future",
+					 when);
 			row_kill(batch, row, "partition", "", reason);
 		}
 	}
@@ -87,7 +88,8 @@ router_prepare(Router *router, Batch *batch)
 	{
 		SinkStatus status = sink_ensure_partitions(router->sink, router->table, row->time_us, row->time_us);
 
-		if (status != SINK_OK || (status = sink_leaves(router->sink, router->table, &router->leaves)) != SINK_OK)
+		if (status != SINK_OK ||
+			(status = sink_leaves(router->sink, router->table, &router->leaves)) != SINK_OK)
 			return status;
 		router->last = 0;
 		/* The database makes none for this time: it decides where the row goes. */

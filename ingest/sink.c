@@ -17,8 +17,8 @@
 #include <string.h>
 
 #define SEND_BYTES ((size_t) 65536)
-#define FEW_ROWS 5		  /* a smaller batch may be refused as a whole and still be the rows' fault */
-#define TRIED_ROWS 16	  /* so many single rows refused and none accepted: look whether any row is accepted */
+#define FEW_ROWS 5	  /* a smaller batch may be refused as a whole and still be the rows' fault */
+#define TRIED_ROWS 16 /* so many single rows refused and none accepted: look whether any row is accepted */
 #define PROBED_ROWS 8
 #define MAX_MOVED 10
 #define FIRST_PAUSE_MS 100
@@ -139,7 +139,8 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 }
 
 void
-batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate, const char *reason)
+batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
+				  const char *reason)
 {
 	row_kill(batch, batch_add(batch, message), stage, sqlstate, reason);
 }
@@ -190,8 +191,8 @@ sink_connect(Sink *sink, LogLevel level)
 		goto failed;
 	}
 	PQsetNoticeReceiver(sink->connection, on_notice, NULL);
-	result = PQexecParams(sink->connection, "SELECT pg_catalog.set_config('TimeZone', $1, false)", 1, NULL, zone, NULL,
-						  NULL, 0);
+	result = PQexecParams(sink->connection, "SELECT pg_catalog.set_config('TimeZone', $1, false)", 1, NULL,
+						  zone, NULL, NULL, 0);
 	bool is_set = PQresultStatus(result) == PGRES_TUPLES_OK;
 	PQclear(result);
 	if (is_set)
@@ -210,11 +211,13 @@ connection_is_valid(Config *config)
 	char *error = NULL;
 	bool is_pair = strchr(config->connection, '=') != NULL || strstr(config->connection, "://") != NULL;
 	PQconninfoOption *parsed = is_pair ? PQconninfoParse(config->connection, &error) : NULL;
-	bool may_hold_secret = strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
+	bool may_hold_secret =
+		strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
 
 	if (is_pair && parsed == NULL)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
-						may_hold_secret || error == NULL ? "" : ": ", may_hold_secret || error == NULL ? "" : error);
+						may_hold_secret || error == NULL ? "" : ": ",
+						may_hold_secret || error == NULL ? "" : error);
 	PQconninfoFree(parsed);
 	PQfreemem(error);
 	return !is_pair || parsed != NULL;
@@ -258,8 +261,8 @@ sink_counts(const Sink *sink)
 static bool
 is_data_error(const char *sqlstate)
 {
-	return strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0 || strcmp(sqlstate, "21000") == 0 ||
-		strcmp(sqlstate, "P0001") == 0;
+	return strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0 ||
+		strcmp(sqlstate, "21000") == 0 || strcmp(sqlstate, "P0001") == 0;
 }
 
 /* What a failed result means.  A data error is kept in sink->sqlstate, reason and context; others are logged. */
@@ -283,9 +286,10 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 		sink->context = mem_string(context ? context : "");
 		return SINK_RETRY;
 	}
-	log_line(LOG_WARNING, "%s%s%s%s%s%s%s", is_lost ? "connection to the database lost: " : "server refuses: ",
-			 primary ? primary : PQerrorMessage(sink->connection), sqlstate ? " (SQLSTATE " : "",
-			 sqlstate ? sqlstate : "", sqlstate ? ")" : "", context ? "; context: " : "", context ? context : "");
+	log_line(
+		LOG_WARNING, "%s%s%s%s%s%s%s", is_lost ? "connection to the database lost: " : "server refuses: ",
+		primary ? primary : PQerrorMessage(sink->connection), sqlstate ? " (SQLSTATE " : "",
+		sqlstate ? sqlstate : "", sqlstate ? ")" : "", context ? "; context: " : "", context ? context : "");
 	return is_lost ? SINK_LOST : SINK_RETRY;
 }
 
@@ -348,12 +352,13 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 {
 	const char *params[] = {table->name};
 	PGresult *result;
-	SinkStatus status = run(sink,
-							"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
-							" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
-							" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
-							" WHERE NOT pg_catalog.has_table_privilege(rel, what0)",
-							1, params, &result);
+	SinkStatus status = run(
+		sink,
+		"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+		" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+		" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
+		" WHERE NOT pg_catalog.has_table_privilege(rel, what0)",
+		1, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -399,12 +404,14 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	const char *params[] = {oid};
 	PGresult *result;
 	SinkStatus status =
-		run(sink, "SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid", 1,
-			params, &result);
+		run(sink,
+			"SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid",
+			1, params, &result);
 
 	if (status != SINK_OK)
 		return status;
-	const char *registered = PQntuples(result) > 0 && !PQgetisnull(result, 0, 0) ? PQgetvalue(result, 0, 0) : NULL;
+	const char *registered =
+		PQntuples(result) > 0 && !PQgetisnull(result, 0, 0) ? PQgetvalue(result, 0, 0) : NULL;
 	const char *chosen = config->time_column ? config->time_column : registered;
 	table->time_column = chosen ? mem_string(chosen) : NULL;
 	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
@@ -414,7 +421,8 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 		if (strcmp(table->columns[i].name, table->time_column) == 0)
 			return SINK_OK;
 	if (table->time_column != NULL)
-		config_error_at(config, "target.time_column", "table %s has no column \"%s\"", table->name, table->time_column);
+		config_error_at(config, "target.time_column", "table %s has no column \"%s\"", table->name,
+						table->time_column);
 	return SINK_OK;
 }
 
@@ -429,15 +437,17 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		return EXIT_CONNECTION;
 	if (PQgetisnull(result, 0, 0))
 		config_error_at(config, "target.connection",
-						"extension millrace is not in database \"%s\": CREATE EXTENSION millrace", PQdb(sink->connection));
+						"extension millrace is not in database \"%s\": CREATE EXTENSION millrace",
+						PQdb(sink->connection));
 	PQclear(result);
 	if (config->n_errors > n_before)
 		return EXIT_TARGET;
-	SinkStatus status = run(sink,
-							"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind"
-							" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-							" WHERE c.oid = pg_catalog.to_regclass($1)",
-							1, params, &result);
+	SinkStatus status =
+		run(sink,
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind"
+			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" WHERE c.oid = pg_catalog.to_regclass($1)",
+			1, params, &result);
 	if (status == SINK_LOST)
 		return EXIT_CONNECTION;
 	if (status != SINK_OK || PQntuples(result) == 0)
@@ -452,7 +462,8 @@ sink_describe(Sink *sink, Config *config, Table *table)
 	if (strchr("rpfv", PQgetvalue(result, 0, 3)[0]) == NULL)
 		config_error_at(config, "target.table", "%s is not a table", table->name);
 	if (read_columns(sink, table, PQgetvalue(result, 0, 0)) != SINK_OK ||
-		read_source(sink, config, table, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 3)[0] == 'p') != SINK_OK)
+		read_source(sink, config, table, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 3)[0] == 'p') !=
+			SINK_OK)
 	{
 		PQclear(result);
 		return EXIT_CONNECTION;
@@ -504,14 +515,15 @@ sink_leaves(Sink *sink, const Table *table, Leaves *leaves)
 	/* In UTC, so that the bounds of a column without time zone come out as the times without a zone are read here. */
 	if ((status = run(sink, "BEGIN; SET LOCAL TimeZone = 'UTC'", 0, NULL, NULL)) != SINK_OK)
 		return status;
-	status = run(sink,
-				 "SELECT p.partition::oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname,"
-				 " CASE WHEN isfinite(p.from_time) THEN (extract(epoch FROM p.from_time) * 1000000)::bigint END,"
-				 " CASE WHEN isfinite(p.to_time) THEN (extract(epoch FROM p.to_time) * 1000000)::bigint END"
-				 " FROM millrace.partitions($1::oid::regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.partition"
-				 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-				 " WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL ORDER BY p.from_time NULLS FIRST",
-				 1, params, &result);
+	status =
+		run(sink,
+			"SELECT p.partition::oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname,"
+			" CASE WHEN isfinite(p.from_time) THEN (extract(epoch FROM p.from_time) * 1000000)::bigint END,"
+			" CASE WHEN isfinite(p.to_time) THEN (extract(epoch FROM p.to_time) * 1000000)::bigint END"
+			" FROM millrace.partitions($1::oid::regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.partition"
+			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL ORDER BY p.from_time NULLS FIRST",
+			1, params, &result);
 	if (status != SINK_OK)
 	{
 		run(sink, "ROLLBACK", 0, NULL, NULL);
@@ -541,8 +553,8 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	time_format(from_us, from, sizeof from);
 	time_format(to_us, to, sizeof to);
 	log_line(LOG_DEBUG, "asking for the partition of %s that holds %s", table->name, from);
-	return run(sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)", 3, params,
-			   NULL);
+	return run(sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)",
+			   3, params, NULL);
 }
 
 SinkStatus
@@ -771,7 +783,8 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 		const Row *row = &sink->batch->rows[order[i]];
 
 		if (row->copy_bytes >= SEND_BYTES)
-			is_sent = send_flush(sink) && PQputCopyData(sink->connection, row->copy, (int) row->copy_bytes) == 1;
+			is_sent =
+				send_flush(sink) && PQputCopyData(sink->connection, row->copy, (int) row->copy_bytes) == 1;
 		else
 		{
 			buffer_add(&sink->send, row->copy, row->copy_bytes);
@@ -786,7 +799,8 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 static int
 named_row(Sink *sink, const Group *group, int n_rows)
 {
-	const char *relation = group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
+	const char *relation =
+		group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
 	int64_t line = copy_context_line(sink->context, relation);
 
 	/* The encoding is checked block by block, ahead of the lines: the number is of another one. */
@@ -823,7 +837,8 @@ probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_re
 			return status;
 		if (status == SINK_OK || named_row(sink, group, 1) >= 0)
 			*all_refused = false;
-		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_probe; RELEASE SAVEPOINT millrace_probe", 0, NULL, NULL);
+		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_probe; RELEASE SAVEPOINT millrace_probe", 0, NULL,
+					 NULL);
 		if (status != SINK_OK)
 			return status;
 	}
@@ -847,8 +862,8 @@ refuse_single(Sink *sink, const Group *group, const int *order, const int *group
 	sink->is_row_fault = !all_refused;
 	if (!all_refused)
 		return SINK_OK;
-	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s (SQLSTATE %s)%s%s", sink->reason,
-			 sink->sqlstate, sink->context[0] ? "; context: " : "", sink->context);
+	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s (SQLSTATE %s)%s%s",
+			 sink->reason, sink->sqlstate, sink->context[0] ? "; context: " : "", sink->context);
 	return SINK_BROKEN;
 }
 
@@ -871,7 +886,8 @@ store_carefully(Sink *sink, const Group *group, int *order, int n_rows, int *gro
 		}
 		if (!is_data)
 			return status;
-		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_rows; RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
+		status =
+			run(sink, "ROLLBACK TO SAVEPOINT millrace_rows; RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
 		if (status != SINK_OK)
 			return status;
 		int bad = named_row(sink, group, n_rows);
@@ -971,10 +987,11 @@ store_dead_letters(Sink *sink, int *n_dead)
 			first = &batch->rows[i];
 	if (*n_dead == 0)
 		return SINK_OK;
-	SinkStatus status = copy_begin(sink,
-								   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
-								   " sqlstate, reason) FROM STDIN",
-								   &is_data);
+	SinkStatus status =
+		copy_begin(sink,
+				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
+				   " sqlstate, reason) FROM STDIN",
+				   &is_data);
 	for (int i = 0; status == SINK_OK && i < batch->n_rows && is_sent; i++)
 	{
 		const Row *row = &batch->rows[i];
@@ -1003,11 +1020,14 @@ store_dead_letters(Sink *sink, int *n_dead)
 	if (status == SINK_OK)
 		status = copy_end(sink, is_sent, &is_data);
 	if (status == SINK_OK)
-		log_line(LOG_WARNING, "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
-				 batch->number, *n_dead, *n_dead == 1 ? "" : "s", batch->positions.list[first->position].topic,
+		log_line(LOG_WARNING,
+				 "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
+				 batch->number, *n_dead, *n_dead == 1 ? "" : "s",
+				 batch->positions.list[first->position].topic,
 				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
 	else if (is_data)
-		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
+				 sink->sqlstate);
 	return status;
 }
 
@@ -1068,16 +1088,15 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 		array_number(&arrays[ARRAY_NEXT], position->next);
 		n_positions++;
 	}
-	for (int g = 0, last = -1; g < sink->n_groups; g++)
+	for (int g = 0; g < sink->n_groups; g++)
 	{
 		const Group *group = &sink->groups[g];
 
-		/* Two groups of one leaf differ in the defaults they leave out. */
-		if (group->leaf < 0 || group->n_rows == 0 || &sink->groups[sink->leaf_groups[group->leaf + 1]] != group ||
-			group->leaf == last)
+		/* Two groups of one leaf differ in the defaults they leave out; the leaf counts once. */
+		if (group->leaf < 0 || group->n_rows == 0 || sink->leaf_groups[group->leaf + 1] < 0)
 			continue;
+		sink->leaf_groups[group->leaf + 1] = -1;
 		array_number(&arrays[ARRAY_LEAF], sink->leaves->list[group->leaf].oid);
-		last = group->leaf;
 		(*n_leaves)++;
 	}
 	for (int i = 0; i < N_ARRAYS; i++)
@@ -1094,18 +1113,19 @@ move_positions(Sink *sink)
 {
 	Buffer arrays[N_ARRAYS] = {0};
 	int n_leaves, n_positions = position_arrays(sink, arrays, &n_leaves);
-	const char *params[] = {sink->config->name,			arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
+	const char *params[] = {sink->config->name,		   arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
 							arrays[ARRAY_STORED].data, arrays[ARRAY_NEXT].data,	 arrays[ARRAY_LEAF].data};
 	PGresult *result;
-	SinkStatus status =
-		run(sink,
-			"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
-			" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
-			" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = p.stored"
-			" RETURNING 1)"
-			" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
-			" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
-			6, params, &result);
+	SinkStatus status = run(
+		sink,
+		"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
+		" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
+		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = "
+		"p.stored"
+		" RETURNING 1)"
+		" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
+		" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
+		6, params, &result);
 
 	for (int i = 0; i < N_ARRAYS; i++)
 		buffer_free(&arrays[i]);
@@ -1144,19 +1164,21 @@ settle_commit(Sink *sink, bool *is_stored)
 			n_stored++;
 		else if (found.stored != position->stored)
 		{
-			log_line(LOG_ERROR, "another ingester has moved the position of stream \"%s\"", sink->config->name);
+			log_line(LOG_ERROR, "another ingester has moved the position of stream \"%s\"",
+					 sink->config->name);
 			return SINK_FENCED;
 		}
 	}
 	if (n_stored != 0 && n_stored != n_touched)
 	{
-		log_line(LOG_ERROR, "positions of stream \"%s\" were moved one by one by somebody else", sink->config->name);
+		log_line(LOG_ERROR, "positions of stream \"%s\" were moved one by one by somebody else",
+				 sink->config->name);
 		return SINK_FENCED;
 	}
 	*is_stored = n_stored > 0;
 	sink->is_commit_unknown = false;
-	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s", sink->batch->number,
-			 *is_stored ? "stored" : "not stored");
+	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s",
+			 sink->batch->number, *is_stored ? "stored" : "not stored");
 	return SINK_OK;
 }
 
@@ -1184,11 +1206,11 @@ commit(Sink *sink, bool *is_data)
 static SinkStatus
 store_once(Sink *sink, int *n_dead, bool *is_data)
 {
-	SinkStatus status = run(sink,
-							sink->is_careful
-								? "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE"
-								: "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-							0, NULL, NULL);
+	SinkStatus status = run(
+		sink,
+		sink->is_careful ? "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE"
+						 : "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+		0, NULL, NULL);
 
 	*is_data = false;
 	if (status == SINK_OK)
@@ -1290,7 +1312,8 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		}
 		if (monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000)
 		{
-			log_line(LOG_ERROR, "no connection to the database within target.reconnect; the open batch is not stored");
+			log_line(LOG_ERROR,
+					 "no connection to the database within target.reconnect; the open batch is not stored");
 			*exit_code = EXIT_CONNECTION;
 			return false;
 		}

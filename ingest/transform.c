@@ -21,8 +21,12 @@ field_kind(const char *field)
 	{
 		const char *name;
 		FieldKind kind;
-	} kinds[] = {{"$", FIELD_WHOLE},		   {"$topic", FIELD_TOPIC},			{"$file", FIELD_TOPIC},
-				 {"$partition", FIELD_PARTITION}, {"$offset", FIELD_OFFSET}, {"$key", FIELD_KEY},
+	} kinds[] = {{"$", FIELD_WHOLE},
+				 {"$topic", FIELD_TOPIC},
+				 {"$file", FIELD_TOPIC},
+				 {"$partition", FIELD_PARTITION},
+				 {"$offset", FIELD_OFFSET},
+				 {"$key", FIELD_KEY},
 				 {"$timestamp", FIELD_TIMESTAMP}};
 
 	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
@@ -68,7 +72,8 @@ map_column(Mapping *mapping, Config *config, const Column *column)
 	mapped->kind = rule ? field_kind(field) : FIELD_NAMED;
 	if (rule && field[0] == '$' && mapped->kind == FIELD_NAMED)
 		config_error_pair(config, rule,
-						  "\"%s\" is unknown: use $, $topic, $file, $partition, $offset, $key or $timestamp", field);
+						  "\"%s\" is unknown: use $, $topic, $file, $partition, $offset, $key or $timestamp",
+						  field);
 	mapping->n_columns++;
 }
 
@@ -89,8 +94,9 @@ check_rules(Config *config, const Table *table)
 		if (found)
 			continue;
 		const char *nearest = name_nearest(rule->name, names, table->n_columns);
-		config_error_pair(config, rule, "table %s has no column \"%s\" that can be written%s%s%s", table->name,
-						  rule->name, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+		config_error_pair(config, rule, "table %s has no column \"%s\" that can be written%s%s%s",
+						  table->name, rule->name, nearest ? "; did you mean \"" : "", nearest ? nearest : "",
+						  nearest ? "\"?" : "");
 	}
 	free(names);
 }
@@ -116,11 +122,13 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 
 		mapping->copy.columns[i] = mapped->column;
 		mapping->copy.default_bit[i] =
-			mapped->column->has_default && mapped->fallback == NULL && n_bits < MAX_DEFAULT_BITS ? n_bits++ : -1;
+			mapped->column->has_default && mapped->fallback == NULL && n_bits < MAX_DEFAULT_BITS ? n_bits++
+																								 : -1;
 		if (table->time_column == NULL || strcmp(table->time_column, mapped->column->name) != 0)
 			continue;
 		mapping->time_index = i;
-		mapping->ignores_zone = mapped->column->type_oid == TIMESTAMP_OID || mapped->column->type_oid == DATE_OID;
+		mapping->ignores_zone =
+			mapped->column->type_oid == TIMESTAMP_OID || mapped->column->type_oid == DATE_OID;
 		mapping->is_date = mapped->column->type_oid == DATE_OID;
 	}
 	if (mapping->n_columns == 0 && table->n_columns > 0)

@@ -175,7 +175,8 @@ arena_take(Arena *arena, size_t n_bytes)
 void *
 arena_alloc(Arena *arena, size_t n_bytes)
 {
-	size_t wanted = n_bytes + 7; /* callers' sizes are far below SIZE_MAX: they were read into memory before */
+	size_t wanted =
+		n_bytes + 7; /* callers' sizes are far below SIZE_MAX: they were read into memory before */
 	char *room = arena_reserve(arena, wanted);
 	size_t skip = (8 - ((uintptr_t) room & 7)) & 7;
 
@@ -412,7 +413,11 @@ utf8_length(const unsigned char *c, size_t n_bytes)
 	int range = c[0] == 0xED ? 1 : c[0] == 0xE0 ? 2 : c[0] == 0xF0 ? 3 : 0;
 	unsigned char top = c[0] == 0xF4 ? most[3] : range == 1 ? most[1] : 0xBF;
 
-	if (length == 0 || length > n_bytes || c[1] < (range == 2 ? least[2] : range == 3 ? least[3] : 0x80) || c[1] > top)
+	if (length == 0 || length > n_bytes ||
+		c[1] < (range == 2		 ? least[2]
+					: range == 3 ? least[3]
+								 : 0x80) ||
+		c[1] > top)
 		return 0;
 	for (size_t i = 2; i < length; i++)
 		if ((c[i] & 0xC0) != 0x80)
@@ -575,8 +580,8 @@ time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone)
 	int64_t fraction_us = 0, offset_us = 0;
 
 	*has_zone = false;
-	if (!digits(&at, end, 4, &year) || at == end || *at++ != '-' || !digits(&at, end, 2, &month) || at == end ||
-		*at++ != '-' || !digits(&at, end, 2, &day))
+	if (!digits(&at, end, 4, &year) || at == end || *at++ != '-' || !digits(&at, end, 2, &month) ||
+		at == end || *at++ != '-' || !digits(&at, end, 2, &day))
 		return false;
 	if (year < 1 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1] ||
 		(month == 2 && day == 29 && (year % 4 != 0 || (year % 100 == 0 && year % 400 != 0))))
