@@ -17,7 +17,7 @@ CREATE TABLE millrace.stream (
 CREATE INDEX stream_source ON millrace.stream (source);
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream_seq_seq', '');
-GRANT SELECT ON millrace.stream TO PUBLIC;
+GRANT SELECT ON millrace.stream, millrace.stream_seq_seq TO PUBLIC;
 COMMENT ON TABLE millrace.stream IS 'Catalog of streams; read millrace.streams instead';
 COMMENT ON COLUMN millrace.stream.name IS 'Name, unique in the database';
 COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run';

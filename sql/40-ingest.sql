@@ -52,4 +52,4 @@ COMMENT ON COLUMN millrace.dead_letters.created IS 'Start of the transaction tha
 /* Positions may be seen by all; payloads hold user data and are for those whom the extension's creator names. */
 GRANT SELECT ON millrace.ingest_offsets TO PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON millrace.ingest_offsets, millrace.dead_letters TO @extowner@ WITH GRANT OPTION;
-GRANT USAGE ON SEQUENCE millrace.dead_letters_id_seq TO @extowner@ WITH GRANT OPTION;
+GRANT USAGE, SELECT ON SEQUENCE millrace.dead_letters_id_seq TO @extowner@ WITH GRANT OPTION;

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Streams between sessions: an owner who is not superuser, creation under load, old snapshots, writers side by side,
+# a crash in mid-batch, dump and restore.  After each, the continuous aggregate equals its query over the raw rows.
+set -uo pipefail
+lib=$(cd "$(dirname "$0")/../../lib" && pwd)
+. "$lib/tap.sh"
+work=$(mktemp -d /tmp/millrace-test.XXXXXX)
+trap 'jobs -p | xargs -r kill 2>/dev/null; "$lib/cluster" stop "$work/cluster" immediate; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+[ "$(id -u)" != 0 ] || chmod 755 "$work"
+"$lib/cluster" start "$work/cluster" || exit 1
+. "$work/cluster/env"
+
+value() { psql -AtXqc "$@"; }
+differences() { # rows in which aggregate $1 differs from its query
+	value "SELECT count(*) FROM ((TABLE $1 EXCEPT ALL TABLE $1_query) UNION ALL (TABLE $1_query EXCEPT ALL TABLE $1)) d"
+}
+until_true() { # until_true COMMAND …: wait until it succeeds
+	local deadline=$((SECONDS + 30))
+	until "$@"; do
+		[ "$SECONDS" -lt "$deadline" ] || { echo "# never true: $*"; return 1; }
+		sleep 0.02
+	done
+}
+answers() { [ "$(value "$1")" = "$2" ]; }
+# One other session, fed line by line: begin_session, say SQL, end_session; its answers are in $work/session.
+begin_session() {
+	rm -f "$work/fifo"
+	mkfifo "$work/fifo"
+	psql -AtXq -v ON_ERROR_STOP=1 <"$work/fifo" >"$work/session" 2>&1 &
+	session=$!
+	exec 9>"$work/fifo"
+}
+say() { echo "$1" >&9; }
+end_session() { exec 9>&-; wait "$session"; }
+
+# An owner who is not superuser: the extension is trusted
+value "CREATE ROLE shop LOGIN" && value "CREATE DATABASE shop OWNER shop"
+export PGDATABASE=shop PGUSER=shop
+value "CREATE EXTENSION millrace" >/dev/null 2>"$work/err"
+is $? 0 "the owner of a database creates the extension"
+value "CREATE TABLE events (at timestamptz NOT NULL, action text, amount int) PARTITION BY RANGE (at);
+	SELECT millrace.create_source('events', 'at');
+	SELECT millrace.ensure_partitions('events', '2024-01-01', '2024-01-02');
+	CREATE TABLE kept (at timestamptz, amount int);
+	SELECT millrace.create_pipe('kept', 'events', 'INSERT INTO kept SELECT at, amount FROM new_rows WHERE amount % 2 = 0')" >/dev/null 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "and uses it"
+
+# Created while four writers write: each batch is either backfilled or seen, never both
+cat >"$work/load.sql" <<'EOF'
+\set k random(1, 40)
+INSERT INTO events SELECT '2024-01-01'::timestamptz + random() * interval '2 days', 'a' || (i + :k) % 5, (random() * 100)::int FROM generate_series(1, :k) i;
+EOF
+pgbench -n -c 4 -T 4 -f "$work/load.sql" shop >"$work/pgbench.out" 2>&1 &
+load=$!
+until_true answers "SELECT count(*) > 1000 FROM events" t
+value "SELECT millrace.create_continuous_aggregate('live', 'SELECT millrace.tumble(at, ''1 hour'') AS window_start, action, count(*), sum(amount) FROM events GROUP BY 1, 2')" >/dev/null
+before=$(value "SELECT count(*) FROM events")
+wait "$load"
+is $? 0 "writers are not disturbed when an aggregate is created"
+is "$(differences live)" 0 "created under load, it misses nothing and counts nothing twice"
+is "$(value "SELECT count(*) > $before FROM events")" t "rows arrived before and after"
+is "$(value "SELECT sum(rows) FROM millrace.batches")" "$(value "SELECT count(*) FROM events")" "each row is in one batch"
+is "$(value "SELECT count(*) FROM kept")" "$(value "SELECT count(*) FROM events WHERE amount % 2 = 0")" "the pipe passed each row on once"
+
+# A writer whose snapshot is older than the aggregate
+begin_session
+say "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 'snapshot ' || count(*) FROM events;"
+until_true grep -q snapshot "$work/session"
+value "SELECT millrace.create_continuous_aggregate('later', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, count(*) FROM events GROUP BY 1')" >/dev/null
+say "INSERT INTO events VALUES ('2024-01-01', 'old', 1), ('2024-01-02', 'old', 3); COMMIT;"
+end_session
+is "$(differences later)" 0 "a REPEATABLE READ writer with an older snapshot is counted"
+is "$(value "SELECT count(*) FROM events WHERE action = 'old'")" 2 "its rows are there"
+
+# A creator in REPEATABLE READ whose snapshot is older than some rows
+begin_session
+say "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 'snapshot ' || count(*) FROM events;"
+until_true grep -q snapshot "$work/session"
+value "INSERT INTO events VALUES ('2024-01-01', 'between', 1)"
+say "SELECT millrace.create_continuous_aggregate('creators', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, action, count(*) FROM events GROUP BY 1, 2'); COMMIT;"
+end_session
+is "$(value "SELECT count FROM creators WHERE action = 'between'")" 1 "a creator's backfill sees what was committed before its lock"
+is "$(differences creators)" 0 "and nothing twice"
+
+# Writers of the same windows do not wait for each other
+begin_session
+say "BEGIN; INSERT INTO events VALUES ('2024-01-01 05:00', 'same', 1); SELECT 'inserted';"
+until_true grep -q inserted "$work/session"
+PGOPTIONS="-c lock_timeout=5s" value "INSERT INTO events VALUES ('2024-01-01 05:00', 'same', 10)" 2>"$work/err"
+is "$?" 0 "a second writer of the same window does not wait for the first"
+is "$(value "SELECT sum FROM live WHERE action = 'same'")" 10 "it sees its own row at once, and not what is not committed"
+say "COMMIT;"
+end_session
+is "$(value "SELECT sum FROM live WHERE action = 'same'")" 11 "both count"
+
+# A savepoint that was rolled back, and a transaction that was: counted in millrace.batches as they count in the table
+value "BEGIN; INSERT INTO events VALUES ('2024-01-01', 'sub', 1); SAVEPOINT s; INSERT INTO events VALUES ('2024-01-01', 'sub', 2), ('2024-01-01', 'sub', 4); ROLLBACK TO s;
+	SAVEPOINT t; INSERT INTO events VALUES ('2024-01-01', 'sub', 6); RELEASE t; COMMIT"
+value "BEGIN; INSERT INTO events VALUES ('2024-01-01', 'gone', 1); ROLLBACK"
+is "$(value "SELECT rows || ' ' || (streams -> 'kept' ->> 'rows') FROM millrace.batches ORDER BY xid DESC LIMIT 1")" "2 1" "a rolled-back savepoint does not count"
+is "$(differences live)" 0 "nor in the aggregate"
+PGUSER=postgres value "BEGIN; INSERT INTO events VALUES ('2024-01-01', 'prepared', 1); PREPARE TRANSACTION 'p'" && PGUSER=postgres value "COMMIT PREPARED 'p'"
+is "$(value "SELECT count FROM live WHERE action = 'prepared'") $(value "SELECT rows FROM millrace.batches ORDER BY xid DESC LIMIT 1")" "1 1" "a prepared transaction counts when it is committed"
+
+# A crash in mid-batch
+pgbench -n -c 2 -T 30 -f "$work/load.sql" shop >/dev/null 2>&1 &
+load=$!
+n=$(value "SELECT count(*) FROM millrace.batches")
+until_true answers "SELECT count(*) > $n + 50 FROM millrace.batches" t
+"$lib/cluster" kill "$work/cluster"
+wait "$load" 2>/dev/null
+"$lib/cluster" again "$work/cluster"
+is "$(differences live) $(differences later)" "0 0" "after a crash"
+value "INSERT INTO events SELECT '2024-01-02', 'after', i FROM generate_series(1, 10000) i"
+is "$(differences live) $(differences later)" "0 0" "and after another 10,000 rows"
+
+# Dump by the owner; restore by a superuser, who may fill the catalog, into a database whose owner created the extension
+pg_dump -Fc -f "$work/dump" shop 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "pg_dump by the owner"
+PGUSER=postgres value "CREATE DATABASE copy OWNER shop"
+PGDATABASE=copy value "CREATE EXTENSION millrace"
+pg_restore -U postgres -d copy "$work/dump" 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "pg_restore into a new database"
+whole=$(value "SELECT count(*), sum(sum) FROM live")
+export PGDATABASE=copy
+is "$(value "SELECT count(*), sum(sum) FROM live")" "$whole" "the aggregate is restored"
+value "INSERT INTO events SELECT '2024-01-02', 'restored', i FROM generate_series(1, 10000) i"
+is "$(differences live) $(differences later)" "0 0" "and goes on"
+is "$(value "SELECT count(*) FROM kept WHERE at = '2024-01-02'")" "$(value "SELECT count(*) FROM events WHERE at = '2024-01-02' AND amount % 2 = 0")" "so does the pipe"
+value "SELECT millrace.create_pipe('another', 'events', 'INSERT INTO kept SELECT at, amount FROM new_rows WHERE false')" >/dev/null 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "streams can be created after a restore"
+value "DROP EXTENSION millrace CASCADE" 2>/dev/null
+is "$? $(value "SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace'")" "0 0" "DROP EXTENSION CASCADE"
+value "INSERT INTO events VALUES ('2024-01-01', 'plain', 1)"
+is "$?" 0 "after which the table is an ordinary table"
+done_testing
