@@ -544,7 +544,7 @@ check_values(Config *config)
 	if (is_set("source.type"))
 		check_source(config);
 	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
-		strcpy(config->csv_delimiter, "\t");
+		memcpy(config->csv_delimiter, "\t", 2);
 	if (strlen(config->csv_delimiter) != 1 || strchr("\"\r\n", config->csv_delimiter[0]))
 		config_error_at(config, "csv.delimiter",
 						"\"delimiter\" must be one character other than a quote or line end");

@@ -169,9 +169,8 @@ take_partition(KafkaSource *source, rd_kafka_topic_partition_t *partition)
 		fail(source, EXIT_SOURCE);
 		return false;
 	}
-	Position *position =
-		&source->batch->positions
-			 .list[position_find(&source->batch->positions, partition->topic, partition->partition)];
+	int index = position_find(&source->batch->positions, partition->topic, partition->partition);
+	Position *position = &source->batch->positions.list[index];
 	do
 		status = sink_position(source->sink, position, low);
 	while (sink_again(source->sink, &retry, status, &code));
@@ -328,13 +327,14 @@ kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, Ka
 static void
 on_event(KafkaSource *source, const rd_kafka_message_t *event)
 {
+	int index;
+
 	switch (event->err)
 	{
 		case RD_KAFKA_RESP_ERR__PARTITION_EOF:
-			source->batch->positions
-				.list[position_find(&source->batch->positions, rd_kafka_topic_name(event->rkt),
-									event->partition)]
-				.at_end = true;
+			index =
+				position_find(&source->batch->positions, rd_kafka_topic_name(event->rkt), event->partition);
+			source->batch->positions.list[index].at_end = true;
 			return;
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
