@@ -1,0 +1,241 @@
+/*
+ * core.h: the computing core.  Plain C11 on threads: no server, no I/O, no globals.  Memory, clock, seed and
+ * BLAS come from the caller; every function returns a status and never prints.  Matrices are row-major.
+ *
+ * Threads.  A pool belongs to one calling thread, which alone starts, runs and stops it.  Functions marked
+ * "pool" are called by that thread and spread their work; functions marked "any thread" touch only what they
+ * are given.  Results do not depend on the number of threads, bit by bit: every output element is computed by
+ * one task in an order that only the input decides.
+ */
+#ifndef MRC_CORE_H
+#define MRC_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum MrcStatus
+{
+	MRC_OK,
+	MRC_CANCELLED, /* the host's interrupt() said so */
+	MRC_AGAIN,	   /* a task gave way to a pause: it is called again with the same range */
+	MRC_NOTPD,	   /* a row's system is singular at single precision */
+	MRC_NOTFINITE, /* a result is NaN or infinite */
+	MRC_NOTHREAD,  /* no thread could be started */
+	MRC_CORRUPT,   /* a block fails a check */
+	MRC_TOOBIG	   /* a size does not fit its field */
+} MrcStatus;
+
+/* ---- pool.c ---- */
+
+/*
+ * Who waits for the pool.  pending() is asked by the calling thread every few milliseconds while tasks run;
+ * when it says true the tasks pause and interrupt() is called with no task running, so that it may leave by
+ * longjmp (the pool must then be stopped, and may be).  It returns false to cancel, true to go on.
+ */
+typedef struct MrcHost
+{
+	bool (*pending)(void *arg);
+	bool (*interrupt)(void *arg);
+	void *arg;
+} MrcHost;
+
+typedef struct MrcPool MrcPool;
+
+/*
+ * One task, on a thread of the pool: indexes [lo, hi), worker in [0, n_threads).  A status other than MRC_OK
+ * ends the job, except MRC_AGAIN, which a long task may return when mrc_pool_pausing() (its work is redone).
+ */
+typedef MrcStatus (*MrcTask)(void *arg, int worker, int64_t lo, int64_t hi);
+
+extern size_t mrc_pool_bytes(int n_threads);
+/* memory: mrc_pool_bytes(n_threads) bytes that outlive the pool.  Starts fewer threads if it must. */
+extern MrcStatus mrc_pool_start(MrcPool **pool, void *memory, int n_threads, const MrcHost *host);
+extern int mrc_pool_size(const MrcPool *pool);
+extern bool mrc_pool_pausing(const MrcPool *pool);
+/* Run task over [0, n) in chunks handed out in order to whoever is free; returns when all is done. */
+extern MrcStatus mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg);
+/* Joins the threads; a task that runs is let finish its chunk.  Safe after a longjmp out of interrupt(). */
+extern void mrc_pool_stop(MrcPool *pool);
+
+/* ---- als.c: BLAS ---- */
+
+/*
+ * CBLAS sgemm with its int enumerations (row-major 101, no transpose 111, transpose 112), single-threaded and
+ * callable from several threads; NULL to use the loops of kernel.h.  Only worth it for large operands.
+ */
+typedef struct MrcBlas
+{
+	void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
+				  int lda, const float *b, int ldb, float beta, float *c, int ldc);
+} MrcBlas;
+
+/* c (m x n) = a (m x k) * b (n x k)^T, contiguous.  Any thread. */
+extern void mrc_gemm_nt(const MrcBlas *blas, int m, int n, int k, const float *a, const float *b, float *c);
+/* out[i] = inner product of x with row i of y (n x rank), summed in an order that depends on rank only.  Any thread. */
+extern void mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out);
+extern float mrc_dot(const float *a, const float *b, int n);
+
+/* ---- als.c: alternating least squares ---- */
+
+/* Compressed sparse rows: row r holds entries [start[r], start[r + 1]), columns ascending and distinct. */
+typedef struct MrcCsr
+{
+	int64_t n_rows;
+	int64_t n_cols;
+	int64_t *start; /* n_rows + 1 */
+	int32_t *index; /* column of each entry */
+	float *value;	/* finite; not negative for implicit feedback */
+} MrcCsr;
+
+/*
+ * The objective, with x and y the factors of users and items, n the ratings of a row (implicit: those above
+ * zero), m the length of the other side:
+ *   explicit   sum over ratings (r - x.y)^2                                          + sum of penalties
+ *   implicit   sum over all pairs c (p - x.y)^2, c = unobserved + alpha r, p = r > 0 + sum of penalties
+ *   penalty of a row   regularization * (n + u m)^exponent * |row|^2,   u = unobserved if implicit, else 0
+ * explicit with exponent 1 is ALS-WR (Zhou 2008) as Spark has it; implicit with unobserved 1 and exponent 0 is
+ * Hu, Koren, Volinsky 2008; the unobserved weight and the exponent are Rendle et al. 2021.
+ */
+typedef struct MrcAlsParams
+{
+	int rank; /* 1 … MRC_MAX_RANK */
+	bool implicit;
+	double alpha;
+	double unobserved;
+	double regularization;
+	double exponent;
+} MrcAlsParams;
+
+#define MRC_MAX_RANK 1024
+
+/* One training.  The caller fills the first part, and initialises item (mrc_als_start); user may be anything. */
+typedef struct MrcAls
+{
+	MrcAlsParams params;
+	MrcPool *pool;
+	MrcCsr by_user; /* users x items */
+	MrcCsr by_item; /* the transpose */
+	float *user;	/* n_users x rank, out */
+	float *item;	/* n_items x rank, in and out */
+	void *scratch;	/* mrc_als_scratch_bytes(), aligned to 64 */
+	/* results */
+	double loss;	 /* the objective after the last iteration */
+	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */
+	int64_t bad_row; /* the same */
+} MrcAls;
+
+/* Bytes of scratch; n_threads as in mrc_pool_size(). */
+extern size_t mrc_als_scratch_bytes(int rank, int n_threads);
+/* Random start: normal with standard deviation 1 / sqrt(rank) / 10, a function of seed, row and column only. */
+extern void mrc_als_start(float *factors, int64_t n_rows, int rank, uint64_t seed);
+/* One iteration: solves all users, then all items, then sets loss.  Pool. */
+extern MrcStatus mrc_als_iterate(MrcAls *als);
+/* Solve one side from the other: users if user_side, else items.  Pool; a seam for tests and fold-in. */
+extern MrcStatus mrc_als_half_step(MrcAls *als, bool user_side);
+
+/* ---- topk.c ---- */
+
+typedef struct MrcTop
+{
+	float score;
+	int32_t row;
+} MrcTop;
+
+/* Rows of a score matrix that are computed at once. */
+#define MRC_TOPK_ITEMS 1024
+
+/* Better: the higher score; at equal scores the lower row; NaN is below everything. */
+extern bool mrc_top_before(MrcTop a, MrcTop b);
+
+/* Bytes of scratch for n_users at once. */
+extern size_t mrc_topk_scratch_bytes(int n_users);
+/*
+ * The k best items of each of n_users users.  users: n_users x rank; items: n_items x rank.  skip[u]: rows that
+ * user u shall not get, ascending, n_skip[u] of them (both may be NULL).  top: n_users x k, best first; n_top[u]
+ * of them are set.  Exact; ties go to the lower row.  With one user each score is mrc_dot(), so equal factors
+ * give equal scores.  k >= 1.  Any thread.  O(n_users n_items rank + kept log k).
+ */
+extern void mrc_topk(const MrcBlas *blas, const float *users, int n_users, const float *items,
+					 int64_t n_items, int rank, const int32_t *const *skip, const int64_t *n_skip, int64_t k,
+					 MrcTop *top, int64_t *n_top, void *scratch);
+
+/*
+ * How good lists of k are, over n_rows users with something relevant each.  Means over the users of: hits / k;
+ * hits / relevant; DCG / ideal DCG, where a hit at rank r is worth 1 / log2(r + 1) and the ideal list has all
+ * relevant first, up to k (binary NDCG, as Spark's RankingMetrics).
+ */
+typedef struct MrcRanking
+{
+	const MrcBlas *blas;
+	MrcPool *pool;
+	const float *users;
+	const float *items; /* n_items x rank */
+	int64_t n_items;
+	int rank;
+	int64_t k;
+	int64_t n_rows;
+	const int32_t *user_row;   /* n_rows: the row of users that scores for this one */
+	const int64_t *n_relevant; /* n_rows, each > 0; may exceed what is among the items */
+	MrcCsr relevant;		   /* n_rows x n_items; no values */
+	MrcCsr seen;			   /* n_rows x n_items, not to be recommended; no values */
+	void *scratch;			   /* mrc_ranking_scratch_bytes(), aligned to 64 */
+	/* results */
+	double precision;
+	double recall;
+	double ndcg;
+} MrcRanking;
+
+extern size_t mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int rank, int64_t k, int n_threads);
+/* Pool.  The sums do not depend on the number of threads. */
+extern MrcStatus mrc_ranking_run(MrcRanking *ranking);
+
+/* ---- block.c: factors at rest ---- */
+
+/* XXH64 (Yann Collet; the algorithm's specification is public), the same on every machine. */
+extern uint64_t mrc_hash64(const void *data, size_t n_bytes, uint64_t seed);
+
+#define MRC_BLOCK_VERSION 1
+#define MRC_BLOCK_HEADER_BYTES 64
+
+/*
+ * A block of a factor matrix.  All numbers little-endian, sections without gaps:
+ *     0  char[4]  "MRFB"
+ *     4  uint16   format version, 1
+ *     6  uint8    kind of ids: 1 bigint, 2 text
+ *     7  uint8    0
+ *     8  uint32   n_rows
+ *    12  uint32   rank
+ *    16  uint64   n_id_bytes, a multiple of 8
+ *    24  uint64   n_factor_bytes = n_rows * rank * 4
+ *    32  uint64   checksum: XXH64 of bytes [64, end) seeded with XXH64 of bytes [0, 32), seed 0
+ *    40  byte[24] 0
+ *    64  ids: bigint: int64[n_rows]; text: uint32 end[n_rows], the strings one after the other, zeros
+ *     …  factors: float4[n_rows][rank]
+ */
+typedef struct MrcBlock
+{
+	bool text;
+	int64_t n_rows;
+	int rank;
+	const unsigned char *ids;	  /* the section, inside the buffer given to mrc_block_open */
+	const unsigned char *factors; /* the same; not aligned */
+	size_t n_id_bytes;
+} MrcBlock;
+
+/* Size of an encoded block, 0 when it does not fit the format.  n_string_bytes: sum of the ids' lengths. */
+extern size_t mrc_block_bytes(bool text, int64_t n_rows, int rank, size_t n_string_bytes);
+/*
+ * Encode.  ints (bigint) or strings with starts[0 … n_rows] (text; id i is [starts[i], starts[i + 1])).
+ * out: mrc_block_bytes() bytes, fully written.
+ */
+extern void mrc_block_encode(unsigned char *out, bool text, int64_t n_rows, int rank, const int64_t *ints,
+							 const char *strings, const int64_t *starts, const float *factors);
+/* Check everything, checksum and text offsets included; MRC_CORRUPT with *why set.  Never reads beyond n_bytes. */
+extern MrcStatus mrc_block_open(MrcBlock *block, const unsigned char *data, size_t n_bytes, const char **why);
+extern int64_t mrc_block_int(const MrcBlock *block, int64_t row);
+extern const char *mrc_block_string(const MrcBlock *block, int64_t row, size_t *n_bytes);
+/* Copy rows [lo, hi) of the factors: out is (hi - lo) x rank. */
+extern void mrc_block_factors(const MrcBlock *block, int64_t lo, int64_t hi, float *out);
+
+#endif

@@ -1,0 +1,294 @@
+/*
+ * topk.c: the exact k best items of a user.
+ *
+ * Scores are made in blocks of MRC_TOPK_ITEMS items (for many users by one matrix product), and each is compared
+ * with the user's threshold: the worst of the k kept, at the root of a heap.  Items come in ascending order, so an
+ * equal score never replaces: ties stay with the lower row.  NaN compares below all and so fills the list last.
+ */
+#include "core.h"
+
+#include <math.h>
+#include <string.h>
+
+/* From so many users on a matrix product beats inner products. */
+#define GEMM_USERS 4
+
+bool
+mrc_top_before(MrcTop a, MrcTop b)
+{
+	bool nan_a = isnan(a.score);
+	bool nan_b = isnan(b.score);
+
+	if (nan_a != nan_b)
+		return nan_b;
+	if (!nan_a && a.score != b.score)
+		return a.score > b.score;
+	return a.row < b.row;
+}
+
+/* heap[0] is the worst; sink the element at i. */
+static void
+sink(MrcTop *heap, int64_t n, int64_t i)
+{
+	MrcTop moving = heap[i];
+
+	for (;;)
+	{
+		int64_t child = 2 * i + 1;
+
+		if (child >= n)
+			break;
+		if (child + 1 < n && mrc_top_before(heap[child], heap[child + 1]))
+			child++;
+		if (!mrc_top_before(moving, heap[child]))
+			break;
+		heap[i] = heap[child];
+		i = child;
+	}
+	heap[i] = moving;
+}
+
+static void
+offer(MrcTop *heap, int64_t *n, int64_t k, MrcTop candidate)
+{
+	if (*n < k)
+	{
+		int64_t i = (*n)++;
+
+		while (i > 0 && mrc_top_before(heap[(i - 1) / 2], candidate))
+		{
+			heap[i] = heap[(i - 1) / 2];
+			i = (i - 1) / 2;
+		}
+		heap[i] = candidate;
+	}
+	else if (mrc_top_before(candidate, heap[0]))
+	{
+		heap[0] = candidate;
+		sink(heap, k, 0);
+	}
+}
+
+/* Heap to list, best first. */
+static void
+unheap(MrcTop *heap, int64_t n)
+{
+	for (int64_t last = n - 1; last > 0; last--)
+	{
+		MrcTop worst = heap[0];
+
+		heap[0] = heap[last];
+		heap[last] = worst;
+		sink(heap, last, 0);
+	}
+}
+
+size_t
+mrc_topk_scratch_bytes(int n_users)
+{
+	return (size_t) n_users * (MRC_TOPK_ITEMS * sizeof(float) + sizeof(int64_t));
+}
+
+/* Offer items [lo, lo + n) of one user; at: how far its skip list has been walked. */
+static void
+offer_block(const float *scores, int64_t lo, int n, const int32_t *skip, int64_t n_skip, int64_t *at,
+			MrcTop *heap, int64_t *n_heap, int64_t k)
+{
+	for (int i = 0; i < n; i++)
+	{
+		MrcTop candidate = {scores[i], (int32_t) (lo + i)};
+
+		/* Cheap test first; a NaN threshold lets everything through to the exact one. */
+		if (*n_heap == k && candidate.score <= heap[0].score)
+			continue;
+		while (*at < n_skip && skip[*at] < candidate.row)
+			(*at)++;
+		if (*at < n_skip && skip[*at] == candidate.row)
+			continue;
+		offer(heap, n_heap, k, candidate);
+	}
+}
+
+void
+mrc_topk(const MrcBlas *blas, const float *users, int n_users, const float *items, int64_t n_items, int rank,
+		 const int32_t *const *skip, const int64_t *n_skip, int64_t k, MrcTop *top, int64_t *n_top,
+		 void *scratch)
+{
+	int64_t *at = scratch;
+	float *scores = (float *) (at + n_users);
+
+	memset(at, 0, (size_t) n_users * sizeof(*at));
+	memset(n_top, 0, (size_t) n_users * sizeof(*n_top));
+	for (int64_t lo = 0; lo < n_items; lo += MRC_TOPK_ITEMS)
+	{
+		int n = (int) (n_items - lo < MRC_TOPK_ITEMS ? n_items - lo : MRC_TOPK_ITEMS);
+		const float *block = items + lo * rank;
+
+		if (n_users >= GEMM_USERS)
+			mrc_gemm_nt(blas, n_users, n, rank, users, block, scores);
+		else
+			for (int u = 0; u < n_users; u++)
+				mrc_dots(users + (int64_t) u * rank, block, n, rank, scores + (int64_t) u * n);
+		for (int u = 0; u < n_users; u++)
+			offer_block(scores + (int64_t) u * n, lo, n, skip ? skip[u] : NULL, skip ? n_skip[u] : 0, &at[u],
+						top + u * k, &n_top[u], k);
+	}
+	for (int u = 0; u < n_users; u++)
+		unheap(top + u * k, n_top[u]);
+}
+
+/* ---- how good the lists are ---- */
+
+/* Memory and time that one block of users may take. */
+#define BLOCK_USERS 64
+#define BLOCK_TOPS (1 << 20)
+#define BLOCK_MACS 1000000000
+
+typedef struct Sums
+{
+	double precision;
+	double recall;
+	double ndcg;
+} Sums;
+
+static int64_t
+least(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Users of a block. */
+static int
+block_users(int64_t n_items, int rank, int64_t k)
+{
+	int64_t n = least(BLOCK_USERS, BLOCK_TOPS / (least(k, n_items) + 1));
+
+	n = least(n, BLOCK_MACS / (n_items * rank + 1));
+	return n < 1 ? 1 : (int) n;
+}
+
+static size_t
+rounded(size_t n_bytes)
+{
+	return (n_bytes + 63) / 64 * 64;
+}
+
+/* What a worker needs: factors, lists, their lengths, skip lists and their lengths, scratch of mrc_topk. */
+static size_t
+worker_bytes(int n_users, int rank, int64_t length)
+{
+	return rounded((size_t) n_users * rank * sizeof(float)) +
+		rounded((size_t) n_users * length * sizeof(MrcTop)) +
+		2 * rounded((size_t) n_users * sizeof(int64_t)) + rounded((size_t) n_users * sizeof(int32_t *)) +
+		rounded(mrc_topk_scratch_bytes(n_users));
+}
+
+size_t
+mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int rank, int64_t k, int n_threads)
+{
+	int n_users = block_users(n_items, rank, k);
+	size_t n_blocks = (size_t) (n_rows / n_users + 1);
+
+	return rounded(n_blocks * sizeof(Sums)) +
+		(size_t) n_threads * worker_bytes(n_users, rank, least(k, n_items));
+}
+
+static bool
+contains(const int32_t *sorted, int64_t n, int32_t wanted)
+{
+	int64_t lo = 0;
+
+	while (lo < n)
+	{
+		int64_t middle = lo + (n - lo) / 2;
+
+		if (sorted[middle] == wanted)
+			return true;
+		if (sorted[middle] < wanted)
+			lo = middle + 1;
+		else
+			n = middle;
+	}
+	return false;
+}
+
+static void
+judge(const MrcRanking *ranking, int64_t row, const MrcTop *top, int64_t n_top, Sums *sums)
+{
+	int64_t start = ranking->relevant.start[row];
+	int64_t n_known = ranking->relevant.start[row + 1] - start;
+	int64_t n_hits = 0;
+	double gain = 0;
+	double ideal = 0;
+
+	for (int64_t i = 0; i < n_top; i++)
+		if (contains(ranking->relevant.index + start, n_known, top[i].row))
+		{
+			n_hits++;
+			gain += 1 / log2((double) i + 2);
+		}
+	for (int64_t i = 0; i < least(ranking->k, ranking->n_relevant[row]); i++)
+		ideal += 1 / log2((double) i + 2);
+	sums->precision += (double) n_hits / (double) ranking->k;
+	sums->recall += (double) n_hits / (double) ranking->n_relevant[row];
+	sums->ndcg += gain / ideal;
+}
+
+static void *
+take(char **at, size_t n_bytes)
+{
+	void *taken = *at;
+
+	*at += rounded(n_bytes);
+	return taken;
+}
+
+static MrcStatus
+ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const MrcRanking *ranking = arg;
+	int block = block_users(ranking->n_items, ranking->rank, ranking->k);
+	int64_t length = least(ranking->k, ranking->n_items);
+	size_t n_blocks = (size_t) (ranking->n_rows / block + 1);
+	Sums *sums = (Sums *) ranking->scratch + lo / block;
+	char *at = (char *) ranking->scratch + rounded(n_blocks * sizeof(Sums)) +
+		(size_t) worker * worker_bytes(block, ranking->rank, length);
+	float *users = take(&at, (size_t) block * ranking->rank * sizeof(float));
+	MrcTop *top = take(&at, (size_t) block * length * sizeof(MrcTop));
+	int64_t *n_top = take(&at, (size_t) block * sizeof(int64_t));
+	int64_t *n_skip = take(&at, (size_t) block * sizeof(int64_t));
+	const int32_t **skip = take(&at, (size_t) block * sizeof(int32_t *));
+	int n = (int) (hi - lo);
+
+	for (int i = 0; i < n; i++)
+	{
+		memcpy(users + (int64_t) i * ranking->rank,
+			   ranking->users + (int64_t) ranking->user_row[lo + i] * ranking->rank,
+			   (size_t) ranking->rank * sizeof(float));
+		skip[i] = ranking->seen.index + ranking->seen.start[lo + i];
+		n_skip[i] = ranking->seen.start[lo + i + 1] - ranking->seen.start[lo + i];
+	}
+	mrc_topk(ranking->blas, users, n, ranking->items, ranking->n_items, ranking->rank, skip, n_skip, length,
+			 top, n_top, at);
+	*sums = (Sums){0, 0, 0};
+	for (int i = 0; i < n; i++)
+		judge(ranking, lo + i, top + i * length, n_top[i], sums);
+	return MRC_OK;
+}
+
+MrcStatus
+mrc_ranking_run(MrcRanking *ranking)
+{
+	int block = block_users(ranking->n_items, ranking->rank, ranking->k);
+	const Sums *sums = ranking->scratch;
+	MrcStatus status = mrc_pool_run(ranking->pool, ranking->n_rows, block, ranking_task, ranking);
+
+	ranking->precision = ranking->recall = ranking->ndcg = 0;
+	for (int64_t i = 0; i * block < ranking->n_rows && status == MRC_OK; i++)
+	{
+		ranking->precision += sums[i].precision / (double) ranking->n_rows;
+		ranking->recall += sums[i].recall / (double) ranking->n_rows;
+		ranking->ndcg += sums[i].ndcg / (double) ranking->n_rows;
+	}
+	return status;
+}
