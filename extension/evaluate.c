@@ -1,0 +1,354 @@
+/*
+ * evaluate.c: millrace.evaluate and millrace.split.
+ *
+ * The test query is the caller's and runs with his rights; what users have already is read by the model's ratings
+ * query as the model's owner.  Both become compressed rows in the model's numbering, and core ranks all users at once
+ * on threads.
+ */
+#include "model.h"
+
+#include <math.h>
+
+PG_FUNCTION_INFO_V1(mr_evaluate);
+PG_FUNCTION_INFO_V1(mr_split);
+
+typedef struct Evaluation
+{
+	MrBudget *budget;
+	MrModel *model;
+	const MrSide *list; /* items or baseline */
+	int32 *row_of_user; /* users of the model: row of the evaluation, or -1 */
+	MrcRanking ranking;
+	int64 n_unknown_users;
+	int64 n_unknown_items;
+} Evaluation;
+
+static int
+compare_rows(const void *a, const void *b)
+{
+	int32 row_a = *(const int32 *) a;
+	int32 row_b = *(const int32 *) b;
+
+	return (row_a > row_b) - (row_a < row_b);
+}
+
+/* Rows in `to` of all ids of `from`, -1 for those it does not have. */
+static int32 *
+map_ids(MrBudget *budget, const MrIds *from, const MrIds *to, int64 *n_unknown)
+{
+	int32 *rows = mr_reserve(budget, (from->n + 1) * sizeof(int32));
+
+	*n_unknown = 0;
+	for (int64 i = 0; i < from->n; i++)
+	{
+		MrKey key = mr_ids_key(from, i);
+
+		CHECK_FOR_INTERRUPTS();
+		rows[i] = (int32) mr_ids_find(to, &key);
+		*n_unknown += rows[i] < 0;
+	}
+	return rows;
+}
+
+/*
+ * Ratings in the model's numbering.  user_row: row of each of their users in the result, or -1; item_row likewise.
+ * Rows of the result come out ascending.  Items that are not in the list are counted in n_foreign (or it is NULL).
+ */
+static void
+renumber(Evaluation *evaluation, const MrRatings *ratings, const int32 *user_row, const int32 *item_row,
+		 int64 n_rows, MrcCsr *result, int64 *n_foreign)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	int64 *length = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
+	int64 sum = 0;
+
+	memset(length, 0, (n_rows + 1) * sizeof(int64));
+	for (int64 user = 0; user < csr->n_rows; user++)
+		if (user_row[user] >= 0)
+			length[user_row[user]] += csr->start[user + 1] - csr->start[user];
+	result->n_rows = n_rows;
+	result->n_cols = evaluation->list->ids.n;
+	result->start = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
+	for (int64 row = 0; row < n_rows; row++)
+	{
+		result->start[row] = sum;
+		sum += length[row];
+	}
+	result->start[n_rows] = sum;
+	result->index = mr_reserve(evaluation->budget, sum * sizeof(int32));
+	memset(length, 0, (n_rows + 1) * sizeof(int64));
+	for (int64 user = 0; user < csr->n_rows; user++)
+	{
+		int32 row = user_row[user];
+
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = csr->start[user]; e < csr->start[user + 1] && row >= 0; e++)
+		{
+			int32 item = item_row[csr->index[e]];
+
+			if (!(csr->value[e] > 0))
+				continue;
+			if (item >= 0)
+				result->index[result->start[row] + length[row]++] = item;
+			else if (n_foreign)
+				n_foreign[row]++;
+		}
+	}
+
+	/* Close the gaps. */
+	int64 out = 0;
+
+	for (int64 row = 0; row < n_rows; row++)
+	{
+		int32 *items = result->index + result->start[row];
+
+		if (ratings->items.text != evaluation->list->ids.text)
+			qsort(items, length[row], sizeof(int32), compare_rows);
+		memmove(result->index + out, items, length[row] * sizeof(int32));
+		result->start[row] = out;
+		out += length[row];
+	}
+	result->start[n_rows] = out;
+	mr_release(evaluation->budget, length);
+}
+
+/* Drop from `relevant` what is in `seen`, and count what is left into n_relevant. */
+static void
+subtract_seen(Evaluation *evaluation, MrcCsr *relevant, const MrcCsr *seen, int64 *n_relevant)
+{
+	int64 out = 0;
+
+	for (int64 row = 0; row < relevant->n_rows; row++)
+	{
+		int64 e = relevant->start[row];
+		int64 s = seen->start[row];
+
+		CHECK_FOR_INTERRUPTS();
+		relevant->start[row] = out;
+		for (; e < relevant->start[row + 1]; e++)
+		{
+			while (s < seen->start[row + 1] && seen->index[s] < relevant->index[e])
+				s++;
+			if (s < seen->start[row + 1] && seen->index[s] == relevant->index[e])
+				continue;
+			relevant->index[out++] = relevant->index[e];
+		}
+		n_relevant[row] += out - relevant->start[row];
+	}
+	relevant->start[relevant->n_rows] = out;
+}
+
+/* Keep only rows in which something is relevant. */
+static void
+drop_empty_rows(MrcRanking *ranking, int32 *user_row, int64 *n_relevant)
+{
+	MrcCsr *relevant = &ranking->relevant;
+	MrcCsr *seen = &ranking->seen;
+	int64 n = 0;
+	int64 n_relevant_entries = 0;
+	int64 n_seen_entries = 0;
+
+	for (int64 row = 0; row < ranking->n_rows; row++)
+	{
+		int64 start = relevant->start[row];
+		int64 n_entries = relevant->start[row + 1] - start;
+		int64 seen_start = seen->start[row];
+		int64 n_seen = seen->start[row + 1] - seen_start;
+
+		if (n_relevant[row] == 0)
+			continue;
+		memmove(relevant->index + n_relevant_entries, relevant->index + start, n_entries * sizeof(int32));
+		memmove(seen->index + n_seen_entries, seen->index + seen_start, n_seen * sizeof(int32));
+		relevant->start[n] = n_relevant_entries;
+		seen->start[n] = n_seen_entries;
+		n_relevant_entries += n_entries;
+		n_seen_entries += n_seen;
+		user_row[n] = user_row[row];
+		n_relevant[n] = n_relevant[row];
+		n++;
+	}
+	relevant->start[n] = n_relevant_entries;
+	seen->start[n] = n_seen_entries;
+	ranking->n_rows = relevant->n_rows = seen->n_rows = n;
+}
+
+/* Number the users that are both in the test and in the model; returns each test user's row, or -1. */
+static int32 *
+number_users(Evaluation *evaluation, const MrIds *test_users, int32 **user_row)
+{
+	const MrIds *users = &evaluation->model->users.ids;
+	int32 *rows = map_ids(evaluation->budget, test_users, users, &evaluation->n_unknown_users);
+	int64 n = 0;
+
+	*user_row = mr_reserve(evaluation->budget, (test_users->n + 1) * sizeof(int32));
+	evaluation->row_of_user = mr_reserve(evaluation->budget, (users->n + 1) * sizeof(int32));
+	memset(evaluation->row_of_user, -1, (users->n + 1) * sizeof(int32));
+	for (int64 i = 0; i < test_users->n; i++)
+		if (rows[i] >= 0)
+		{
+			evaluation->row_of_user[rows[i]] = (int32) n;
+			(*user_row)[n] = rows[i];
+			rows[i] = (int32) n++;
+		}
+	evaluation->ranking.n_rows = n;
+	return rows;
+}
+
+/* What the users of the evaluation already have. */
+static void
+read_seen(Evaluation *evaluation, MrcCsr *seen)
+{
+	MrModel *model = evaluation->model;
+	MrRatings *ratings;
+	int32 *users;
+	int32 *items;
+	int64 n_unknown;
+	MrGuard guard;
+
+	mr_model_enter(&guard, model);
+	ratings = mr_ratings_read(evaluation->budget, model->query, "ratings", MR_VALUES_IGNORED, true);
+	mr_leave(&guard);
+	users = map_ids(evaluation->budget, &ratings->users, &model->users.ids, &n_unknown);
+	for (int64 i = 0; i < ratings->users.n; i++)
+		if (users[i] >= 0)
+			users[i] = evaluation->row_of_user[users[i]];
+	items = map_ids(evaluation->budget, &ratings->items, &evaluation->list->ids, &n_unknown);
+	renumber(evaluation, ratings, users, items, evaluation->ranking.n_rows, seen, NULL);
+	mr_csr_release(evaluation->budget, &ratings->by_user);
+}
+
+static void
+prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
+{
+	MrcRanking *ranking = &evaluation->ranking;
+	MrRatings *ratings =
+		mr_ratings_read(evaluation->budget, mr_ratings_query(test), "test", MR_VALUES_ANY, false);
+	int32 *user_row;
+	int32 *rows = number_users(evaluation, &ratings->users, &user_row);
+	int32 *items =
+		map_ids(evaluation->budget, &ratings->items, &evaluation->list->ids, &evaluation->n_unknown_items);
+	int64 n_rows = ranking->n_rows;
+	int64 *n_relevant = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
+
+	memset(n_relevant, 0, (n_rows + 1) * sizeof(int64));
+	renumber(evaluation, ratings, rows, items, n_rows, &ranking->relevant, n_relevant);
+	mr_csr_release(evaluation->budget, &ratings->by_user);
+	if (exclude_seen)
+		read_seen(evaluation, &ranking->seen);
+	else
+	{
+		ranking->seen.start = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
+		memset(ranking->seen.start, 0, (n_rows + 1) * sizeof(int64));
+		ranking->seen.index = mr_reserve(evaluation->budget, sizeof(int32));
+	}
+	subtract_seen(evaluation, &ranking->relevant, &ranking->seen, n_relevant);
+	drop_empty_rows(ranking, user_row, n_relevant);
+	ranking->user_row = user_row;
+	ranking->n_relevant = n_relevant;
+	if (evaluation->list == &evaluation->model->baseline)
+		memset(user_row, 0, ranking->n_rows * sizeof(int32));
+}
+
+static void
+run(Evaluation *evaluation, int k)
+{
+	static const float one = 1;
+	MrcRanking *ranking = &evaluation->ranking;
+	const MrSide *list = evaluation->list;
+	int n_threads = mr_n_threads(0);
+
+	ranking->blas = mr_blas();
+	ranking->users = list == &evaluation->model->baseline ? &one : evaluation->model->users.factors;
+	ranking->items = list->factors;
+	ranking->n_items = list->ids.n;
+	ranking->rank = list->rank;
+	ranking->k = k;
+	ranking->scratch =
+		mr_reserve(evaluation->budget,
+				   mrc_ranking_scratch_bytes(ranking->n_rows, ranking->n_items, ranking->rank, k, n_threads));
+	ranking->pool = mr_pool_create(evaluation->budget->context, n_threads);
+	if (mrc_ranking_run(ranking) != MRC_OK)
+		elog(ERROR, "evaluation failed");
+	mr_pool_destroy(ranking->pool);
+}
+
+static void
+put_metric(ReturnSetInfo *rsinfo, const char *metric, double value, bool null)
+{
+	Datum values[2] = {CStringGetTextDatum(metric), Float8GetDatum(value)};
+	bool nulls[2] = {false, null};
+
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+Datum
+mr_evaluate(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char *name = mr_name_arg(fcinfo, 0, "model");
+	char *test = mr_name_arg(fcinfo, 1, "test");
+	char *method = mr_name_arg(fcinfo, 4, "method");
+	Evaluation evaluation = {0};
+	MrcRanking *ranking = &evaluation.ranking;
+	bool baseline = strcmp(method, "baseline") == 0;
+
+	if (PG_ARGISNULL(2) || PG_GETARG_INT32(2) <= 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("k must be at least 1")));
+	if (PG_ARGISNULL(3))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("exclude_seen must not be NULL")));
+	if (!baseline && strcmp(method, "model") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("method must be 'model' or 'baseline', not '%s'", method)));
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	evaluation.budget = mr_budget_create("evaluation");
+	evaluation.model = mr_model_open(name);
+	evaluation.list = baseline ? &evaluation.model->baseline : &evaluation.model->items;
+	prepare(&evaluation, test, PG_GETARG_BOOL(3));
+	if (ranking->n_rows > 0)
+		run(&evaluation, PG_GETARG_INT32(2));
+	put_metric(rsinfo, "precision", ranking->precision, ranking->n_rows == 0);
+	put_metric(rsinfo, "recall", ranking->recall, ranking->n_rows == 0);
+	put_metric(rsinfo, "ndcg", ranking->ndcg, ranking->n_rows == 0);
+	put_metric(rsinfo, "users", ranking->n_rows, false);
+	put_metric(rsinfo, "unknown_users", evaluation.n_unknown_users, false);
+	put_metric(rsinfo, "unknown_items", evaluation.n_unknown_items, false);
+	MemoryContextDelete(evaluation.budget->context);
+	SPI_finish();
+	PG_RETURN_NULL();
+}
+
+/*
+ * XXH64 of the key's text form, seeded, as a number in [0, 1) below fraction.  The same on every machine: it depends
+ * on the bytes of the text only.
+ */
+Datum
+mr_split(PG_FUNCTION_ARGS)
+{
+	Oid type = get_fn_expr_argtype(fcinfo->flinfo, 0);
+	double fraction = PG_GETARG_FLOAT8(1);
+	uint64 seed = (uint64) PG_GETARG_INT64(2);
+	FmgrInfo *output = fcinfo->flinfo->fn_extra;
+	uint64 hash;
+	char *key;
+
+	if (!(fraction >= 0 && fraction <= 1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("fraction must be between 0 and 1, not %g", fraction)));
+	if (output == NULL)
+	{
+		Oid function;
+		bool varlena;
+
+		if (!OidIsValid(type))
+			elog(ERROR, "the type of the key is unknown");
+		getTypeOutputInfo(type, &function, &varlena);
+		output = fcinfo->flinfo->fn_extra = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(FmgrInfo));
+		fmgr_info_cxt(function, output, fcinfo->flinfo->fn_mcxt);
+	}
+	key = OutputFunctionCall(output, PG_GETARG_DATUM(0));
+	hash = mrc_hash64(key, strlen(key), seed);
+	PG_RETURN_BOOL((double) (hash >> 11) * 0x1p-53 < fraction);
+}

@@ -1,0 +1,164 @@
+/*
+ * Models: what is stored.  A model is a name with an owner and versions; a version is never changed once it is
+ * written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
+ * on a model are those of its owner, a role, kept as regrole so that a dump names it.
+ */
+CREATE TABLE millrace.model (
+	name text PRIMARY KEY CHECK (name <> ''),
+	kind text NOT NULL CHECK (kind IN ('als')),
+	owner regrole NOT NULL,
+	active int,
+	last_version int NOT NULL
+);
+COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
+COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
+COMMENT ON COLUMN millrace.model.kind IS 'What was trained: als';
+COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
+COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
+COMMENT ON COLUMN millrace.model.last_version IS 'Greatest version number ever given; numbers do not come back';
+
+CREATE TABLE millrace.model_version (
+	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
+	version int NOT NULL,
+	uuid uuid NOT NULL DEFAULT gen_random_uuid(),
+	query text NOT NULL,
+	settings text[] NOT NULL,
+	parameters jsonb NOT NULL,
+	metrics jsonb NOT NULL,
+	users bigint NOT NULL,
+	items bigint NOT NULL,
+	ratings bigint NOT NULL,
+	created timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (model, version)
+);
+COMMENT ON TABLE millrace.model_version IS 'Versions of models, one a training; see the view millrace.models';
+COMMENT ON COLUMN millrace.model_version.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
+COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of these factors, key of every cache made from them: a number can come back with other factors after a point-in-time recovery';
+COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings';
+COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
+COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training';
+COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds';
+COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users';
+COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items';
+COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item';
+COMMENT ON COLUMN millrace.model_version.created IS 'When the training ended';
+
+CREATE TABLE millrace.factors (
+	model text NOT NULL,
+	version int NOT NULL,
+	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline')),
+	block int NOT NULL CHECK (block >= 0),
+	data bytea NOT NULL,
+	PRIMARY KEY (model, version, side, block),
+	FOREIGN KEY (model, version) REFERENCES millrace.model_version ON DELETE CASCADE
+);
+-- Floats do not compress, and uncompressed values can be read in part.
+ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
+COMMENT ON TABLE millrace.factors IS 'Factor matrices in blocks of thousands of rows; format in extension/README.md';
+COMMENT ON COLUMN millrace.factors.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.factors.version IS 'Version of the model';
+COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item)';
+COMMENT ON COLUMN millrace.factors.block IS 'Number of the block, from 0; rows are in the order of their ids across blocks';
+COMMENT ON COLUMN millrace.factors.data IS 'The block: header, ids, float4 factors, little-endian, checksummed';
+
+CREATE TABLE millrace.training_iteration (
+	model text NOT NULL,
+	version int NOT NULL,
+	iteration int NOT NULL,
+	loss float8 NOT NULL,
+	seconds float8 NOT NULL,
+	PRIMARY KEY (model, version, iteration),
+	FOREIGN KEY (model, version) REFERENCES millrace.model_version ON DELETE CASCADE
+);
+COMMENT ON TABLE millrace.training_iteration IS 'History of trainings; see the view millrace.trainings';
+COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.training_iteration.version IS 'Version that the training made';
+COMMENT ON COLUMN millrace.training_iteration.iteration IS 'Number of the iteration, from 1';
+COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it';
+COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration';
+
+SELECT pg_catalog.pg_extension_config_dump('millrace.model', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.model_version', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.factors', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.training_iteration', '');
+
+CREATE VIEW millrace.models AS
+	SELECT m.name, m.kind, v.version, v.version IS NOT DISTINCT FROM m.active AS active, m.owner, v.parameters, v.metrics,
+		v.users, v.items, v.ratings, v.query, v.created
+	FROM millrace.model AS m JOIN millrace.model_version AS v ON v.model = m.name;
+COMMENT ON VIEW millrace.models IS 'Models, one row a version';
+COMMENT ON COLUMN millrace.models.name IS 'Name that the functions take';
+COMMENT ON COLUMN millrace.models.kind IS 'What was trained: als';
+COMMENT ON COLUMN millrace.models.version IS 'Number of the version, from 1';
+COMMENT ON COLUMN millrace.models.active IS 'Whether this version is served';
+COMMENT ON COLUMN millrace.models.owner IS 'Role whose members may train, activate, prune and drop the model';
+COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training';
+COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, seconds';
+COMMENT ON COLUMN millrace.models.users IS 'Distinct users';
+COMMENT ON COLUMN millrace.models.items IS 'Distinct items';
+COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item';
+COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query';
+COMMENT ON COLUMN millrace.models.created IS 'When the training ended';
+
+CREATE VIEW millrace.trainings AS
+	SELECT i.model, i.version, i.iteration, i.loss, i.seconds FROM millrace.training_iteration AS i;
+COMMENT ON VIEW millrace.trainings IS 'History of trainings, one row an iteration';
+COMMENT ON COLUMN millrace.trainings.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.trainings.version IS 'Version that the training made';
+COMMENT ON COLUMN millrace.trainings.iteration IS 'Number of the iteration, from 1';
+COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it';
+COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration';
+
+GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.models,
+	millrace.trainings TO PUBLIC;
+
+CREATE TYPE millrace.training AS (
+	model text,
+	version int,
+	users bigint,
+	items bigint,
+	ratings bigint,
+	rank int,
+	iterations int,
+	loss float8,
+	seconds float8
+);
+COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made, distinct users, items and pairs, the last loss, the duration';
+
+/* Not STRICT: a NULL argument is an error that names it. */
+CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,
+	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, unobserved_weight float8 = 1,
+	regularization_exponent float8 = NULL)
+	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_als';
+COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8) IS
+'Train a recommender by alternating least squares; makes a new version of the model, active at commit.
+ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has.
+implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
+The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.1 with exponent 0 if implicit, 0.1 with exponent 1 otherwise.
+threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
+
+CREATE FUNCTION millrace.activate(model text, version int)
+	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_activate';
+COMMENT ON FUNCTION millrace.activate(text, int) IS 'Serve this version of a model, from commit on; going back is activating an earlier one';
+
+CREATE FUNCTION millrace.prune(model text, keep int)
+	RETURNS int LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_prune';
+COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep` and the active one; returns how many were removed';
+
+CREATE FUNCTION millrace.drop_model(model text)
+	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';
+COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions';
+
+CREATE FUNCTION millrace.user_factors(model text, OUT id text, OUT factor real[])
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_user_factors';
+COMMENT ON FUNCTION millrace.user_factors(text) IS 'Factors of the users of a model''s active version, in the order of their ids';
+
+CREATE FUNCTION millrace.item_factors(model text, OUT id text, OUT factor real[])
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_item_factors';
+COMMENT ON FUNCTION millrace.item_factors(text) IS 'Factors of the items of a model''s active version, in the order of their ids';
+
+REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8),
+	millrace.activate(text, int), millrace.prune(text, int), millrace.drop_model(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8),
+	millrace.activate(text, int), millrace.prune(text, int), millrace.drop_model(text) TO @extowner@ WITH GRANT OPTION;
