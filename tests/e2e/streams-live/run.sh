@@ -73,6 +73,15 @@ end_session
 is "$(differences later)" 0 "a REPEATABLE READ writer with an older snapshot is counted"
 is "$(value "SELECT count(*) FROM events WHERE action = 'old'")" 2 "its rows are there"
 
+# A session that has written into a partition before, and holds its plans
+begin_session
+say "INSERT INTO events_20240101 VALUES ('2024-01-01', 'direct', 1); SELECT 'inserted';"
+until_true grep -q inserted "$work/session"
+value "SELECT millrace.create_continuous_aggregate('latest', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, action, count(*) FROM events GROUP BY 1, 2')" >/dev/null
+say "INSERT INTO events_20240101 VALUES ('2024-01-01', 'direct', 1);"
+end_session
+is "$(value "SELECT count FROM latest WHERE action = 'direct'")" 2 "a session that names a partition learns of a new aggregate"
+
 # A creator in REPEATABLE READ whose snapshot is older than some rows
 begin_session
 say "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 'snapshot ' || count(*) FROM events;"
