@@ -59,23 +59,31 @@ router_route(Router *router, Batch *batch, Row *row)
 	row->leaf = leaf;
 }
 
-/* Finds leaves for the rows that want one; returns a row that still does, or NULL. */
+/* A row that no leaf takes yet, or NULL. */
 static Row *
-route_wanting(Router *router, Batch *batch)
+wanting_row(const Batch *batch)
 {
-	Row *wanting = NULL;
-
 	for (int i = 0; i < batch->n_rows; i++)
 	{
 		Row *row = &batch->rows[i];
 
-		if (row->leaf != LEAF_WANTED || row->dead != NULL || row->is_dropped)
-			continue;
-		row->leaf = router_find(router, row->time_us);
-		if (row->leaf == LEAF_WANTED && wanting == NULL)
-			wanting = row;
+		if (row->leaf == LEAF_WANTED && row->dead == NULL && !row->is_dropped)
+			return row;
 	}
-	return wanting;
+	return NULL;
+}
+
+/* Leaves are known by their place in the list, so a new list means new places for all rows. */
+SinkStatus
+router_reload(Router *router, Batch *batch)
+{
+	SinkStatus status = sink_leaves(router->sink, router->table, &router->leaves);
+
+	router->last = 0;
+	for (int i = 0; i < batch->n_rows; i++)
+		if (batch->rows[i].dead == NULL)
+			batch->rows[i].leaf = router_find(router, batch->rows[i].time_us);
+	return status;
 }
 
 SinkStatus
@@ -84,31 +92,19 @@ router_prepare(Router *router, Batch *batch)
 	Row *row;
 
 	/* One partition a turn: events far apart must not make all the partitions between them. */
-	while ((row = route_wanting(router, batch)) != NULL)
+	while ((row = wanting_row(batch)) != NULL)
 	{
 		SinkStatus status = sink_ensure_partitions(router->sink, router->table, row->time_us, row->time_us);
 
-		if (status != SINK_OK ||
-			(status = sink_leaves(router->sink, router->table, &router->leaves)) != SINK_OK)
+		if (status != SINK_OK || (status = router_reload(router, batch)) != SINK_OK)
 			return status;
-		router->last = 0;
+		if (row->leaf != LEAF_WANTED)
+			continue;
 		/* The database makes none for this time: it decides where the row goes. */
-		if (router_find(router, row->time_us) == LEAF_WANTED)
-			row->leaf = LEAF_PARENT;
+		row->time_us = NO_TIME;
+		row->leaf = LEAF_PARENT;
 	}
 	return SINK_OK;
-}
-
-SinkStatus
-router_reload(Router *router, Batch *batch)
-{
-	SinkStatus status = sink_leaves(router->sink, router->table, &router->leaves);
-
-	router->last = 0;
-	for (int i = 0; status == SINK_OK && i < batch->n_rows; i++)
-		if (batch->rows[i].dead == NULL)
-			batch->rows[i].leaf = router_find(router, batch->rows[i].time_us);
-	return status;
 }
 
 void

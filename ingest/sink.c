@@ -54,6 +54,7 @@ struct Sink
 	bool is_row_fault; /* a probe was accepted */
 	/* the last data error */
 	char sqlstate[6];
+	bool is_unnamed_check; /* 23514 without a constraint's name: a partition's range */
 	char *reason, *context;
 };
 
@@ -280,6 +281,8 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 	if (*is_data)
 	{
 		snprintf(sink->sqlstate, sizeof sink->sqlstate, "%s", sqlstate);
+		sink->is_unnamed_check =
+			strcmp(sqlstate, "23514") == 0 && PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME) == NULL;
 		free(sink->reason);
 		free(sink->context);
 		sink->reason = mem_printf("%s%s%s", primary ? primary : "", detail ? "; " : "", detail ? detail : "");
@@ -792,7 +795,14 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 				is_sent = send_flush(sink);
 		}
 	}
-	return copy_end(sink, is_sent, is_data);
+	status = copy_end(sink, is_sent, is_data);
+	/* The leaf's range is not what it was: that is not the row's fault. */
+	if (*is_data && group->leaf >= 0 && sink->is_unnamed_check)
+	{
+		*is_data = false;
+		return SINK_MOVED;
+	}
+	return status;
 }
 
 /* The row that the last data error names, as an index into order, or -1. */
