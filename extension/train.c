@@ -176,9 +176,13 @@ float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
 	return PG_ARGISNULL(n) ? usual : float_arg(fcinfo, n, argument);
 }
 
-/* Usual values; the measurements behind them stand in sql/50-model.sql. */
-#define IMPLICIT_REGULARIZATION 0.1
-#define IMPLICIT_EXPONENT 0
+/*
+ * Usual values.  Implicit: precision@5 on half of Online Retail's pairs (rank 64, 15 iterations, values = rows) is 0.286
+ * with Hu-Koren-Volinsky at 0.1, 0.300 with it at its best (30), and 0.308 with unobserved weight 0.3 and 0.01 times the
+ * frequencies, which also suits Complete Journey and, being relative to the data's size, small data.  Explicit: Spark's.
+ */
+#define IMPLICIT_REGULARIZATION 0.01
+#define IMPLICIT_EXPONENT 1
 #define EXPLICIT_REGULARIZATION 0.1
 #define EXPLICIT_EXPONENT 1
 

@@ -128,14 +128,14 @@ COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made,
 
 /* Not STRICT: a NULL argument is an error that names it. */
 CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,
-	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, unobserved_weight float8 = 1,
+	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, unobserved_weight float8 = 0.3,
 	regularization_exponent float8 = NULL)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_als';
 COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8) IS
 'Train a recommender by alternating least squares; makes a new version of the model, active at commit.
 ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has.
-implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
-The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.1 with exponent 0 if implicit, 0.1 with exponent 1 otherwise.
+implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008, who have unobserved_weight => 1, regularization_exponent => 0). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
+The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
 CREATE FUNCTION millrace.activate(model text, version int)

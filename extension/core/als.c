@@ -570,7 +570,7 @@ uniform(uint64_t x)
 void
 mrc_als_start(float *factors, int64_t n_rows, int rank, uint64_t seed)
 {
-	double scale = 0.1 / sqrt(rank);
+	double scale = 1 / sqrt(rank);
 	int64_t n = n_rows * rank;
 	uint64_t base = mix(seed);
 

@@ -127,7 +127,7 @@ typedef struct MrcAls
 
 /* Bytes of scratch; n_threads as in mrc_pool_size(). */
 extern size_t mrc_als_scratch_bytes(int rank, int n_threads);
-/* Random start: normal with standard deviation 1 / sqrt(rank) / 10, a function of seed, row and column only. */
+/* Random start: normal with standard deviation 1 / sqrt(rank), a function of seed, row and column only. */
 extern void mrc_als_start(float *factors, int64_t n_rows, int rank, uint64_t seed);
 /* One iteration: solves all users, then all items, then sets loss.  Pool. */
 extern MrcStatus mrc_als_iterate(MrcAls *als);
