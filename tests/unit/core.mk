@@ -1,0 +1,28 @@
+# Unit tests of extension/core.  make -C tests/unit -f core.mk check | check-sanitize
+CC     ?= cc
+CORE   := ../../extension/core
+CORE_C := $(CORE)/pool.c $(CORE)/als.c $(CORE)/topk.c $(CORE)/block.c
+CORE_H := $(CORE)/core.h $(CORE)/kernel.h ../data/als_golden.h
+FLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wshadow -Werror -I$(CORE) -I../data
+LIBS   := -lcmocka -lpthread -lm -ldl
+
+.PHONY: check check-sanitize clean
+check: bin/core_test
+	./bin/core_test
+
+# Threads under one sanitizer, memory and undefined behaviour under the other.
+check-sanitize: bin/core_test_asan bin/core_test_tsan
+	ASAN_OPTIONS=detect_leaks=1 ./bin/core_test_asan
+	TSAN_OPTIONS=halt_on_error=1 ./bin/core_test_tsan
+
+bin/core_test: core_test.c $(CORE_C) $(CORE_H) core.mk
+	@mkdir -p bin
+	$(CC) $(FLAGS) -o $@ core_test.c $(CORE_C) $(LIBS)
+bin/core_test_asan: core_test.c $(CORE_C) $(CORE_H) core.mk
+	@mkdir -p bin
+	$(CC) $(FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ core_test.c $(CORE_C) $(LIBS)
+bin/core_test_tsan: core_test.c $(CORE_C) $(CORE_H) core.mk
+	@mkdir -p bin
+	$(CC) $(FLAGS) -fsanitize=thread -o $@ core_test.c $(CORE_C) $(LIBS)
+clean:
+	rm -f bin/core_test bin/core_test_asan bin/core_test_tsan

@@ -1,0 +1,914 @@
+/*
+ * core_test.c: the computing core without a server.  ALS against float64 answers of an independent implementation
+ * (tests/data/als_golden.py), top-k and rankings against the definition, blocks against every kind of damage.
+ */
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <cmocka.h>
+
+#include "core.h"
+
+#include "als_golden.h"
+
+#define SEED 7 /* of every random input here */
+
+/* ---- helpers ---- */
+
+static bool
+never(void *arg)
+{
+	(void) arg;
+	return false;
+}
+
+static void *
+aligned(size_t n_bytes)
+{
+	void *memory = aligned_alloc(64, (n_bytes + 64) / 64 * 64);
+
+	assert_non_null(memory);
+	memset(memory, 0xA5, n_bytes); /* whoever reads what he has not written will see */
+	return memory;
+}
+
+static MrcPool *
+pool_of(int n_threads)
+{
+	const MrcHost host = {never, never, NULL};
+	MrcPool *pool = NULL;
+
+	assert_int_equal(mrc_pool_start(&pool, malloc(mrc_pool_bytes(n_threads)), n_threads, &host), MRC_OK);
+	assert_int_equal(mrc_pool_size(pool), n_threads);
+	return pool;
+}
+
+static void
+pool_free(MrcPool *pool)
+{
+	mrc_pool_stop(pool);
+	free(pool);
+}
+
+static double
+uniform(void)
+{
+	return rand() / (RAND_MAX + 1.0);
+}
+
+/* Dense rows x cols, zeros left out (every n-th row empty if skip_rows), to compressed rows; transposed if asked. */
+static MrcCsr
+csr_of(const float *dense, int n_rows, int n_cols, bool transpose)
+{
+	MrcCsr csr = {transpose ? n_cols : n_rows, transpose ? n_rows : n_cols, NULL, NULL, NULL};
+	int64_t n = 0;
+
+	csr.start = malloc((size_t) (csr.n_rows + 1) * sizeof(int64_t));
+	csr.index = malloc((size_t) n_rows * n_cols * sizeof(int32_t) + 1);
+	csr.value = malloc((size_t) n_rows * n_cols * sizeof(float) + 1);
+	for (int row = 0; row < csr.n_rows; row++)
+	{
+		csr.start[row] = n;
+		for (int col = 0; col < csr.n_cols; col++)
+		{
+			float value = transpose ? dense[col * n_cols + row] : dense[row * n_cols + col];
+
+			if (value == 0)
+				continue;
+			csr.index[n] = col;
+			csr.value[n++] = value;
+		}
+	}
+	csr.start[csr.n_rows] = n;
+	return csr;
+}
+
+static void
+csr_free(MrcCsr *csr)
+{
+	free(csr->start);
+	free(csr->index);
+	free(csr->value);
+}
+
+static MrcAls
+als_of(const float *dense, int n_users, int n_items, MrcAlsParams params, int n_threads)
+{
+	MrcAls als = {.params = params, .pool = pool_of(n_threads)};
+
+	als.by_user = csr_of(dense, n_users, n_items, false);
+	als.by_item = csr_of(dense, n_users, n_items, true);
+	als.user = malloc((size_t) n_users * params.rank * sizeof(float));
+	als.item = malloc((size_t) n_items * params.rank * sizeof(float));
+	als.scratch = aligned(mrc_als_scratch_bytes(params.rank, n_threads));
+	return als;
+}
+
+static void
+als_free(MrcAls *als)
+{
+	pool_free(als->pool);
+	csr_free(&als->by_user);
+	csr_free(&als->by_item);
+	free(als->user);
+	free(als->item);
+	free(als->scratch);
+}
+
+/* Largest difference, relative to the largest element. */
+static double
+difference(const float *have, const double *want, int n)
+{
+	double most = 0;
+	double size = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		most = fmax(most, isfinite(have[i]) ? fabs(have[i] - want[i]) : INFINITY);
+		size = fmax(size, fabs(want[i]));
+	}
+	return most / size;
+}
+
+/* ---- pool ---- */
+
+typedef struct Job
+{
+	MrcPool *pool;
+	_Atomic int *done; /* times each index was finished */
+	_Atomic int n_again;
+	int fail_at;
+	bool slow;
+	int n_pauses;
+	int64_t last_us;
+} Job;
+
+static int64_t
+clock_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t) ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+static void
+nap_us(long us)
+{
+	nanosleep(&(struct timespec){0, us * 1000}, NULL);
+}
+
+static MrcStatus
+count_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Job *job = arg;
+
+	assert_in_range(worker, 0, 7);
+	if (job->slow)
+		for (int i = 0; i < 20; i++)
+		{
+			nap_us(500);
+			if (mrc_pool_pausing(job->pool))
+			{
+				atomic_fetch_add(&job->n_again, 1);
+				return MRC_AGAIN;
+			}
+		}
+	for (; lo < hi; lo++)
+	{
+		if (lo == job->fail_at)
+			return MRC_NOTPD;
+		atomic_fetch_add(&job->done[lo], 1);
+	}
+	return MRC_OK;
+}
+
+static void
+test_pool_runs_each_index_once(void **state)
+{
+	(void) state;
+	for (int n_threads = 1; n_threads <= 8; n_threads *= 2)
+	{
+		MrcPool *pool = pool_of(n_threads);
+
+		for (int n = 0; n < 2000; n = n * 3 + 1)
+		{
+			Job job = {.pool = pool, .done = calloc((size_t) n + 1, sizeof(*job.done)), .fail_at = -1};
+
+			assert_int_equal(mrc_pool_run(pool, n, 7, count_task, &job), MRC_OK);
+			for (int i = 0; i < n; i++)
+				assert_int_equal(job.done[i], 1);
+			free((void *) job.done);
+		}
+		pool_free(pool);
+	}
+}
+
+static void
+test_pool_reports_failure_and_goes_on(void **state)
+{
+	MrcPool *pool = pool_of(3);
+	Job job = {.pool = pool, .done = calloc(1000, sizeof(*job.done)), .fail_at = 500};
+
+	(void) state;
+	assert_int_equal(mrc_pool_run(pool, 1000, 1, count_task, &job), MRC_NOTPD);
+	job.fail_at = -1;
+	memset((void *) job.done, 0, 1000 * sizeof(*job.done));
+	assert_int_equal(mrc_pool_run(pool, 1000, 1, count_task, &job), MRC_OK);
+	for (int i = 0; i < 1000; i++)
+		assert_int_equal(job.done[i], 1);
+	free((void *) job.done);
+	pool_free(pool);
+}
+
+/* An interrupt every time it is asked, five times. */
+static bool
+often(void *arg)
+{
+	return ((Job *) arg)->n_pauses < 5;
+}
+
+static bool
+serve(void *arg)
+{
+	((Job *) arg)->n_pauses++;
+	return true;
+}
+
+static void
+test_pool_pauses_and_resumes(void **state)
+{
+	Job job = {.done = calloc(40, sizeof(*job.done)), .fail_at = -1, .slow = true};
+	const MrcHost host = {often, serve, &job};
+	MrcPool *pool = NULL;
+
+	(void) state;
+	assert_int_equal(mrc_pool_start(&pool, malloc(mrc_pool_bytes(4)), 4, &host), MRC_OK);
+	job.pool = pool;
+	assert_int_equal(mrc_pool_run(pool, 40, 1, count_task, &job), MRC_OK);
+	assert_int_equal(job.n_pauses, 5);
+	assert_true(job.n_again > 0);
+	for (int i = 0; i < 40; i++)
+		assert_int_equal(job.done[i], 1);
+	free((void *) job.done);
+	pool_free(pool);
+}
+
+static bool
+refuse(void *arg)
+{
+	((Job *) arg)->n_pauses++;
+	return false;
+}
+
+static bool
+soon(void *arg)
+{
+	return clock_us() - ((Job *) arg)->last_us > 30000;
+}
+
+static void
+test_pool_cancels_in_time(void **state)
+{
+	Job job = {.done = calloc(100000, sizeof(*job.done)), .fail_at = -1, .slow = true, .last_us = clock_us()};
+	const MrcHost host = {soon, refuse, &job};
+	MrcPool *pool = NULL;
+
+	(void) state;
+	assert_int_equal(mrc_pool_start(&pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	job.pool = pool;
+	assert_int_equal(mrc_pool_run(pool, 100000, 1, count_task, &job), MRC_CANCELLED);
+	assert_in_range(clock_us() - job.last_us, 30000, 130000);
+	free((void *) job.done);
+	pool_free(pool);
+}
+
+static jmp_buf out;
+
+static bool
+leap(void *arg)
+{
+	(void) arg;
+	longjmp(out, 1);
+}
+
+static bool
+always(void *arg)
+{
+	(void) arg;
+	return true;
+}
+
+static void
+test_pool_survives_longjmp(void **state)
+{
+	static Job job;
+	static MrcPool *pool;
+	const MrcHost host = {always, leap, NULL};
+
+	(void) state;
+	job = (Job){.done = calloc(1000, sizeof(*job.done)), .fail_at = -1, .slow = true};
+	assert_int_equal(mrc_pool_start(&pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	job.pool = pool;
+	if (setjmp(out) == 0)
+	{
+		(void) mrc_pool_run(pool, 1000, 1, count_task, &job);
+		fail_msg("the interrupt was not served");
+	}
+	pool_free(pool);
+	free((void *) job.done);
+}
+
+/* ---- ALS ---- */
+
+static void
+check_golden(MrcAlsParams params, const double *first, const double *users, const double *items, double loss)
+{
+	for (int n_threads = 1; n_threads <= 4; n_threads += 3)
+	{
+		MrcAls als = als_of(golden_values, GOLDEN_USERS, GOLDEN_ITEMS, params, n_threads);
+
+		memcpy(als.item, golden_start, sizeof(golden_start));
+		assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+		assert_true(difference(als.user, first, GOLDEN_USERS * GOLDEN_RANK) < 1e-4);
+		memcpy(als.item, golden_start, sizeof(golden_start));
+		for (int i = 0; i < GOLDEN_ITERATIONS; i++)
+			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+		assert_true(difference(als.user, users, GOLDEN_USERS * GOLDEN_RANK) < 1e-3);
+		assert_true(difference(als.item, items, GOLDEN_ITEMS * GOLDEN_RANK) < 1e-3);
+		assert_true(fabs(als.loss - loss) < 1e-5 * loss);
+		als_free(&als);
+	}
+}
+
+static void
+test_als_hkv(void **state)
+{
+	(void) state;
+	check_golden((MrcAlsParams){GOLDEN_RANK, true, 2, 1, 0.5, 0}, golden_hkv_first_users, golden_hkv_users,
+				 golden_hkv_items, golden_hkv_loss[0]);
+}
+
+static void
+test_als_rendle(void **state)
+{
+	(void) state;
+	check_golden((MrcAlsParams){GOLDEN_RANK, true, 1, 0.3, 0.02, 1}, golden_rendle_first_users,
+				 golden_rendle_users, golden_rendle_items, golden_rendle_loss[0]);
+}
+
+static void
+test_als_explicit(void **state)
+{
+	(void) state;
+	check_golden((MrcAlsParams){GOLDEN_RANK, false, 1, 0, 0.1, 1}, golden_wr_first_users, golden_wr_users,
+				 golden_wr_items, golden_wr_loss[0]);
+}
+
+/* Ranks around every width of vector, tile and panel: the residual of each row's normal equations in float64. */
+static void
+test_als_every_rank(void **state)
+{
+	static const int ranks[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 80, 97, 130, 257};
+	enum
+	{
+		N = 60,
+		M = 300
+	};
+	float *dense = calloc(N * M, sizeof(float));
+
+	(void) state;
+	srand(SEED);
+	for (int i = 0; i < N * M; i++)
+		dense[i] = uniform() < (i < M ? 0.95 : 0.1) ? 1 + (float) (rand() % 4) : 0;
+	for (size_t r = 0; r < sizeof(ranks) / sizeof(ranks[0]); r++)
+	{
+		int k = ranks[r];
+		MrcAls als = als_of(dense, N, M, (MrcAlsParams){k, true, 1.5, 1, 2, 0}, 2);
+
+		for (int i = 0; i < M * k; i++)
+			als.item[i] = (float) (uniform() - 0.5);
+		assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+		for (int u = 0; u < N; u++)
+		{
+			double most = 0;
+			double size = 0;
+
+			for (int j = 0; j < k; j++)
+			{
+				double residual = 2 * (double) als.user[u * k + j];
+				double b = 0;
+
+				for (int i = 0; i < M; i++)
+				{
+					double weight = 1 + 1.5 * dense[u * M + i];
+					double predicted = 0;
+
+					for (int f = 0; f < k; f++)
+						predicted += (double) als.user[u * k + f] * als.item[i * k + f];
+					residual += weight * (predicted - (dense[u * M + i] > 0)) * als.item[i * k + j];
+					b += weight * (dense[u * M + i] > 0) * als.item[i * k + j];
+				}
+				most = fmax(most, fabs(residual));
+				size = fmax(size, fabs(b));
+			}
+			assert_true(most <= 1e-4 * size + 1e-4);
+		}
+		als_free(&als);
+	}
+	free(dense);
+}
+
+/* The same bits with 1, 2, 3 and 5 threads, at a size that makes many chunks and panels. */
+static void
+test_als_threads_agree(void **state)
+{
+	enum
+	{
+		N = 900,
+		M = 700,
+		K = 48
+	};
+	float *dense = calloc(N * M, sizeof(float));
+	float *users = malloc(N * K * sizeof(float));
+	float *items = malloc(M * K * sizeof(float));
+	double loss = 0;
+
+	(void) state;
+	srand(SEED);
+	for (int i = 0; i < N * M; i++)
+		dense[i] = uniform() < 0.06 || i / M == 5 ? 1 : 0;
+	for (int n_threads = 1; n_threads <= 5; n_threads += n_threads == 3 ? 2 : 1)
+	{
+		MrcAls als = als_of(dense, N, M, (MrcAlsParams){K, true, 1, 1, 0.1, 0}, n_threads);
+
+		mrc_als_start(als.item, M, K, SEED);
+		for (int i = 0; i < 2; i++)
+			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+		if (n_threads == 1)
+		{
+			memcpy(users, als.user, N * K * sizeof(float));
+			memcpy(items, als.item, M * K * sizeof(float));
+			loss = als.loss;
+		}
+		assert_memory_equal(users, als.user, N * K * sizeof(float));
+		assert_memory_equal(items, als.item, M * K * sizeof(float));
+		assert_true(loss == als.loss);
+		als_free(&als);
+	}
+	free(dense);
+	free(users);
+	free(items);
+}
+
+static void
+test_als_loss_falls(void **state)
+{
+	MrcAls als = als_of(golden_values, GOLDEN_USERS, GOLDEN_ITEMS, (MrcAlsParams){20, true, 1, 1, 0.1, 0}, 2);
+	double before = INFINITY;
+
+	(void) state;
+	mrc_als_start(als.item, GOLDEN_ITEMS, 20, SEED);
+	for (int i = 0; i < 10; i++)
+	{
+		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+		assert_true(als.loss <= before * (1 + 1e-6));
+		before = als.loss;
+	}
+	als_free(&als);
+}
+
+static void
+test_als_small_and_singular(void **state)
+{
+	const float one = 3;
+	MrcAls als = als_of(&one, 1, 1, (MrcAlsParams){8, true, 1, 1, 0.1, 0}, 2);
+
+	(void) state;
+	mrc_als_start(als.item, 1, 8, SEED);
+	for (int i = 0; i < 20; i++)
+		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+	assert_true(mrc_dot(als.user, als.item, 8) > 0.8);
+	als.params.regularization = 0; /* rank 8 from one item */
+	assert_int_equal(mrc_als_iterate(&als), MRC_NOTPD);
+	assert_true(als.bad_user);
+	assert_int_equal(als.bad_row, 0);
+	als_free(&als);
+
+	/* All items on one line: what is left of the second pivot is rounding. */
+	const float three[] = {1, 2, 3};
+	const float line[] = {0.7f, 0.7f / 3, 1.1f, 1.1f / 3, -1.3f, -1.3f / 3};
+
+	als = als_of(three, 1, 3, (MrcAlsParams){2, true, 1.7, 1, 0, 0}, 1);
+	memcpy(als.item, line, sizeof(line));
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_NOTPD);
+	als_free(&als);
+
+	/* A row without ratings becomes zero, and the others do not mind. */
+	const float two[] = {0, 0, 1, 1};
+
+	als = als_of(two, 2, 2, (MrcAlsParams){3, true, 1, 1, 0.1, 0}, 2);
+	mrc_als_start(als.item, 2, 3, SEED);
+	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+	for (int j = 0; j < 3; j++)
+		assert_true(als.user[j] == 0);
+	als_free(&als);
+}
+
+static void
+test_als_start_is_normal(void **state)
+{
+	enum
+	{
+		N = 5000,
+		K = 16
+	};
+	float *factors = malloc(N * K * sizeof(float));
+	float *again = malloc(N * K * sizeof(float));
+	double sum = 0;
+	double squares = 0;
+
+	(void) state;
+	mrc_als_start(factors, N, K, SEED);
+	mrc_als_start(again, N, K, SEED);
+	assert_memory_equal(factors, again, N * K * sizeof(float));
+	mrc_als_start(again, N, K, SEED + 1);
+	assert_memory_not_equal(factors, again, N * K * sizeof(float));
+	for (int i = 0; i < N * K; i++)
+	{
+		sum += factors[i];
+		squares += (double) factors[i] * factors[i];
+	}
+	assert_true(fabs(sum / (N * K)) < 0.01);
+	assert_true(fabs(sqrt(squares / (N * K)) * sqrt(K) - 1) < 0.02);
+	free(factors);
+	free(again);
+}
+
+/* ---- top-k ---- */
+
+static int
+compare_tops(const void *a, const void *b)
+{
+	return mrc_top_before(*(const MrcTop *) a, *(const MrcTop *) b) ? -1 : 1;
+}
+
+static void
+check_topk(int n_users, int n_items, int rank, int k, bool ties)
+{
+	float *users = malloc((size_t) n_users * rank * sizeof(float));
+	float *items = malloc((size_t) n_items * rank * sizeof(float));
+	MrcTop *top = malloc((size_t) n_users * k * sizeof(MrcTop));
+	MrcTop *all = malloc((size_t) n_items * sizeof(MrcTop));
+	int64_t *n_top = malloc((size_t) n_users * sizeof(int64_t));
+	int64_t *n_skip = malloc((size_t) n_users * sizeof(int64_t));
+	const int32_t **skip = malloc((size_t) n_users * sizeof(int32_t *));
+	void *scratch = aligned(mrc_topk_scratch_bytes(n_users));
+
+	for (int i = 0; i < n_users * rank; i++)
+		users[i] = ties ? (float) (rand() % 3) : (float) (uniform() - 0.5);
+	for (int i = 0; i < n_items * rank; i++)
+		items[i] = ties ? (float) (rand() % 2) : (float) (uniform() - 0.5);
+	if (ties && n_items > 10)
+		items[7 * rank] = NAN;
+	for (int u = 0; u < n_users; u++)
+	{
+		int32_t *list = malloc((size_t) n_items * sizeof(int32_t));
+
+		n_skip[u] = 0;
+		for (int i = 0; i < n_items; i++)
+			if (u > 0 && rand() % 5 == 0)
+				list[n_skip[u]++] = i;
+		skip[u] = list;
+	}
+	mrc_topk(NULL, users, n_users, items, n_items, rank, skip, n_skip, k, top, n_top, scratch);
+	for (int u = 0; u < n_users; u++)
+	{
+		int n = 0;
+		int64_t at = 0;
+
+		for (int i = 0; i < n_items; i++)
+			if (at < n_skip[u] && skip[u][at] == i)
+				at++;
+			else
+				all[n++] = (MrcTop){mrc_dot(users + u * rank, items + i * rank, rank), i};
+		qsort(all, (size_t) n, sizeof(MrcTop), compare_tops);
+		assert_int_equal(n_top[u], n < k ? n : k);
+		for (int i = 0; i < n_top[u]; i++)
+			assert_int_equal(top[(int64_t) u * k + i].row, all[i].row);
+		free((void *) skip[u]);
+	}
+	free(users);
+	free(items);
+	free(top);
+	free(all);
+	free(n_top);
+	free(n_skip);
+	free(skip);
+	free(scratch);
+}
+
+static void
+test_topk_against_sort(void **state)
+{
+	(void) state;
+	srand(SEED);
+	for (int ties = 0; ties < 2; ties++)
+		for (int n_items = 1; n_items < 5000; n_items = n_items * 4 + 3)
+			for (int k = 1; k < 2 * n_items; k = k * 5 + 1)
+				check_topk(n_items % 2 ? 6 : 1, n_items, 1 + n_items % 20, k, ties);
+}
+
+static void
+test_top_order(void **state)
+{
+	(void) state;
+	assert_true(mrc_top_before((MrcTop){2, 5}, (MrcTop){1, 0}));
+	assert_true(mrc_top_before((MrcTop){1, 0}, (MrcTop){1, 5}));
+	assert_false(mrc_top_before((MrcTop){1, 5}, (MrcTop){1, 0}));
+	assert_true(mrc_top_before((MrcTop){-INFINITY, 5}, (MrcTop){NAN, 0}));
+	assert_false(mrc_top_before((MrcTop){NAN, 0}, (MrcTop){-INFINITY, 5}));
+	assert_true(mrc_top_before((MrcTop){NAN, 0}, (MrcTop){NAN, 5}));
+}
+
+/* Precision, recall and NDCG of a case that can be done by hand. */
+static void
+test_ranking_by_hand(void **state)
+{
+	const float users[] = {1};
+	const float items[] = {5, 4, 3, 2, 1};
+	const int32_t user_row[] = {0, 0};
+	const int64_t n_relevant[] = {2, 3}; /* the second has one that is no item */
+	int64_t relevant_start[] = {0, 2, 4};
+	int32_t relevant[] = {0, 2, 1, 4};
+	int64_t seen_start[] = {0, 0, 1};
+	int32_t seen[] = {0};
+	MrcRanking ranking = {.pool = pool_of(2),
+						  .users = users,
+						  .items = items,
+						  .n_items = 5,
+						  .rank = 1,
+						  .k = 3,
+						  .n_rows = 2,
+						  .user_row = user_row,
+						  .n_relevant = n_relevant,
+						  .relevant = {2, 5, relevant_start, relevant, NULL},
+						  .seen = {2, 5, seen_start, seen, NULL}};
+
+	(void) state;
+	ranking.scratch = aligned(mrc_ranking_scratch_bytes(2, 5, 1, 3, 2));
+	assert_int_equal(mrc_ranking_run(&ranking), MRC_OK);
+	/* lists: 0 1 2 with hits at 1 and 3; 1 2 3 with a hit at 1 */
+	double ideal2 = 1 + 1 / log2(3);
+	double ideal3 = ideal2 + 0.5;
+
+	assert_true(fabs(ranking.precision - (2.0 / 3 + 1.0 / 3) / 2) < 1e-12);
+	assert_true(fabs(ranking.recall - (1 + 1.0 / 3) / 2) < 1e-12);
+	assert_true(fabs(ranking.ndcg - ((1 + 0.5) / ideal2 + 1 / ideal3) / 2) < 1e-12);
+	free(ranking.scratch);
+	ranking.k = 1000; /* longer than the list: hits / k */
+	ranking.scratch = aligned(mrc_ranking_scratch_bytes(2, 5, 1, 1000, 2));
+	assert_int_equal(mrc_ranking_run(&ranking), MRC_OK);
+	assert_true(fabs(ranking.precision - (2.0 / 1000 + 2.0 / 1000) / 2) < 1e-12);
+	free(ranking.scratch);
+	pool_free(ranking.pool);
+}
+
+/* ---- blocks ---- */
+
+/* Reference values from the xxHash project's specification test. */
+static void
+test_hash(void **state)
+{
+	(void) state;
+	assert_true(mrc_hash64("", 0, 0) == UINT64_C(0xEF46DB3751D8E999));
+	assert_true(mrc_hash64("a", 1, 0) == UINT64_C(0xD24EC4F1A98C6E5B));
+	assert_true(mrc_hash64("abc", 3, 0) == UINT64_C(0x44BC2CF5AD770999));
+	assert_true(mrc_hash64("Nobody inspects the spammish repetition", 39, 0) == UINT64_C(0xFBCEA83C8A378BF1));
+}
+
+static unsigned char *
+block_of(bool text, int n_rows, int rank, size_t *n_bytes)
+{
+	int64_t *ints = malloc((size_t) (n_rows + 1) * sizeof(int64_t));
+	int64_t *starts = malloc((size_t) (n_rows + 1) * sizeof(int64_t));
+	char *strings = malloc((size_t) n_rows * 10 + 1);
+	float *factors = malloc((size_t) n_rows * rank * sizeof(float) + 1);
+	unsigned char *block;
+
+	for (int i = 0; i <= n_rows; i++)
+	{
+		ints[i] = (int64_t) i * INT64_C(1000000007) - 5;
+		starts[i] =
+			i == 0 ? 3 : starts[i - 1] + i % 4; /* some are empty, and the first does not start at 0 */
+	}
+	for (int i = 0; i < n_rows * 10; i++)
+		strings[i] = (char) ('a' + i % 26);
+	for (int i = 0; i < n_rows * rank; i++)
+		factors[i] = (float) i / 3;
+	*n_bytes = mrc_block_bytes(text, n_rows, rank, (size_t) (starts[n_rows] - starts[0]));
+	block = malloc(*n_bytes);
+	mrc_block_encode(block, text, n_rows, rank, ints, strings, starts, factors);
+	free(ints);
+	free(starts);
+	free(strings);
+	free(factors);
+	return block;
+}
+
+static void
+test_block_round_trip(void **state)
+{
+	(void) state;
+	for (int text = 0; text < 2; text++)
+		for (int n_rows = 0; n_rows < 50; n_rows += 7)
+		{
+			size_t n_bytes;
+			unsigned char *data = block_of(text, n_rows, 3, &n_bytes);
+			const char *why;
+			MrcBlock block;
+			float factor[3];
+			int64_t start = 3;
+
+			assert_int_equal(mrc_block_open(&block, data, n_bytes, &why), MRC_OK);
+			assert_int_equal(block.n_rows, n_rows);
+			assert_int_equal(block.rank, 3);
+			assert_int_equal(block.text, text);
+			for (int i = 0; i < n_rows; i++)
+			{
+				mrc_block_factors(&block, i, i + 1, factor);
+				assert_true(factor[2] == (float) (3 * i + 2) / 3);
+				if (!text)
+					assert_true(mrc_block_int(&block, i) == (int64_t) i * INT64_C(1000000007) - 5);
+				else
+				{
+					size_t length;
+					const char *string = mrc_block_string(&block, i, &length);
+
+					assert_int_equal(length, (i + 1) % 4);
+					if (length > 0)
+						assert_int_equal(string[0], 'a' + start % 26);
+					start += (int64_t) length;
+				}
+			}
+			free(data);
+		}
+}
+
+/* The bytes of a small block, so that the format cannot change unnoticed. */
+static void
+test_block_bytes_are_fixed(void **state)
+{
+	const int64_t id = 42;
+	const float factors[] = {1, -2};
+	unsigned char data[80];
+
+	(void) state;
+	assert_int_equal(mrc_block_bytes(false, 1, 2, 0), 80);
+	mrc_block_encode(data, false, 1, 2, &id, NULL, NULL, factors);
+	assert_memory_equal(data, "MRFB\1\0\1\0\1\0\0\0\2\0\0\0\10\0\0\0\0\0\0\0\10\0\0\0\0\0\0\0", 32);
+	assert_memory_equal(data + 64, "\52\0\0\0\0\0\0\0\0\0\200\77\0\0\0\300", 16);
+	assert_true(mrc_hash64(data + 64, 16, mrc_hash64(data, 32, 0)) ==
+				((uint64_t) data[32] | (uint64_t) data[33] << 8 | (uint64_t) data[34] << 16 |
+				 (uint64_t) data[35] << 24 | (uint64_t) data[36] << 32 | (uint64_t) data[37] << 40 |
+				 (uint64_t) data[38] << 48 | (uint64_t) data[39] << 56));
+}
+
+/* No flipped bit, no cut, no made-up header gets through, and none is read beyond its end. */
+static void
+test_block_damage(void **state)
+{
+	(void) state;
+	for (int text = 0; text < 2; text++)
+	{
+		size_t n_bytes;
+		unsigned char *data = block_of(text, 20, 2, &n_bytes);
+		const char *why;
+		MrcBlock block;
+
+		for (size_t bit = 0; bit < n_bytes * 8; bit++)
+		{
+			data[bit / 8] ^= (unsigned char) (1 << bit % 8);
+			assert_int_equal(mrc_block_open(&block, data, n_bytes, &why), MRC_CORRUPT);
+			assert_non_null(why);
+			data[bit / 8] ^= (unsigned char) (1 << bit % 8);
+		}
+		for (size_t cut = 0; cut < n_bytes; cut++)
+		{
+			unsigned char *part = malloc(cut + 1);
+
+			memcpy(part, data, cut);
+			part = realloc(part, cut ? cut : 1);
+			assert_int_equal(mrc_block_open(&block, part, cut, &why), MRC_CORRUPT);
+			free(part);
+		}
+		free(data);
+	}
+}
+
+/* A header that lies, with a checksum that is right. */
+static void
+forge(unsigned char *data, size_t n_bytes, int at, uint64_t value, int width)
+{
+	uint64_t sum;
+
+	memcpy(data + at, &value, (size_t) width);
+	sum = mrc_hash64(data + 64, n_bytes - 64, mrc_hash64(data, 32, 0));
+	memcpy(data + 32, &sum, 8);
+}
+
+static void
+test_block_forged(void **state)
+{
+	static const uint64_t lies[] = {
+		0, 1, 7, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, UINT64_MAX, UINT64_MAX - 63, UINT64_MAX / 2};
+	const int fields[][2] = {{8, 4}, {12, 4}, {16, 8}, {24, 8}};
+
+	(void) state;
+	for (int text = 0; text < 2; text++)
+		for (int f = 0; f < 4; f++)
+			for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++)
+			{
+				size_t n_bytes;
+				unsigned char *data = block_of(text, 20, 2, &n_bytes);
+				const char *why;
+				MrcBlock block;
+
+				forge(data, n_bytes, fields[f][0], lies[i], fields[f][1]);
+				assert_int_equal(mrc_block_open(&block, data, n_bytes, &why), MRC_CORRUPT);
+				free(data);
+			}
+
+	/* Another format version, another kind of ids, something in the reserved bytes. */
+	for (int i = 0; i < 4; i++)
+	{
+		static const int at[] = {4, 6, 7, 50};
+		size_t size;
+		unsigned char *damaged = block_of(false, 20, 2, &size);
+		const char *reason;
+		MrcBlock opened;
+
+		forge(damaged, size, at[i], 9, 1);
+		assert_int_equal(mrc_block_open(&opened, damaged, size, &reason), MRC_CORRUPT);
+		free(damaged);
+	}
+
+	/* Text offsets that fall, or leave the section. */
+	size_t n_bytes;
+	unsigned char *data = block_of(true, 20, 2, &n_bytes);
+	const char *why;
+	MrcBlock block;
+
+	forge(data, n_bytes, 64 + 4 * 5, 0, 4);
+	assert_int_equal(mrc_block_open(&block, data, n_bytes, &why), MRC_CORRUPT);
+	forge(data, n_bytes, 64 + 4 * 19, 100000, 4);
+	assert_int_equal(mrc_block_open(&block, data, n_bytes, &why), MRC_CORRUPT);
+	free(data);
+}
+
+static void
+test_block_limits(void **state)
+{
+	(void) state;
+	assert_int_equal(mrc_block_bytes(false, 1, 0, 0), 0);
+	assert_int_equal(mrc_block_bytes(false, 1, MRC_MAX_RANK + 1, 0), 0);
+	assert_int_equal(mrc_block_bytes(false, -1, 1, 0), 0);
+	assert_int_equal(mrc_block_bytes(true, 1, 1, (size_t) UINT32_MAX + 1), 0);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_pool_runs_each_index_once),
+		cmocka_unit_test(test_pool_reports_failure_and_goes_on),
+		cmocka_unit_test(test_pool_pauses_and_resumes),
+		cmocka_unit_test(test_pool_cancels_in_time),
+		cmocka_unit_test(test_pool_survives_longjmp),
+		cmocka_unit_test(test_als_hkv),
+		cmocka_unit_test(test_als_rendle),
+		cmocka_unit_test(test_als_explicit),
+		cmocka_unit_test(test_als_every_rank),
+		cmocka_unit_test(test_als_threads_agree),
+		cmocka_unit_test(test_als_loss_falls),
+		cmocka_unit_test(test_als_small_and_singular),
+		cmocka_unit_test(test_als_start_is_normal),
+		cmocka_unit_test(test_top_order),
+		cmocka_unit_test(test_topk_against_sort),
+		cmocka_unit_test(test_ranking_by_hand),
+		cmocka_unit_test(test_hash),
+		cmocka_unit_test(test_block_round_trip),
+		cmocka_unit_test(test_block_bytes_are_fixed),
+		cmocka_unit_test(test_block_damage),
+		cmocka_unit_test(test_block_forged),
+		cmocka_unit_test(test_block_limits),
+	};
+
+	print_message("seed %d\n", SEED);
+	return cmocka_run_group_tests_name("core", tests, NULL, NULL);
+}
