@@ -75,7 +75,7 @@ typedef struct StateType
 	Oid collation;
 } StateType;
 
-static void refuse(const char *what, const char *hint) pg_attribute_noreturn();
+static void refuse(const char *what, const char *hint) __attribute__((noreturn));
 
 static void
 refuse(const char *what, const char *hint)
@@ -259,20 +259,24 @@ find_source(Definition *def, Node *window)
 {
 	Query *query = def->query;
 	Node *time;
-	Relids rtis;
-	int rti;
+	int rti = 0;
 	RangeTblEntry *rte;
 	SourceUse use = {0};
+	ListCell *lc;
 
 #if PG_VERSION_NUM >= 160000
 	time = flatten_join_alias_vars(NULL, query, linitial(((FuncExpr *) window)->args));
 #else
 	time = flatten_join_alias_vars(query, linitial(((FuncExpr *) window)->args));
 #endif
-	rtis = pull_varnos(NULL, time);
-	if (!bms_get_singleton_member(rtis, &rti))
-		refuse("a window over columns of no table or of several",
-			   "The window's time is a column of the source.");
+	foreach (lc, pull_var_clause(time, 0))
+	{
+		if (rti != 0 && rti != lfirst_node(Var, lc)->varno)
+			refuse("a window over columns of several tables", "The window's time is a column of the source.");
+		rti = lfirst_node(Var, lc)->varno;
+	}
+	if (rti == 0)
+		refuse("a window over no column", "The window's time is a column of the source.");
 	rte = rt_fetch(rti, query->rtable);
 	if (rte->rtekind != RTE_RELATION ||
 		(rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_PARTITIONED_TABLE) || rte->tablesample)

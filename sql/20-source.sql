@@ -124,6 +124,10 @@ COMMENT ON FUNCTION millrace.partitions(regclass) IS
 'Partitions of a table and the range of time that each holds: from_time <= time < to_time.
 NULL: unbounded; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';
 
+CREATE FUNCTION millrace._grantee(grantee oid) RETURNS text
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END $$;
+COMMENT ON FUNCTION millrace._grantee(oid) IS 'Internal: a role of aclexplode as GRANT takes it';
+
 CREATE FUNCTION millrace.ensure_partitions(source regclass, from_time timestamptz, to_time timestamptz) RETURNS int
 LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
@@ -136,6 +140,7 @@ DECLARE
 	gap tstzrange;
 	stem text;
 	leaf text;
+	id record;
 	acl record;
 	n_made int := 0;
 BEGIN
@@ -172,14 +177,25 @@ BEGIN
 			leaf := format('%I.%I', (SELECT nspname FROM pg_namespace WHERE oid = parent.relnamespace),
 				stem || '_' || to_char(lower(gap), CASE WHEN extract(epoch FROM lower(gap))::numeric % 86400 = 0
 					THEN 'YYYYMMDD' ELSE 'YYYYMMDD_HH24MISS' END));
-			EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS)', leaf, source);
+			EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS EXCLUDING IDENTITY)', leaf, source);
+			/* Before PostgreSQL 17 partitions do not share the identity column of their parent: let them share its sequence. */
+			IF current_setting('server_version_num')::int < 170000 THEN
+				FOR id IN SELECT a.attname, pg_get_serial_sequence(source::text, a.attname)::regclass AS sequence FROM pg_attribute a
+					WHERE a.attrelid = source AND a.attidentity <> '' LOOP
+					EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT nextval(%L)', leaf, id.attname, id.sequence);
+					FOR acl IN SELECT DISTINCT a.grantee FROM aclexplode(parent.relacl) a
+						WHERE a.privilege_type = 'INSERT' AND a.grantee <> parent.relowner LOOP
+						EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %s', id.sequence, millrace._grantee(acl.grantee));
+					END LOOP;
+				END LOOP;
+			END IF;
 			IF parent.relowner <> current_user::regrole THEN
 				EXECUTE format('ALTER TABLE %s OWNER TO %s', leaf, parent.relowner::regrole);
 			END IF;
 			FOR acl IN SELECT a.grantee, a.privilege_type, a.is_grantable FROM aclexplode(parent.relacl) a
 				WHERE a.grantee <> parent.relowner LOOP
 				EXECUTE format('GRANT %s ON %s TO %s%s', acl.privilege_type, leaf,
-					CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END,
+					millrace._grantee(acl.grantee),
 					CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
 			END LOOP;
 			EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', source, leaf,

@@ -36,13 +36,15 @@ SELECT has_trigger('days_20240229', 'millrace_on_insert', 'a new partition has t
 SELECT has_check('days_20240229', 'and the constraint');
 INSERT INTO days_20240229 (at) VALUES ('2024-02-29 12:00+00');
 SELECT is(v, 7, 'and the default') FROM days;
-SELECT is(id, 1, 'and the identity') FROM days;
+INSERT INTO days (at) VALUES ('2024-02-28 12:00+00');
+INSERT INTO days_20240228 (at) VALUES ('2024-02-28 12:00+00');
+SELECT results_eq('SELECT id FROM days ORDER BY id', 'VALUES (1), (2), (3)', 'and shares the identity column');
 CREATE TABLE odd PARTITION OF days FOR VALUES FROM ('2024-03-05 06:00+00') TO ('2024-03-06 18:00+00');
 SELECT is(millrace.ensure_partitions('days', '2024-03-05 00:00+00', '2024-03-06 20:00+00'), 2, 'gaps around a partition with other bounds');
 SELECT results_eq($$SELECT from_time, to_time FROM millrace.partitions('days') WHERE from_time >= '2024-03-05+00'$$,
 	$$VALUES ('2024-03-05 00:00+00'::timestamptz, '2024-03-05 06:00+00'::timestamptz), ('2024-03-05 06:00+00', '2024-03-06 18:00+00'), ('2024-03-06 18:00+00', '2024-03-07 00:00+00')$$, 'they are filled');
 SELECT has_trigger('odd', 'millrace_on_insert', 'a partition made by hand has the trigger');
-CREATE TABLE later (LIKE days INCLUDING ALL);
+CREATE TABLE later (LIKE days INCLUDING ALL EXCLUDING IDENTITY);
 ALTER TABLE days ATTACH PARTITION later FOR VALUES FROM ('2025-01-01 00:00+00') TO ('2026-01-01 00:00+00');
 SELECT has_trigger('later', 'millrace_on_insert', 'so has an attached one');
 SELECT is(millrace.ensure_partitions('dates', '2024-01-31', '2024-02-01'), 2, 'months of a date column');
