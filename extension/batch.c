@@ -18,6 +18,7 @@
 
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
@@ -158,11 +159,12 @@ read_streams(Leaf *leaf)
 	mr_enter_catalog(&guard, "sources");
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	mr_exec_args(
-		"SELECT s.source, t.name, t.kind = 'pipe', t.owner, t.settings, t.command, t.definition, t.state"
-		" FROM " MR_SCHEMA ".sources s LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source"
-		" WHERE s.source = ANY ($1) ORDER BY t.seq",
-		SPI_OK_SELECT, true, 1, types, values, NULL);
+	mr_exec_args("SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings, "
+				 "t.command, t.definition, t.state"
+				 " FROM " MR_SCHEMA ".sources s LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source"
+				 " LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+				 " WHERE s.source = ANY ($1) ORDER BY t.seq",
+				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -178,6 +180,11 @@ read_streams(Leaf *leaf)
 		stream->name = pstrdup(stream->name);
 		stream->is_pipe = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
 		stream->owner = DatumGetObjectId(SPI_getbinval(tuple, desc, 4, &isnull));
+		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(stream->owner)))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("the owner of stream \"%s\" does not exist", stream->name),
+					 errhint("Drop the stream and create it again as another role.")));
 		stream->settings = DatumGetArrayTypePCopy(SPI_getbinval(tuple, desc, 5, &isnull));
 		stream->command = SPI_getvalue(tuple, desc, 6);
 		stream->definition = DatumGetObjectId(SPI_getbinval(tuple, desc, 7, &isnull));
@@ -345,8 +352,14 @@ streams_json(List *streams)
 static void
 write_work(void)
 {
-	Relation rel = table_open(mr_catalog("batches"), RowExclusiveLock);
+	Oid batches = get_relname_relid("batches", get_namespace_oid(MR_SCHEMA, true));
+	Relation rel;
 	ListCell *lc;
+
+	/* The transaction may have dropped the extension. */
+	if (!OidIsValid(batches))
+		return;
+	rel = table_open(batches, RowExclusiveLock);
 
 	foreach (lc, work)
 	{

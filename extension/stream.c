@@ -11,6 +11,7 @@
 #include "catalog/dependency.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "commands/event_trigger.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
@@ -19,7 +20,8 @@ PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
-PG_FUNCTION_INFO_V1(mr_sweep);
+PG_FUNCTION_INFO_V1(mr_on_drop);
+PG_FUNCTION_INFO_V1(mr_on_ddl);
 
 static void
 check_owner(Oid rel)
@@ -223,16 +225,41 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* _sweep(): forget what was dropped.  Deletes only what refers to a relation that is gone, so anybody may call it. */
+/*
+ * Event triggers.  They run for whoever creates or drops a table, so all they do is done as the catalog's owner.
+ */
+static void
+check_event(FunctionCallInfo fcinfo)
+{
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), errmsg("not called as an event trigger")));
+}
+
+/* sql_drop: forget the streams and sources whose relations are gone. */
 Datum
-mr_sweep(PG_FUNCTION_ARGS)
+mr_on_drop(PG_FUNCTION_ARGS)
 {
 #define GONE(column) "NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t." column ")"
-	uint64 n_rows = drop_streams(GONE("source") " OR " GONE("target") " OR (kind = 'aggregate' AND (" GONE(
-									 "definition") " OR " GONE("state") "))",
-								 0, NULL, NULL);
+	check_event(fcinfo);
+	drop_streams(GONE("source") " OR " GONE("target") " OR (kind = 'aggregate' AND (" GONE(
+					 "definition") " OR " GONE("state") "))",
+				 0, NULL, NULL);
+	catalog_exec("DELETE FROM " MR_SCHEMA ".sources t WHERE " GONE("source"), SPI_OK_DELETE, 0, NULL, NULL,
+				 NULL);
+	return (Datum) 0;
+}
 
-	n_rows += catalog_exec("DELETE FROM " MR_SCHEMA ".sources t WHERE " GONE("source"), SPI_OK_DELETE, 0,
-						   NULL, NULL, NULL);
-	PG_RETURN_INT32((int32) n_rows);
+/* ddl_command_end: put the trigger on partitions that lack it. */
+Datum
+mr_on_ddl(PG_FUNCTION_ARGS)
+{
+	check_event(fcinfo);
+	catalog_exec("SELECT " MR_SCHEMA "._install_triggers(s.source) FROM " MR_SCHEMA ".sources s"
+				 " WHERE EXISTS (SELECT FROM pg_catalog.pg_partition_tree(s.source) t WHERE NOT EXISTS"
+				 " (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.relid AND g.tgfoid = '" MR_SCHEMA
+				 ".on_batch()'::pg_catalog.regprocedure))",
+				 SPI_OK_SELECT, 0, NULL, NULL, NULL);
+	return (Datum) 0;
 }

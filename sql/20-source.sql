@@ -211,36 +211,20 @@ COMMENT ON FUNCTION millrace.ensure_partitions(regclass, timestamptz, timestampt
 'Makes the partitions that are missing for event times from from_time to to_time inclusive, and returns their number.
 Partitions are aligned to UTC.  They are created beside the table and attached, so writers are not kept out.';
 
-/* Keeps triggers complete when partitions come, and catalogs clean when tables go. */
+/*
+ * Keeps triggers complete when partitions come, and catalogs clean when tables go.  In C, because they run for
+ * every role that creates or drops a table, also for one without USAGE on schema millrace.
+ */
 CREATE FUNCTION millrace._on_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	src regclass;
-BEGIN
-	FOR src IN SELECT s.source FROM millrace.sources s
-		WHERE EXISTS (SELECT FROM pg_partition_tree(s.source) t
-			WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgfoid = 'millrace.on_batch()'::regprocedure))
-	LOOP
-		PERFORM millrace._install_triggers(src);
-	END LOOP;
-END $$;
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_on_ddl';
 COMMENT ON FUNCTION millrace._on_ddl() IS 'Internal: puts the batch trigger on partitions that were created or attached';
 CREATE EVENT TRIGGER millrace_on_ddl ON ddl_command_end
-	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION millrace._on_ddl();
+	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE') EXECUTE FUNCTION millrace._on_ddl();
 COMMENT ON EVENT TRIGGER millrace_on_ddl IS 'Puts the batch trigger on new partitions of sources';
 
-CREATE FUNCTION millrace._sweep() RETURNS int
-	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_sweep';
-COMMENT ON FUNCTION millrace._sweep() IS 'Internal: removes sources and streams whose table or view is gone, with what they leave behind; safe for anybody to call';
-
 CREATE FUNCTION millrace._on_drop() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-	IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() d WHERE d.classid = 'pg_class'::regclass AND d.objsubid = 0) THEN
-		PERFORM millrace._sweep();
-	END IF;
-END $$;
-COMMENT ON FUNCTION millrace._on_drop() IS 'Internal: cleans up after DROP TABLE and DROP VIEW';
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_on_drop';
+COMMENT ON FUNCTION millrace._on_drop() IS 'Internal: removes sources and streams whose table or view is gone, with what they leave behind';
 CREATE EVENT TRIGGER millrace_on_drop ON sql_drop EXECUTE FUNCTION millrace._on_drop();
 COMMENT ON EVENT TRIGGER millrace_on_drop IS 'Removes the streams of dropped tables and views';
 

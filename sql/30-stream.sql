@@ -27,15 +27,15 @@ COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of
 COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe';
 COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate';
 COMMENT ON COLUMN millrace.stream.state IS 'Table with the partial states of a continuous aggregate';
-COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights it uses';
+COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
 
 CREATE VIEW millrace.streams AS
-	SELECT s.name, s.kind, s.source, s.target, s.owner,
+	SELECT s.name, s.kind, s.source, s.target, coalesce(c.relowner::regrole, s.owner) AS owner,
 		coalesce(s.command, pg_catalog.pg_get_viewdef(s.definition)) AS definition,
 		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) END AS state_bytes, s.created
-	FROM millrace.stream s
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state
 	ORDER BY s.source, s.seq;
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Pipes and continuous aggregates, in the order in which they run';
@@ -57,7 +57,7 @@ CREATE TABLE millrace.batches (
 	streams jsonb NOT NULL,
 	PRIMARY KEY (xid, source)
 );
-SELECT pg_catalog.pg_extension_config_dump('millrace.batches', '');
+/* Not dumped: transaction ids mean nothing to another server, where they would come again. */
 GRANT SELECT ON millrace.batches TO PUBLIC;
 COMMENT ON TABLE millrace.batches IS 'One row for each committed transaction and source that it wrote';
 COMMENT ON COLUMN millrace.batches.xid IS 'Transaction';

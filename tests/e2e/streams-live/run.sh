@@ -46,6 +46,16 @@ value "CREATE TABLE events (at timestamptz NOT NULL, action text, amount int) PA
 	SELECT millrace.create_pipe('kept', 'events', 'INSERT INTO kept SELECT at, amount FROM new_rows WHERE amount % 2 = 0')" >/dev/null 2>"$work/err"
 is "$? $(cat "$work/err")" "0 " "and uses it"
 
+# Roles that have nothing to do with it are not disturbed; a writer needs nothing but INSERT
+PGUSER=postgres value "CREATE ROLE stranger LOGIN; GRANT CREATE ON SCHEMA public TO stranger; GRANT INSERT ON events TO stranger"
+PGUSER=stranger value "CREATE TABLE mine (a int); ALTER TABLE mine ADD b int; CREATE VIEW mine2 AS TABLE mine; DROP TABLE mine CASCADE" 2>"$work/err"
+is "$? $(grep ERROR "$work/err")" "0 " "a role without rights on schema millrace creates and drops tables"
+PGUSER=stranger value "INSERT INTO events VALUES ('2024-01-01', 'stranger', 2)" 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "and writes into a source"
+is "$(value "SELECT amount FROM kept")" 2 "the pipe runs with its owner's rights"
+value "TRUNCATE events, kept"
+PGUSER=postgres value "TRUNCATE millrace.batches"
+
 # Created while four writers write: each batch is either backfilled or seen, never both
 cat >"$work/load.sql" <<'EOF'
 \set k random(1, 40)
