@@ -1,0 +1,52 @@
+BEGIN;
+SELECT plan(23);
+SET LOCAL client_min_messages = warning;
+
+CREATE ROLE mr_reader;
+CREATE ROLE mr_trainer;
+CREATE ROLE mr_other;
+CREATE ROLE mr_member IN ROLE mr_trainer;
+CREATE SCHEMA private AUTHORIZATION mr_trainer;
+GRANT USAGE ON SCHEMA millrace TO mr_reader, mr_trainer, mr_other;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_trainer, mr_other;
+GRANT CREATE ON SCHEMA public TO mr_other;
+
+SET LOCAL ROLE mr_trainer;
+CREATE TABLE private.ratings AS SELECT i % 10 AS u, i % 7 AS i FROM generate_series(1, 70) AS i;
+SELECT lives_ok($$ SELECT millrace.train_als('m', 'private.ratings', rank => 2, iterations => 2) $$, 'who has EXECUTE and SELECT trains');
+SELECT is(owner, 'mr_trainer', 'and owns the model') FROM millrace.models WHERE name = 'm';
+
+SET LOCAL ROLE mr_reader;
+SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (1, 1)') $$, '42501', 'permission denied for function train_als', 'training is not for everybody');
+SELECT throws_ok($$ SELECT millrace.activate('m', 1) $$, '42501', 'permission denied for function activate', 'nor activate');
+SELECT throws_ok($$ SELECT millrace.prune('m', 1) $$, '42501', 'permission denied for function prune', 'nor prune');
+SELECT throws_ok($$ SELECT millrace.drop_model('m') $$, '42501', 'permission denied for function drop_model', 'nor drop_model');
+SELECT throws_ok($$ SELECT * FROM private.ratings $$, '42501', NULL, 'a reader has no right on the ratings');
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 3, 100, exclude_seen => false)), 7::bigint, 'but may ask for recommendations');
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 3, 100)), 0::bigint, 'what a user has is read as the owner');
+SELECT is((SELECT count(*) FROM millrace.models WHERE name = 'm'), 1::bigint, 'may read the views');
+SELECT throws_ok($$ DELETE FROM millrace.model $$, '42501', NULL, 'may not write the tables');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'private.ratings') $$, '42501', NULL, 'the test of evaluate is read as the caller');
+SELECT lives_ok($$ SELECT * FROM millrace.evaluate('m', 'VALUES (1, 1)') $$, 'who may bring his own');
+
+SET LOCAL ROLE mr_other;
+SELECT throws_ok($$ SELECT millrace.train_als('m', 'VALUES (1, 1)') $$, '42501', 'must be owner of model "m"', 'another trainer may not replace the model');
+SELECT throws_ok($$ SELECT millrace.activate('m', 1) $$, '42501', 'must be owner of model "m"', 'nor activate');
+SELECT throws_ok($$ SELECT millrace.prune('m', 1) $$, '42501', 'must be owner of model "m"', 'nor prune');
+SELECT throws_ok($$ SELECT millrace.drop_model('m') $$, '42501', 'must be owner of model "m"', 'nor drop');
+SELECT throws_ok($$ SELECT millrace.train_als('other', 'SELECT u, i FROM private.ratings') $$, '42501', NULL, 'nor read what he may not select');
+CREATE FUNCTION public.spy(int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'mr_other' THEN RAISE 'called by %', current_user; END IF; RETURN $1; END $$;
+GRANT EXECUTE ON FUNCTION public.spy(int) TO PUBLIC;
+SELECT lives_ok($$ SELECT millrace.train_als('trap', 'SELECT public.spy(u), u FROM generate_series(1, 3) AS u', rank => 2, iterations => 1) $$, 'a query that calls the owner''s function');
+
+RESET ROLE;
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('trap', 1)), 2::bigint, 'a superuser who asks runs it as its owner');
+SELECT millrace.train_als('trap', 'SELECT public.spy(u), current_user::text FROM generate_series(1, 3) AS u', rank => 2, iterations => 1);
+SELECT is((SELECT id FROM millrace.item_factors('trap')), 'mr_other', 'a superuser who retrains it runs it as its owner');
+SELECT is(owner, 'mr_other', 'who stays the owner') FROM millrace.models WHERE name = 'trap' AND version = 2;
+
+SET LOCAL ROLE mr_member;
+SELECT lives_ok($$ SELECT millrace.prune('m', 1), millrace.drop_model('m') $$, 'a member of the owner may');
+
+SELECT * FROM finish();
+ROLLBACK;

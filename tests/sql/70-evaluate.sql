@@ -1,0 +1,80 @@
+BEGIN;
+SELECT plan(36);
+SET LOCAL client_min_messages = warning;
+
+CREATE TABLE pairs AS SELECT DISTINCT n % 61 AS u, (n * n / 5) % 83 AS i FROM generate_series(1, 3000) AS n;
+CREATE VIEW train AS SELECT u, i FROM pairs WHERE millrace.split(u || ':' || i, 0.5);
+CREATE VIEW test AS SELECT u, i FROM pairs WHERE NOT millrace.split(u || ':' || i, 0.5)
+	UNION ALL VALUES (5000, 1), (5000, 2), (5001, 3) -- users that the model does not know
+	UNION ALL VALUES (1, 7000), (2, 7000); -- an item that it does not know
+SELECT millrace.train_als('m', 'train', rank => 10, iterations => 5);
+
+-- The definition, in SQL
+CREATE FUNCTION expected(k int, exclude_seen bool) RETURNS TABLE (metric text, value float8) LANGUAGE sql AS $$
+	WITH relevant AS (
+		SELECT DISTINCT u, i FROM test AS t WHERE u IN (SELECT u FROM train) AND (NOT $2 OR NOT EXISTS (SELECT FROM train AS s WHERE s.u = t.u AND s.i = t.i))),
+	users AS (SELECT u, count(*) AS n FROM relevant GROUP BY 1),
+	hits AS (
+		SELECT users.u, users.n, t.rank FROM users LEFT JOIN LATERAL (SELECT * FROM millrace.recommend_top_k('m', users.u, $1, $2)) AS t
+			ON EXISTS (SELECT FROM relevant WHERE relevant.u = users.u AND relevant.i = t.item_id)),
+	by_user AS (
+		SELECT count(rank)::float8 AS n_hits, n, coalesce(sum(1 / (ln(rank + 1) / ln(2))), 0) AS gain,
+			(SELECT sum(1 / (ln(p + 1) / ln(2))) FROM generate_series(1, least(n, $1)) AS p) AS ideal
+		FROM hits GROUP BY u, n)
+	SELECT 'precision', avg(n_hits / $1) FROM by_user UNION ALL SELECT 'recall', avg(n_hits / n) FROM by_user
+	UNION ALL SELECT 'ndcg', avg(gain / ideal) FROM by_user UNION ALL SELECT 'users', count(*) FROM by_user $$;
+CREATE FUNCTION differences(k int, exclude_seen bool) RETURNS bigint LANGUAGE sql AS $$
+	SELECT count(*) FROM expected($1, $2) AS e LEFT JOIN millrace.evaluate('m', 'test', $1, $2) AS a USING (metric)
+	WHERE a.value IS NULL OR abs(a.value - e.value) > 1e-9 OR e.value = 0 $$;
+
+SELECT is(differences(5, true), 0::bigint, 'k = 5, without what users have');
+SELECT is(differences(5, false), 0::bigint, 'k = 5, with it');
+SELECT is(differences(1, true), 0::bigint, 'k = 1');
+SELECT is(differences(500, true), 0::bigint, 'k above the number of items');
+SELECT results_eq($$ SELECT metric FROM millrace.evaluate('m', 'test') $$, $$ VALUES ('precision'), ('recall'), ('ndcg'), ('users'), ('unknown_users'), ('unknown_items') $$, 'rows');
+SELECT is(value, 2::float8, 'unknown users are counted') FROM millrace.evaluate('m', 'test') WHERE metric = 'unknown_users';
+SELECT is(value, 1::float8, 'unknown items are counted') FROM millrace.evaluate('m', 'test') WHERE metric = 'unknown_items';
+SELECT is((SELECT array_agg(round(value::numeric, 12)) FROM millrace.evaluate('m', 'test')), (SELECT array_agg(round(value::numeric, 12)) FROM millrace.evaluate('m', 'SELECT u::text, i::text, 3 FROM test')), 'ids of the other kind, with a value');
+SELECT is((SELECT array_agg(value) FROM millrace.evaluate('m', 'test')), (SELECT array_agg(value) FROM millrace.evaluate('m', 'SELECT u, i, 1 FROM test UNION ALL SELECT u, 9999 + u, -1 FROM test') WHERE metric <> 'unknown_items') || 1::float8, 'a value that is not above zero is not relevant');
+SELECT is(value, NULL, 'nobody known: NULL') FROM millrace.evaluate('m', 'VALUES (12345, 1)') WHERE metric = 'precision';
+SELECT is(value, 0::float8, 'of no users') FROM millrace.evaluate('m', 'VALUES (12345, 1)') WHERE metric = 'users';
+SELECT is(value, NULL, 'nothing new in the test') FROM millrace.evaluate('m', 'train') WHERE metric = 'precision';
+SET LOCAL millrace.threads = 1;
+CREATE TEMP TABLE one AS SELECT * FROM millrace.evaluate('m', 'test', 5);
+RESET millrace.threads;
+SELECT results_eq('SELECT * FROM one', $$ SELECT * FROM millrace.evaluate('m', 'test', 5) $$, 'one thread gives the same');
+
+-- Baseline
+SELECT is((SELECT value FROM millrace.evaluate('m', 'test', 5, true, 'baseline') WHERE metric = 'precision'),
+	(SELECT avg(n) FROM (SELECT (count(*) FILTER (WHERE EXISTS (SELECT FROM test AS t WHERE t.u = users.u AND t.i = b.i)))::float8 / 5 AS n
+		FROM (SELECT DISTINCT u FROM test WHERE u IN (SELECT u FROM train)) AS users,
+		LATERAL (SELECT i FROM train GROUP BY i HAVING NOT bool_or(train.u = users.u) ORDER BY count(*) DESC, i LIMIT 5) AS b GROUP BY users.u) AS x), 'precision of popularity');
+SELECT is((SELECT value FROM millrace.evaluate('m', 'test', 5, true, 'baseline') WHERE metric = 'users'), (SELECT value FROM one WHERE metric = 'users'), 'over the same users');
+
+-- Bad input
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('nope', 'test') $$, '42704', 'model "nope" does not exist', 'unknown model');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'nope') $$, '42P01', 'relation "nope" does not exist', 'unknown table');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'SELECT u, i FROM test WHERE false') $$, '22023', 'test: there are no rows', 'empty test');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'VALUES (NULL::int, 1)') $$, '22023', 'test: the user is NULL', 'NULL in the test');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'test', 0) $$, '22023', 'k must be at least 1', 'k of 0');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('m', 'test', method => 'magic') $$, '22023', 'method must be ''model'' or ''baseline'', not ''magic''', 'unknown method');
+SELECT lives_ok($$ SELECT * FROM millrace.evaluate('m', 'test', 1000000) $$, 'k of a million');
+
+-- split
+SELECT ok(abs(avg(millrace.split(n, 0.3)::int) - 0.3) < 0.01, 'the fraction') FROM generate_series(1, 100000) AS n;
+SELECT ok(abs(avg((millrace.split(n, 0.5) = millrace.split(n, 0.5, 2))::int) - 0.5) < 0.02, 'seeds are independent') FROM generate_series(1, 20000) AS n;
+SELECT is(string_agg(millrace.split(n, 0.5)::int::text, '' ORDER BY n), (SELECT string_agg(millrace.split(n::text, 0.5)::int::text, '' ORDER BY n) FROM generate_series(1, 64) AS n), 'by the text form') FROM generate_series(1, 64) AS n;
+SELECT is(string_agg(millrace.split(n, 0.5)::int::text, '' ORDER BY n), '11111001110110101000011001100110', 'never changes') FROM generate_series(1, 32) AS n;
+SELECT ok(bool_and(millrace.split(n, 0.6)), 'growing only adds') FROM generate_series(1, 10000) AS n WHERE millrace.split(n, 0.3);
+SELECT is(count(*), 0::bigint, 'fraction 0') FROM generate_series(1, 10000) AS n WHERE millrace.split(n, 0);
+SELECT is(count(*), 0::bigint, 'fraction 1') FROM generate_series(1, 10000) AS n WHERE NOT millrace.split(n, 1);
+SELECT is(millrace.split(NULL::int, 0.5), NULL, 'NULL key');
+SELECT throws_ok($$ SELECT millrace.split(1, 1.5) $$, '22023', 'fraction must be between 0 and 1, not 1.5', 'fraction above 1');
+SELECT throws_ok($$ SELECT millrace.split(1, -0.5) $$, '22023', 'fraction must be between 0 and 1, not -0.5', 'negative fraction');
+SELECT throws_ok($$ SELECT millrace.split(1, 'NaN') $$, '22023', 'fraction must be between 0 and 1, not NaN', 'NaN fraction');
+SELECT lives_ok($$ SELECT millrace.split(row(1, 'a'::text), 0.5), millrace.split('x'::text, 0.5), millrace.split(ARRAY[1, 2], 0.5), millrace.split(DATE '2020-01-01', 0.5) $$, 'keys of any type');
+SELECT is(provolatile, 'i', 'immutable') FROM pg_proc WHERE proname = 'split' AND pronamespace = 'millrace'::regnamespace;
+SELECT lives_ok('CREATE INDEX ON pairs (u) WHERE millrace.split(u, 0.5)', 'may stand in an index');
+
+SELECT * FROM finish();
+ROLLBACK;
