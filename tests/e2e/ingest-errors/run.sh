@@ -1,0 +1,327 @@
+#!/usr/bin/env bash
+# Bad input, bad configuration, and a database that goes away: each gets a clear error and its own exit status, or a dead
+# letter with the bytes unchanged, and every other row is stored exactly once.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+lib=$here/../../lib
+data=$here/../../data
+. "$lib/tap.sh"
+millrace=${MILLRACE:-millrace}
+work=$(mktemp -d /tmp/millrace-test.XXXXXX)
+trap 'jobs -p | xargs -r kill -KILL 2>/dev/null; "$lib/cluster" stop "$work/cluster" immediate; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+[ "$(id -u)" != 0 ] || chmod 755 "$work"
+"$lib/cluster" start "$work/cluster" || exit 1
+. "$work/cluster/env"
+mkdir "$work/in"
+
+value() { psql -AtXqc "$@"; }
+until_true() { # until_true COMMAND …: wait until it succeeds
+	local deadline=$((SECONDS + 60))
+	until "$@"; do
+		[ "$SECONDS" -lt "$deadline" ] || { echo "# never true: $*"; return 1; }
+		sleep 0.02
+	done
+}
+answers() { [ "$(value "$1")" = "$2" ]; }
+says() { grep -q "$1" "$work/log"; }
+run() { "$millrace" run "$work/in.ini" "$@" >"$work/log" 2>&1; } # its status is the answer
+clean() { value 'TRUNCATE t, millrace.dead_letters, millrace.ingest_offsets' && rm -f "$work"/in/*; }
+letters() { value "SELECT \"offset\", convert_from(payload, 'UTF8'), stage, sqlstate FROM millrace.dead_letters ORDER BY id"; }
+
+# ---- command line and configuration ----
+
+is "$("$millrace" --version)" "millrace $(sed -n "s/^default_version = '\(.*\)'/\1/p" "$here/../../../extension/millrace.control")" "--version"
+is "$(sed -n '/^```options$/,/^```$/p' "$here/../../../ingest/README.md" | sed '1d;$d')" "$("$millrace" run --help | sed -n '/^  --source.type/,/^$/p' | sed '$d')" "README.md has the options of --help"
+is "$(sed -n '/^```status$/,/^```$/p' "$here/../../../ingest/README.md" | sed '1d;$d')" "$("$millrace" --help | sed -n '/^Exit codes:/,$p' | sed 1d)" "and its exit codes"
+"$millrace" walk >"$work/log" 2>&1
+is $? 2 "unknown command: status 2"
+"$millrace" run >"$work/log" 2>&1
+is $? 2 "no configuration file: status 2"
+"$millrace" run "$work/none.ini" >"$work/log" 2>&1
+is $? 2 "configuration file missing: status 2"
+cat >"$work/bad.ini" <<INI
+[source]
+type = directory
+path = $work/nowhere
+patern = *.csv
+
+[target]
+table = nowhere
+
+[batch]
+max_rows = many
+INI
+"$millrace" check "$work/bad.ini" --onc >"$work/log" 2>&1
+is $? 2 "check of a wrong configuration: status 2"
+like "$(cat "$work/log")" "bad.ini:4: unknown key \"patern\" in \[source\]; did you mean \"pattern\"?" "unknown key, with line and hint"
+like "$(cat "$work/log")" "bad.ini:10: \"many\" is not a valid value of \"max_rows\"" "wrong value"
+like "$(cat "$work/log")" "bad.ini:3: cannot read \"$work/nowhere\": No such file or directory" "missing directory, at once"
+like "$(cat "$work/log")" "extension millrace is not in database \"postgres\"" "missing extension, at once"
+like "$(cat "$work/log")" 'unknown option "--onc"; did you mean "--once"\?' "unknown flag"
+
+psql -qAtX -v ON_ERROR_STOP=1 <<'SQL' >/dev/null || exit 1
+CREATE EXTENSION millrace;
+CREATE TABLE t (id int PRIMARY KEY, name text CHECK (name <> 'refused'), amount numeric, note text DEFAULT 'by default');
+CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+	IF EXISTS (SELECT FROM new_rows WHERE name = 'statement') THEN RAISE EXCEPTION 'no such name here'; END IF;
+	RETURN NULL; END $$;
+CREATE TRIGGER picky AFTER INSERT ON t REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION picky();
+SQL
+cat >"$work/in.ini" <<INI
+[source]
+type = directory
+path = $work/in
+pattern = *.csv
+
+[target]
+table = t
+retry = 1s
+INI
+"$millrace" check "$work/in.ini" >"$work/log" 2>&1
+is $? 0 "check of a good one"
+is "$(cat "$work/log")" "$work/in.ini: no errors" "says so"
+run --once --target.table=nowhere
+is "$? $(cat "$work/log")" '5 command line: table "nowhere" does not exist' "unknown table: status 5"
+run --once --columns.nam=x
+is "$? $(cat "$work/log")" '5 command line: table public.t has no column "nam" that can be written; did you mean "name"?' "unknown column: status 5"
+run --once --source.path="$work/nowhere"
+is $? 3 "missing directory: status 3"
+run --once --source.type=file --source.path="$work/nowhere.csv"
+is $? 3 "missing file: status 3"
+run --once --target.connection="host=127.0.0.1 port=1 password=swordfish"
+is $? 4 "no server: status 4"
+ok "$(grep -q swordfish "$work/log"; echo $((1 - $?)))" "the password is not in the log"
+run --once --target.connection="postgresql://me:swordfish@[bad/x?y"
+is $? 2 "a connection string that cannot be parsed: status 2"
+ok "$(grep -q swordfish "$work/log"; echo $((1 - $?)))" "nor is it then"
+run --once --target.timezone=Nowhere/City
+is $? 4 "unknown time zone"
+run --once --source.type=kafka --source.brokers=127.0.0.1:1 --source.topic=x --source.kafka.nonsense=1
+is $? 2 "unknown librdkafka property: status 2"
+like "$(cat "$work/log")" 'No such configuration property: "nonsense"' "in librdkafka's words"
+
+# ---- bad rows ----
+
+printf 'id,name,amount\n1,one,1.5\n2,two\n3,"th"ree,3\n4,"fo""ur\nlines",4\n5,\xff,5\n6,six,6\n' >"$work/in/a.csv"
+run --once
+is $? 0 "malformed CSV does not stop the run"
+is "$(value "SELECT id, name, amount, note FROM t ORDER BY id")" '1|one|1.5|by default
+4|fo"ur
+lines|4|by default
+6|six|6|by default' "the good rows are stored, a column that the file has not got takes its default"
+is "$(value "SELECT \"offset\", encode(payload, 'escape'), stage, sqlstate IS NULL, reason FROM millrace.dead_letters ORDER BY id")" \
+	'25|2,two|decode|t|2 fields where 3 are expected
+31|3,"th"ree,3|decode|t|text behind the closing quote of a field
+62|5,\377,5|decode|t|invalid UTF-8 at byte 2' "the bad ones are dead letters with their bytes"
+
+clean
+printf '{"id": 1, "name": "one"}\n{"id": 2\n{"id": NaN}\n{"id": 3, "name": "\\u0000"}\n[]\n{"id": 4, "note": null}\n{"id": 5, "note": "n"}\n' >"$work/in/b.csv"
+run --once --source.format=json
+is $? 0 "malformed JSON does not stop the run"
+is "$(value "SELECT id, name, note FROM t ORDER BY id")" '1|one|by default
+4||
+5||n' "the good rows are stored; missing and null are not the same"
+is "$(value "SELECT \"offset\", convert_from(payload, 'UTF8'), stage FROM millrace.dead_letters ORDER BY id")" \
+	'25|{"id": 2|decode
+34|{"id": NaN}|decode
+46|{"id": 3, "name": "\u0000"}|decode
+74|[]|decode' "the bad ones are dead letters"
+
+clean
+{
+	echo id,name,amount
+	seq -f '%.0f,fine,1.5' 1 5000
+} | sed -e '11s/.*/ten,fine,1/' -e '2001s/.*/2000,refused,1/' -e '3001s/.*/3000,statement,1/' -e '4001s/.*/7,again,1/' \
+	-e '5001s/.*/5000,fine,1e999999/' >"$work/in/c.csv"
+run --once
+is $? 0 "rows that the table refuses do not stop the run"
+is "$(letters | cut -d'|' -f2-)" "ten,fine,1|store|22P02
+2000,refused,1|store|23514
+3000,statement,1|store|P0001
+7,again,1|store|23505
+5000,fine,1e999999|store|22003" "exactly they are dead letters: bad integer, CHECK, exception of a statement trigger, key, overflow"
+is "$(value 'SELECT count(*), count(DISTINCT id), sum(id) FROM t')" "4995|4995|$((5000 * 5001 / 2 - 10 - 2000 - 3000 - 4000 - 5000))" "all others are stored"
+is "$(value 'SELECT count(*), sum(next_offset) FROM millrace.ingest_offsets')" "1|$(stat -c %s "$work/in/c.csv")" "in one batch"
+run --once
+is "$? $(value 'SELECT count(*) FROM t')" "0 4995" "nothing is read a second time"
+
+clean
+value "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 / 0; RETURN NULL; END'; CREATE TRIGGER z AFTER INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION broken()"
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/d.csv"
+run --once
+is "$?" 7 "a handler that fails for every row: status 7"
+is "$(value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters), (SELECT sum(next_offset) FROM millrace.ingest_offsets)')" "0|0|0" "and no dead letter"
+like "$(cat "$work/log")" "the fault is not in the data: division by zero" "with the reason"
+value "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM * FROM nowhere; RETURN NULL; END'"
+run --once
+is "$?" 7 "an error that is not of the data is retried, then status 7"
+is "$(value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters)')" "0|0" "and no dead letter"
+value 'DROP TRIGGER z ON t'
+run --once
+is "$? $(value 'SELECT count(*) FROM t')" "0 10000" "when it is mended the same rows are stored"
+
+clean
+value 'CREATE TABLE child (id int REFERENCES t DEFERRABLE INITIALLY DEFERRED)'
+{ echo id; seq 1 300; } >"$work/in/e.csv"
+value "INSERT INTO t SELECT g FROM generate_series(1, 299) g"
+run --once --target.table=child --source.name=child
+is "$? $(letters | cut -d'|' -f2-) $(value 'SELECT count(*) FROM child')" "0 300|store|23503 299" "a deferred constraint that fails at COMMIT costs one row"
+value 'DROP TABLE child'
+
+# ---- the database goes away ----
+
+hold() { # keeps writers of t out until release: the batch hangs in COPY
+	psql -qX -c 'BEGIN; LOCK TABLE t IN SHARE MODE; SELECT pg_sleep(600)' >/dev/null 2>&1 &
+	until_true answers "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'ShareLock' AND granted" 1
+}
+release() { value "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'ShareLock'" >/dev/null; }
+hangs() { answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace' AND wait_event_type = 'Lock'" 1; }
+start() {
+	: >"$work/log"
+	"$millrace" run "$work/in.ini" "$@" >>"$work/log" 2>&1 &
+	pid=$!
+}
+exactly_once() { is "$(value 'SELECT count(*), count(DISTINCT id), sum(id) FROM t')" "10000|10000|50005000" "$1"; }
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/f.csv"
+hold
+start --once
+until_true hangs
+value "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'millrace'" >/dev/null
+until_true says 'connection to the database lost'
+release
+wait $pid
+is $? 0 "its session is terminated in mid-batch: it connects again"
+exactly_once "and all rows are there once"
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/g.csv"
+hold
+start --once
+until_true hangs
+"$lib/cluster" kill "$work/cluster"
+until_true says 'cannot connect'
+"$lib/cluster" again "$work/cluster"
+wait $pid
+is $? 0 "the server crashes in mid-batch and comes back"
+exactly_once "and all rows are there once"
+
+for when in after before; do
+	clean
+	{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/h.csv"
+	rm -f "$work/port"
+	"$here/proxy.py" "$work/port" "$PGHOST" "$PGPORT" $when >/dev/null 2>&1 &
+	proxy=$!
+	until_true test -s "$work/port"
+	run --once --target.connection="host=127.0.0.1 port=$(cat "$work/port")"
+	is $? 0 "COMMIT is cut off $when it reached the server"
+	like "$(cat "$work/log")" "the answer to COMMIT was lost; the batch was $([ $when = after ] && echo stored || echo "not stored")" "the position tells what happened"
+	exactly_once "and all rows are there once"
+	kill -KILL $proxy
+	wait $proxy 2>/dev/null
+done
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/i.csv"
+"$lib/cluster" kill "$work/cluster"
+run --once --target.reconnect=1s
+is $? 4 "no server at the start: status 4"
+"$lib/cluster" again "$work/cluster"
+hold
+start --once --target.reconnect=1s
+until_true hangs
+"$lib/cluster" kill "$work/cluster"
+wait $pid
+is $? 4 "gone for longer than target.reconnect: status 4"
+"$lib/cluster" again "$work/cluster"
+run --once
+exactly_once "and the next run stores the rows"
+
+# ---- two on one stream, signals, new files ----
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/j.csv"
+hold
+start --once
+first=$pid
+until_true hangs
+"$millrace" run "$work/in.ini" --once >"$work/log2" 2>&1 &
+second=$!
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace' AND wait_event_type = 'Lock'" 2
+release
+wait $first; one=$?
+wait $second; two=$?
+is "$((one < two ? one : two)) $((one < two ? two : one))" "0 6" "two ingesters on one stream: one stores, one stops with status 6"
+exactly_once "and all rows are there once"
+
+clean
+start
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace'" 1
+{ echo id,name; seq -f '%.0f,fine' 1 5000; } >"$work/in/.new" && mv "$work/in/.new" "$work/in/k.csv"
+until_true answers 'SELECT count(*) FROM t' 5000
+is $? 0 "without --once it waits for new files"
+{ echo id,name; seq -f '%.0f,fine' 5001 10000; } >"$work/in/.new" && mv "$work/in/.new" "$work/in/a-later.csv"
+until_true answers 'SELECT count(*) FROM t' 10000
+kill -TERM $pid
+wait $pid
+is $? 0 "SIGTERM while it waits: status 0"
+exactly_once "and all rows are there once"
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/l.csv"
+hold
+start --once
+until_true hangs
+kill -TERM $pid
+release
+wait $pid
+is $? 0 "SIGTERM in mid-batch: status 0"
+exactly_once "the batch in hand is finished"
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/l.csv"
+hold
+start --once
+until_true hangs
+kill -TERM $pid
+kill -TERM $pid
+wait $pid
+is $? 8 "a second signal: status 8 at once"
+release
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace'" 0
+is "$(value 'SELECT count(*) FROM t')" 0 "and nothing is stored"
+
+clean
+seq -f '%.0f,fine,1' 1 10000 | run --source.type=stdin --csv.header=false --csv.columns=id,name,amount --batch.max_rows=3000
+is $? 0 "standard input"
+exactly_once "is read to its end"
+is "$(grep -c ': committed' "$work/log")" 4 "in batches of max_rows"
+
+clean
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/m.csv"
+run --once --batch.max_bytes=64kB
+exactly_once "a file that needs more memory than a batch may have is read in several"
+ok "$(test "$(grep -c ': committed' "$work/log")" -gt 5; echo $?)" "indeed several"
+seq -f '%.0f,fine' 10001 10010 >>"$work/in/m.csv"
+run --once
+is "$(value 'SELECT count(*), max(id) FROM t')" "10010|10010" "what is appended to a file is read, and only that"
+
+# ---- real data ----
+
+tar -xJf "$data/retail-by-day.tar.xz" -C "$work" || exit 1
+psql -qAtX -v ON_ERROR_STOP=1 <<'SQL' >/dev/null || exit 1
+CREATE TABLE retail (InvoiceNo text, StockCode text, Description text, Quantity int, InvoiceDate timestamp, UnitPrice numeric,
+	CustomerID numeric, Country text) PARTITION BY RANGE (InvoiceDate);
+SELECT millrace.create_source('retail', 'invoicedate', '1 month');
+SQL
+run --once --source.path="$work/by-day" --target.table=retail --progress --log.level=info
+is $? 0 "a year of a shop, 305 files"
+is "$(value 'SELECT count(*), count(DISTINCT tableoid), sum(Quantity) FROM retail')" "541909|13|$(tail -q -n +2 "$work"/by-day/*.csv | python3 -c '
+import csv, sys
+print(sum(int(row[3]) for row in csv.reader(sys.stdin)))')" "541,909 rows in 13 months, as Python's csv module counts them"
+is "$(grep -c ': committed' "$work/log")" 305 "one file is one batch"
+is "$(value "SELECT count(*), sum(next_offset) FROM millrace.ingest_offsets WHERE source = '$(realpath "$work/by-day")'")" \
+	"305|$(cat "$work"/by-day/*.csv | wc -c)" "the positions are the ends of the files"
+like "$(cat "$work/log")" "541909 rows, .* 305 of 305 files" "the progress line counts rows and files"
+done_testing
