@@ -232,7 +232,8 @@ hash_key(const MrKey *key)
 
 	if (key->text)
 		return hash_bytes_extended((const unsigned char *) key->bytes, key->n_bytes, 0);
-	hash = (uint64) key->value * UINT64CONST(0x9E3779B97F4A7C15); /* Fibonacci hashing; low bits need the high ones */
+	hash = (uint64) key->value *
+		UINT64CONST(0x9E3779B97F4A7C15); /* Fibonacci hashing; low bits need the high ones */
 	return hash ^ hash >> 32;
 }
 
