@@ -1,38 +1,13 @@
 #!/usr/bin/env bash
 # 100,000 events through a real broker; the ingester is killed twice in mid-batch.  Every event arrives exactly once,
 # and the aggregate that the batches kept equals a recomputation.
-set -uo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-lib=$here/../../lib
-. "$lib/tap.sh"
+. "$(dirname "$0")/../../lib/scenario.sh"
 millrace=${MILLRACE:-millrace}
 n_events=100000
-work=$(mktemp -d /tmp/millrace-test.XXXXXX)
-pid=
-cleanup() {
-	[ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null
-	"$lib/kafka" stop "$work/kafka"
-	"$lib/cluster" stop "$work/cluster" immediate
-	rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-[ "$(id -u)" != 0 ] || chmod 755 "$work"
-"$lib/cluster" start "$work/cluster" || exit 1
+start_cluster
 # A killed member's partitions move on after the session timeout: short, so that the test does not wait.
-"$lib/kafka" start "$work/kafka" group.min.session.timeout.ms=500 || exit 1
-. "$work/cluster/env"
-. "$work/kafka/env"
+start_kafka group.min.session.timeout.ms=500
 
-value() { psql -AtXqc "$1"; }
-until_true() { # until_true SECONDS COMMAND …: wait until it succeeds
-	local deadline=$((SECONDS + $1))
-	shift
-	until "$@"; do
-		[ "$SECONDS" -lt "$deadline" ] || { echo "# never true: $*"; return 1; }
-		sleep 0.02
-	done
-}
 at_broker() { # messages of a topic by its high watermarks; all begin at 0
 	local sum=0 p high
 	for ((p = 0; p < $2; p++)); do
@@ -96,11 +71,10 @@ kill_in_batch() {
 	"$millrace" run "$work/events.ini" 2>>"$log" &
 	pid=$!
 	# The newest line is "copying": rows are on their way, and not committed.
-	until_true 60 eval 'tail -n 1 "'"$log"'" | grep -q "batch [0-9][0-9]*: copying" && [ "$(grep -c ": committed" "'"$log"'")" -ge 5 ] || ! kill -0 $pid 2>/dev/null' || return 1
+	until_true eval 'tail -n 1 "'"$log"'" | grep -q "batch [0-9][0-9]*: copying" && [ "$(grep -c ": committed" "'"$log"'")" -ge 5 ] || ! kill -0 $pid 2>/dev/null' || return 1
 	kill -KILL $pid 2>/dev/null
 	wait $pid 2>/dev/null
-	pid=
-	until_true 30 backends_gone || return 1
+	until_true backends_gone || return 1
 	last_batch_line "$log" | grep -q copying || return 1
 	# What the log calls committed is all that the database has: the rows being copied were not.
 	[ "$(value 'SELECT sum(next_offset) FROM millrace.ingest_offsets')" = "$(committed_by_log)" ] || return 1
@@ -167,12 +141,11 @@ is "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'faul
 
 "$millrace" run "$work/events.ini" --source.topic=faulty >"$work/log.stop" 2>&1 &
 pid=$!
-until_true 30 grep -q 'reading from offset 5' "$work/log.stop"
+until_true grep -q 'reading from offset 5' "$work/log.stop"
 echo '{"id": 5, "event_time": "2024-03-01T00:00:02Z"}' | kcat -P -b "$BROKERS" -t faulty
-until_true 30 eval '[ "$(value "SELECT count(*) FROM events WHERE id = 5 AND kafka_offset = 5")" = 1 ]'
+until_true eval '[ "$(value "SELECT count(*) FROM events WHERE id = 5 AND kafka_offset = 5")" = 1 ]'
 is $? 0 "a waiting ingester stores what comes"
 kill -TERM $pid
 wait $pid
 is $? 0 "SIGTERM: status 0"
-pid=
 done_testing

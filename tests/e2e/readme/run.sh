@@ -1,18 +1,10 @@
 #!/usr/bin/env bash
 # What README.md shows works: its SQL, its configuration file, and the names in its table.
-set -uo pipefail
-lib=$(cd "$(dirname "$0")/../../lib" && pwd)
+. "$(dirname "$0")/../../lib/scenario.sh"
 readme=$lib/../../README.md
-. "$lib/tap.sh"
-work=$(mktemp -d /tmp/millrace-test.XXXXXX)
-trap '"$lib/cluster" stop "$work/cluster" immediate; rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
-[ "$(id -u)" != 0 ] || chmod 755 "$work"
-"$lib/cluster" start "$work/cluster" || exit 1
-. "$work/cluster/env"
+start_cluster
 createdb shop
 export PGDATABASE=shop
-value() { psql -AtXqc "$@"; }
 block() { awk -v kind="$1" '$0 == "```" kind { inside = 1; next } $0 == "```" { inside = 0 } inside' "$readme"; }
 
 block sql >"$work/tour.sql"

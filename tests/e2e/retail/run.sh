@@ -1,13 +1,8 @@
 #!/usr/bin/env bash
 # The demo prints the known answers, from its input: with one row changed, the total changes.
-set -uo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-lib=$here/../../lib
-. "$lib/tap.sh"
-work=$(mktemp -d /tmp/millrace-test.XXXXXX)
+. "$(dirname "$0")/../../lib/scenario.sh"
 export DEMO_HOME=$work/demo
-trap '"$here/demo" stop; rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
+trap '"$here/demo" stop; scenario_end' EXIT
 
 # Values of the last column of the table that follows a heading.
 totals_after() { sed 's/\x1b\[[0-9;]*m//g' "$work/out" | awk -v heading="$1" '
@@ -27,7 +22,6 @@ is "$(totals_after 'Five largest totals at the end')" "71601.44 55316.08 42939.1
 dir=$(cat "$DEMO_HOME/dir")
 . "$dir/cluster/env"
 export PGDATABASE=demo
-value() { psql -AtXqc "$1"; }
 is "$(value 'SELECT count(*) FROM online_retail')" 541909 "all rows are there"
 is "$(value 'SELECT count(*) FROM customer_cost_per_day')" 19573 "groups of customer and day"
 is "$(value 'SELECT count(*) FROM (TABLE customer_cost_per_day EXCEPT ALL TABLE customer_cost_per_day_query) d')" 0 "the aggregate equals its query"
@@ -42,7 +36,7 @@ like "$(cat "$work/out")" "psql 'host=127.0.0.1 port=[0-9]+" "it says how to go 
 
 # A second run starts clean, on input in which the largest total of 2010-12-21 or before is larger by 1000 x 1.
 mkdir "$work/days"
-tar -xJf "$here/../../data/retail-by-day.tar.xz" -C "$work/days"
+tar -xJf "$data/retail-by-day.tar.xz" -C "$work/days"
 largest=$(value "SELECT to_char(window_start, 'YYYY-MM-DD') FROM customer_cost_per_day WHERE window_start < '2010-12-22' ORDER BY total_cost DESC LIMIT 1")
 customer=$(value "SELECT coalesce(customer_id::text, '') FROM customer_cost_per_day WHERE window_start < '2010-12-22' ORDER BY total_cost DESC LIMIT 1")
 printf '999999,X,ONE MORE ROW,1000,%s 23:59:00,1.0,%s,Nowhere\n' "$largest" "$customer" >>"$work/days/by-day/$largest.csv"

@@ -1,28 +1,12 @@
 #!/usr/bin/env bash
 # Streams between sessions: an owner who is not superuser, creation under load, old snapshots, writers side by side,
 # a crash in mid-batch, dump and restore.  After each, the continuous aggregate equals its query over the raw rows.
-set -uo pipefail
-lib=$(cd "$(dirname "$0")/../../lib" && pwd)
-. "$lib/tap.sh"
-work=$(mktemp -d /tmp/millrace-test.XXXXXX)
-trap 'jobs -p | xargs -r kill 2>/dev/null; "$lib/cluster" stop "$work/cluster" immediate; rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
-[ "$(id -u)" != 0 ] || chmod 755 "$work"
-"$lib/cluster" start "$work/cluster" || exit 1
-. "$work/cluster/env"
+. "$(dirname "$0")/../../lib/scenario.sh"
+start_cluster
 
-value() { psql -AtXqc "$@"; }
 differences() { # rows in which aggregate $1 differs from its query
 	value "SELECT count(*) FROM ((TABLE $1 EXCEPT ALL TABLE $1_query) UNION ALL (TABLE $1_query EXCEPT ALL TABLE $1)) d"
 }
-until_true() { # until_true COMMAND …: wait until it succeeds
-	local deadline=$((SECONDS + 30))
-	until "$@"; do
-		[ "$SECONDS" -lt "$deadline" ] || { echo "# never true: $*"; return 1; }
-		sleep 0.02
-	done
-}
-answers() { [ "$(value "$1")" = "$2" ]; }
 # One other session, fed line by line: begin_session, say SQL, end_session; its answers are in $work/session.
 begin_session() {
 	rm -f "$work/fifo"
