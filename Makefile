@@ -2,6 +2,8 @@
 
 PG_CONFIG ?= pg_config
 PGVER     ?= 15
+# A scenario that hangs is ended, with all that it started.
+PROVE      = prove --timer --exec 'timeout -k 20 600 bash'
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millrace.control)
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
@@ -58,10 +60,10 @@ demo-stop:
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql
 	$(call install_missing,$(JAVA_PACKAGES))
-	prove --timer tests/e2e/*/run.sh
+	$(PROVE) tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql
-	prove --timer $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run.sh))
+	$(PROVE) $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run.sh))
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check
@@ -70,7 +72,7 @@ check-sql:
 	tests/lib/with-cluster pg_prove -d millrace_test --ext .sql tests/sql/
 
 check-e2e:
-	prove --timer tests/e2e/*/run.sh
+	$(PROVE) tests/e2e/*/run.sh
 
 bench: install
 	tests/bench/run
