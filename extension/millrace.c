@@ -8,8 +8,11 @@
 #include <unistd.h>
 
 #include "catalog/namespace.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
+#include "utils/plancache.h"
 #include "utils/syscache.h"
+#include "utils/varlena.h"
 #include "catalog/pg_class.h"
 
 PG_MODULE_MAGIC;
@@ -18,7 +21,16 @@ int mr_max_memory_kb = 2 * 1024 * 1024;
 int mr_threads = 0;
 
 /* The settings that decide what the text of a query means; stored with every stream and model. */
-static const char *const MEANING[] = {"search_path", "TimeZone", "DateStyle", "IntervalStyle"};
+static const char *const MEANING[] = {"search_path",
+									  "TimeZone",
+									  "DateStyle",
+									  "IntervalStyle",
+									  "extra_float_digits",
+									  "bytea_output",
+									  "standard_conforming_strings",
+									  "transform_null_equals",
+									  "array_nulls",
+									  "default_text_search_config"};
 
 PGDLLEXPORT void _PG_init(void);
 PG_FUNCTION_INFO_V1(mr_version);
@@ -41,6 +53,27 @@ mr_version(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(MILLRACE_VERSION));
 }
 
+/*
+ * A search_path in which temporary tables come last: where a name is found elsewhere, a caller's temporary table
+ * cannot take its place.  (Where it is found nowhere else mr_prepare refuses it.)
+ */
+static char *
+path_without_temp(const char *path)
+{
+	StringInfoData out;
+	List *schemas;
+	ListCell *lc;
+
+	if (!SplitIdentifierString(pstrdup(path), ',', &schemas))
+		elog(ERROR, "malformed search_path \"%s\"", path);
+	initStringInfo(&out);
+	foreach (lc, schemas)
+		if (strcmp(lfirst(lc), "pg_temp") != 0 && strncmp(lfirst(lc), "pg_temp_", 8) != 0)
+			appendStringInfo(&out, "%s, ", quote_identifier(lfirst(lc)));
+	appendStringInfoString(&out, "pg_temp");
+	return out.data;
+}
+
 ArrayType *
 mr_current_settings(void)
 {
@@ -50,9 +83,8 @@ mr_current_settings(void)
 	{
 		const char *value = GetConfigOption(MEANING[i], false, false);
 
-		/* pg_temp last: a writer's temporary table must not take the place of the owner's table. */
-		if (i == 0 && strstr(value, "pg_temp") == NULL)
-			value = psprintf("%s%spg_temp", value, value[0] ? ", " : "");
+		if (i == 0)
+			value = path_without_temp(value);
 		pairs[i] = CStringGetTextDatum(psprintf("%s=%s", MEANING[i], value));
 	}
 	return construct_array(pairs, lengthof(MEANING), TEXTOID, -1, false, TYPALIGN_INT);
@@ -75,14 +107,50 @@ mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
 		{
 			char *name = TextDatumGetCString(pairs[i]);
 			char *value = strchr(name, '=');
+			const char *now;
 
 			if (value == NULL)
 				elog(ERROR, "malformed setting \"%s\"", name);
 			*value++ = '\0';
-			(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-									 false);
+			now = GetConfigOption(name, true, false);
+			if (now == NULL || strcmp(now, value) != 0)
+				(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+										 false);
 		}
 	}
+}
+
+SPIPlanPtr
+mr_prepare(SPIPlanPtr kept, const char *sql, int n_args, Oid *types)
+{
+	ListCell *lc, *lc2;
+	SPIPlanPtr plan;
+
+	if (kept)
+	{
+		/* Locked, nothing that it names can be renamed or dropped, so it cannot come to mean another relation. */
+		foreach (lc, SPI_plan_get_plan_sources(kept))
+			foreach (lc2, ((CachedPlanSource *) lfirst(lc))->relationOids)
+				LockRelationOid(lfirst_oid(lc2), AccessShareLock);
+		if (SPI_plan_is_valid(kept))
+			return kept;
+		SPI_freeplan(kept);
+	}
+	plan = SPI_prepare(sql, n_args, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
+	foreach (lc, SPI_plan_get_plan_sources(plan))
+		foreach (lc2, ((CachedPlanSource *) lfirst(lc))->relationOids)
+			if (isAnyTempNamespace(get_rel_namespace(lfirst_oid(lc2))))
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("temporary relation \"%s\" cannot be used", get_rel_name(lfirst_oid(lc2))),
+					 errdetail("What is stored and runs later as its owner must not depend on a session."),
+					 errhint("Use a permanent table or view.")));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep a plan");
+	return plan;
 }
 
 void

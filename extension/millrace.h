@@ -124,6 +124,13 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 /* Run it, as the current user; env holds MR_NEW_ROWS for a leaf, else NULL.  Returns the states written. */
 extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
 
+/*
+ * A kept plan for a stored text, as the current user: `kept` if it is still good, else a new one in its place (kept
+ * is freed; NULL: none yet).  The relations that it reads are locked until the transaction ends.  22023 if one of
+ * them is temporary: a caller's view would run its functions as the owner.
+ */
+extern SPIPlanPtr mr_prepare(SPIPlanPtr kept, const char *sql, int n_args, Oid *types);
+
 /* Number of processors that this process may use, or the setting millrace.threads. */
 extern int mr_n_threads(int requested);
 
