@@ -121,20 +121,21 @@ mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
 }
 
 SPIPlanPtr
-mr_prepare(SPIPlanPtr kept, const char *sql, int n_args, Oid *types)
+mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 {
 	ListCell *lc, *lc2;
 	SPIPlanPtr plan;
 
-	if (kept)
+	if (*kept)
 	{
 		/* Locked, nothing that it names can be renamed or dropped, so it cannot come to mean another relation. */
-		foreach (lc, SPI_plan_get_plan_sources(kept))
+		foreach (lc, SPI_plan_get_plan_sources(*kept))
 			foreach (lc2, ((CachedPlanSource *) lfirst(lc))->relationOids)
 				LockRelationOid(lfirst_oid(lc2), AccessShareLock);
-		if (SPI_plan_is_valid(kept))
-			return kept;
-		SPI_freeplan(kept);
+		if (SPI_plan_is_valid(*kept))
+			return *kept;
+		SPI_freeplan(*kept);
+		*kept = NULL;
 	}
 	plan = SPI_prepare(sql, n_args, types);
 	if (plan == NULL)
@@ -150,7 +151,7 @@ mr_prepare(SPIPlanPtr kept, const char *sql, int n_args, Oid *types)
 					 errhint("Use a permanent table or view.")));
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep a plan");
-	return plan;
+	return *kept = plan;
 }
 
 void

@@ -125,11 +125,11 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
 
 /*
- * A kept plan for a stored text, as the current user: `kept` if it is still good, else a new one in its place (kept
- * is freed; NULL: none yet).  The relations that it reads are locked until the transaction ends.  22023 if one of
- * them is temporary: a caller's view would run its functions as the owner.
+ * The plan for a stored text, as the current user: *kept if it is still good, else a new one that takes its place
+ * (*kept is NULL before the first call).  The relations that it reads are locked until the transaction ends.
+ * 22023 if one of them is temporary: a caller's view would run its functions as the owner.
  */
-extern SPIPlanPtr mr_prepare(SPIPlanPtr kept, const char *sql, int n_args, Oid *types);
+extern SPIPlanPtr mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types);
 
 /* Number of processors that this process may use, or the setting millrace.threads. */
 extern int mr_n_threads(int requested);
