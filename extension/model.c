@@ -436,8 +436,6 @@ forget(int slot)
 	MrModel *model = open_models[slot];
 
 	open_models[slot] = NULL;
-	if (model->seen_plan)
-		SPI_freeplan(model->seen_plan);
 	MemoryContextDelete(model->context);
 }
 
@@ -519,6 +517,8 @@ read_definition(const char *name)
 	before = MemoryContextSwitchTo(context);
 	model = palloc0(sizeof(MrModel));
 	model->context = context;
+	mr_plan_init(&model->shape_plan, context);
+	mr_plan_init(&model->seen_plan, context);
 	model->name = pstrdup(name);
 	model->owner = DatumGetObjectId(SPI_getbinval(row, desc, 1, &null));
 	model->version = DatumGetInt32(SPI_getbinval(row, desc, 2, &null));

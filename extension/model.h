@@ -26,6 +26,15 @@ extern MrBudget *mr_budget_create(const char *name);
 extern void *mr_reserve(MrBudget *budget, Size n_bytes);
 extern void mr_release(MrBudget *budget, void *memory);
 
+/* A plan that mr_prepare keeps and that is freed when the context goes, by an error too; it may not move. */
+typedef struct MrPlan
+{
+	MemoryContextCallback callback;
+	SPIPlanPtr plan;
+} MrPlan;
+
+extern void mr_plan_init(MrPlan *plan, MemoryContext context);
+
 /* Distinct ids in ascending order (text: bytewise), so that the order of rows is the order of ids. */
 typedef struct MrIds
 {
@@ -54,19 +63,26 @@ extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
 extern char *mr_key_cstring(const MrKey *key);
 
-/* The text of a query for what the user gave: the name of a table or view that exists, or a query. */
-extern char *mr_ratings_query(const char *ratings);
+/*
+ * The text of a query for what the user gave: the name of a table or view that exists, or a query.  what: "ratings"
+ * or "test", for messages.
+ */
+extern char *mr_ratings_query(const char *ratings, const char *what);
 
-/* Kinds of the first two columns of a query of ratings, and how to read parts of it. */
+/* Columns of a query of ratings: kinds of the first two, and the value if there are more. */
 typedef struct MrShape
 {
 	bool user_text;
 	bool item_text;
-	bool has_value;
+	int n_columns;
 } MrShape;
 
-/* Checks the columns; the error lists what was found.  what: "ratings" or "test", for messages. */
-extern MrShape mr_ratings_shape(const char *query, const char *what);
+/* Checks the columns of the query's plan; the error lists what was found. */
+extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
+
+/* SELECT columns FROM (query) AS q(u, i, v, …) where: whatever the query's own names, all columns have these. */
+extern char *
+mr_ratings_select(const MrShape *shape, const char *columns, const char *query, const char *where);
 
 typedef enum MrValues
 {
@@ -83,11 +99,12 @@ typedef struct MrRatings
 } MrRatings;
 
 /*
- * Read all ratings of a query, in one pass, as the current user.  An empty result is an error unless empty_ok.
- * Memory from the budget; what was only needed to read is released.
+ * Read all ratings of a query, in one pass, as the current user.  as_owner: that is the model's owner and not the
+ * caller, whose temporary relations are refused then.  An empty result is an error unless empty_ok.  Memory from the
+ * budget; what was only needed to read is released.
  */
-extern MrRatings *
-mr_ratings_read(MrBudget *budget, const char *query, const char *what, MrValues values, bool empty_ok);
+extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner,
+								  MrValues values, bool empty_ok);
 extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);
 
@@ -121,8 +138,10 @@ typedef struct MrModel
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
-	SPIPlanPtr seen_plan; /* recommend.c: items of user $1; NULL until needed */
-	bool seen_text;		  /* kind of $1 */
+	/* recommend.c */
+	MrPlan shape_plan; /* the query */
+	MrPlan seen_plan;  /* items of user $1 */
+	MrShape seen_shape;
 	/* model.c */
 	MemoryContext context;
 	int n_pins;

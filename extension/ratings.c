@@ -2,7 +2,7 @@
  * ratings.c: the only reader of user tables.
  *
  * A query of ratings has the columns user, item [, value] first; what follows is ignored.  It is wrapped once, as
- *     SELECT q.u::bigint, q.i::text, q.v::float8 FROM (query) AS q(u, i, v)
+ *     SELECT q.u::bigint, q.i::text, q.v::float8 FROM (query) AS q(u, i, v, c4, …)
  * so that the executor does all casts and this file sees three types only.  Rows stream through an SPI cursor; ids
  * are hashed to dense numbers in the order of appearance and renumbered at the end in the order of ids.  The triples
  * are then sorted by two counting sorts (by item, then by user), which leaves duplicates side by side.
@@ -97,6 +97,25 @@ grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 		memcpy(bigger, memory, used_bytes);
 	mr_release(budget, memory);
 	return bigger;
+}
+
+static void
+free_plan(void *arg)
+{
+	MrPlan *plan = arg;
+
+	if (plan->plan)
+		SPI_freeplan(plan->plan);
+	plan->plan = NULL;
+}
+
+void
+mr_plan_init(MrPlan *plan, MemoryContext context)
+{
+	plan->plan = NULL;
+	plan->callback.func = free_plan;
+	plan->callback.arg = plan;
+	MemoryContextRegisterResetCallback(context, &plan->callback);
 }
 
 /* ---- ids ---- */
@@ -393,15 +412,33 @@ named_relation(const char *ratings)
 	return RangeVarGetRelid(makeRangeVarFromNameList(values), NoLock, true);
 }
 
+/* The only statement of a plan, which must return rows. */
+static CachedPlanSource *
+single_query(SPIPlanPtr plan, const char *what)
+{
+	List *sources;
+
+	if (plan == NULL)
+		elog(ERROR, "%s: %s", what, SPI_result_code_string(SPI_result));
+	sources = SPI_plan_get_plan_sources(plan);
+	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->resultDesc == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a single query that returns rows", what)));
+	return linitial(sources);
+}
+
 /*
  * The rule: a name (qualified and quoted as need be) of a table or view that exists is that one; otherwise a text with
- * a blank or parenthesis is a query; otherwise the name is unknown.  A name is stored qualified.
+ * a blank or parenthesis is a query; otherwise the name is unknown.  A name is stored qualified, a
+ * query without the semicolon that ends it and what follows.
  */
 char *
-mr_ratings_query(const char *ratings)
+mr_ratings_query(const char *ratings, const char *what)
 {
 	Oid relation = named_relation(ratings);
-	const char *end = ratings + strlen(ratings);
+	SPIPlanPtr plan;
+	RawStmt *statement;
 
 	if (OidIsValid(relation))
 		return psprintf("TABLE %s",
@@ -413,9 +450,12 @@ mr_ratings_query(const char *ratings)
 			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", ratings),
 			 errhint("Give the name of a table or view, or a query whose first columns are user, item and, "
 					 "if there is one, value.")));
-	while (end > ratings && (isspace((unsigned char) end[-1]) || end[-1] == ';'))
-		end--;
-	return pnstrdup(ratings, end - ratings);
+	plan = SPI_prepare(ratings, 0, NULL); /* analysed, not run */
+	statement = single_query(plan, what)->raw_parse_tree;
+	ratings += Max(statement->stmt_location, 0);
+	ratings = statement->stmt_len > 0 ? pnstrdup(ratings, statement->stmt_len) : pstrdup(ratings);
+	SPI_freeplan(plan);
+	return (char *) ratings;
 }
 
 static char *
@@ -462,23 +502,13 @@ bad_columns(TupleDesc desc, const char *what, const char *wrong)
 }
 
 MrShape
-mr_ratings_shape(const char *query, const char *what)
+mr_ratings_shape(SPIPlanPtr plan, const char *what)
 {
 	MrShape shape = {false};
-	SPIPlanPtr plan = SPI_prepare(query, 0, NULL);
-	List *sources;
-	TupleDesc desc;
+	TupleDesc desc = single_query(plan, what)->resultDesc;
 	char user;
 	char item;
 
-	if (plan == NULL)
-		elog(ERROR, "%s: %s", what, SPI_result_code_string(SPI_result));
-	sources = SPI_plan_get_plan_sources(plan);
-	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->resultDesc == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a single query that returns rows", what)));
-	desc = ((CachedPlanSource *) linitial(sources))->resultDesc;
 	if (desc->natts < 2)
 		bad_columns(desc, what, psprintf("expected two or three columns, found %d", desc->natts));
 	user = id_kind(getBaseType(TupleDescAttr(desc, 0)->atttypid));
@@ -491,9 +521,21 @@ mr_ratings_shape(const char *query, const char *what)
 		bad_columns(desc, what, "the third column, value, is not a number");
 	shape.user_text = user == 't';
 	shape.item_text = item == 't';
-	shape.has_value = desc->natts > 2;
-	SPI_freeplan(plan);
+	shape.n_columns = desc->natts;
 	return shape;
+}
+
+char *
+mr_ratings_select(const MrShape *shape, const char *columns, const char *query, const char *where)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s FROM (\n%s\n) AS q(u, i", columns, query);
+	for (int i = 3; i <= shape->n_columns; i++)
+		appendStringInfo(&sql, i == 3 ? ", v" : ", c%d", i);
+	appendStringInfo(&sql, ") %s", where);
+	return sql.data;
 }
 
 /* ---- reading ---- */
@@ -502,6 +544,9 @@ typedef struct Reader
 {
 	MrBudget *budget;
 	const char *what;
+	bool as_owner;
+	MrPlan shape_plan;
+	MrPlan plan;
 	MrShape shape;
 	MrValues values;
 	bool read_value;
@@ -595,21 +640,33 @@ read_row(Reader *reader, HeapTuple tuple, TupleDesc desc)
 	reader->n++;
 }
 
+/* Plan a query into a plan that lives no longer than the budget. */
+static void
+prepare(Reader *reader, MrPlan *plan, const char *sql)
+{
+	mr_plan_init(plan, reader->budget->context);
+	if (reader->as_owner)
+		(void) mr_prepare(&plan->plan, sql, 0, NULL);
+	else
+	{
+		plan->plan = SPI_prepare(sql, 0, NULL);
+		if (plan->plan == NULL || SPI_keepplan(plan->plan) != 0)
+			elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(SPI_result));
+	}
+}
+
 static void
 read_all(Reader *reader, const char *query)
 {
-	const char *value = reader->read_value ? ", q.v::pg_catalog.float8" : "";
-	char *sql = psprintf("SELECT q.u::pg_catalog.%s, q.i::pg_catalog.%s%s FROM (\n%s\n) AS q(u, i%s)",
-						 reader->shape.user_text ? "text" : "int8", reader->shape.item_text ? "text" : "int8",
-						 value, query, reader->read_value ? ", v" : "");
-	SPIPlanPtr plan = SPI_prepare_cursor(sql, 0, NULL, 0);
+	char *columns = psprintf(
+		"q.u::pg_catalog.%s, q.i::pg_catalog.%s%s", reader->shape.user_text ? "text" : "int8",
+		reader->shape.item_text ? "text" : "int8", reader->read_value ? ", q.v::pg_catalog.float8" : "");
 	MemoryContext batch =
 		AllocSetContextCreate(reader->budget->context, "millrace ratings batch", ALLOCSET_DEFAULT_SIZES);
 	Portal portal;
 
-	if (plan == NULL)
-		elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(SPI_result));
-	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
+	prepare(reader, &reader->plan, mr_ratings_select(&reader->shape, columns, query, ""));
+	portal = SPI_cursor_open(NULL, reader->plan.plan, NULL, NULL, true);
 	for (;;)
 	{
 		MemoryContext before;
@@ -626,7 +683,8 @@ read_all(Reader *reader, const char *query)
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
-	SPI_freeplan(plan);
+	free_plan(&reader->plan);
+	free_plan(&reader->shape_plan);
 	MemoryContextDelete(batch);
 }
 
@@ -771,26 +829,29 @@ sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const in
 }
 
 MrRatings *
-mr_ratings_read(MrBudget *budget, const char *query, const char *what, MrValues values, bool empty_ok)
+mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner, MrValues values,
+				bool empty_ok)
 {
-	Reader reader = {.budget = budget, .what = what, .values = values};
+	Reader *reader = MemoryContextAllocZero(budget->context, sizeof(Reader));
 	MrRatings *ratings = MemoryContextAllocZero(budget->context, sizeof(MrRatings));
 	int32 *user_row;
 	int32 *item_row;
 
-	reader.shape = mr_ratings_shape(query, what);
-	reader.read_value = reader.shape.has_value && values != MR_VALUES_IGNORED;
-	map_begin(&reader.users, budget, reader.shape.user_text);
-	map_begin(&reader.items, budget, reader.shape.item_text);
-	reserve_triples(&reader, FETCH_ROWS);
-	read_all(&reader, query);
-	if (reader.n == 0 && !empty_ok)
+	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .values = values};
+	prepare(reader, &reader->shape_plan, query);
+	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);
+	reader->read_value = reader->shape.n_columns > 2 && values != MR_VALUES_IGNORED;
+	map_begin(&reader->users, budget, reader->shape.user_text);
+	map_begin(&reader->items, budget, reader->shape.item_text);
+	reserve_triples(reader, FETCH_ROWS);
+	read_all(reader, query);
+	if (reader->n == 0 && !empty_ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
 				 errdetail("The query is: %s", query)));
-	user_row = map_finish(&reader.users, &ratings->users);
-	item_row = map_finish(&reader.items, &ratings->items);
-	sort_triples(&reader, ratings, user_row, item_row);
+	user_row = map_finish(&reader->users, &ratings->users);
+	item_row = map_finish(&reader->items, &ratings->items);
+	sort_triples(reader, ratings, user_row, item_row);
 	mr_release(budget, user_row);
 	mr_release(budget, item_row);
 	return ratings;

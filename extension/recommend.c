@@ -16,31 +16,29 @@ typedef struct Rows
 	int64 n;
 } Rows;
 
-/* The plan that reads the items of user $1; the caller has become the model's owner. */
+/*
+ * The plan that reads the items of user $1; the caller has become the model's owner.  The query's own plan comes first:
+ * it locks the relations and tells whether the columns have changed.
+ */
 static SPIPlanPtr
 seen_plan(MrModel *model)
 {
-	MrShape shape;
-	Oid type;
-	SPIPlanPtr plan;
+	MrShape shape = mr_ratings_shape(mr_prepare(&model->shape_plan.plan, model->query, 0, NULL), "ratings");
+	Oid type = shape.user_text ? TEXTOID : INT8OID;
 
-	if (model->seen_plan)
-		return model->seen_plan;
-	shape = mr_ratings_shape(model->query, "ratings");
-	type = shape.user_text ? TEXTOID : INT8OID;
-	plan = SPI_prepare(
-		psprintf("SELECT q.i::pg_catalog.%s FROM (\n%s\n) AS q(u, i) WHERE q.u OPERATOR(pg_catalog.=) $1",
-				 shape.item_text ? "text" : "int8", model->query),
-		1, &type);
-	if (plan == NULL)
-		elog(ERROR, "ratings: %s", SPI_result_code_string(SPI_result));
-	model->seen_text = shape.user_text;
-	if (model->n_pins > 0) /* kept by this backend, and so is the plan */
+	if (model->seen_plan.plan &&
+		(shape.user_text != model->seen_shape.user_text || shape.item_text != model->seen_shape.item_text ||
+		 shape.n_columns != model->seen_shape.n_columns))
 	{
-		SPI_keepplan(plan);
-		model->seen_plan = plan;
+		SPI_freeplan(model->seen_plan.plan);
+		model->seen_plan.plan = NULL;
 	}
-	return plan;
+	model->seen_shape = shape;
+	return mr_prepare(&model->seen_plan.plan,
+					  mr_ratings_select(&shape,
+										shape.item_text ? "q.i::pg_catalog.text" : "q.i::pg_catalog.int8",
+										model->query, "WHERE q.u OPERATOR(pg_catalog.=) $1"),
+					  1, &type);
 }
 
 static int

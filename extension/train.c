@@ -361,8 +361,8 @@ mr_train_als(PG_FUNCTION_ARGS)
 
 	/* As the owner: who retrains another's model, a superuser say, must not lend his rights to its query. */
 	mr_enter(&guard, training.owner, training.settings);
-	training.query = mr_ratings_query(training.ratings);
-	ratings = mr_ratings_read(training.budget, training.query, "ratings",
+	training.query = mr_ratings_query(training.ratings, "ratings");
+	ratings = mr_ratings_read(training.budget, training.query, "ratings", true,
 							  training.params.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
 	mr_leave(&guard);
 

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(96);
+SELECT plan(100);
 SET LOCAL client_min_messages = warning;
 
 CREATE SCHEMA shop;
@@ -88,9 +88,15 @@ SELECT millrace.train_als('form', '(SELECT customer::smallint, item::int, quanti
 SELECT results_eq('EXECUTE same(6)', 'SELECT true', 'other types of numbers, another order, more columns');
 SELECT millrace.train_als('form', 'SELECT customer, item, quantity / 2 FROM pairs UNION ALL SELECT customer, item, quantity / 2 FROM pairs', rank => 4, iterations => 3);
 SELECT results_eq('EXECUTE same(7)', 'SELECT true', 'duplicates are summed');
+SELECT millrace.train_als('form', 'SELECT * FROM pairs; -- that; is all', rank => 4, iterations => 3);
+SELECT results_eq('EXECUTE same(8)', 'SELECT true', 'a comment behind the semicolon');
+SELECT is(query, 'SELECT * FROM pairs', 'which is not stored') FROM millrace.models WHERE name = 'form' AND version = 8;
+SELECT millrace.train_als('form', 'SELECT customer, item, quantity, 1 AS i, 2 AS u, 3 AS v, 4 AS c9 FROM pairs', rank => 4, iterations => 3);
+SELECT results_eq('EXECUTE same(9)', 'SELECT true', 'columns named like ours');
+SELECT lives_ok($$ SELECT * FROM millrace.recommend_top_k('form', 1) $$, 'for what a user has, too');
 CREATE VIEW "a view" AS SELECT customer, item, quantity FROM pairs;
 SELECT millrace.train_als('form', '"a view"', rank => 4, iterations => 3);
-SELECT results_eq('EXECUTE same(8)', 'SELECT true', 'a quoted name of a view');
+SELECT results_eq('EXECUTE same(10)', 'SELECT true', 'a quoted name of a view');
 SELECT millrace.train_als('form2', 'SELECT customer, item FROM pairs', rank => 4, iterations => 3);
 SELECT millrace.train_als('form2', 'SELECT customer, item, 1 FROM pairs', rank => 4, iterations => 3);
 SELECT is(factors_md5('form2', 1), factors_md5('form2', 2), 'without a value it is 1');

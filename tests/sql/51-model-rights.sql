@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(23);
+SELECT plan(31);
 SET LOCAL client_min_messages = warning;
 
 CREATE ROLE mr_reader;
@@ -9,7 +9,7 @@ CREATE ROLE mr_member IN ROLE mr_trainer;
 CREATE SCHEMA private AUTHORIZATION mr_trainer;
 GRANT USAGE ON SCHEMA millrace TO mr_reader, mr_trainer, mr_other;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_trainer, mr_other;
-GRANT CREATE ON SCHEMA public TO mr_other;
+GRANT CREATE ON SCHEMA public TO mr_other, mr_trainer;
 
 SET LOCAL ROLE mr_trainer;
 CREATE TABLE private.ratings AS SELECT i % 10 AS u, i % 7 AS i FROM generate_series(1, 70) AS i;
@@ -44,6 +44,30 @@ SELECT is((SELECT count(*) FROM millrace.recommend_top_k('trap', 1)), 2::bigint,
 SELECT millrace.train_als('trap', 'SELECT public.spy(u), current_user::text FROM generate_series(1, 3) AS u', rank => 2, iterations => 1);
 SELECT is((SELECT id FROM millrace.item_factors('trap')), 'mr_other', 'a superuser who retrains it runs it as its owner');
 SELECT is(owner, 'mr_other', 'who stays the owner') FROM millrace.models WHERE name = 'trap' AND version = 2;
+
+-- Temporary relations of the caller are not the owner's
+SET LOCAL ROLE mr_trainer;
+CREATE TABLE public.shadowed AS SELECT i % 10 AS u, i % 7 AS i FROM generate_series(1, 70) AS i;
+SELECT millrace.train_als('shadow', 'SELECT u, i FROM shadowed', rank => 2, iterations => 1);
+SET LOCAL ROLE mr_other;
+CREATE TEMP VIEW shadowed AS SELECT public.spy(3) AS u, 1 AS i;
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('shadow', 3, 100)), 0::bigint, 'a temporary view does not come before the table');
+RESET ROLE;
+ALTER TABLE public.shadowed RENAME TO renamed;
+SET LOCAL ROLE mr_other;
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('shadow', 3) $$, '22023', 'temporary relation "shadowed" cannot be used', 'nor takes its place after a rename, by a kept plan');
+SELECT throws_ok($$ SELECT * FROM millrace.evaluate('shadow', 'VALUES (3, 1)') $$, '22023', 'temporary relation "shadowed" cannot be used', 'nor in evaluate');
+RESET ROLE;
+DROP TABLE public.renamed;
+SET LOCAL ROLE mr_other;
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('shadow', 3) $$, '22023', 'temporary relation "shadowed" cannot be used', 'nor after a drop');
+RESET ROLE;
+SELECT throws_ok($$ SELECT millrace.train_als('shadow', 'SELECT u, i FROM shadowed') $$, '22023', 'temporary relation "shadowed" cannot be used', 'nor when a superuser trains it again');
+SET LOCAL ROLE mr_other;
+CREATE TEMP TABLE passing AS SELECT 1 AS u, 2 AS i;
+SELECT throws_ok($$ SELECT millrace.train_als('passing', 'passing') $$, '22023', 'temporary relation "passing" cannot be used', 'no training from a temporary table');
+SELECT throws_ok($$ SELECT millrace.train_als('passing', 'SELECT u, i FROM passing') $$, '22023', 'temporary relation "passing" cannot be used', 'nor from a query of one');
+SELECT lives_ok($$ SELECT * FROM millrace.evaluate('m', 'passing') $$, 'the test of evaluate may be one');
 
 SET LOCAL ROLE mr_member;
 SELECT lives_ok($$ SELECT millrace.prune('m', 1), millrace.drop_model('m') $$, 'a member of the owner may');

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(45);
+SELECT plan(47);
 SET LOCAL client_min_messages = warning;
 
 -- Items 100 + i have exactly the buyers of i: equal factors, equal scores.
@@ -103,6 +103,13 @@ SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('text', 'u5') $$, 'XX
 UPDATE millrace.factors SET data = substr(data, 1, 100) WHERE model = 'digits' AND side = 'user';
 UPDATE millrace.model_version SET uuid = gen_random_uuid() WHERE model = 'digits';
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('digits', '5') $$, 'XX001', 'block 0 of side "user" of model "digits" version 1 is corrupt: its length does not match its header', 'cut block');
+
+-- The ids become text
+CREATE TABLE changing AS SELECT n % 5 AS u, n % 3 AS i FROM generate_series(1, 9) AS n;
+SELECT millrace.train_als('changing', 'SELECT * FROM changing', rank => 2, iterations => 1);
+SELECT is(ARRAY(SELECT item_id FROM millrace.recommend_top_k('changing', 1)), '{2}', 'a plan is kept');
+ALTER TABLE changing ALTER u TYPE text, ALTER i TYPE text, ADD v int;
+SELECT is(ARRAY(SELECT item_id FROM millrace.recommend_top_k('changing', 1)), '{2}', 'and made again for other columns');
 
 -- The ratings are gone
 DROP TABLE r CASCADE;
