@@ -13,6 +13,7 @@
 
 #include "common/hashfn.h"
 #include "storage/lock.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 
 #define BLOCK_ROWS 4096
@@ -51,40 +52,67 @@ unknown_model(const char *name)
 
 /* ---- rights and locks ---- */
 
-/* Owner of a model, read with a new snapshot; InvalidOid if there is none. */
+/*
+ * Whether the role is there and has the name it had.  Without the name, the number that a dropped role leaves behind
+ * could mean another role after a restore.
+ */
+static bool
+is_owner(Oid owner, const NameData *owner_name)
+{
+	char *name = GetUserNameFromId(owner, true);
+
+	return name && strcmp(name, NameStr(*owner_name)) == 0;
+}
+
+static void
+owner_gone(const char *name, const NameData *owner_name)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_UNDEFINED_OBJECT),
+		 errmsg("owner \"%s\" of model \"%s\" does not exist or was renamed", NameStr(*owner_name), name),
+		 errhint("A superuser may drop the model, to be trained again, or, if the role was renamed: UPDATE "
+				 "millrace.model SET owner_name = pg_get_userbyid(owner) WHERE name = %s.",
+				 quote_literal_cstr(name))));
+}
+
+/* The caller may change the model; returns its owner, read with a new snapshot, or InvalidOid if there is no model. */
 static Oid
-model_owner(const char *name)
+check_owner(const char *name, bool gone_ok)
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
 	Oid owner = InvalidOid;
+	NameData owner_name;
 	bool null;
 	MrGuard guard;
 
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT owner FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
-				 NULL);
+	mr_exec_args("SELECT owner, owner_name FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1,
+				 types, values, NULL);
 	mr_leave(&guard);
 	if (SPI_processed == 1)
+	{
 		owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
+		owner_name = *DatumGetName(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &null));
+	}
 	SPI_finish();
-	return owner;
-}
-
-static Oid
-check_owner(const char *name)
-{
-	Oid owner = model_owner(name);
-
-	if (OidIsValid(owner) && !has_privs_of_role(GetUserId(), owner))
+	if (!OidIsValid(owner))
+		return owner;
+	if (!is_owner(owner, &owner_name))
+	{
+		if (!gone_ok || !superuser())
+			owner_gone(name, &owner_name);
+	}
+	else if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of model \"%s\"", name)));
 	return owner;
 }
 
 Oid
-mr_model_lock(const char *name)
+mr_model_lock(const char *name, bool gone_ok)
 {
 	uint64 key = hash_bytes_extended((const unsigned char *) name, strlen(name), 0);
 	LOCKTAG tag;
@@ -96,7 +124,7 @@ mr_model_lock(const char *name)
 				 errmsg("model \"%s\" is being changed by another session", name),
 				 errdetail("Another transaction trains, prunes or drops it."),
 				 errhint("Try again when that transaction has ended.")));
-	return check_owner(name);
+	return check_owner(name, gone_ok);
 }
 
 /* ---- writing ---- */
@@ -167,10 +195,10 @@ next_version(const MrNewModel *new_model)
 	Datum values[2] = {CStringGetTextDatum(new_model->name), ObjectIdGetDatum(new_model->owner)};
 	bool null;
 
-	mr_exec_args(
-		"INSERT INTO millrace.model AS m (name, kind, owner, last_version) VALUES ($1, 'als', $2, 1) "
-		"ON CONFLICT (name) DO UPDATE SET last_version = m.last_version + 1 RETURNING last_version",
-		SPI_OK_INSERT_RETURNING, false, 2, types, values, NULL);
+	mr_exec_args("INSERT INTO millrace.model AS m (name, kind, owner, owner_name, last_version) VALUES ($1, "
+				 "'als', $2, pg_get_userbyid($2), 1) "
+				 "ON CONFLICT (name) DO UPDATE SET last_version = m.last_version + 1 RETURNING last_version",
+				 SPI_OK_INSERT_RETURNING, false, 2, types, values, NULL);
 	return DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
 }
 
@@ -254,9 +282,10 @@ mr_activate(PG_FUNCTION_ARGS)
 	MrGuard guard;
 	uint64 n_changed;
 
+	PreventCommandIfReadOnly("millrace.activate()");
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("version must not be NULL")));
-	if (!OidIsValid(check_owner(name)))
+	if (!OidIsValid(check_owner(name, true)))
 		unknown_model(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
@@ -285,9 +314,10 @@ mr_prune(PG_FUNCTION_ARGS)
 	MrGuard guard;
 	uint64 n_removed;
 
+	PreventCommandIfReadOnly("millrace.prune()");
 	if (PG_ARGISNULL(1) || PG_GETARG_INT32(1) < 1)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("keep must be at least 1")));
-	if (!OidIsValid(mr_model_lock(name)))
+	if (!OidIsValid(mr_model_lock(name, true)))
 		unknown_model(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
@@ -311,7 +341,8 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	Datum values[1] = {CStringGetTextDatum(name)};
 	MrGuard guard;
 
-	if (!OidIsValid(mr_model_lock(name)))
+	PreventCommandIfReadOnly("millrace.drop_model()");
+	if (!OidIsValid(mr_model_lock(name, true)))
 		unknown_model(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
@@ -500,7 +531,8 @@ read_definition(const char *name)
 	TupleDesc desc;
 	bool null;
 
-	mr_exec_args("SELECT m.owner, v.version, v.uuid, v.query, v.settings FROM millrace.model AS m LEFT JOIN "
+	mr_exec_args("SELECT m.owner, v.version, v.uuid, v.query, v.settings, m.owner_name FROM millrace.model "
+				 "AS m LEFT JOIN "
 				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
 				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	if (SPI_processed == 0)
@@ -525,6 +557,7 @@ read_definition(const char *name)
 	model->uuid = *DatumGetUUIDP(SPI_getbinval(row, desc, 3, &null));
 	model->query = TextDatumGetCString(SPI_getbinval(row, desc, 4, &null));
 	model->settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 5, &null));
+	model->owner_name = *DatumGetName(SPI_getbinval(row, desc, 6, &null));
 	MemoryContextSwitchTo(before);
 	SPI_freetuptable(SPI_tuptable);
 	return model;
@@ -564,6 +597,7 @@ mr_model_open(const char *name)
 	if (found)
 	{
 		found->owner = model->owner;
+		found->owner_name = model->owner_name;
 		found->stale = false;
 		MemoryContextDelete(model->context);
 		mr_leave(&guard);
@@ -586,11 +620,8 @@ mr_model_open(const char *name)
 void
 mr_model_enter(MrGuard *guard, const MrModel *model)
 {
-	if (GetUserNameFromId(model->owner, true) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("the owner of model \"%s\" does not exist any more", model->name),
-				 errhint("Drop the model and train it again.")));
+	if (!is_owner(model->owner, &model->owner_name))
+		owner_gone(model->name, &model->owner_name);
 	mr_enter(guard, model->owner, model->settings);
 }
 

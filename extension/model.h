@@ -133,7 +133,8 @@ typedef struct MrModel
 	int version;
 	pg_uuid_t uuid; /* of the version: the key of everything derived from it */
 	Oid owner;
-	char *query; /* the ratings, to be run as owner with settings */
+	NameData owner_name; /* what he was called; see mr_model_enter */
+	char *query;		 /* the ratings, to be run as owner with settings */
 	ArrayType *settings;
 	MrSide users;
 	MrSide items;
@@ -156,14 +157,18 @@ typedef struct MrModel
  */
 extern MrModel *mr_model_open(const char *name);
 
-/* Become the model's owner with the settings that its ratings query was stored with. */
+/*
+ * Become the model's owner with the settings that its ratings query was stored with.  42704 if the owner does not exist
+ * or has another name than stored.
+ */
 extern void mr_model_enter(MrGuard *guard, const MrModel *model);
 
 /*
  * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
- * return its owner: InvalidOid if there is no such model.  42501 unless the caller is a member of the owner.
+ * return its owner: InvalidOid if there is no such model.  42501 unless the caller is a member of the owner; 42704 if the
+ * owner has gone, unless gone_ok and the caller is a superuser.
  */
-extern Oid mr_model_lock(const char *name);
+extern Oid mr_model_lock(const char *name, bool gone_ok);
 
 typedef struct MrIteration
 {

@@ -13,6 +13,7 @@
 #include <math.h>
 #include <signal.h>
 
+#include "tcop/utility.h"
 #include "utils/float.h"
 
 PG_FUNCTION_INFO_V1(mr_train_als);
@@ -350,8 +351,9 @@ mr_train_als(PG_FUNCTION_ARGS)
 	Datum result;
 	int version;
 
+	PreventCommandIfReadOnly("millrace.train_als()");
 	read_arguments(fcinfo, &training);
-	training.owner = mr_model_lock(training.name);
+	training.owner = mr_model_lock(training.name, false);
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();

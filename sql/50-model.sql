@@ -1,12 +1,13 @@
 /*
  * Models: what is stored.  A model is a name with an owner and versions; a version is never changed once it is
  * written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
- * on a model are those of its owner, a role, kept as regrole so that a dump names it.
+ * on a model are those of its owner, a role, kept as regrole so that a dump names it, and by name, to be sure who it is.
  */
 CREATE TABLE millrace.model (
 	name text PRIMARY KEY CHECK (name <> ''),
 	kind text NOT NULL CHECK (kind IN ('als')),
 	owner regrole NOT NULL,
+	owner_name name NOT NULL,
 	active int,
 	last_version int NOT NULL
 );
@@ -14,6 +15,7 @@ COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
 COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
 COMMENT ON COLUMN millrace.model.kind IS 'What was trained: als';
 COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
+COMMENT ON COLUMN millrace.model.owner_name IS 'Name of that role when it trained first. A role that has gone leaves a number, which another role may get after a restore: unless owner still has this name, the model is neither trained nor asked for what a user has, and only a superuser may activate, prune and drop it. After ALTER ROLE … RENAME a superuser sets it to the new name';
 COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
 COMMENT ON COLUMN millrace.model.last_version IS 'Greatest version number ever given; numbers do not come back';
 

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(100);
+SELECT plan(104);
 SET LOCAL client_min_messages = warning;
 
 CREATE SCHEMA shop;
@@ -114,6 +114,12 @@ SELECT millrace.train_als('rated', 'SELECT u, i, (u % 5) + 0.5 * (i % 3) - 1 FRO
 	implicit => false, rank => 2, iterations => 15, regularization => 0.001);
 SELECT ok(sqrt(avg((predicted - ((u::int % 5) + 0.5 * (i::int % 3) - 1)) ^ 2)) < 0.05, 'explicit ratings are predicted, those left out too') FROM predictions('rated');
 SELECT is(parameters->>'regularization_exponent', '1', 'as in Spark') FROM millrace.models WHERE name = 'rated';
+
+-- Only reading
+CREATE FUNCTION read_only(command text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN SET LOCAL transaction_read_only = on; EXECUTE command; RETURN 'done'; EXCEPTION WHEN read_only_sql_transaction THEN RETURN SQLERRM; END $$;
+SELECT is(read_only(format('SELECT millrace.%s', call)), format('cannot execute millrace.%s() in a read-only transaction', substring(call FROM '[a-z_]*')), call)
+	FROM (VALUES ('train_als(''rated'', ''nowhere'')'), ('activate(''rated'', 9)'), ('prune(''nope'', 0)'), ('drop_model(''nope'')')) AS calls (call);
 
 -- Bad arguments
 SELECT throws_ok($$ SELECT millrace.train_als(NULL, 'pairs') $$, '22023', 'model must not be NULL', 'no name');

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(31);
+SELECT plan(42);
 SET LOCAL client_min_messages = warning;
 
 CREATE ROLE mr_reader;
@@ -71,6 +71,39 @@ SELECT lives_ok($$ SELECT * FROM millrace.evaluate('m', 'passing') $$, 'the test
 
 SET LOCAL ROLE mr_member;
 SELECT lives_ok($$ SELECT millrace.prune('m', 1), millrace.drop_model('m') $$, 'a member of the owner may');
+
+-- An owner who is gone, or is not who he was
+RESET ROLE;
+CREATE ROLE mr_gone;
+GRANT USAGE ON SCHEMA millrace TO mr_gone;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_gone;
+SET LOCAL ROLE mr_gone;
+SELECT millrace.train_als('gone', 'VALUES (1, 1), (2, 2)', rank => 2, iterations => 1);
+RESET ROLE;
+ALTER ROLE mr_gone RENAME TO mr_renamed;
+CREATE ROLE mr_gone;
+CREATE FUNCTION hint_of(command text) RETURNS text LANGUAGE plpgsql AS $$ DECLARE hint text;
+BEGIN EXECUTE command; EXCEPTION WHEN undefined_object THEN GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT; RETURN hint; END $$;
+PREPARE train AS SELECT millrace.train_als('gone', 'VALUES (1, 1)', rank => 2, iterations => 1);
+SELECT throws_ok('EXECUTE train', '42704', 'owner "mr_gone" of model "gone" does not exist or was renamed', 'renamed: no training');
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('gone', 1) $$, '42704', 'owner "mr_gone" of model "gone" does not exist or was renamed', 'no ratings are read');
+SELECT isnt_empty($$ SELECT * FROM millrace.recommend_top_k('gone', 1, exclude_seen => false) $$, 'it is served without them');
+SET LOCAL ROLE mr_renamed;
+SELECT throws_ok($$ SELECT millrace.drop_model('gone') $$, '42704', 'owner "mr_gone" of model "gone" does not exist or was renamed', 'not his model any more');
+RESET ROLE;
+SELECT matches(hint_of('EXECUTE train'), 'UPDATE millrace.model SET owner_name', 'the hint says what to do');
+DO $$ BEGIN EXECUTE substring(hint_of('EXECUTE train') FROM 'UPDATE [^.]*[.][^.]*'); END $$;
+SELECT lives_ok('EXECUTE train', 'which helps');
+DROP OWNED BY mr_renamed;
+DROP ROLE mr_renamed;
+SELECT throws_ok('EXECUTE train', '42704', 'owner "mr_renamed" of model "gone" does not exist or was renamed', 'dropped: no training');
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('gone', 1) $$, '42704', 'owner "mr_renamed" of model "gone" does not exist or was renamed', 'no ratings are read');
+UPDATE millrace.model SET owner = (SELECT oid FROM pg_roles WHERE rolname = 'mr_other') WHERE name = 'gone'; -- as after a restore
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('gone', 1) $$, '42704', 'owner "mr_renamed" of model "gone" does not exist or was renamed', 'nor as another who has the number');
+SET LOCAL ROLE mr_other;
+SELECT throws_ok($$ SELECT millrace.drop_model('gone') $$, '42704', 'owner "mr_renamed" of model "gone" does not exist or was renamed', 'who has no right on it');
+RESET ROLE;
+SELECT lives_ok($$ SELECT millrace.drop_model('gone') $$, 'a superuser may drop it');
 
 SELECT * FROM finish();
 ROLLBACK;
