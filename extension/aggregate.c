@@ -24,9 +24,11 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_proc.h"
 #include "commands/tablecmds.h"
 #include "executor/executor.h"
 #include "executor/tuptable.h"
@@ -35,10 +37,11 @@
 #include "optimizer/optimizer.h"
 #include "optimizer/planner.h"
 #include "parser/parse_agg.h"
-#include "parser/parse_func.h"
+#include "parser/parse_coerce.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
 #include "rewrite/rewriteManip.h"
+#include "storage/lmgr.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -136,6 +139,12 @@ state_type(Aggref *agg)
 				 errmsg("aggregate %s cannot be kept continuously", name),
 				 errdetail("It has no combine function, or no functions to store its state."),
 				 errhint("Any aggregate that PostgreSQL can compute in parallel may be used.")));
+	if (form->aggtranstype == INTERNALOID && IsPolymorphicType(get_func_rettype(agg->aggfnoid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("aggregate %s cannot be kept continuously", name),
+				 errdetail("Its result type depends on its arguments, and its stored state does not say "
+						   "which they were.")));
 	state.trans_type = resolve_aggregate_transtype(agg->aggfnoid, form->aggtranstype, arg_types,
 												   get_aggregate_argtypes(agg, arg_types));
 	ReleaseSysCache(tuple);
@@ -146,10 +155,17 @@ state_type(Aggref *agg)
 	return state;
 }
 
+/* A function of the extension; by the catalog, because the current user may lack USAGE on its schema. */
 static Oid
 schema_function(const char *name, int n_args, const Oid *types)
 {
-	return LookupFuncName(list_make2(makeString(MR_SCHEMA), makeString(pstrdup(name))), n_args, types, false);
+	Oid function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(name),
+								   PointerGetDatum(buildoidvector(types, n_args)),
+								   ObjectIdGetDatum(get_namespace_oid(MR_SCHEMA, false)));
+
+	if (!OidIsValid(function))
+		elog(ERROR, "function " MR_SCHEMA ".%s does not exist", name);
+	return function;
 }
 
 static bool
@@ -186,14 +202,48 @@ is_nullable(Node *jointree, Index rti, bool nullable)
 	}
 }
 
+/* Virtual generated columns (PostgreSQL 18) are not in the rows of a batch. */
+static bool
+is_virtual(Oid rel, AttrNumber attno)
+{
+	HeapTuple tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(rel), Int16GetDatum(attno));
+	bool result = HeapTupleIsValid(tuple) && ((Form_pg_attribute) GETSTRUCT(tuple))->attgenerated == 'v';
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return result;
+}
+
 /* Walks a query for uses of the source that a batch of rows cannot answer. */
 typedef struct SourceUse
 {
 	Oid source;
-	Index rti;
+	Index rti; /* of the source in the query itself; 0 inside views */
 	int level;
 	int n_found;
 } SourceUse;
+
+static bool source_use_walker(Node *node, SourceUse *use);
+
+/* Is the relation the source, one of its partitions, or a view that reads it? */
+static void
+count_source(Oid relid, char relkind, SourceUse *use)
+{
+	if (relid == use->source)
+		use->n_found++;
+	else if (relkind == RELKIND_VIEW)
+	{
+		Relation view = table_open(relid, AccessShareLock);
+		SourceUse inside = {use->source};
+
+		check_stack_depth();
+		query_tree_walker(get_view_query(view), source_use_walker, &inside, QTW_EXAMINE_RTES_BEFORE);
+		use->n_found += inside.n_found;
+		table_close(view, NoLock);
+	}
+	else if (get_rel_relispartition(relid) && list_member_oid(get_partition_ancestors(relid), use->source))
+		use->n_found++;
+}
 
 static bool
 source_use_walker(Node *node, SourceUse *use)
@@ -204,16 +254,21 @@ source_use_walker(Node *node, SourceUse *use)
 	{
 		Var *var = (Var *) node;
 
-		if (var->varno == use->rti && var->varlevelsup == use->level && var->varattno <= 0)
+		if (use->rti == 0 || var->varno != use->rti || var->varlevelsup != use->level)
+			return false;
+		if (var->varattno <= 0)
 			refuse(var->varattno == 0 ? "a whole row of its source" : "system columns of its source", NULL);
+		if (is_virtual(use->source, var->varattno))
+			refuse("virtual generated columns of its source", "Write the expression of the column instead.");
 		return false;
 	}
 	if (IsA(node, RangeTblEntry))
 	{
 		RangeTblEntry *rte = (RangeTblEntry *) node;
 
-		if (rte->rtekind == RTE_RELATION && rte->relid == use->source)
-			use->n_found++;
+		/* Before PostgreSQL 16 views carry entries for themselves that are not in FROM. */
+		if (rte->rtekind == RTE_RELATION && rte->inFromCl)
+			count_source(rte->relid, rte->relkind, use);
 		return false;
 	}
 	if (IsA(node, Query))
@@ -226,6 +281,26 @@ source_use_walker(Node *node, SourceUse *use)
 		return result;
 	}
 	return expression_tree_walker(node, source_use_walker, use);
+}
+
+/* Functions whose value depends on when they are called. */
+static bool
+is_moment_function(Oid function, void *context)
+{
+	return func_volatile(function) == PROVOLATILE_VOLATILE || function == F_NOW ||
+		function == F_TRANSACTION_TIMESTAMP || function == F_STATEMENT_TIMESTAMP;
+}
+
+static bool
+moment_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, SQLValueFunction) || check_functions_in_node(node, is_moment_function, context))
+		return true;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, moment_walker, context, 0);
+	return expression_tree_walker(node, moment_walker, context);
 }
 
 static void
@@ -249,8 +324,9 @@ check_shape(Query *query)
 				 errmsg("the query of a continuous aggregate must have aggregates and a GROUP BY"),
 				 errhint("As in: SELECT " MR_SCHEMA
 						 ".tumble(ts, '1 minute') AS window_start, count(*) FROM events GROUP BY 1")));
-	if (contain_volatile_functions((Node *) query))
-		refuse("volatile functions", "Its rows must be the same whenever they are computed.");
+	if (query_tree_walker(query, moment_walker, NULL, 0))
+		refuse("volatile functions, now(), current_date and their like",
+			   "Its rows must be the same whenever they are computed.");
 }
 
 /* The source is the table whose time the window function reads. */
@@ -282,6 +358,8 @@ find_source(Definition *def, Node *window)
 		(rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_PARTITIONED_TABLE) || rte->tablesample)
 		refuse("a source that is not a table",
 			   "The window's time must be a column of an ordinary or partitioned table.");
+	if (!rte->inh)
+		refuse("ONLY before its source", NULL);
 	def->source_rti = rti;
 	def->source = rte->relid;
 	if (is_nullable((Node *) query->jointree, rti, false))
@@ -296,15 +374,15 @@ find_source(Definition *def, Node *window)
 static Definition *
 read_definition(Oid view)
 {
-	Relation rel = table_open(view, AccessShareLock);
+	Relation rel;
 	Definition *def = palloc0(sizeof(Definition));
 	Query *query;
 	ListCell *lc;
 
-	if (rel->rd_rel->relkind != RELKIND_VIEW)
+	if (get_rel_relkind(view) != RELKIND_VIEW)
 		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is not a view", RelationGetRelationName(rel))));
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("relation with OID %u is not a view", view)));
+	rel = table_open(view, AccessShareLock);
 	query = def->query = copyObject(get_view_query(rel));
 	table_close(rel, NoLock);
 #if MR_HAS_GROUP_RTE
@@ -584,9 +662,38 @@ check_state_table(Oid state, List *target_list)
 				 errmsg("state table \"%s\" does not have the columns of its continuous aggregate",
 						RelationGetRelationName(rel)),
 				 errhint("Drop the continuous aggregate and create it again.")));
-	if (!mr_owns_relation(state, GetUserId()))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, RelationGetRelationName(rel));
 	table_close(rel, NoLock);
+}
+
+static Oid
+owner_of(Oid rel)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(rel));
+	Oid owner;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * The query of the definition runs as the current user, and what it reads becomes readable in the state table: both
+ * must belong to the same role, and the current user must have its rights.
+ */
+static void
+check_owners(Oid definition, Oid state)
+{
+	Oid owner = owner_of(definition);
+
+	if (owner != owner_of(state) || !has_privs_of_role(GetUserId(), owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("view \"%s\" and table \"%s\" of a continuous aggregate must belong to the same role",
+						get_rel_name(definition), get_rel_name(state)),
+				 errhint("Use REASSIGN OWNED, or ALTER … OWNER TO for both.")));
 }
 
 MrAggregatePlan *
@@ -595,7 +702,7 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 	MemoryContext scratch =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
-	Definition *def = read_definition(definition);
+	Definition *def = (check_owners(definition, state), read_definition(definition));
 	MrAggregatePlan *plan = MemoryContextAllocZero(keep, sizeof(MrAggregatePlan));
 	PlannedStmt *stmt;
 	Query *query = copyObject(def->query);
@@ -651,6 +758,21 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 	return plan;
+}
+
+void
+mr_aggregate_lock(const MrAggregatePlan *plan)
+{
+	ListCell *lc;
+
+	foreach (lc, plan->stmt->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		if (rte->rtekind == RTE_RELATION && rte->rellockmode != NoLock)
+			LockRelationOid(rte->relid, rte->rellockmode);
+	}
+	LockRelationOid(plan->state, RowExclusiveLock);
 }
 
 /*
@@ -803,9 +925,61 @@ typedef struct MergeState
 	bool by_value;
 	Datum value;
 	bool is_null;
+	bool
+		is_empty; /* no initial value, and nothing combined yet: a strict function starts from the first state */
 } MergeState;
 
-/* Function lookups, in the aggregate's memory. */
+/*
+ * Are the types of the state and of the result those that the aggregate has?  Anybody may call merge_state with
+ * anything, and a value taken for one of another type would crash the server.
+ */
+static bool
+types_fit(Oid agg_fn, Form_pg_aggregate form, Oid state, Oid result)
+{
+	Oid declared[2] = {form->aggtranstype, get_func_rettype(agg_fn)};
+	Oid actual[2] = {state, result};
+
+	if (form->aggtranstype == INTERNALOID)
+		return state == BYTEAOID && result == declared[1];
+	if (!IsPolymorphicType(declared[0]))
+		return state == declared[0] && result == declared[1];
+	if (IsPolymorphicTypeFamily2(declared[0]) || IsPolymorphicTypeFamily2(declared[1]))
+		return false;
+	if (!IsPolymorphicType(declared[1]))
+		return result == declared[1] && check_generic_type_consistency(actual, declared, 1);
+	return check_generic_type_consistency(actual, declared, 2);
+}
+
+/* The final function, with the types of the aggregate's arguments if it is declared to see them. */
+static void
+merge_final_function(MergeState *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type, Oid result_type)
+{
+	Oid input_types[FUNC_MAX_ARGS];
+	Oid *arg_types;
+	int n_args;
+	Expr *expr;
+
+	(void) get_func_signature(agg_fn, &arg_types, &n_args);
+	for (int i = 0; i < n_args; i++)
+	{
+		input_types[i] = arg_types[i];
+		if (arg_types[i] == form->aggtranstype)
+			input_types[i] = trans_type;
+		else if (arg_types[i] == get_func_rettype(agg_fn))
+			input_types[i] = result_type;
+		else if (IsPolymorphicType(arg_types[i]) && form->aggfinalextra)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("states of aggregate %s cannot be merged", format_procedure(agg_fn))));
+	}
+	merge->n_final_args = form->aggfinalextra ? n_args + 1 : 1;
+	fmgr_info(form->aggfinalfn, &merge->final_fn);
+	build_aggregate_finalfn_expr(input_types, merge->n_final_args, trans_type, result_type, merge->collation,
+								 form->aggfinalfn, &expr);
+	fmgr_info_set_expr((Node *) expr, &merge->final_fn);
+}
+
+/* Function lookups and the initial value, in the aggregate's memory. */
 static MergeState *
 merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 {
@@ -813,10 +987,11 @@ merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 	MergeState *merge = palloc0(sizeof(MergeState));
 	Oid agg_fn = PG_GETARG_OID(1);
 	Oid result_type = get_fn_expr_argtype(fcinfo->flinfo, 2);
-	Oid state_arg = get_fn_expr_argtype(fcinfo->flinfo, 3);
+	Oid state_type = get_fn_expr_argtype(fcinfo->flinfo, 3);
 	HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(agg_fn));
 	Form_pg_aggregate form;
 	Oid trans_type, combine_types[2];
+	Datum initial;
 	Expr *expr;
 
 	if (!HeapTupleIsValid(tuple))
@@ -825,15 +1000,14 @@ merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
 	form = (Form_pg_aggregate) GETSTRUCT(tuple);
 	merge->is_internal = form->aggtranstype == INTERNALOID;
-	trans_type = merge->is_internal ? INTERNALOID : state_arg;
+	trans_type = merge->is_internal ? INTERNALOID : state_type;
 	if (form->aggkind != AGGKIND_NORMAL || !OidIsValid(form->aggcombinefn) ||
-		is_order_sensitive(form->aggtransfn) ||
-		(merge->is_internal && (!OidIsValid(form->aggdeserialfn) || state_arg != BYTEAOID)) ||
-		(!merge->is_internal && !IsPolymorphicType(form->aggtranstype) && form->aggtranstype != state_arg))
+		is_order_sensitive(form->aggtransfn) || (merge->is_internal && !OidIsValid(form->aggdeserialfn)) ||
+		!types_fit(agg_fn, form, state_type, result_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("a value of type %s is not a state of aggregate %s", format_type_be(state_arg),
-						format_procedure(agg_fn))));
+				 errmsg("a value of type %s is not a state of aggregate %s with result type %s",
+						format_type_be(state_type), format_procedure(agg_fn), format_type_be(result_type))));
 	merge->collation = PG_GET_COLLATION();
 	fmgr_info(form->aggcombinefn, &merge->combine_fn);
 	combine_types[0] = combine_types[1] = trans_type;
@@ -853,27 +1027,26 @@ merge_begin(FunctionCallInfo fcinfo, MemoryContext context)
 	}
 	merge->has_final = OidIsValid(form->aggfinalfn);
 	if (merge->has_final)
-	{
-		Oid input_types[FUNC_MAX_ARGS];
-		Oid *arg_types;
-		int n_args;
-
-		(void) get_func_signature(agg_fn, &arg_types, &n_args);
-		for (int i = 0; i < n_args; i++)
-			input_types[i] = IsPolymorphicType(arg_types[i]) ? result_type : arg_types[i];
-		merge->n_final_args = form->aggfinalextra ? n_args + 1 : 1;
-		fmgr_info(form->aggfinalfn, &merge->final_fn);
-		build_aggregate_finalfn_expr(input_types, merge->n_final_args, trans_type, result_type,
-									 merge->collation, form->aggfinalfn, &expr);
-		fmgr_info_set_expr((Node *) expr, &merge->final_fn);
-	}
-	ReleaseSysCache(tuple);
+		merge_final_function(merge, agg_fn, form, trans_type, result_type);
 	get_typlenbyval(trans_type, &merge->len, &merge->by_value);
-	merge->is_null = true;
+
+	initial = SysCacheGetAttr(AGGFNOID, tuple, Anum_pg_aggregate_agginitval, &merge->is_null);
+	if (!merge->is_null && !merge->is_internal)
+	{
+		Oid input, io_param;
+
+		getTypeInputInfo(trans_type, &input, &io_param);
+		merge->value = OidInputFunctionCall(input, TextDatumGetCString(initial), io_param, -1);
+	}
+	else
+		merge->is_null = true;
+	merge->is_empty = merge->is_null;
+	ReleaseSysCache(tuple);
 	MemoryContextSwitchTo(old);
 	return merge;
 }
 
+/* Calls the combine function as advance_combine_function of nodeAgg.c does. */
 Datum
 mr_merge_state_trans(PG_FUNCTION_ARGS)
 {
@@ -889,33 +1062,36 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 			ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
 	merge = PG_ARGISNULL(0) ? merge_begin(fcinfo, context) : (MergeState *) PG_GETARG_POINTER(0);
-	/* A NULL state holds no input: combining it would change nothing. */
-	if (PG_ARGISNULL(3))
-		PG_RETURN_POINTER(merge);
-
 	call->args[1].value = PG_GETARG_DATUM(3);
-	call->args[1].isnull = false;
-	if (merge->is_internal)
+	call->args[1].isnull = PG_ARGISNULL(3);
+	if (merge->is_internal && !(PG_ARGISNULL(3) && merge->deserial_fn.fn_strict))
 	{
 		LOCAL_FCINFO(deserial, 2);
 
 		InitFunctionCallInfoData(*deserial, &merge->deserial_fn, 2, InvalidOid, fcinfo->context, NULL);
-		deserial->args[0].value = PG_GETARG_DATUM(3);
-		deserial->args[0].isnull = false;
+		deserial->args[0] = call->args[1];
 		deserial->args[1].value = (Datum) 0;
 		deserial->args[1].isnull = false;
 		call->args[1].value = FunctionCallInvoke(deserial);
 		call->args[1].isnull = deserial->isnull;
 	}
-	else if (merge->is_null && merge->combine_fn.fn_strict)
+	if (merge->combine_fn.fn_strict)
 	{
-		MemoryContext old = MemoryContextSwitchTo(context);
+		if (call->args[1].isnull)
+			PG_RETURN_POINTER(merge);
+		if (merge->is_empty)
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
 
-		merge->value = datumCopy(PG_GETARG_DATUM(3), merge->by_value, merge->len);
-		merge->is_null = false;
-		MemoryContextSwitchTo(old);
-		PG_RETURN_POINTER(merge);
+			merge->value = datumCopy(call->args[1].value, merge->by_value, merge->len);
+			merge->is_null = merge->is_empty = false;
+			MemoryContextSwitchTo(old);
+			PG_RETURN_POINTER(merge);
+		}
+		if (merge->is_null)
+			PG_RETURN_POINTER(merge);
 	}
+	merge->is_empty = false;
 	InitFunctionCallInfoData(*call, &merge->combine_fn, 2, merge->collation, fcinfo->context, NULL);
 	call->args[0].value = merge->value;
 	call->args[0].isnull = merge->is_null;

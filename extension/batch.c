@@ -22,6 +22,7 @@
 #include "catalog/partition.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/plancache.h"
@@ -42,6 +43,7 @@ typedef struct Stream
 	Oid owner;
 	ArrayType *settings;
 	char *command;				/* pipe */
+	Oid target;					/* … the table it fills */
 	SPIPlanPtr pipe;			/* … NULL until first used */
 	Oid definition;				/* continuous aggregate: its view NAME_query */
 	Oid state;					/* … its state table */
@@ -52,6 +54,7 @@ typedef struct Leaf
 {
 	Oid relid;
 	bool valid;
+	uint64 n_changes;
 	MemoryContext context; /* holds the Leaf itself */
 	Oid source;			   /* InvalidOid: no source */
 	List *streams;
@@ -102,7 +105,10 @@ invalidate_relation(Datum arg, Oid relid)
 	while ((entry = hash_seq_search(&scan)) != NULL)
 		if (entry->leaf &&
 			(!OidIsValid(relid) || entry->relid == relid || list_member_oid(entry->leaf->depends, relid)))
+		{
 			entry->leaf->valid = false;
+			entry->leaf->n_changes++;
+		}
 }
 
 /* A function changed: rare enough to drop every plan. */
@@ -140,6 +146,24 @@ retire(LeafEntry *entry)
 	MemoryContextSwitchTo(old);
 }
 
+/* Owners change: who may no longer read the source must not go on receiving its rows. */
+static void
+check_rights(const Stream *stream, Oid source_owner, Oid source)
+{
+	const char *hint = "Drop the stream and create it again as the owner of the table.";
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(stream->owner)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the owner of stream \"%s\" does not exist", stream->name), errhint("%s", hint)));
+	if (!has_privs_of_role(stream->owner, source_owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of stream \"%s\", %s, is no longer an owner of its source %s",
+						stream->name, GetUserNameFromId(stream->owner, false), get_rel_name(source)),
+				 errhint("%s", hint)));
+}
+
 static void
 read_streams(Leaf *leaf)
 {
@@ -160,9 +184,11 @@ read_streams(Leaf *leaf)
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	mr_exec_args("SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings, "
-				 "t.command, t.definition, t.state"
-				 " FROM " MR_SCHEMA ".sources s LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source"
-				 " LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+				 "t.command, t.target,"
+				 " t.definition, t.state, o.relowner"
+				 " FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
+				 " LEFT JOIN " MR_SCHEMA
+				 ".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
 				 " WHERE s.source = ANY ($1) ORDER BY t.seq",
 				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
@@ -180,15 +206,14 @@ read_streams(Leaf *leaf)
 		stream->name = pstrdup(stream->name);
 		stream->is_pipe = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
 		stream->owner = DatumGetObjectId(SPI_getbinval(tuple, desc, 4, &isnull));
-		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(stream->owner)))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("the owner of stream \"%s\" does not exist", stream->name),
-					 errhint("Drop the stream and create it again as another role.")));
 		stream->settings = DatumGetArrayTypePCopy(SPI_getbinval(tuple, desc, 5, &isnull));
 		stream->command = SPI_getvalue(tuple, desc, 6);
-		stream->definition = DatumGetObjectId(SPI_getbinval(tuple, desc, 7, &isnull));
-		stream->state = DatumGetObjectId(SPI_getbinval(tuple, desc, 8, &isnull));
+		stream->target = DatumGetObjectId(SPI_getbinval(tuple, desc, 7, &isnull));
+		stream->definition = DatumGetObjectId(SPI_getbinval(tuple, desc, 8, &isnull));
+		stream->state = DatumGetObjectId(SPI_getbinval(tuple, desc, 9, &isnull));
+		check_rights(stream, DatumGetObjectId(SPI_getbinval(tuple, desc, 10, &isnull)), leaf->source);
+		leaf->depends =
+			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
 	}
 	MemoryContextSwitchTo(spi);
@@ -459,24 +484,75 @@ new_rows_relation(Oid relid, Tuplestorestate *rows)
 	return enr;
 }
 
+static bool
+reads_new_rows(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblEntry))
+		return ((RangeTblEntry *) node)->rtekind == RTE_NAMEDTUPLESTORE;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, reads_new_rows, context, QTW_EXAMINE_RTES_BEFORE);
+	return expression_tree_walker(node, reads_new_rows, context);
+}
+
+/* The table that the command of a pipe fills: it is one INSERT that reads new_rows, and writes nothing else. */
+static Oid
+pipe_target(SPIPlanPtr plan, const char *command)
+{
+	List *sources = SPI_plan_get_plan_sources(plan);
+	Query *query = NULL;
+
+	if (list_length(sources) == 1 && list_length(((CachedPlanSource *) linitial(sources))->query_list) == 1)
+		query = linitial(((CachedPlanSource *) linitial(sources))->query_list);
+	if (query == NULL || query->commandType != CMD_INSERT || query->hasModifyingCTE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("the command of a pipe must be one INSERT"),
+				 errdetail("The command is: %s", command),
+				 errhint("As in: INSERT INTO target SELECT … FROM " MR_NEW_ROWS
+						 ".  The target must have no rules, and WITH must not change data.")));
+	if (!query_tree_walker(query, reads_new_rows, NULL, QTW_EXAMINE_RTES_BEFORE))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the command of a pipe must read from " MR_NEW_ROWS),
+				 errhint(MR_NEW_ROWS " holds the rows of the batch, with the columns of the source.")));
+	return rt_fetch(query->resultRelation, query->rtable)->relid;
+}
+
+/* A stream must leave nothing to be done at commit, when it would be done with the writer's rights. */
+static void
+check_constraints(Oid target)
+{
+	Relation rel = table_open(target, AccessShareLock);
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
+		if (triggers->triggers[i].tginitdeferred)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("table \"%s\" cannot be the target of a pipe: trigger \"%s\" is deferred",
+							RelationGetRelationName(rel), triggers->triggers[i].tgname),
+					 errhint("Make its constraint INITIALLY IMMEDIATE.")));
+	table_close(rel, NoLock);
+}
+
 static uint64
 run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 {
+	SPIPlanPtr plan;
 	uint64 n_written;
 	int rc;
 
 	SPI_connect();
 	if (SPI_register_relation(new_rows_relation(relid, rows)) < 0)
 		elog(ERROR, "could not register the rows of the batch");
-	if (stream->pipe == NULL)
-	{
-		SPIPlanPtr plan = SPI_prepare(stream->command, 0, NULL);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-		stream->pipe = plan;
-	}
-	rc = SPI_execute_plan(stream->pipe, NULL, NULL, false, 0);
+	plan = mr_prepare(&stream->pipe, stream->command, 0, NULL);
+	if (pipe_target(plan, stream->command) != stream->target)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the command of the pipe names another table than it did"),
+				 errhint("Drop the pipe and create it again.")));
+	rc = SPI_execute_plan(plan, NULL, NULL, false, 0);
 	if (rc != SPI_OK_INSERT && rc != SPI_OK_INSERT_RETURNING)
 		elog(ERROR, "unexpected result of a pipe: %s", SPI_result_code_string(rc));
 	n_written = SPI_processed;
@@ -490,6 +566,15 @@ run_aggregate(Stream *stream, Leaf *leaf, Tuplestorestate *rows)
 	QueryEnvironment *env = create_queryEnv();
 	uint64 n_written;
 
+	/* A kept plan is good if nothing has changed when its relations are locked; a new one has locked them itself. */
+	if (stream->aggregate)
+	{
+		uint64 n_before = leaf->n_changes;
+
+		mr_aggregate_lock(stream->aggregate);
+		if (leaf->n_changes != n_before)
+			stream->aggregate = NULL;
+	}
 	if (stream->aggregate == NULL)
 		stream->aggregate =
 			mr_aggregate_plan(stream->definition, leaf->relid, stream->state, leaf->context, &leaf->depends);
@@ -568,50 +653,30 @@ mr_on_batch(PG_FUNCTION_ARGS)
 }
 
 /*
- * _pipe_target(source regclass, command text) returns regclass: checks that the command is one INSERT that reads
- * new_rows, as the caller, and returns the table it fills.
+ * _pipe_target(source regclass, command text) returns regclass: checks the command, as the caller, and returns the
+ * table it fills
  */
-static bool
-reads_new_rows(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	if (IsA(node, RangeTblEntry))
-		return ((RangeTblEntry *) node)->rtekind == RTE_NAMEDTUPLESTORE;
-	if (IsA(node, Query))
-		return query_tree_walker((Query *) node, reads_new_rows, context, QTW_EXAMINE_RTES_BEFORE);
-	return expression_tree_walker(node, reads_new_rows, context);
-}
-
 Datum
 mr_pipe_target(PG_FUNCTION_ARGS)
 {
-	Oid source = PG_GETARG_OID(0);
 	char *command = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	SPIPlanPtr plan;
-	List *sources;
-	Query *query = NULL;
+	SPIPlanPtr plan = NULL;
+	Relation source = table_open(PG_GETARG_OID(0), AccessShareLock);
 	Oid target;
 
+	for (int i = 0; i < RelationGetDescr(source)->natts; i++)
+		if (TupleDescAttr(RelationGetDescr(source), i)->attgenerated == 'v')
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("pipes over tables with virtual generated columns are not supported"),
+					 errdetail("Column \"%s\" is not in the rows of a batch.",
+							   NameStr(TupleDescAttr(RelationGetDescr(source), i)->attname))));
 	SPI_connect();
-	SPI_register_relation(new_rows_relation(source, NULL));
-	plan = SPI_prepare(command, 0, NULL);
-	if (plan == NULL)
-		elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-	sources = SPI_plan_get_plan_sources(plan);
-	if (list_length(sources) == 1 && list_length(((CachedPlanSource *) linitial(sources))->query_list) == 1)
-		query = linitial(((CachedPlanSource *) linitial(sources))->query_list);
-	if (query == NULL || query->commandType != CMD_INSERT)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("the command of a pipe must be one INSERT"),
-				 errdetail("The command is: %s", command),
-				 errhint("As in: INSERT INTO target SELECT … FROM " MR_NEW_ROWS)));
-	if (!query_tree_walker(query, reads_new_rows, NULL, QTW_EXAMINE_RTES_BEFORE))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the command of a pipe must read from " MR_NEW_ROWS),
-				 errhint(MR_NEW_ROWS " holds the rows of the batch, with the columns of the source.")));
-	target = rt_fetch(query->resultRelation, query->rtable)->relid;
+	SPI_register_relation(new_rows_relation(RelationGetRelid(source), NULL));
+	target = pipe_target(mr_prepare(&plan, command, 0, NULL), command);
+	SPI_freeplan(plan);
 	SPI_finish();
+	check_constraints(target);
+	table_close(source, NoLock);
 	PG_RETURN_OID(target);
 }

@@ -121,6 +121,9 @@ typedef struct MrAggregatePlan MrAggregatePlan;
 extern MrAggregatePlan *
 mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List **depends);
 
+/* Lock the relations of a kept plan, as planning does. */
+extern void mr_aggregate_lock(const MrAggregatePlan *plan);
+
 /* Run it, as the current user; env holds MR_NEW_ROWS for a leaf, else NULL.  Returns the states written. */
 extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
 

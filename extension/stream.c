@@ -5,16 +5,27 @@
  * ownership and write the catalog as its owner.  Whoever changes what a batch of a source must do locks out the
  * writers of the source and of all its partitions first (a writer may name a partition only), and invalidates
  * their relation-cache entries, upon which every backend reads the streams anew (batch.c).
+ *
+ * A stream runs with the rights of its owner.  So a stream is created only by an owner of the source, and of all
+ * relations of a continuous aggregate; batch.c and aggregate.c look again before they run it, because owners
+ * change.
  */
 #include "millrace.h"
 
-#include "catalog/dependency.h"
+#include "access/heapam.h"
+#include "access/tableam.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_subscription_rel.h"
 #include "commands/event_trigger.h"
+#include "tcop/deparse_utility.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
@@ -22,6 +33,10 @@ PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
+
+/*
+ * Checks
+ */
 
 static void
 check_owner(Oid rel)
@@ -35,25 +50,92 @@ check_owner(Oid rel)
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(relkind), get_rel_name(rel));
 }
 
+/* Has the relation children by INHERITS?  (Partitions are something else.) */
+static bool
+has_inheritance(Oid rel)
+{
+	return get_rel_relkind(rel) == RELKIND_RELATION &&
+		(find_inheritance_children(rel, NoLock) != NIL || has_superclass(rel));
+}
+
+static bool
+is_subscribed(Oid rel)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(rel)};
+	MrGuard guard;
+	bool found;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = $1", SPI_OK_SELECT, true, 1,
+				 types, values, NULL);
+	found = SPI_processed > 0;
+	SPI_finish();
+	mr_leave(&guard);
+	return found;
+}
+
+/* A table whose inserts all come by statements that name it or one of its partitions. */
 static void
-lock_source(Oid source)
+check_source(Oid source)
+{
+	const char *why = NULL;
+	const char *hint = "A source is an ordinary or a partitioned table.";
+	char relkind;
+
+	check_owner(source);
+	relkind = get_rel_relkind(source);
+	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
+		why = "is not a table";
+	else if (get_rel_relispartition(source))
+	{
+		why = "is a partition";
+		hint = "Name the partitioned table, not one of its partitions.";
+	}
+	else if (get_rel_persistence(source) == RELPERSISTENCE_TEMP)
+	{
+		why = "is a temporary table";
+		hint = "A source must be visible to all sessions.";
+	}
+	else if (has_inheritance(source))
+	{
+		why = "inherits or is inherited from";
+		hint = "Use declarative partitioning.";
+	}
+	else if (is_subscribed(source))
+	{
+		why = "is filled by a subscription";
+		hint = "Logical replication fires no statement triggers, so its rows would be missed.";
+	}
+	if (why)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" %s and cannot be a source", get_rel_name(source), why), errhint("%s", hint)));
+}
+
+static void
+invalidate_tree(Oid source, LOCKMODE lock)
 {
 	ListCell *lc;
 
-	foreach (lc, find_all_inheritors(source, ShareRowExclusiveLock, NULL))
+	foreach (lc, find_all_inheritors(source, lock, NULL))
 		CacheInvalidateRelcacheByRelid(lfirst_oid(lc));
 }
 
-/* _lock_source(source regclass) */
+/* _lock_source(source regclass): also checks that it can be a source, for all that creates something over it */
 Datum
 mr_lock_source(PG_FUNCTION_ARGS)
 {
-	check_owner(PG_GETARG_OID(0));
-	lock_source(PG_GETARG_OID(0));
+	check_source(PG_GETARG_OID(0));
+	invalidate_tree(PG_GETARG_OID(0), ShareRowExclusiveLock);
 	PG_RETURN_VOID();
 }
 
-/* Writes a catalog row as the owner of the catalog. */
+/*
+ * Writing the catalog
+ */
+
 static uint64
 catalog_exec(const char *sql, int expected, int n_args, Oid *types, Datum *values, const char *nulls)
 {
@@ -79,7 +161,7 @@ mr_source_put(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("source must not be null")));
-	check_owner(PG_GETARG_OID(0));
+	check_source(PG_GETARG_OID(0));
 	for (int i = 0; i < 4; i++)
 	{
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
@@ -115,7 +197,7 @@ check_name(const char *name)
 
 /*
  * _stream_put(name text, kind text, source regclass, target regclass, command text, definition regclass,
- *             state regclass)
+ *             state regclass): a pipe has a command, a continuous aggregate a definition and a state
  */
 Datum
 mr_stream_put(PG_FUNCTION_ARGS)
@@ -124,22 +206,28 @@ mr_stream_put(PG_FUNCTION_ARGS)
 						   REGCLASSOID, REGCLASSOID, REGROLEOID,  TEXTARRAYOID};
 	Datum values[9];
 	char nulls[9];
+	bool is_pipe;
 
 	for (int i = 0; i < 7; i++)
 	{
-		if (PG_ARGISNULL(i) && i < 4)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("name and source of a stream must not be null")));
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
+	is_pipe = !PG_ARGISNULL(1) && strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
+	for (int i = 0; i < 7; i++)
+		if (PG_ARGISNULL(i) && (i < 4 || (is_pipe ? i == 4 : i > 4)))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("argument %d of a stream must not be null", i + 1)));
 	check_name(TextDatumGetCString(values[0]));
-	check_owner(PG_GETARG_OID(2));
-	for (int i = 5; i < 7; i++)
-		if (!PG_ARGISNULL(i))
-			check_owner(PG_GETARG_OID(i));
-	lock_source(PG_GETARG_OID(2));
+	check_source(PG_GETARG_OID(2));
+	if (!is_pipe)
+	{
+		check_owner(PG_GETARG_OID(3));
+		check_owner(PG_GETARG_OID(5));
+		check_owner(PG_GETARG_OID(6));
+	}
+	invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
 	values[7] = ObjectIdGetDatum(GetUserId());
 	values[8] = PointerGetDatum(mr_current_settings());
 	nulls[7] = nulls[8] = ' ';
@@ -150,83 +238,156 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-static void
-drop_relation(Oid rel)
-{
-	ObjectAddress address = {RelationRelationId, rel, 0};
+/*
+ * Removing streams
+ */
 
-	if (get_rel_relkind(rel) != '\0')
-		performDeletion(&address, DROP_CASCADE, 0);
+/* A row of millrace.stream, as far as it matters here; columns in the order of sql/30-stream.sql. */
+typedef struct StreamRow
+{
+	char *name;
+	bool is_pipe;
+	Oid source;
+	Oid target;
+	Oid definition;
+	Oid state;
+	Oid owner;
+} StreamRow;
+
+static StreamRow *
+stream_row(HeapTuple tuple, TupleDesc desc)
+{
+	StreamRow *row = palloc0(sizeof(StreamRow));
+	Datum values[16];
+	bool nulls[16];
+
+	if (desc->natts > lengthof(values))
+		elog(ERROR, "unexpected columns of " MR_SCHEMA ".stream");
+	heap_deform_tuple(tuple, desc, values, nulls);
+	row->name = TextDatumGetCString(values[0]);
+	row->is_pipe = strcmp(TextDatumGetCString(values[2]), "pipe") == 0;
+	row->source = DatumGetObjectId(values[3]);
+	row->target = DatumGetObjectId(values[4]);
+	row->definition = nulls[6] ? InvalidOid : DatumGetObjectId(values[6]);
+	row->state = nulls[7] ? InvalidOid : DatumGetObjectId(values[7]);
+	row->owner = DatumGetObjectId(values[8]);
+	return row;
+}
+
+static bool
+exists(Oid rel)
+{
+	return SearchSysCacheExists1(RELOID, ObjectIdGetDatum(rel));
+}
+
+static bool
+is_orphan(const StreamRow *row)
+{
+	return !exists(row->source) || !exists(row->target) ||
+		(!row->is_pipe && (!exists(row->definition) || !exists(row->state)));
 }
 
 /*
- * Delete the streams that a query of (name, source, kind, target, definition, state) finds, with the relations made for
- * them; writers must be locked out where the source still exists.
+ * Delete catalog rows: of streams, the one of that name, or if name is NULL those that lack a relation; then of
+ * sources that are gone.  Seen with the latest snapshot, also in a REPEATABLE READ transaction.  Returns the
+ * StreamRows that were deleted.
  */
-static uint64
-drop_streams(const char *where, int n_args, Oid *types, Datum *values)
+static List *
+delete_rows(const char *name)
 {
-	MrGuard guard;
-	uint64 n_rows;
-	SPITupleTable *rows;
+	List *deleted = NIL;
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
 
-	mr_enter_catalog(&guard, "sources");
-	SPI_connect();
-	PushActiveSnapshot(GetLatestSnapshot());
-	mr_exec_args(psprintf("DELETE FROM " MR_SCHEMA
-						  ".stream t WHERE %s RETURNING kind = 'aggregate', target, definition, state",
-						  where),
-				 SPI_OK_DELETE_RETURNING, false, n_args, types, values, NULL);
-	PopActiveSnapshot();
-	n_rows = SPI_processed;
-	rows = SPI_tuptable;
-	for (uint64 i = 0; i < n_rows; i++)
+	for (int catalog = 0; catalog < (name ? 1 : 2); catalog++)
 	{
-		bool isnull;
+		Relation rel = table_open(mr_catalog(catalog == 0 ? "stream" : "sources"), RowExclusiveLock);
+		TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+		HeapTuple tuple;
 
-		if (!DatumGetBool(SPI_getbinval(rows->vals[i], rows->tupdesc, 1, &isnull)))
-			continue;
-		for (int column = 2; column <= 4; column++)
-			drop_relation(DatumGetObjectId(SPI_getbinval(rows->vals[i], rows->tupdesc, column, &isnull)));
+		while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+		{
+			if (catalog == 0)
+			{
+				StreamRow *row = stream_row(tuple, RelationGetDescr(rel));
+
+				if (name ? strcmp(row->name, name) != 0 : !is_orphan(row))
+					continue;
+				deleted = lappend(deleted, row);
+			}
+			else
+			{
+				bool isnull;
+
+				if (exists(DatumGetObjectId(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull))))
+					continue;
+			}
+			CatalogTupleDelete(rel, &tuple->t_self);
+		}
+		table_endscan(scan);
+		table_close(rel, NoLock);
 	}
-	SPI_finish();
-	mr_leave(&guard);
-	return n_rows;
+	UnregisterSnapshot(snapshot);
+	CommandCounterIncrement();
+	return deleted;
 }
 
-/* _stream_drop(name text, kind text) */
+/* DROP VIEW or DROP TABLE of a relation, if it exists and, unless as the caller, belongs to the stream's owner. */
+static void
+drop_relation(Oid rel, const char *kind, Oid owner, const char *behavior)
+{
+	char *name;
+
+	if (!exists(rel) || (OidIsValid(owner) && !mr_owns_relation(rel, owner)))
+		return;
+	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
+	SPI_connect();
+	mr_exec(psprintf("DROP %s %s %s", kind, name, behavior), SPI_OK_UTILITY, false);
+	SPI_finish();
+}
+
+/* _stream_drop(name text, kind text): with the relations that were made for it, as the caller, who must own them */
 Datum
 mr_stream_drop(PG_FUNCTION_ARGS)
 {
 	static Oid types[2] = {TEXTOID, TEXTOID};
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
 	char *name = TextDatumGetCString(values[0]);
+	bool is_pipe = strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
 	Oid source, owner;
 	bool isnull;
+	StreamRow *row;
+	MrGuard guard;
 
+	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
 	mr_exec_args("SELECT source, owner FROM " MR_SCHEMA ".stream WHERE name = $1 AND kind = $2",
-				 SPI_OK_SELECT, true, 2, types, values, NULL);
+				 SPI_OK_SELECT, false, 2, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s \"%s\" does not exist",
-						strcmp(TextDatumGetCString(values[1]), "pipe") == 0 ? "pipe" : "continuous aggregate",
-						name),
+				 errmsg("%s \"%s\" does not exist", is_pipe ? "pipe" : "continuous aggregate", name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	SPI_finish();
-	if (!has_privs_of_role(GetUserId(), owner))
+	mr_leave(&guard);
+	/* The source's owner may drop what hangs on his table; a continuous aggregate's relations belong to its owner. */
+	if (!has_privs_of_role(GetUserId(), owner) && !(is_pipe && mr_owns_relation(source, GetUserId())))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
-	lock_source(source);
-	drop_streams("name = $1 AND kind = $2", 2, types, values);
+	invalidate_tree(source, ShareRowExclusiveLock);
+	row = linitial(delete_rows(name));
+	if (!row->is_pipe)
+	{
+		drop_relation(row->target, "VIEW", InvalidOid, "RESTRICT");
+		drop_relation(row->definition, "VIEW", InvalidOid, "RESTRICT");
+		drop_relation(row->state, "TABLE", InvalidOid, "RESTRICT");
+	}
 	PG_RETURN_VOID();
 }
 
 /*
- * Event triggers.  They run for whoever creates or drops a table, so all they do is done as the catalog's owner.
+ * Event triggers.  They run for whoever issues DDL, so all they do is done as the catalog's owner.
  */
 static void
 check_event(FunctionCallInfo fcinfo)
@@ -237,29 +398,134 @@ check_event(FunctionCallInfo fcinfo)
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED), errmsg("not called as an event trigger")));
 }
 
-/* sql_drop: forget the streams and sources whose relations are gone. */
+/*
+ * sql_drop: forget the streams and sources whose relations are gone, and drop what is left of a continuous
+ * aggregate.  Dropping that fires this trigger again, so what hangs on it goes the same way.
+ */
 Datum
 mr_on_drop(PG_FUNCTION_ARGS)
 {
-#define GONE(column) "NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t." column ")"
+	List *deleted;
+	ListCell *lc;
+	MrGuard guard;
+
 	check_event(fcinfo);
-	drop_streams(GONE("source") " OR " GONE("target") " OR (kind = 'aggregate' AND (" GONE(
-					 "definition") " OR " GONE("state") "))",
-				 0, NULL, NULL);
-	catalog_exec("DELETE FROM " MR_SCHEMA ".sources t WHERE " GONE("source"), SPI_OK_DELETE, 0, NULL, NULL,
-				 NULL);
+	deleted = delete_rows(NULL);
+	foreach (lc, deleted)
+	{
+		StreamRow *row = lfirst(lc);
+
+		if (exists(row->source))
+			invalidate_tree(row->source, NoLock);
+		if (row->is_pipe)
+			continue;
+		mr_enter_catalog(&guard, "sources");
+		drop_relation(row->target, "VIEW", row->owner, "CASCADE");
+		drop_relation(row->definition, "VIEW", row->owner, "CASCADE");
+		drop_relation(row->state, "TABLE", row->owner, "CASCADE");
+		mr_leave(&guard);
+	}
 	return (Datum) 0;
 }
 
-/* ddl_command_end: put the trigger on partitions that lack it. */
+/* The tables that a command made a partition, or a child: it created or attached them. */
+static List *
+new_children(void)
+{
+	List *children = NIL;
+
+	SPI_connect();
+	mr_exec("SELECT objid, command FROM pg_catalog.pg_event_trigger_ddl_commands()"
+			" WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0",
+			SPI_OK_SELECT, true);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool isnull;
+		Oid rel = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		Datum datum = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+		CollectedCommand *command = isnull ? NULL : (CollectedCommand *) DatumGetPointer(datum);
+		MemoryContext spi = MemoryContextSwitchTo(CurTransactionContext);
+		ListCell *lc;
+
+		if (command && command->type == SCT_AlterTable)
+		{
+			foreach (lc, command->d.alterTable.subcmds)
+			{
+				CollectedATSubcmd *sub = lfirst(lc);
+				AlterTableCmd *alter = castNode(AlterTableCmd, sub->parsetree);
+
+				/* PostgreSQL 15 does not give the address of what it attached. */
+				if (alter->subtype == AT_AttachPartition && IsA(alter->def, PartitionCmd))
+					children = lappend_oid(
+						children, RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, false));
+				else if (alter->subtype == AT_AddInherit)
+					children = lappend_oid(children, rel);
+			}
+		}
+		else
+			children = lappend_oid(children, rel);
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+	return children;
+}
+
+static bool
+is_source(Oid rel)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(rel)};
+
+	return catalog_exec("SELECT FROM " MR_SCHEMA ".sources WHERE source = $1", SPI_OK_SELECT, 1, types,
+						values, NULL) > 0;
+}
+
+/*
+ * ddl_command_end: put the trigger on new partitions of sources.  Looks at the command's own tables only.  A source
+ * must not become somebody's partition or parent, because inserts would pass its trigger by.
+ */
 Datum
 mr_on_ddl(PG_FUNCTION_ARGS)
 {
+	static Oid types[1] = {OIDOID};
+	ListCell *lc;
+	MrGuard guard;
+
 	check_event(fcinfo);
-	catalog_exec("SELECT " MR_SCHEMA "._install_triggers(s.source) FROM " MR_SCHEMA ".sources s"
-				 " WHERE EXISTS (SELECT FROM pg_catalog.pg_partition_tree(s.source) t WHERE NOT EXISTS"
-				 " (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.relid AND g.tgfoid = '" MR_SCHEMA
-				 ".on_batch()'::pg_catalog.regprocedure))",
-				 SPI_OK_SELECT, 0, NULL, NULL, NULL);
+	foreach (lc, new_children())
+	{
+		Oid rel = lfirst_oid(lc);
+		List *parents = NIL;
+		Datum values[1];
+
+		if (get_rel_relispartition(rel))
+			parents = get_partition_ancestors(rel);
+		else if (get_rel_relkind(rel) == RELKIND_RELATION && has_superclass(rel))
+		{
+			if (catalog_exec("SELECT FROM " MR_SCHEMA ".sources s, pg_catalog.pg_inherits i"
+							 " WHERE (i.inhrelid = $1 AND s.source = i.inhparent) OR s.source = $1 LIMIT 1",
+							 SPI_OK_SELECT, 1, types, (values[0] = ObjectIdGetDatum(rel), values), NULL) > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						 errmsg("\"%s\" cannot inherit: it or its parent is a source", get_rel_name(rel)),
+						 errhint("Use declarative partitioning.")));
+		}
+		if (parents == NIL)
+			continue;
+		if (is_source(rel))
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("\"%s\" is a source and cannot become a partition", get_rel_name(rel)),
+					 errhint("Drop its streams, then create them over the partitioned table.")));
+		if (!is_source(llast_oid(parents)))
+			continue;
+		values[0] = ObjectIdGetDatum(rel);
+		mr_enter_catalog(&guard, "sources");
+		SPI_connect();
+		mr_exec_args("SELECT " MR_SCHEMA "._install_triggers($1::pg_catalog.regclass)", SPI_OK_SELECT, false,
+					 1, types, values, NULL);
+		SPI_finish();
+		mr_leave(&guard);
+	}
 	return (Datum) 0;
 }

@@ -94,6 +94,27 @@ bin(Timestamp ts, WindowSize size, Timestamp origin)
 	return start > ts ? add_months(origin, delta - size.months) : start;
 }
 
+/*
+ * The instant at which a clock in the zone shows the start of a window that holds ts.  Clocks that are put back show
+ * some times twice.  Windows of up to an hour are then two, and ts, by its own offset from UTC, is in the first or
+ * the second; longer ones are one, and start when their time is shown first.
+ */
+static TimestampTz
+local_to_instant(Datum zone, Timestamp start, TimestampTz ts, Timestamp local, WindowSize size)
+{
+	static const int64 put_back_us[] = {USECS_PER_HOUR, USECS_PER_HOUR / 2};
+	TimestampTz instant =
+		DatumGetTimestampTz(DirectFunctionCall2(timestamp_zone, zone, TimestampGetDatum(start)));
+
+	if (size.months == 0 && size.us <= USECS_PER_HOUR)
+		return instant <= ts ? instant : start - (local - ts);
+	for (int i = 0; i < lengthof(put_back_us); i++)
+		if (DatumGetTimestamp(DirectFunctionCall2(timestamptz_zone, zone,
+												  TimestampTzGetDatum(instant - put_back_us[i]))) == start)
+			return instant - put_back_us[i];
+	return instant;
+}
+
 Datum
 mr_tumble(PG_FUNCTION_ARGS)
 {
@@ -124,13 +145,7 @@ mr_tumble(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(2))
 		origin = DatumGetTimestamp(DirectFunctionCall2(timestamptz_zone, zone, TimestampTzGetDatum(origin)));
 	start = bin(local, size, origin);
-	/* The hour that a clock shows twice: its first pass starts at ts's own offset from UTC. */
-	{
-		TimestampTz start_utc =
-			DatumGetTimestampTz(DirectFunctionCall2(timestamp_zone, zone, TimestampGetDatum(start)));
-
-		PG_RETURN_TIMESTAMPTZ(start_utc <= ts ? start_utc : start - (local - ts));
-	}
+	PG_RETURN_TIMESTAMPTZ(local_to_instant(zone, start, ts, local, size));
 }
 
 /* Column of a relation by name; error 42703 when there is none. */

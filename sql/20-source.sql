@@ -29,7 +29,7 @@ COMMENT ON FUNCTION millrace._source_put(regclass, name, interval, interval) IS 
 
 CREATE FUNCTION millrace._lock_source(source regclass) RETURNS void
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_lock_source';
-COMMENT ON FUNCTION millrace._lock_source(regclass) IS 'Internal: keeps writers of a table and all its partitions out until the transaction ends, and makes every session read its streams anew';
+COMMENT ON FUNCTION millrace._lock_source(regclass) IS 'Internal: checks that a table can be a source, keeps writers of it and all its partitions out until the transaction ends, and makes every session read its streams anew';
 
 /* Puts the triggers on a source and every partition of it that lacks them. */
 CREATE FUNCTION millrace._install_triggers(source regclass) RETURNS void
@@ -39,6 +39,7 @@ DECLARE
 BEGIN
 	FOR leaf IN
 		SELECT r.rel FROM (SELECT source AS rel UNION SELECT t.relid FROM pg_partition_tree(source) t) r
+		JOIN pg_class c ON c.oid = r.rel AND c.relkind IN ('r', 'p') -- a foreign table cannot have the trigger
 		WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = r.rel AND g.tgfoid = 'millrace.on_batch()'::regprocedure)
 		ORDER BY r.rel
 	LOOP
@@ -59,20 +60,8 @@ BEGIN
 	IF source IS NULL OR time_column IS NULL THEN
 		RAISE EXCEPTION 'source and time_column must not be null' USING ERRCODE = '22004';
 	END IF;
+	PERFORM millrace._lock_source(source);
 	SELECT * INTO rel FROM pg_class c WHERE c.oid = source;
-	IF rel.relkind NOT IN ('r', 'p') OR rel.relispartition THEN
-		RAISE EXCEPTION '% is not a table that can be a source', source USING ERRCODE = '42809',
-			HINT = CASE WHEN rel.relispartition THEN 'Name the partitioned table, not one of its partitions.'
-				ELSE 'A source is an ordinary or a partitioned table.' END;
-	END IF;
-	IF rel.relpersistence = 't' THEN
-		RAISE EXCEPTION '% is a temporary table', source USING ERRCODE = '42809',
-			HINT = 'A source must be visible to all sessions.';
-	END IF;
-	IF EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = source) THEN
-		RAISE EXCEPTION '% is filled by a subscription', source USING ERRCODE = '0A000',
-			HINT = 'Logical replication fires no statement triggers, so its rows would be missed.';
-	END IF;
 	SELECT a.atttypid INTO col_type FROM pg_attribute a
 		WHERE a.attrelid = source AND a.attname = time_column AND a.attnum > 0 AND NOT a.attisdropped;
 	IF col_type IS NULL THEN
@@ -93,10 +82,14 @@ BEGIN
 				DETAIL = format('Its partition key is %s.', pg_get_partkeydef(source)),
 				HINT = 'Use the partitioning column as time_column, or an unpartitioned table.';
 		END IF;
+		PERFORM millrace.tumble(now(), partition_interval);
+		IF col_type = 'date'::regtype AND extract(epoch FROM partition_interval)::numeric % 86400 <> 0 THEN
+			RAISE EXCEPTION 'partition_interval % of % is not a number of days, as its date column "%" needs', partition_interval, source, time_column
+				USING ERRCODE = '22023';
+		END IF;
 	ELSE
 		partition_interval := NULL;
 	END IF;
-	PERFORM millrace._lock_source(source);
 	PERFORM millrace._source_put(source, time_column, partition_interval, retention);
 	PERFORM millrace._install_triggers(source);
 END $$;
@@ -110,10 +103,12 @@ Calling it again changes the settings.';
 
 CREATE FUNCTION millrace.partitions(source regclass)
 	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
 	SELECT i.inhrelid::regclass,
-		(regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz,
-		(regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz
+		CASE WHEN b.bound LIKE 'FOR VALUES FROM (MINVALUE)%' THEN '-infinity'
+			ELSE (regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz END,
+		CASE WHEN b.bound LIKE '% TO (MAXVALUE)' THEN 'infinity'
+			ELSE (regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz END
 	FROM pg_inherits i
 		JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
 		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid)) b(bound)
@@ -122,16 +117,17 @@ LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace.partitions(regclass) IS
 'Partitions of a table and the range of time that each holds: from_time <= time < to_time.
-NULL: unbounded; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';
+MINVALUE and MAXVALUE are infinite times; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';
 
 CREATE FUNCTION millrace._grantee(grantee oid) RETURNS text
 	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END $$;
 COMMENT ON FUNCTION millrace._grantee(oid) IS 'Internal: a role of aclexplode as GRANT takes it';
 
 CREATE FUNCTION millrace.ensure_partitions(source regclass, from_time timestamptz, to_time timestamptz) RETURNS int
-LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
 DECLARE
 	src millrace.sources;
+	parent_schema text;
 	parent pg_class;
 	is_zoned bool;
 	n_slots float8;
@@ -161,22 +157,27 @@ BEGIN
 			USING ERRCODE = '54000', HINT = 'At most 10000 are made in one call; check the times.';
 	END IF;
 	SELECT * INTO parent FROM pg_class c WHERE c.oid = source;
+	parent_schema := quote_ident((SELECT nspname FROM pg_namespace WHERE oid = parent.relnamespace));
 	SELECT a.atttypid = 'timestamptz'::regtype INTO is_zoned FROM pg_attribute a
 		WHERE a.attrelid = source AND a.attname = src.time_column;
 
 	/* Two callers that want the same partition: the second waits here, and then finds it. */
 	PERFORM pg_advisory_xact_lock(hashtextextended('millrace partitions of ' || source::oid, 0));
 	SELECT coalesce(range_agg(tstzrange(p.from_time, p.to_time)), '{}') INTO held FROM millrace.partitions(source) p
-		WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL;
+		WHERE p.from_time IS NOT NULL;
 
 	stem := CASE WHEN octet_length(parent.relname) <= 48 THEN parent.relname ELSE 'millrace_' || md5(parent.relname) END;
 	slot := millrace.tumble(from_time, src.partition_interval);
 	WHILE slot <= to_time LOOP
 		/* What of this slot no partition holds: all of it, unless somebody made partitions with other bounds. */
 		FOR gap IN SELECT unnest(tstzmultirange(tstzrange(slot, slot + src.partition_interval)) - held) LOOP
-			leaf := format('%I.%I', (SELECT nspname FROM pg_namespace WHERE oid = parent.relnamespace),
-				stem || '_' || to_char(lower(gap), CASE WHEN extract(epoch FROM lower(gap))::numeric % 86400 = 0
-					THEN 'YYYYMMDD' ELSE 'YYYYMMDD_HH24MISS' END));
+			leaf := stem || '_' || to_char(lower(gap), CASE WHEN extract(epoch FROM lower(gap))::numeric % 86400 = 0
+				THEN 'YYYYMMDD' ELSE 'YYYYMMDD_HH24MISS' END);
+			/* A table that has the name, such as a detached partition, keeps it. */
+			WHILE to_regclass(parent_schema || '.' || quote_ident(leaf)) IS NOT NULL LOOP
+				leaf := leaf || '_';
+			END LOOP;
+			leaf := parent_schema || '.' || quote_ident(leaf);
 			EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS EXCLUDING IDENTITY)', leaf, source);
 			/* Before PostgreSQL 17 partitions do not share the identity column of their parent: let them share its sequence. */
 			IF current_setting('server_version_num')::int < 170000 THEN
@@ -192,11 +193,10 @@ BEGIN
 			IF parent.relowner <> current_user::regrole THEN
 				EXECUTE format('ALTER TABLE %s OWNER TO %s', leaf, parent.relowner::regrole);
 			END IF;
-			FOR acl IN SELECT a.grantee, a.privilege_type, a.is_grantable FROM aclexplode(parent.relacl) a
-				WHERE a.grantee <> parent.relowner LOOP
-				EXECUTE format('GRANT %s ON %s TO %s%s', acl.privilege_type, leaf,
-					millrace._grantee(acl.grantee),
-					CASE WHEN acl.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+			/* Who may insert into the parent may name the partition; row security would not hold there. */
+			FOR acl IN SELECT DISTINCT a.grantee FROM aclexplode(parent.relacl) a
+				WHERE a.privilege_type = 'INSERT' AND a.grantee <> parent.relowner AND NOT parent.relrowsecurity LOOP
+				EXECUTE format('GRANT INSERT ON %s TO %s', leaf, millrace._grantee(acl.grantee));
 			END LOOP;
 			EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', source, leaf,
 				CASE WHEN is_zoned THEN lower(gap)::text ELSE (lower(gap) AT TIME ZONE 'UTC')::text END,
@@ -219,7 +219,7 @@ CREATE FUNCTION millrace._on_ddl() RETURNS event_trigger
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_on_ddl';
 COMMENT ON FUNCTION millrace._on_ddl() IS 'Internal: puts the batch trigger on partitions that were created or attached';
 CREATE EVENT TRIGGER millrace_on_ddl ON ddl_command_end
-	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE') EXECUTE FUNCTION millrace._on_ddl();
+	WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA') EXECUTE FUNCTION millrace._on_ddl();
 COMMENT ON EVENT TRIGGER millrace_on_ddl IS 'Puts the batch trigger on new partitions of sources';
 
 CREATE FUNCTION millrace._on_drop() RETURNS event_trigger
@@ -230,7 +230,7 @@ COMMENT ON EVENT TRIGGER millrace_on_drop IS 'Removes the streams of dropped tab
 
 REVOKE EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace.ensure_partitions(regclass, timestamptz, timestamptz) FROM PUBLIC;
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace.ensure_partitions(regclass, timestamptz, timestamptz) TO @extowner@ WITH GRANT OPTION;
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz) TO @extowner@ WITH GRANT OPTION;

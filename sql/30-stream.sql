@@ -180,17 +180,19 @@ COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text) IS
 query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM source [JOIN …] [WHERE …] GROUP BY keys, window.
 Any aggregate may be used that PostgreSQL can compute in parallel.  Rows that the source has already are included.
 Also made: NAME_query, the query itself as a view over the source, and NAME_state, the table of partial states.
-It covers inserted rows; what UPDATE and DELETE on the source change is not followed.';
+It covers inserted rows.  UPDATE, DELETE and TRUNCATE on the source, and partitions attached with rows or detached, are not followed.';
 
 CREATE FUNCTION millrace.drop_continuous_aggregate(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'aggregate') $$;
 COMMENT ON FUNCTION millrace.drop_continuous_aggregate(text) IS 'Drops a continuous aggregate: its views and its states';
 
 REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass),
-	millrace._stream_drop(text, text), millrace.create_pipe(text, regclass, text), millrace.drop_pipe(text),
-	millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
-	millrace._aggregate_backfill(regclass, regclass) FROM PUBLIC;
+	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
+	millrace._aggregate_parts(regclass), millrace._aggregate_view(regclass, regclass), millrace._aggregate_backfill(regclass, regclass)
+	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass),
-	millrace._stream_drop(text, text), millrace.create_pipe(text, regclass, text), millrace.drop_pipe(text),
-	millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
-	millrace._aggregate_backfill(regclass, regclass) TO @extowner@ WITH GRANT OPTION;
+	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
+	millrace._aggregate_parts(regclass), millrace._aggregate_view(regclass, regclass), millrace._aggregate_backfill(regclass, regclass)
+	TO @extowner@ WITH GRANT OPTION;
