@@ -186,6 +186,7 @@ float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
 #define IMPLICIT_EXPONENT 1
 #define EXPLICIT_REGULARIZATION 0.1
 #define EXPLICIT_EXPONENT 1
+#define MAX_EXPONENT 10
 
 static void
 read_arguments(FunctionCallInfo fcinfo, Training *training)
@@ -210,6 +211,11 @@ read_arguments(FunctionCallInfo fcinfo, Training *training)
 	params->unobserved = float_arg(fcinfo, 9, "unobserved_weight");
 	params->exponent =
 		float_arg_or(fcinfo, 10, "regularization_exponent", implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT);
+	if (params->exponent > MAX_EXPONENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("regularization_exponent must be between 0 and %d, not %g", MAX_EXPONENT,
+						params->exponent)));
 }
 
 /* ---- phases ---- */
@@ -264,6 +270,21 @@ iterate(Training *training, MrcAls *als, const MrRatings *ratings)
 	}
 }
 
+/* Root mean square of the values, or 1 where that is 0. */
+static double
+size_of_values(const MrcCsr *csr)
+{
+	double sum = 0;
+
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = csr->start[row]; e < csr->start[row + 1]; e++)
+			sum += (double) csr->value[e] * csr->value[e];
+	}
+	return sum > 0 ? sqrt(sum / csr->start[csr->n_rows]) : 1;
+}
+
 static void
 factorize(Training *training, MrRatings *ratings)
 {
@@ -277,17 +298,26 @@ factorize(Training *training, MrRatings *ratings)
 	als.item = mr_reserve(budget, ratings->items.n * rank * sizeof(float));
 	als.scratch = mr_reserve(budget, mrc_als_scratch_bytes(rank, n_threads));
 	als.pool = mr_pool_create(budget->context, n_threads);
-	mrc_als_start(als.item, ratings->items.n, rank, (uint64) training->seed);
+	if (mrc_als_start(&als, (uint64) training->seed,
+					  als.params.implicit ? 1 : sqrt(size_of_values(&als.by_user))) != MRC_OK)
+		elog(ERROR, "training could not start");
 	iterate(training, &als, ratings);
 	mr_pool_destroy(als.pool);
 	mr_release(budget, als.scratch);
 	training->users = (MrSide){ratings->users, rank, als.user};
 	training->items = (MrSide){ratings->items, rank, als.item};
 
-	/* Popularity: how many users have the item. */
+	/* Popularity: how many users have the item; 0 times is not. */
 	training->baseline = (MrSide){ratings->items, 1, mr_reserve(budget, ratings->items.n * sizeof(float))};
 	for (int64 i = 0; i < ratings->items.n; i++)
-		training->baseline.factors[i] = (float) (als.by_item.start[i + 1] - als.by_item.start[i]);
+	{
+		int64 n = als.by_item.start[i + 1] - als.by_item.start[i];
+
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = als.by_item.start[i]; e < als.by_item.start[i + 1] && als.params.implicit; e++)
+			n -= !(als.by_item.value[e] > 0);
+		training->baseline.factors[i] = (float) n;
+	}
 	training->n_ratings = als.by_item.start[als.by_item.n_rows];
 }
 

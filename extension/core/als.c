@@ -26,6 +26,7 @@
 #define MAX_CHUNKS 4096		/* of a half-step */
 #define CHUNK_MACS 8e6		/* multiplications of one, well under a millisecond */
 #define PREFETCH 4			/* ratings ahead */
+#define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
 #define CBLAS_ROW_MAJOR 101 /* CBLAS' enumerations: there is no header at run time */
 #define CBLAS_NO_TRANS 111
 #define CBLAS_TRANS 112
@@ -81,11 +82,14 @@ kernels(void)
 /* One thread's. */
 typedef struct Desk
 {
-	float *panel; /* panel_rows x ld */
-	float *a;	  /* ld x ld */
-	float *b;	  /* ld */
-	float *least; /* ld: the smallest pivot that counts */
+	float *panel;  /* panel_rows x ld */
+	float *a;	   /* ld x ld, with room for doubles */
+	float *b;	   /* ld */
+	float *least;  /* ld: the smallest pivot that counts */
+	double *exact; /* ld: b of solve_in_double */
 	int64_t bad_row;
+	int64_t paused_chunk; /* -1, or the chunk that gave way to a pause; this desk gets it again */
+	int64_t paused_row;	  /* its first row that is not done */
 } Desk;
 
 /* One half-step: rows of `own` from `other`. */
@@ -126,7 +130,7 @@ panel_rows_of(int ld)
 static size_t
 desk_floats(int ld)
 {
-	return (size_t) panel_rows_of(ld) * ld + (size_t) ld * ld + 2 * (size_t) ld;
+	return (size_t) panel_rows_of(ld) * ld + 2 * (size_t) ld * ld + 4 * (size_t) ld;
 }
 
 size_t
@@ -177,10 +181,12 @@ half_begin(Half *half, const MrcAls *als, bool user_side)
 		Desk *desk = &half->desks[i];
 
 		desk->panel = take(&at, (size_t) half->panel_rows * ld * sizeof(float));
-		desk->a = take(&at, ld * ld * sizeof(float));
+		desk->a = take(&at, ld * ld * sizeof(double));
 		desk->b = take(&at, ld * sizeof(float));
 		desk->least = take(&at, ld * sizeof(float));
+		desk->exact = (double *) (void *) take(&at, ld * sizeof(double));
 		desk->bad_row = -1;
+		desk->paused_chunk = -1;
 	}
 }
 
@@ -256,12 +262,12 @@ n_counted(const Half *half, int64_t row)
 	return n;
 }
 
+/* Penalty of a row with n ratings that count. */
 static double
-penalty_of(const Half *half, int64_t row)
+penalty_of(const Half *half, int64_t n)
 {
 	const MrcAlsParams *params = &half->als->params;
-	double base =
-		(double) n_counted(half, row) + (params->implicit ? params->unobserved * (double) half->n_other : 0);
+	double base = (double) n + (params->implicit ? params->unobserved * (double) half->n_other : 0);
 
 	return params->regularization * (params->exponent == 0 ? 1 : pow(base, params->exponent));
 }
@@ -282,7 +288,7 @@ weights(const MrcAlsParams *params, float value, float *square, float *linear)
 	}
 }
 
-/* A and b of a row.  MRC_AGAIN when the pool wants a pause. */
+/* A and b of a row.  MRC_AGAIN when the pool wants a pause, MRC_NOTFINITE when A is out of range. */
 static MrcStatus
 build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 {
@@ -321,6 +327,8 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 		float *diagonal = &desk->a[(size_t) i * ld + i];
 
 		*diagonal += (float) penalty;
+		if (!(*diagonal <= FLT_MAX))
+			return MRC_NOTFINITE;
 		desk->least[i] = *diagonal * FLT_EPSILON;
 	}
 	return MRC_OK;
@@ -356,25 +364,91 @@ rating_loss(const Half *half, int64_t row)
 	return sum;
 }
 
+/*
+ * The system of a row with explicit ratings that is singular at single precision, from the start in doubles: values of
+ * 1e5 make A that much larger than the penalty that keeps it regular.  Plain loops; few data need this.
+ */
+static MrcStatus
+solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
+{
+	const MrcCsr *csr = half->csr;
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	double *a = (double *) (void *) desk->a;
+	double *b = desk->exact;
+
+	memset(a, 0, ld * ld * sizeof(double));
+	memset(b, 0, ld * sizeof(double));
+	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+	{
+		const float *y = half->other + (int64_t) csr->index[e] * rank;
+
+		if (e % 16 == 0 && mrc_pool_pausing(half->als->pool))
+			return MRC_AGAIN;
+		for (int i = 0; i < rank; i++)
+		{
+			b[i] += (double) csr->value[e] * y[i];
+			for (int j = i; j < rank; j++)
+				a[i * ld + j] += (double) y[i] * y[j];
+		}
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		a[i * ld + i] += penalty;
+		desk->least[i] = (float) (a[i * ld + i] * rank * DBL_EPSILON);
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		double *pivot = a + i * ld;
+		double inverse;
+
+		if (!(pivot[i] > desk->least[i]))
+			return MRC_NOTPD;
+		inverse = 1 / sqrt(pivot[i]);
+		for (int j = i; j < rank; j++)
+			pivot[j] *= inverse;
+		for (int r = i + 1; r < rank; r++)
+			for (int j = r; j < rank; j++)
+				a[r * ld + j] -= pivot[r] * pivot[j];
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		b[i] /= a[i * ld + i];
+		for (int j = i + 1; j < rank; j++)
+			b[j] -= b[i] * a[i * ld + j];
+	}
+	for (int i = rank - 1; i >= 0; i--)
+	{
+		for (int j = i + 1; j < rank; j++)
+			b[i] -= a[i * ld + j] * b[j];
+		b[i] /= a[i * ld + i];
+		desk->b[i] = (float) b[i];
+	}
+	return MRC_OK;
+}
+
 static MrcStatus
 solve_row(Half *half, Desk *desk, int64_t row, double *penalty)
 {
 	float *own = half->own + row * half->rank;
+	int64_t n = n_counted(half, row);
 	double square = 0;
 	MrcStatus status;
 
 	*penalty = 0;
-	if (half->csr->start[row] == half->csr->start[row + 1])
+	if (n == 0)
 	{
 		memset(own, 0, (size_t) half->rank * sizeof(float));
 		return MRC_OK;
 	}
-	*penalty = penalty_of(half, row);
+	*penalty = penalty_of(half, n);
 	status = build_system(half, desk, row, *penalty);
 	if (status != MRC_OK)
 		return status;
 	if (!half->kernels.solve(desk->a, desk->b, half->ld, half->rank, desk->least))
-		return MRC_NOTPD;
+		status = half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, *penalty);
+	if (status != MRC_OK)
+		return status;
 	for (int i = 0; i < half->rank; i++)
 		square += (double) desk->b[i] * desk->b[i];
 	if (!(square <= FLT_MAX))
@@ -416,15 +490,26 @@ rows_task(void *arg, int worker, int64_t chunk, int64_t chunk_end)
 
 	for (; chunk < chunk_end; chunk++)
 	{
+		int64_t row = chunk_row(half, chunk);
 		int64_t end = chunk_row(half, chunk + 1);
 
-		half->chunk_loss[chunk] = 0;
-		half->chunk_penalty[chunk] = 0;
-		for (int64_t row = chunk_row(half, chunk); row < end; row++)
+		if (chunk == desk->paused_chunk)
+			row = desk->paused_row;
+		else
+			half->chunk_loss[chunk] = half->chunk_penalty[chunk] = 0;
+		desk->paused_chunk = -1;
+		for (; row < end; row++)
 		{
 			double penalty;
-			MrcStatus status = solve_row(half, desk, row, &penalty);
+			MrcStatus status =
+				mrc_pool_pausing(half->als->pool) ? MRC_AGAIN : solve_row(half, desk, row, &penalty);
 
+			if (status == MRC_AGAIN)
+			{
+				desk->paused_chunk = chunk;
+				desk->paused_row = row;
+				return status;
+			}
 			if (status != MRC_OK)
 			{
 				desk->bad_row = row;
@@ -567,20 +652,39 @@ uniform(uint64_t x)
 	return (double) ((mix(x) >> 11) + 1) * 0x1p-53;
 }
 
-void
-mrc_als_start(float *factors, int64_t n_rows, int rank, uint64_t seed)
+typedef struct Start
 {
-	double scale = 1 / sqrt(rank);
-	int64_t n = n_rows * rank;
-	uint64_t base = mix(seed);
+	MrcAls *als;
+	uint64_t seed;
+	double scale;
+} Start;
 
-	for (int64_t i = 0; i < n; i++)
+static MrcStatus
+start_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const Start *start = arg;
+	int rank = start->als->params.rank;
+	uint64_t base = mix(start->seed);
+
+	(void) worker;
+	for (int64_t i = lo * rank; i < hi * rank; i++)
 	{
 		double radius = sqrt(-2 * log(uniform(base + 2 * (uint64_t) i)));
 
-		factors[i] =
-			(float) (scale * radius * cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1)));
+		start->als->item[i] =
+			(float) (start->scale * radius *
+					 cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1)));
 	}
+	return MRC_OK;
+}
+
+MrcStatus
+mrc_als_start(MrcAls *als, uint64_t seed, double scale)
+{
+	int rank = als->params.rank;
+	Start start = {als, seed, scale / sqrt(rank)};
+
+	return mrc_pool_run(als->pool, als->by_user.n_cols, (START_FLOATS + rank - 1) / rank, start_task, &start);
 }
 
 float

@@ -22,8 +22,7 @@ typedef enum MrcStatus
 	MRC_NOTPD,	   /* a row's system is singular at single precision */
 	MRC_NOTFINITE, /* a result is NaN or infinite */
 	MRC_NOTHREAD,  /* no thread could be started */
-	MRC_CORRUPT,   /* a block fails a check */
-	MRC_TOOBIG	   /* a size does not fit its field */
+	MRC_CORRUPT	   /* a block fails a check */
 } MrcStatus;
 
 /* ---- pool.c ---- */
@@ -127,8 +126,12 @@ typedef struct MrcAls
 
 /* Bytes of scratch; n_threads as in mrc_pool_size(). */
 extern size_t mrc_als_scratch_bytes(int rank, int n_threads);
-/* Random start: normal with standard deviation 1 / sqrt(rank), a function of seed, row and column only. */
-extern void mrc_als_start(float *factors, int64_t n_rows, int rank, uint64_t seed);
+/*
+ * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only.
+ * Explicit feedback wants sqrt(size of the values) as scale, so that both sides begin at the size they will have: from
+ * a start that is too small the other side's systems are singular at single precision.  Pool.
+ */
+extern MrcStatus mrc_als_start(MrcAls *als, uint64_t seed, double scale);
 /* One iteration: solves all users, then all items, then sets loss.  Pool. */
 extern MrcStatus mrc_als_iterate(MrcAls *als);
 /* Solve one side from the other: users if user_side, else items.  Pool; a seam for tests and fold-in. */

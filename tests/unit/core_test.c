@@ -447,7 +447,7 @@ test_als_threads_agree(void **state)
 	{
 		MrcAls als = als_of(dense, N, M, (MrcAlsParams){K, true, 1, 1, 0.1, 0}, n_threads);
 
-		mrc_als_start(als.item, M, K, SEED);
+		assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 		for (int i = 0; i < 2; i++)
 			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
 		if (n_threads == 1)
@@ -473,7 +473,7 @@ test_als_loss_falls(void **state)
 	double before = INFINITY;
 
 	(void) state;
-	mrc_als_start(als.item, GOLDEN_ITEMS, 20, SEED);
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 	for (int i = 0; i < 10; i++)
 	{
 		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
@@ -490,7 +490,7 @@ test_als_small_and_singular(void **state)
 	MrcAls als = als_of(&one, 1, 1, (MrcAlsParams){8, true, 1, 1, 0.1, 0}, 2);
 
 	(void) state;
-	mrc_als_start(als.item, 1, 8, SEED);
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 	for (int i = 0; i < 20; i++)
 		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
 	assert_true(mrc_dot(als.user, als.item, 8) > 0.8);
@@ -513,11 +513,75 @@ test_als_small_and_singular(void **state)
 	const float two[] = {0, 0, 1, 1};
 
 	als = als_of(two, 2, 2, (MrcAlsParams){3, true, 1, 1, 0.1, 0}, 2);
-	mrc_als_start(als.item, 2, 3, SEED);
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
 	for (int j = 0; j < 3; j++)
 		assert_true(als.user[j] == 0);
 	als_free(&als);
+
+	/* Neither does one whose ratings are 0, which implicit feedback does not count, without any other weight. */
+	als = als_of(two, 2, 2, (MrcAlsParams){1, true, 1, 0, 0.1, 1}, 2);
+	als.by_user.start[1] = 1; /* rows 0: (1), 1: (0) */
+	als.by_user.value[0] = 1;
+	als.by_user.value[1] = 0;
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	assert_true(als.user[0] != 0 && als.user[1] == 0);
+
+	/* A penalty out of range is not a singular system. */
+	als.params.regularization = 1e39;
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_NOTFINITE);
+	als_free(&als);
+}
+
+/* An interrupt as often as it is asked, for a while. */
+static bool
+often_for_a_while(void *arg)
+{
+	return *(int *) arg < 20;
+}
+
+static bool
+count_interrupt(void *arg)
+{
+	++*(int *) arg;
+	return true;
+}
+
+/* Pauses in the middle of a chunk of rows lose nothing and change nothing. */
+static void
+test_als_pauses(void **state)
+{
+	enum
+	{
+		N = 60,
+		M = 3000,
+		K = 256
+	};
+	int n_interrupts = 0;
+	const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+	float *dense = malloc(N * M * sizeof(float));
+	MrcAls als;
+	MrcAls paused;
+
+	(void) state;
+	for (int i = 0; i < N * M; i++)
+		dense[i] = (float) (1 + i % 7);
+	als = als_of(dense, N, M, (MrcAlsParams){K, false, 1, 1, 0.1, 1}, 2);
+	paused = als_of(dense, N, M, als.params, 2);
+	pool_free(paused.pool);
+	assert_int_equal(mrc_pool_start(&paused.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+	assert_int_equal(mrc_als_start(&paused, SEED, 1), MRC_OK);
+	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+	assert_int_equal(mrc_als_iterate(&paused), MRC_OK);
+	assert_true(n_interrupts > 0);
+	assert_memory_equal(als.user, paused.user, N * K * sizeof(float));
+	assert_memory_equal(als.item, paused.item, M * K * sizeof(float));
+	assert_true(als.loss == paused.loss);
+	als_free(&als);
+	als_free(&paused);
+	free(dense);
 }
 
 static void
@@ -530,15 +594,22 @@ test_als_start_is_normal(void **state)
 	};
 	float *factors = malloc(N * K * sizeof(float));
 	float *again = malloc(N * K * sizeof(float));
+	MrcAls als = {.params.rank = K, .by_user.n_cols = N, .item = factors, .pool = pool_of(1)};
 	double sum = 0;
 	double squares = 0;
 
 	(void) state;
-	mrc_als_start(factors, N, K, SEED);
-	mrc_als_start(again, N, K, SEED);
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+	pool_free(als.pool);
+	als.pool = pool_of(3);
+	als.item = again;
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 	assert_memory_equal(factors, again, N * K * sizeof(float));
-	mrc_als_start(again, N, K, SEED + 1);
+	assert_int_equal(mrc_als_start(&als, SEED + 1, 1), MRC_OK);
 	assert_memory_not_equal(factors, again, N * K * sizeof(float));
+	assert_int_equal(mrc_als_start(&als, SEED, 2), MRC_OK);
+	assert_true(again[7] == 2 * factors[7]);
+	pool_free(als.pool);
 	for (int i = 0; i < N * K; i++)
 	{
 		sum += factors[i];
@@ -897,6 +968,7 @@ main(void)
 		cmocka_unit_test(test_als_threads_agree),
 		cmocka_unit_test(test_als_loss_falls),
 		cmocka_unit_test(test_als_small_and_singular),
+		cmocka_unit_test(test_als_pauses),
 		cmocka_unit_test(test_als_start_is_normal),
 		cmocka_unit_test(test_top_order),
 		cmocka_unit_test(test_topk_against_sort),
