@@ -23,15 +23,6 @@ typedef struct Evaluation
 	int64 n_unknown_items;
 } Evaluation;
 
-static int
-compare_rows(const void *a, const void *b)
-{
-	int32 row_a = *(const int32 *) a;
-	int32 row_b = *(const int32 *) b;
-
-	return (row_a > row_b) - (row_a < row_b);
-}
-
 /* Rows in `to` of all ids of `from`, -1 for those it does not have. */
 static int32 *
 map_ids(MrBudget *budget, const MrIds *from, const MrIds *to, int64 *n_unknown)
@@ -51,12 +42,26 @@ map_ids(MrBudget *budget, const MrIds *from, const MrIds *to, int64 *n_unknown)
 }
 
 /*
- * Ratings in the model's numbering.  user_row: row of each of their users in the result, or -1; item_row likewise.
- * Rows of the result come out ascending.  Items that are not in the list are counted in n_foreign (or it is NULL).
+ * Items that the list does not have, but the test has, are numbered after those of the list: they cannot be recommended,
+ * but are relevant unless the user has them already.  items: the test's, -1 where the list does not have them.
+ */
+static void
+number_foreign(const Evaluation *evaluation, int32 *items, int64 n_items)
+{
+	if (evaluation->list->ids.n + n_items > INT32_MAX)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many distinct ids")));
+	for (int64 i = 0; i < n_items; i++)
+		if (items[i] < 0)
+			items[i] = (int32) (evaluation->list->ids.n + i);
+}
+
+/*
+ * Ratings in the evaluation's numbering.  user_row: row of each of their users in the result, or -1; item_row likewise.
+ * Rows of the result come out ascending.
  */
 static void
 renumber(Evaluation *evaluation, const MrRatings *ratings, const int32 *user_row, const int32 *item_row,
-		 int64 n_rows, MrcCsr *result, int64 *n_foreign)
+		 int64 n_rows, MrcCsr *result)
 {
 	const MrcCsr *csr = &ratings->by_user;
 	int64 *length = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
@@ -86,24 +91,20 @@ renumber(Evaluation *evaluation, const MrRatings *ratings, const int32 *user_row
 		{
 			int32 item = item_row[csr->index[e]];
 
-			if (!(csr->value[e] > 0))
-				continue;
-			if (item >= 0)
+			if (csr->value[e] > 0 && item >= 0)
 				result->index[result->start[row] + length[row]++] = item;
-			else if (n_foreign)
-				n_foreign[row]++;
 		}
 	}
 
-	/* Close the gaps. */
+	/* Sort (foreign items break the order of ids) and close the gaps. */
 	int64 out = 0;
 
 	for (int64 row = 0; row < n_rows; row++)
 	{
 		int32 *items = result->index + result->start[row];
 
-		if (ratings->items.text != evaluation->list->ids.text)
-			qsort(items, length[row], sizeof(int32), compare_rows);
+		CHECK_FOR_INTERRUPTS();
+		qsort(items, length[row], sizeof(int32), mr_compare_rows);
 		memmove(result->index + out, items, length[row] * sizeof(int32));
 		result->start[row] = out;
 		out += length[row];
@@ -112,30 +113,43 @@ renumber(Evaluation *evaluation, const MrRatings *ratings, const int32 *user_row
 	mr_release(evaluation->budget, length);
 }
 
-/* Drop from `relevant` what is in `seen`, and count what is left into n_relevant. */
+/* Drop from `relevant` what is in `seen`, count what is left into n_relevant, and drop foreign items from both. */
 static void
-subtract_seen(Evaluation *evaluation, MrcCsr *relevant, const MrcCsr *seen, int64 *n_relevant)
+subtract_seen(MrcCsr *relevant, MrcCsr *seen, int64 *n_relevant)
 {
+	int64 n_items = relevant->n_cols;
 	int64 out = 0;
+	int64 seen_out = 0;
 
 	for (int64 row = 0; row < relevant->n_rows; row++)
 	{
 		int64 e = relevant->start[row];
 		int64 s = seen->start[row];
+		int64 seen_end = seen->start[row + 1];
 
 		CHECK_FOR_INTERRUPTS();
 		relevant->start[row] = out;
+		seen->start[row] = seen_out;
+		n_relevant[row] = 0;
 		for (; e < relevant->start[row + 1]; e++)
 		{
-			while (s < seen->start[row + 1] && seen->index[s] < relevant->index[e])
-				s++;
-			if (s < seen->start[row + 1] && seen->index[s] == relevant->index[e])
+			int32 item = relevant->index[e];
+
+			for (; s < seen_end && seen->index[s] < item; s++)
+				if (seen->index[s] < n_items)
+					seen->index[seen_out++] = seen->index[s];
+			if (s < seen_end && seen->index[s] == item)
 				continue;
-			relevant->index[out++] = relevant->index[e];
+			n_relevant[row]++;
+			if (item < n_items)
+				relevant->index[out++] = item;
 		}
-		n_relevant[row] += out - relevant->start[row];
+		for (; s < seen_end; s++)
+			if (seen->index[s] < n_items)
+				seen->index[seen_out++] = seen->index[s];
 	}
 	relevant->start[relevant->n_rows] = out;
+	seen->start[relevant->n_rows] = seen_out;
 }
 
 /* Keep only rows in which something is relevant. */
@@ -177,26 +191,34 @@ static int32 *
 number_users(Evaluation *evaluation, const MrIds *test_users, int32 **user_row)
 {
 	const MrIds *users = &evaluation->model->users.ids;
-	int32 *rows = map_ids(evaluation->budget, test_users, users, &evaluation->n_unknown_users);
+	int32 *rows = mr_reserve(evaluation->budget, (test_users->n + 1) * sizeof(int32));
 	int64 n = 0;
 
 	*user_row = mr_reserve(evaluation->budget, (test_users->n + 1) * sizeof(int32));
 	evaluation->row_of_user = mr_reserve(evaluation->budget, (users->n + 1) * sizeof(int32));
 	memset(evaluation->row_of_user, -1, (users->n + 1) * sizeof(int32));
 	for (int64 i = 0; i < test_users->n; i++)
-		if (rows[i] >= 0)
+	{
+		MrKey key = mr_ids_key(test_users, i);
+
+		CHECK_FOR_INTERRUPTS();
+		rows[i] = (int32) mr_model_user(evaluation->model, &key);
+		if (rows[i] < 0)
 		{
-			evaluation->row_of_user[rows[i]] = (int32) n;
-			(*user_row)[n] = rows[i];
-			rows[i] = (int32) n++;
+			evaluation->n_unknown_users++;
+			continue;
 		}
+		evaluation->row_of_user[rows[i]] = (int32) n;
+		(*user_row)[n] = rows[i];
+		rows[i] = (int32) n++;
+	}
 	evaluation->ranking.n_rows = n;
 	return rows;
 }
 
-/* What the users of the evaluation already have. */
+/* What the users of the evaluation already have.  test_items, test_item: the test's items and their numbers. */
 static void
-read_seen(Evaluation *evaluation, MrcCsr *seen)
+read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_item, MrcCsr *seen)
 {
 	MrModel *model = evaluation->model;
 	MrRatings *ratings;
@@ -213,7 +235,17 @@ read_seen(Evaluation *evaluation, MrcCsr *seen)
 		if (users[i] >= 0)
 			users[i] = evaluation->row_of_user[users[i]];
 	items = map_ids(evaluation->budget, &ratings->items, &evaluation->list->ids, &n_unknown);
-	renumber(evaluation, ratings, users, items, evaluation->ranking.n_rows, seen, NULL);
+	for (int64 i = 0; i < ratings->items.n; i++)
+		if (items[i] < 0)
+		{
+			MrKey key = mr_ids_key(&ratings->items, i);
+			int64 row = mr_ids_find(test_items, &key);
+
+			CHECK_FOR_INTERRUPTS();
+			if (row >= 0)
+				items[i] = test_item[row];
+		}
+	renumber(evaluation, ratings, users, items, evaluation->ranking.n_rows, seen);
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 }
 
@@ -230,18 +262,18 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 	int64 n_rows = ranking->n_rows;
 	int64 *n_relevant = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
 
-	memset(n_relevant, 0, (n_rows + 1) * sizeof(int64));
-	renumber(evaluation, ratings, rows, items, n_rows, &ranking->relevant, n_relevant);
+	number_foreign(evaluation, items, ratings->items.n);
+	renumber(evaluation, ratings, rows, items, n_rows, &ranking->relevant);
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 	if (exclude_seen)
-		read_seen(evaluation, &ranking->seen);
+		read_seen(evaluation, &ratings->items, items, &ranking->seen);
 	else
 	{
 		ranking->seen.start = mr_reserve(evaluation->budget, (n_rows + 1) * sizeof(int64));
 		memset(ranking->seen.start, 0, (n_rows + 1) * sizeof(int64));
 		ranking->seen.index = mr_reserve(evaluation->budget, sizeof(int32));
 	}
-	subtract_seen(evaluation, &ranking->relevant, &ranking->seen, n_relevant);
+	subtract_seen(&ranking->relevant, &ranking->seen, n_relevant);
 	drop_empty_rows(ranking, user_row, n_relevant);
 	ranking->user_row = user_row;
 	ranking->n_relevant = n_relevant;
@@ -319,6 +351,52 @@ mr_evaluate(PG_FUNCTION_ARGS)
 	PG_RETURN_NULL();
 }
 
+/* Types whose text form is the same in every session. */
+static bool
+has_fixed_text(Oid type)
+{
+	switch (getBaseType(type))
+	{
+		case BOOLOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case OIDOID:
+		case CHAROID:
+		case NAMEOID:
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+		case UUIDOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static FmgrInfo *
+split_output(FunctionCallInfo fcinfo)
+{
+	Oid type = get_fn_expr_argtype(fcinfo->flinfo, 0);
+	FmgrInfo *output;
+	Oid function;
+	bool varlena;
+
+	if (!OidIsValid(type))
+		elog(ERROR, "the type of the key is unknown");
+	if (!has_fixed_text(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the key may not be of type %s", format_type_be(type)),
+				 errdetail("Its text form can depend on settings."),
+				 errhint("Cast it to what is meant: text, bigint, numeric or uuid.")));
+	getTypeOutputInfo(type, &function, &varlena);
+	output = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(FmgrInfo));
+	fmgr_info_cxt(function, output, fcinfo->flinfo->fn_mcxt);
+	return output;
+}
+
 /*
  * XXH64 of the key's text form, seeded, as a number in [0, 1) below fraction.  The same on every machine: it depends
  * on the bytes of the text only.
@@ -326,10 +404,8 @@ mr_evaluate(PG_FUNCTION_ARGS)
 Datum
 mr_split(PG_FUNCTION_ARGS)
 {
-	Oid type = get_fn_expr_argtype(fcinfo->flinfo, 0);
 	double fraction = PG_GETARG_FLOAT8(1);
 	uint64 seed = (uint64) PG_GETARG_INT64(2);
-	FmgrInfo *output = fcinfo->flinfo->fn_extra;
 	uint64 hash;
 	char *key;
 
@@ -337,18 +413,9 @@ mr_split(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("fraction must be between 0 and 1, not %g", fraction)));
-	if (output == NULL)
-	{
-		Oid function;
-		bool varlena;
-
-		if (!OidIsValid(type))
-			elog(ERROR, "the type of the key is unknown");
-		getTypeOutputInfo(type, &function, &varlena);
-		output = fcinfo->flinfo->fn_extra = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(FmgrInfo));
-		fmgr_info_cxt(function, output, fcinfo->flinfo->fn_mcxt);
-	}
-	key = OutputFunctionCall(output, PG_GETARG_DATUM(0));
+	if (fcinfo->flinfo->fn_extra == NULL)
+		fcinfo->flinfo->fn_extra = split_output(fcinfo);
+	key = OutputFunctionCall(fcinfo->flinfo->fn_extra, PG_GETARG_DATUM(0));
 	hash = mrc_hash64(key, strlen(key), seed);
 	PG_RETURN_BOOL((double) (hash >> 11) * 0x1p-53 < fraction);
 }

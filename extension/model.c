@@ -617,6 +617,18 @@ mr_model_open(const char *name)
 	return pin(model);
 }
 
+int64
+mr_model_user(const MrModel *model, const MrKey *user)
+{
+	const MrSide *users = &model->users;
+	int64 row = mr_ids_find(&users->ids, user);
+
+	for (int i = 0; row >= 0 && i < users->rank; i++)
+		if (users->factors[row * users->rank + i] != 0)
+			return row;
+	return -1;
+}
+
 void
 mr_model_enter(MrGuard *guard, const MrModel *model)
 {

@@ -59,6 +59,8 @@ extern int64 mr_ids_find(const MrIds *ids, const MrKey *key);
 #define MR_KEY_SPACE 24
 /* A key as text or bigint; false if a text is no integer in its plain form.  space: MR_KEY_SPACE bytes it may point to. */
 extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space);
+/* For qsort of int32 rows. */
+extern int mr_compare_rows(const void *a, const void *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
 extern char *mr_key_cstring(const MrKey *key);
@@ -156,6 +158,9 @@ typedef struct MrModel
  * block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+
+/* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
+extern int64 mr_model_user(const MrModel *model, const MrKey *user);
 
 /*
  * Become the model's owner with the settings that its ratings query was stored with.  42704 if the owner does not exist

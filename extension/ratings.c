@@ -83,7 +83,7 @@ mr_release(MrBudget *budget, void *memory)
 	pfree(piece->raw);
 }
 
-/* Make room for n_bytes in a piece (or NULL) that holds used_bytes, growing by half at least. */
+/* Make room for n_bytes in a piece (or NULL) that holds used_bytes, growing by half at least if the budget allows. */
 static void *
 grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 {
@@ -92,7 +92,9 @@ grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 
 	if (n_bytes <= have)
 		return memory;
-	bigger = mr_reserve(budget, Max(n_bytes, have + have / 2));
+	if (budget->used_bytes + have + have / 2 <= (Size) mr_max_memory_kb * 1024)
+		n_bytes = Max(n_bytes, have + have / 2);
+	bigger = mr_reserve(budget, n_bytes);
 	if (used_bytes > 0)
 		memcpy(bigger, memory, used_bytes);
 	mr_release(budget, memory);
@@ -126,6 +128,15 @@ compare_bytes(const char *a, int64 n_a, const char *b, int64 n_b)
 	int order = memcmp(a, b, Min(n_a, n_b));
 
 	return order != 0 ? order : (n_a > n_b) - (n_a < n_b);
+}
+
+int
+mr_compare_rows(const void *a, const void *b)
+{
+	int32 row_a = *(const int32 *) a;
+	int32 row_b = *(const int32 *) b;
+
+	return (row_a > row_b) - (row_a < row_b);
 }
 
 MrKey
@@ -251,9 +262,12 @@ hash_key(const MrKey *key)
 
 	if (key->text)
 		return hash_bytes_extended((const unsigned char *) key->bytes, key->n_bytes, 0);
-	hash = (uint64) key->value *
-		UINT64CONST(0x9E3779B97F4A7C15); /* Fibonacci hashing; low bits need the high ones */
-	return hash ^ hash >> 32;
+
+	/* The finalizer of MurmurHash3 (Austin Appleby, public domain): ids that differ in high bits only spread too. */
+	hash = (uint64) key->value;
+	hash = (hash ^ hash >> 33) * UINT64CONST(0xFF51AFD7ED558CCD);
+	hash = (hash ^ hash >> 33) * UINT64CONST(0xC4CEB9FE1A85EC53);
+	return hash ^ hash >> 33;
 }
 
 static void
@@ -268,6 +282,8 @@ map_rehash(IdMap *map)
 		MrKey key = mr_ids_key(&map->ids, i);
 		uint64 at = hash_key(&key) & map->mask;
 
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		while (map->slots[at] >= 0)
 			at = (at + 1) & map->mask;
 		map->slots[at] = (int32) i;
@@ -360,6 +376,8 @@ map_finish(IdMap *map, MrIds *sorted)
 	{
 		MrKey key = mr_ids_key(ids, order[row]);
 
+		if ((row & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		row_of[order[row]] = (int32) row;
 		if (ids->text)
 		{
@@ -742,7 +760,11 @@ mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed)
 	csr_reserve(budget, transposed, csr->n_cols, csr->n_rows, n);
 	memset(transposed->start, 0, (csr->n_cols + 1) * sizeof(int64));
 	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		transposed->start[csr->index[e]]++;
+	}
 	counts_to_starts(transposed);
 	for (int64 row = 0; row < csr->n_rows; row++)
 	{
@@ -769,6 +791,7 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 	{
 		int64 end = csr->start[row + 1];
 
+		CHECK_FOR_INTERRUPTS();
 		csr->start[row] = out;
 		while (e < end)
 		{
@@ -806,6 +829,8 @@ sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const in
 	memset(by_item.start, 0, (by_item.n_rows + 1) * sizeof(int64));
 	for (int64 e = 0; e < reader->n; e++)
 	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		reader->item[e] = item_row[reader->item[e]];
 		by_item.start[reader->item[e]]++;
 	}

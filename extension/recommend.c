@@ -41,15 +41,6 @@ seen_plan(MrModel *model)
 					  1, &type);
 }
 
-static int
-compare_rows(const void *a, const void *b)
-{
-	int32 row_a = *(const int32 *) a;
-	int32 row_b = *(const int32 *) b;
-
-	return (row_a > row_b) - (row_a < row_b);
-}
-
 /* Items of the current SPI result as rows of a list, ascending; those that the list does not have are left out. */
 static Rows
 rows_of_result(const MrIds *ids)
@@ -72,7 +63,7 @@ rows_of_result(const MrIds *ids)
 		if (row >= 0)
 			seen.rows[seen.n++] = (int32) row;
 	}
-	qsort(seen.rows, seen.n, sizeof(int32), compare_rows);
+	qsort(seen.rows, seen.n, sizeof(int32), mr_compare_rows);
 	return seen;
 }
 
@@ -139,7 +130,7 @@ static void
 recommend(ReturnSetInfo *rsinfo, MrModel *model, const MrKey *user, int64 k, bool exclude_seen)
 {
 	static const float one = 1;
-	int64 user_row = user ? mr_ids_find(&model->users.ids, user) : -1;
+	int64 user_row = user ? mr_model_user(model, user) : -1;
 	bool known = user_row >= 0;
 	const MrSide *list = known ? &model->items : &model->baseline;
 	const float *factors = known ? model->users.factors + user_row * model->users.rank : &one;

@@ -11,4 +11,4 @@ method: model, or baseline, which ranks the same users'' items by popularity. NU
 CREATE FUNCTION millrace.split(key anyelement, fraction float8, seed bigint = 1)
 	RETURNS bool LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'mr_split';
 COMMENT ON FUNCTION millrace.split(anyelement, float8, bigint) IS
-'Whether a key belongs to this fraction: deterministic, by a hash of the key''s text form and the seed, the same on every machine. Growing the fraction only adds keys. NULL for a NULL key. Keys whose text depends on settings (timestamptz) should be cast to what is meant.';
+'Whether a key belongs to this fraction: deterministic, by a hash of the key''s text form and the seed, the same on every machine. Growing the fraction only adds keys. NULL for a NULL key. The key is an integer, numeric, text, varchar, char, name, uuid, oid or bool; types whose text form can depend on settings are refused and must be cast.';

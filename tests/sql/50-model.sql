@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(104);
+SELECT plan(116);
 SET LOCAL client_min_messages = warning;
 
 CREATE SCHEMA shop;
@@ -115,6 +115,20 @@ SELECT millrace.train_als('rated', 'SELECT u, i, (u % 5) + 0.5 * (i % 3) - 1 FRO
 SELECT ok(sqrt(avg((predicted - ((u::int % 5) + 0.5 * (i::int % 3) - 1)) ^ 2)) < 0.05, 'explicit ratings are predicted, those left out too') FROM predictions('rated');
 SELECT is(parameters->>'regularization_exponent', '1', 'as in Spark') FROM millrace.models WHERE name = 'rated';
 
+-- Large values
+CREATE TABLE amounts AS SELECT u, i, 1 + (u * i) % 5 AS v FROM generate_series(1, 60) u, generate_series(1, 40) i WHERE (u + i) % 3 > 0;
+SELECT lives_ok(format($$ SELECT millrace.train_als('amounts', 'SELECT u, i, v * %s::float8 FROM amounts', implicit => false) $$, size), 'explicit values of ' || size)
+	FROM (VALUES ('1e-3'), ('1e3'), ('1e4'), ('1e5'), ('1e6')) AS sizes (size);
+SELECT ok(sqrt(avg((predicted - 1e6 * v) ^ 2)) < 1e5, 'are predicted') FROM predictions('amounts') AS p JOIN amounts AS a ON a.u::text = p.u AND a.i::text = p.i;
+SELECT millrace.train_als('amounts', 'SELECT u, i, v * 1e6 FROM amounts', implicit => false, threads => 1);
+SELECT is(factors_md5('amounts', 5), factors_md5('amounts', 6), 'by one thread the same');
+
+-- A value of 0 is no purchase
+SELECT lives_ok($$ SELECT millrace.train_als('zero', 'VALUES (1, 1, 1), (1, 2, 1), (2, 1, 2), (3, 3, 0), (3, 1, 0)', rank => 2, unobserved_weight => 0) $$, 'rows of zeros without unobserved weight');
+SELECT is(ARRAY(SELECT (item_id, score)::text FROM millrace.recommend_top_k('zero', 99)), '{"(1,2)","(2,1)","(3,0)"}', 'popularity does not count them');
+SELECT is((SELECT DISTINCT source FROM millrace.recommend_top_k('zero', 3, exclude_seen => false)), 'baseline', 'a user of zeros is unknown');
+SELECT is((SELECT value FROM millrace.evaluate('zero', 'VALUES (3, 2)') WHERE metric = 'unknown_users'), 1::float8, 'in evaluate too');
+
 -- Only reading
 CREATE FUNCTION read_only(command text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN SET LOCAL transaction_read_only = on; EXECUTE command; RETURN 'done'; EXCEPTION WHEN read_only_sql_transaction THEN RETURN SQLERRM; END $$;
@@ -131,6 +145,7 @@ SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', iterations => 0) $$,
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', regularization => 'NaN') $$, '22023', 'regularization must be a finite number that is not negative, not NaN', 'NaN regularization');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', regularization => -1) $$, '22023', 'regularization must be a finite number that is not negative, not -1', 'negative regularization');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', alpha => 'infinity') $$, '22023', 'alpha must be a finite number that is not negative, not Infinity', 'infinite alpha');
+SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', regularization_exponent => 11) $$, '22023', 'regularization_exponent must be between 0 and 10, not 11', 'exponent');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', threads => -1) $$, '22023', 'threads must be between 0 and 1024, not -1', 'negative threads');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'pairs', implicit => NULL) $$, '22023', 'implicit must not be NULL', 'NULL implicit');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (1, 1)', rank => 3, regularization => 0) $$, '22003', 'the equations of user "1" have no unique solution', 'singular');

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(36);
+SELECT plan(40);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE pairs AS SELECT DISTINCT n % 61 AS u, (n * n / 5) % 83 AS i FROM generate_series(1, 3000) AS n;
@@ -44,6 +44,12 @@ CREATE TEMP TABLE one AS SELECT * FROM millrace.evaluate('m', 'test', 5);
 RESET millrace.threads;
 SELECT results_eq('SELECT * FROM one', $$ SELECT * FROM millrace.evaluate('m', 'test', 5) $$, 'one thread gives the same');
 
+-- What a user has is not relevant, though the model does not know the item
+CREATE TABLE later AS SELECT * FROM pairs;
+SELECT millrace.train_als('later', 'later', rank => 2, iterations => 1);
+INSERT INTO later VALUES (1, 7000);
+SELECT is((SELECT value FROM millrace.evaluate('later', 'VALUES (''1'', ''7000''), (''2'', ''7000''), (''2'', ''7001''), (''3'', ''12'')') WHERE metric = 'users'), 2 - (EXISTS (SELECT FROM pairs WHERE u = 3 AND i = 12))::int::float8, 'seen items that the model does not know');
+
 -- Baseline
 SELECT is((SELECT value FROM millrace.evaluate('m', 'test', 5, true, 'baseline') WHERE metric = 'precision'),
 	(SELECT avg(n) FROM (SELECT (count(*) FILTER (WHERE EXISTS (SELECT FROM test AS t WHERE t.u = users.u AND t.i = b.i)))::float8 / 5 AS n
@@ -72,7 +78,10 @@ SELECT is(millrace.split(NULL::int, 0.5), NULL, 'NULL key');
 SELECT throws_ok($$ SELECT millrace.split(1, 1.5) $$, '22023', 'fraction must be between 0 and 1, not 1.5', 'fraction above 1');
 SELECT throws_ok($$ SELECT millrace.split(1, -0.5) $$, '22023', 'fraction must be between 0 and 1, not -0.5', 'negative fraction');
 SELECT throws_ok($$ SELECT millrace.split(1, 'NaN') $$, '22023', 'fraction must be between 0 and 1, not NaN', 'NaN fraction');
-SELECT lives_ok($$ SELECT millrace.split(row(1, 'a'::text), 0.5), millrace.split('x'::text, 0.5), millrace.split(ARRAY[1, 2], 0.5), millrace.split(DATE '2020-01-01', 0.5) $$, 'keys of any type');
+CREATE DOMAIN key AS text;
+SELECT lives_ok($$ SELECT millrace.split('x'::text, 0.5), millrace.split('x'::varchar(3), 0.5), millrace.split('x'::key, 0.5), millrace.split(1.50, 0.5), millrace.split(true, 0.5), millrace.split(gen_random_uuid(), 0.5) $$, 'types of keys');
+SELECT throws_ok(format('SELECT millrace.split(%s, 0.5)', key), '22023', 'the key may not be of type ' || type, 'its text depends on settings: ' || type)
+	FROM (VALUES ('now()', 'timestamp with time zone'), ('1::float8', 'double precision'), ('ARRAY[now()]', 'timestamp with time zone[]')) AS keys (key, type);
 SELECT is(provolatile, 'i', 'immutable') FROM pg_proc WHERE proname = 'split' AND pronamespace = 'millrace'::regnamespace;
 SELECT lives_ok('CREATE INDEX ON pairs (u) WHERE millrace.split(u, 0.5)', 'may stand in an index');
 
