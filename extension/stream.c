@@ -21,6 +21,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_subscription_rel.h"
 #include "commands/event_trigger.h"
+#include "storage/lmgr.h"
 #include "tcop/deparse_utility.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
@@ -119,6 +120,9 @@ invalidate_tree(Oid source, LOCKMODE lock)
 {
 	ListCell *lc;
 
+	/* The parent first, as whoever inserts into it does; find_all_inheritors locks only what is below. */
+	if (lock != NoLock)
+		LockRelationOid(source, lock);
 	foreach (lc, find_all_inheritors(source, lock, NULL))
 		CacheInvalidateRelcacheByRelid(lfirst_oid(lc));
 }

@@ -23,7 +23,7 @@ value "CREATE ROLE shop LOGIN" && value "CREATE DATABASE shop OWNER shop"
 export PGDATABASE=shop PGUSER=shop
 value "CREATE EXTENSION millrace" >/dev/null 2>"$work/err"
 is $? 0 "the owner of a database creates the extension"
-value "CREATE TABLE events (at timestamptz NOT NULL, action text, amount int) PARTITION BY RANGE (at);
+value "CREATE TABLE events (at timestamptz NOT NULL, action text, amount int, id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
 	SELECT millrace.create_source('events', 'at');
 	SELECT millrace.ensure_partitions('events', '2024-01-01', '2024-01-02');
 	CREATE TABLE kept (at timestamptz, amount int);
@@ -86,6 +86,44 @@ end_session
 is "$(value "SELECT count FROM creators WHERE action = 'between'")" 1 "a creator's backfill sees what was committed before its lock"
 is "$(differences creators)" 0 "and nothing twice"
 
+# A pipe whose target is dropped by another session; an aggregate whose joined table another session locks
+begin_session
+say "CREATE TABLE extra (at timestamptz); SELECT millrace.create_pipe('extra', 'events', 'INSERT INTO extra SELECT at FROM new_rows');
+	CREATE TABLE dim (action text PRIMARY KEY, name text); INSERT INTO dim VALUES ('joined', 'Joined');
+	SELECT millrace.create_continuous_aggregate('named', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, d.name, count(*) FROM events JOIN dim d USING (action) GROUP BY 1, 2');
+	INSERT INTO events VALUES ('2024-01-01', 'joined', 1); SELECT 'inserted';"
+until_true grep -q inserted "$work/session"
+value "DROP TABLE extra" 2>/dev/null
+say "INSERT INTO events VALUES ('2024-01-01', 'joined', 1); SELECT 'again';"
+until_true grep -qE 'again|ERROR' "$work/session"
+is "$(grep -c ERROR "$work/session") $(value "SELECT count(*) FROM millrace.streams WHERE name = 'extra'")" "0 0" "an open session forgets a pipe whose target was dropped"
+mkfifo "$work/locker"
+psql -AtXq <"$work/locker" >"$work/locked" 2>&1 &
+exec 8>"$work/locker"
+echo "BEGIN; TRUNCATE dim; SELECT 'locked';" >&8
+until_true grep -q locked "$work/locked"
+say "INSERT INTO events VALUES ('2024-01-01', 'joined', 1);"
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop' AND wait_event_type = 'Lock'" 1
+ok $? "a batch waits for a joined table that another session has locked"
+value "CREATE TABLE bystander (i int); DROP TABLE bystander"
+echo "COMMIT;" >&8
+exec 8>&-
+end_session
+is "$(value "SELECT sum(count) FROM named")" 2 "and does not use what was truncated meanwhile"
+value "SELECT millrace.drop_continuous_aggregate('named'); DROP TABLE dim; DELETE FROM events WHERE action = 'joined';
+	SELECT millrace.drop_continuous_aggregate(name) FROM (VALUES ('live'), ('later'), ('latest'), ('creators')) v(name)" >/dev/null
+value "SELECT millrace.create_continuous_aggregate('live', 'SELECT millrace.tumble(at, ''1 hour'') AS window_start, action, count(*), sum(amount) FROM events GROUP BY 1, 2')" >/dev/null
+value "SELECT millrace.create_continuous_aggregate('later', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, count(*) FROM events GROUP BY 1')" >/dev/null
+
+# A partition that is locked does not stop DDL elsewhere
+begin_session
+say "BEGIN; LOCK TABLE events_20240102 IN ACCESS EXCLUSIVE MODE; SELECT 'locked';"
+until_true grep -q locked "$work/session"
+PGOPTIONS="-c lock_timeout=2s" value "CREATE TABLE bystander (i int); DROP TABLE bystander" 2>"$work/err"
+is "$? $(cat "$work/err")" "0 " "a locked partition does not stop CREATE TABLE elsewhere"
+say "COMMIT;"
+end_session
+
 # Writers of the same windows do not wait for each other
 begin_session
 say "BEGIN; INSERT INTO events VALUES ('2024-01-01 05:00', 'same', 1); SELECT 'inserted';"
@@ -122,7 +160,7 @@ is "$(differences live) $(differences later)" "0 0" "and after another 10,000 ro
 pg_dump -Fc -f "$work/dump" shop 2>"$work/err"
 is "$? $(cat "$work/err")" "0 " "pg_dump by the owner"
 PGUSER=postgres value "CREATE DATABASE copy OWNER shop"
-pg_restore -U postgres -d copy "$work/dump" 2>"$work/err"
+pg_restore -U postgres --exit-on-error -j 2 -d copy "$work/dump" 2>"$work/err"
 is "$? $(cat "$work/err")" "0 " "pg_restore into a new database"
 PGUSER=postgres PGDATABASE=copy value "GRANT USAGE ON SCHEMA millrace TO shop; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO shop"
 whole=$(value "SELECT count(*), sum(sum) FROM live")
