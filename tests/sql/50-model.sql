@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(116);
+SELECT plan(118);
 SET LOCAL client_min_messages = warning;
 
 CREATE SCHEMA shop;
@@ -172,6 +172,8 @@ SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (7, 8, -2)') $$, '220
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT i, i, 1 / (500 - i) FROM generate_series(1, 1000) i') $$, '22012', 'division by zero', 'an error in mid-stream');
 SET LOCAL millrace.max_memory = '3MB'; -- more than any one piece
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT i, i FROM generate_series(1, 200000) i', rank => 1) $$, '54000', 'this needs more memory than millrace.max_memory allows', 'above max_memory');
+SET LOCAL millrace.max_memory = '6MB';
+SELECT lives_ok($$ SELECT millrace.train_als('near', 'SELECT lpad(i::text, 3000, ''x''), 1 FROM generate_series(1, 960) AS i', rank => 1, iterations => 1, threads => 1) $$, 'just below it, where half more would be above');
 RESET millrace.max_memory;
 SELECT is((SELECT count(*) FROM millrace.model WHERE name = 'x') + (SELECT count(*) FROM millrace.factors WHERE model = 'x'), 0::bigint, 'a training that fails leaves nothing');
 
@@ -188,6 +190,9 @@ SET LOCAL statement_timeout = '500 ms';
 SELECT is(cancelled($$ SELECT millrace.train_als('x', 'many', rank => 128, iterations => 10000) $$), 'cancelled', 'statement_timeout ends a training');
 RESET statement_timeout;
 SELECT is((SELECT count(*) FROM millrace.model WHERE name = 'x') + (SELECT count(*) FROM millrace.factors WHERE model = 'x'), 0::bigint, 'and leaves nothing');
+SET LOCAL statement_timeout = '1 s';
+SELECT is(cancelled($$ SELECT millrace.train_als('high', 'SELECT i::bigint << 48, 1 FROM generate_series(-32768, 32767) AS i', rank => 1, iterations => 1) $$), 'not cancelled', 'ids that differ in high bits only');
+RESET statement_timeout;
 SELECT lives_ok($$ SELECT millrace.train_als('after', 'pairs', rank => 4, iterations => 2) $$, 'the session goes on');
 
 SELECT * FROM finish();
