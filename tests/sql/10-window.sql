@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(40);
+SELECT plan(44);
 
 -- tumble: fixed sizes, in UTC
 SELECT is(millrace.tumble('2024-03-10 10:37:12.5+00', '1 minute'), '2024-03-10 10:37:00+00'::timestamptz, 'minute');
@@ -23,6 +23,10 @@ SELECT is(millrace.tumble('2024-03-31 22:30+00', '1 day', timezone => 'Europe/Pa
 SELECT is(millrace.tumble('2024-10-27 00:30+00', '1 hour', timezone => 'Europe/Paris'), '2024-10-27 00:00+00'::timestamptz, 'the hour shown twice, first');
 SELECT is(millrace.tumble('2024-10-27 01:30+00', '1 hour', timezone => 'Europe/Paris'), '2024-10-27 01:00+00'::timestamptz, 'the hour shown twice, second');
 SELECT is(millrace.tumble('2024-07-01 00:00+00', '1 month', timezone => 'America/New_York'), '2024-06-01 04:00+00'::timestamptz, 'month in a zone');
+SELECT is(millrace.tumble('2023-11-05 00:30-04', '1 day', timezone => 'America/Havana'), '2023-11-05 00:00-04'::timestamptz, 'a day whose midnight is shown twice, first');
+SELECT is(millrace.tumble('2023-11-05 15:00-05', '1 day', timezone => 'America/Havana'), '2023-11-05 00:00-04'::timestamptz, 'is one day');
+SELECT is(millrace.tumble('2024-10-27 00:30+00', '2 hours', timezone => 'Europe/Paris'), '2024-10-27 00:00+00'::timestamptz, 'two hours that begin with the hour shown twice');
+SELECT is(millrace.tumble('2024-10-27 01:30+00', '2 hours', timezone => 'Europe/Paris'), '2024-10-27 00:00+00'::timestamptz, 'are one window');
 
 -- NULL, infinite, bad input
 SELECT is(millrace.tumble(NULL, '1 hour'), NULL, 'NULL time');
