@@ -8,7 +8,10 @@
 #include <unistd.h>
 
 #include "catalog/namespace.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parse_type.h"
 #include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/plancache.h"
 #include "utils/syscache.h"
@@ -120,6 +123,68 @@ mr_enter(MrGuard *guard, Oid owner, ArrayType *settings)
 	}
 }
 
+/* Plans that were replaced.  An outer call may still be running one, so they go when the transaction ends. */
+static List *replaced_plans = NIL;
+
+static void
+free_replaced_plans(XactEvent event, void *arg)
+{
+	ListCell *lc;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	foreach (lc, replaced_plans)
+		SPI_freeplan(lfirst(lc));
+	list_free(replaced_plans);
+	replaced_plans = NIL;
+}
+
+static void
+replace_plan(SPIPlanPtr *kept)
+{
+	static bool registered = false;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	if (!registered)
+		RegisterXactCallback(free_replaced_plans, NULL);
+	registered = true;
+	replaced_plans = lappend(replaced_plans, *kept);
+	*kept = NULL;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+refuse_temporary(const char *kind, const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("temporary %s \"%s\" cannot be used", kind, name),
+			 errdetail("What is stored and runs later as its owner must not depend on a session."),
+			 errhint("Use permanent objects.")));
+}
+
+/* Before a text is analysed: a literal of a type is read then, and a caller's domain would check it with his function. */
+static bool
+temporary_type_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, TypeName))
+	{
+		Type type = LookupTypeName(NULL, (TypeName *) node, NULL, true);
+
+		if (type)
+		{
+			Form_pg_type form = (Form_pg_type) GETSTRUCT(type);
+
+			if (isAnyTempNamespace(form->typnamespace))
+				refuse_temporary("type", NameStr(form->typname));
+			ReleaseSysCache(type);
+		}
+	}
+	return raw_expression_tree_walker(node, temporary_type_walker, context);
+}
+
 SPIPlanPtr
 mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 {
@@ -134,8 +199,14 @@ mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 				LockRelationOid(lfirst_oid(lc2), AccessShareLock);
 		if (SPI_plan_is_valid(*kept))
 			return *kept;
-		SPI_freeplan(*kept);
-		*kept = NULL;
+		replace_plan(kept);
+	}
+	foreach (lc, pg_parse_query(sql))
+	{
+		Node *stmt = lfirst_node(RawStmt, lc)->stmt;
+
+		if (IsA(stmt, SelectStmt) || IsA(stmt, InsertStmt))
+			temporary_type_walker(stmt, NULL);
 	}
 	plan = SPI_prepare(sql, n_args, types);
 	if (plan == NULL)
@@ -143,12 +214,7 @@ mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 	foreach (lc, SPI_plan_get_plan_sources(plan))
 		foreach (lc2, ((CachedPlanSource *) lfirst(lc))->relationOids)
 			if (isAnyTempNamespace(get_rel_namespace(lfirst_oid(lc2))))
-				ereport(
-					ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("temporary relation \"%s\" cannot be used", get_rel_name(lfirst_oid(lc2))),
-					 errdetail("What is stored and runs later as its owner must not depend on a session."),
-					 errhint("Use a permanent table or view.")));
+				refuse_temporary("relation", get_rel_name(lfirst_oid(lc2)));
 	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep a plan");
 	return *kept = plan;

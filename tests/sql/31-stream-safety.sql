@@ -1,6 +1,6 @@
 -- What must not be possible, and what must not disturb others.
 BEGIN;
-SELECT plan(49);
+SELECT plan(50);
 SET LOCAL client_min_messages = error;
 CREATE FUNCTION differences(name text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE n bigint;
@@ -132,6 +132,18 @@ DROP TABLE tgt;
 SELECT throws_ok($$INSERT INTO mine VALUES ('2024-01-01', 1)$$, '42P01', NULL, 'and without it the error is plain');
 RESET ROLE;
 ALTER TABLE tgt_old RENAME TO tgt;
+CREATE DOMAIN checked AS int;
+SET LOCAL ROLE owner_a;
+CREATE TABLE typed (at timestamptz, v int);
+SELECT millrace.create_pipe('typed', 'typed', 'INSERT INTO tgt SELECT at, v::checked FROM new_rows');
+GRANT INSERT ON typed TO writer;
+RESET ROLE;
+DROP DOMAIN checked;
+SET LOCAL ROLE writer;
+CREATE DOMAIN pg_temp.checked AS int;
+SELECT throws_ok($$INSERT INTO typed VALUES ('2024-01-01', 1)$$, '22023', 'temporary type "checked" cannot be used', 'nor does his temporary type, whose check would run as the owner');
+RESET ROLE;
+DROP DOMAIN pg_temp.checked;
 CREATE SCHEMA app_pg_temp;
 SET LOCAL search_path = app_pg_temp, public, pg_temp;
 SELECT millrace.create_pipe('in_schema', 'odd', 'INSERT INTO par SELECT at FROM new_rows');
