@@ -92,6 +92,7 @@ const char *text_defect(const char *text, size_t n_bytes, size_t *at);
  * is applied; otherwise the time is read as UTC.
  */
 bool time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone);
+int64_t start_of_day(int64_t time_us);							/* UTC; rounds down, also before 1970 */
 void time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00" */
 
 /* ---- config.c ---- */
@@ -197,6 +198,7 @@ typedef struct DeadLetter
 {
 	const char *stage, *reason; /* decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
+	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;
 
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
@@ -207,12 +209,15 @@ typedef struct Row
 {
 	const char *raw, *key;
 	const char *copy; /* one line of COPY text with its \n; NULL for a dead letter of decode or partition */
-	const DeadLetter *dead;
+	const char *time_text; /* event time that only the server can read; NULL: none */
+	DeadLetter *dead;
 	int64_t offset, time_us;
 	uint64_t omitted; /* bit i: the i-th column with a default is left to the server */
-	uint32_t raw_bytes, key_bytes, copy_bytes;
+	uint32_t raw_bytes, key_bytes, copy_bytes, time_bytes;
 	int32_t position, leaf, next;
-	bool is_dropped; /* its Kafka partition was taken away */
+	bool is_dropped;   /* its Kafka partition was taken away */
+	bool is_defaulted; /* its event time is the column's DEFAULT */
+	uint8_t n_moved;   /* how often no partition took it although the partitions were just read */
 } Row;
 
 typedef struct Batch
@@ -235,7 +240,7 @@ void batch_free(Batch *batch);
 Row *batch_add(Batch *batch, const Message *message);
 void batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
 					   const char *reason);
-void row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason);
+DeadLetter *row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason);
 /* Rows of positions that are no longer assigned leave the batch. */
 void batch_drop_unassigned(Batch *batch);
 
@@ -244,22 +249,24 @@ typedef struct Column
 	char *name, *quoted;
 	uint32_t type_oid;
 	bool is_json, has_default;
+	char *expression; /* of the DEFAULT; NULL: none */
 } Column;
 
 typedef struct Table
 {
-	char *name;		/* schema-qualified and quoted */
-	char *relation; /* bare name, as COPY's error context prints it */
+	char *name;				 /* schema-qualified and quoted */
+	char *schema, *relation; /* bare names, as errors and COPY's context have them */
 	uint32_t oid;
-	bool is_routed;	   /* partitioned by time and registered: rows go straight to the leaves */
-	char *time_column; /* NULL: none */
+	bool makes_partitions; /* millrace.ensure_partitions does something for it */
+	bool is_routed;		   /* partitioned by time and registered: rows go straight to the leaves */
+	char *time_column;	   /* NULL: none */
 	Column *columns;
 	int n_columns;
 } Table;
 
 typedef struct Leaf
 {
-	char *name, *relation;
+	char *name, *schema, *relation;
 	uint32_t oid;
 	int64_t from_us, to_us; /* from_us <= time < to_us */
 } Leaf;
@@ -276,6 +283,7 @@ typedef enum SinkStatus
 	SINK_LOST,	 /* connection gone: reconnect, then again */
 	SINK_RETRY,	 /* refused for a passing reason, perhaps: again later */
 	SINK_MOVED,	 /* a leaf is gone or detached: read the partitions anew, then again */
+	SINK_DENIED, /* a privilege is missing */
 	SINK_FENCED, /* the position is not what this process last saw */
 	SINK_BROKEN	 /* every row is refused, so the fault is not in the rows */
 } SinkStatus;
@@ -305,7 +313,14 @@ ExitCode sink_describe(Sink *sink, Config *config, Table *table);
 void table_free(Table *table);
 SinkStatus sink_leaves(Sink *sink, const Table *table, Leaves *leaves);
 void leaves_free(Leaves *leaves);
+/* SINK_OK also when the default partition holds rows of that time: then none is made. */
 SinkStatus sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t to_us);
+/*
+ * Event times as the server reads them: texts[i] of n_bytes[i] bytes, or the DEFAULT of the time column for a NULL
+ * text.  times_us[i] becomes NO_TIME for what is no time, and for infinity.
+ */
+SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *texts,
+						   const uint32_t *n_bytes, int64_t *times_us);
 /* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
 /* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
@@ -317,6 +332,8 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code);
 /* Line number in the context of a COPY error, or 0.  relation: the table's bare name. */
 int64_t copy_context_line(const char *context, const char *relation);
+/* True when nothing stands in the context before COPY's own line: no trigger, function or stream was at work. */
+bool copy_context_is_plain(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 

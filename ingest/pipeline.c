@@ -124,7 +124,16 @@ flush(Pipeline *pipeline)
 								&pipeline->mapping.copy, batch);
 	} while (sink_again(pipeline->sink, &retry, status, &code));
 	if (status != SINK_OK)
+	{
+		/* A stop was asked for.  What came from standard input is gone; everything else can be read again. */
+		if (code == EXIT_DONE && pipeline->config->type == SOURCE_STDIN)
+		{
+			code = status == SINK_LOST ? EXIT_CONNECTION : EXIT_REFUSED;
+			log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored",
+					 batch->n_rows);
+		}
 		return code;
+	}
 	if (pipeline->files != NULL)
 		file_source_stored(pipeline->files);
 	batch_reset(batch);

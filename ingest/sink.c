@@ -21,6 +21,11 @@
 #define TRIED_ROWS 16 /* so many single rows refused and none accepted: look whether any row is accepted */
 #define PROBED_ROWS 8
 #define MAX_MOVED 10
+#define CAREFUL_ROWS 500 /* of one COPY in the careful pass: fewer after refusals, more after successes */
+#define LEAST_CAREFUL_ROWS 8
+#define MOST_CAREFUL_ROWS 65536
+#define LOST_BATCHES 3 /* so many in turn of which a handler refuses every row: it is the handler */
+#define TIMES_A_QUERY 10000
 #define FIRST_PAUSE_MS 100
 #define LONGEST_PAUSE_MS 5000
 
@@ -50,13 +55,26 @@ struct Sink
 	int *leaf_groups; /* by leaf + 1: its first group */
 	int *order;		  /* row numbers, group by group */
 	bool is_careful;  /* savepoint around each COPY */
-	int n_accepted, n_unnamed;
+	int careful_rows; /* of the next COPY in the careful pass */
+	int n_accepted;
+	int n_suspects; /* rows that a handler refused; n_broken of them with an error it did not raise on purpose */
+	int n_broken;
 	bool is_row_fault; /* a probe was accepted */
+	int n_lost_batches;
 	/* the last data error */
 	char sqlstate[6];
 	bool is_unnamed_check; /* 23514 without a constraint's name: a partition's range */
-	char *reason, *context;
+	char *reason, *context, *schema, *relation;
+	bool has_warned_default;
 };
+
+/* Whose fault a data error is. */
+typedef enum Fault
+{
+	FAULT_ROW,
+	FAULT_SUSPECT, /* a trigger, pipe or aggregate raises an exception: the row's, unless it refuses every row */
+	FAULT_HANDLER /* it fails: the row's only when other rows are accepted */
+} Fault;
 
 /* ---- batch ---- */
 
@@ -128,7 +146,7 @@ batch_add(Batch *batch, const Message *message)
 	return row;
 }
 
-void
+DeadLetter *
 row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason)
 {
 	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
@@ -137,6 +155,7 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
 	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
 	row->dead = dead;
+	return dead;
 }
 
 void
@@ -248,6 +267,8 @@ sink_close(Sink *sink)
 	free(sink->order);
 	free(sink->reason);
 	free(sink->context);
+	free(sink->schema);
+	free(sink->relation);
 	free(sink);
 }
 
@@ -285,6 +306,12 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 			strcmp(sqlstate, "23514") == 0 && PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME) == NULL;
 		free(sink->reason);
 		free(sink->context);
+		free(sink->schema);
+		free(sink->relation);
+		const char *schema = PQresultErrorField(result, PG_DIAG_SCHEMA_NAME);
+		const char *relation = PQresultErrorField(result, PG_DIAG_TABLE_NAME);
+		sink->schema = mem_string(schema ? schema : "");
+		sink->relation = mem_string(relation ? relation : "");
 		sink->reason = mem_printf("%s%s%s", primary ? primary : "", detail ? "; " : "", detail ? detail : "");
 		sink->context = mem_string(context ? context : "");
 		return SINK_RETRY;
@@ -293,15 +320,15 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 		LOG_WARNING, "%s%s%s%s%s%s%s", is_lost ? "connection to the database lost: " : "server refuses: ",
 		primary ? primary : PQerrorMessage(sink->connection), sqlstate ? " (SQLSTATE " : "",
 		sqlstate ? sqlstate : "", sqlstate ? ")" : "", context ? "; context: " : "", context ? context : "");
-	return is_lost ? SINK_LOST : SINK_RETRY;
+	return is_lost ? SINK_LOST : strcmp(sqlstate, "42501") == 0 ? SINK_DENIED : SINK_RETRY;
 }
 
-/* Runs a statement whose failure is nobody's data.  *result is NULL unless SINK_OK; the caller clears it. */
+/* Runs a statement.  *result is NULL unless SINK_OK; the caller clears it.  A data error is told only by *is_data. */
 static SinkStatus
-run(Sink *sink, const char *sql, int n_params, const char *const *params, PGresult **result)
+run_judged(Sink *sink, const char *sql, int n_params, const char *const *params, PGresult **result,
+		   bool *is_data)
 {
-	bool is_data;
-
+	*is_data = false;
 	if (sink->connection == NULL)
 		return SINK_LOST;
 	PGresult *answer = n_params ? PQexecParams(sink->connection, sql, n_params, NULL, params, NULL, NULL, 0)
@@ -315,13 +342,32 @@ run(Sink *sink, const char *sql, int n_params, const char *const *params, PGresu
 			PQclear(answer);
 		return SINK_OK;
 	}
-	SinkStatus status = judge(sink, answer, &is_data);
-	if (is_data)
-		log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+	SinkStatus status = judge(sink, answer, is_data);
 	PQclear(answer);
 	if (result != NULL)
 		*result = NULL;
 	return status;
+}
+
+/* The same for a statement whose failure is nobody's data. */
+static SinkStatus
+run(Sink *sink, const char *sql, int n_params, const char *const *params, PGresult **result)
+{
+	bool is_data;
+	SinkStatus status = run_judged(sink, sql, n_params, params, result, &is_data);
+
+	if (is_data)
+		log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+	return status;
+}
+
+bool
+copy_context_is_plain(const char *context, const char *relation)
+{
+	size_t n_bytes = strlen(relation);
+
+	return strncmp(context, "COPY ", 5) == 0 && strncmp(context + 5, relation, n_bytes) == 0 &&
+		strncmp(context + 5 + n_bytes, ", ", 2) == 0;
 }
 
 int64_t
@@ -377,10 +423,12 @@ read_columns(Sink *sink, Table *table, const char *oid)
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT a.attname, pg_catalog.quote_ident(a.attname), a.atttypid,"
+			"SELECT a.attname, pg_catalog.quote_ident(a.attname), coalesce(nullif(t.typbasetype, 0), t.oid),"
 			" coalesce(nullif(t.typbasetype, 0), t.oid) IN ('json'::regtype, 'jsonb'::regtype),"
-			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL"
+			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,"
+			" pg_catalog.pg_get_expr(d.adbin, d.adrelid)"
 			" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+			" LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
 			" WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
 			" ORDER BY a.attnum",
 			1, params, &result);
@@ -396,6 +444,7 @@ read_columns(Sink *sink, Table *table, const char *oid)
 			.type_oid = (uint32_t) strtoul(PQgetvalue(result, i, 2), NULL, 10),
 			.is_json = PQgetvalue(result, i, 3)[0] == 't',
 			.has_default = PQgetvalue(result, i, 4)[0] == 't',
+			.expression = PQgetisnull(result, i, 5) ? NULL : mem_string(PQgetvalue(result, i, 5)),
 		};
 	PQclear(result);
 	return SINK_OK;
@@ -419,6 +468,7 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	table->time_column = chosen ? mem_string(chosen) : NULL;
 	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
 	table->is_routed = is_partitioned && registered != NULL && strcmp(registered, chosen) == 0;
+	table->makes_partitions = table->is_routed && PQgetvalue(result, 0, 1)[0] == 't';
 	PQclear(result);
 	for (int i = 0; chosen != NULL && i < table->n_columns; i++)
 		if (strcmp(table->columns[i].name, table->time_column) == 0)
@@ -447,7 +497,7 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		return EXIT_TARGET;
 	SinkStatus status =
 		run(sink,
-			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind"
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind, n.nspname"
 			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 			" WHERE c.oid = pg_catalog.to_regclass($1)",
 			1, params, &result);
@@ -462,6 +512,7 @@ sink_describe(Sink *sink, Config *config, Table *table)
 	table->oid = (uint32_t) strtoul(PQgetvalue(result, 0, 0), NULL, 10);
 	table->name = mem_string(PQgetvalue(result, 0, 1));
 	table->relation = mem_string(PQgetvalue(result, 0, 2));
+	table->schema = mem_string(PQgetvalue(result, 0, 4));
 	if (strchr("rpfv", PQgetvalue(result, 0, 3)[0]) == NULL)
 		config_error_at(config, "target.table", "%s is not a table", table->name);
 	if (read_columns(sink, table, PQgetvalue(result, 0, 0)) != SINK_OK ||
@@ -483,10 +534,12 @@ table_free(Table *table)
 	{
 		free(table->columns[i].name);
 		free(table->columns[i].quoted);
+		free(table->columns[i].expression);
 	}
 	free(table->columns);
 	free(table->name);
 	free(table->relation);
+	free(table->schema);
 	free(table->time_column);
 	memset(table, 0, sizeof *table);
 }
@@ -498,6 +551,7 @@ leaves_free(Leaves *leaves)
 	{
 		free(leaves->list[i].name);
 		free(leaves->list[i].relation);
+		free(leaves->list[i].schema);
 	}
 	free(leaves->list);
 	memset(leaves, 0, sizeof *leaves);
@@ -522,7 +576,8 @@ sink_leaves(Sink *sink, const Table *table, Leaves *leaves)
 		run(sink,
 			"SELECT p.partition::oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname,"
 			" CASE WHEN isfinite(p.from_time) THEN (extract(epoch FROM p.from_time) * 1000000)::bigint END,"
-			" CASE WHEN isfinite(p.to_time) THEN (extract(epoch FROM p.to_time) * 1000000)::bigint END"
+			" CASE WHEN isfinite(p.to_time) THEN (extract(epoch FROM p.to_time) * 1000000)::bigint END,"
+			" n.nspname"
 			" FROM millrace.partitions($1::oid::regclass) p JOIN pg_catalog.pg_class c ON c.oid = p.partition"
 			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 			" WHERE p.from_time IS NOT NULL OR p.to_time IS NOT NULL ORDER BY p.from_time NULLS FIRST",
@@ -539,6 +594,7 @@ sink_leaves(Sink *sink, const Table *table, Leaves *leaves)
 			.oid = (uint32_t) strtoul(PQgetvalue(result, i, 0), NULL, 10),
 			.name = mem_string(PQgetvalue(result, i, 1)),
 			.relation = mem_string(PQgetvalue(result, i, 2)),
+			.schema = mem_string(PQgetvalue(result, i, 5)),
 			.from_us = PQgetisnull(result, i, 3) ? INT64_MIN : strtoll(PQgetvalue(result, i, 3), NULL, 10),
 			.to_us = PQgetisnull(result, i, 4) ? INT64_MAX : strtoll(PQgetvalue(result, i, 4), NULL, 10),
 		};
@@ -556,8 +612,127 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	time_format(from_us, from, sizeof from);
 	time_format(to_us, to, sizeof to);
 	log_line(LOG_DEBUG, "asking for the partition of %s that holds %s", table->name, from);
-	return run(sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)",
-			   3, params, NULL);
+	bool is_data;
+	SinkStatus status = run_judged(
+		sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)", 3,
+		params, NULL, &is_data);
+	if (!is_data)
+		return status;
+	if (strncmp(sink->sqlstate, "23", 2) != 0)
+	{
+		log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+		return status;
+	}
+	if (!sink->has_warned_default)
+		log_line(LOG_WARNING,
+				 "no partition can be made for %s, its rows go where PostgreSQL puts them: %s (SQLSTATE %s)",
+				 from, sink->reason, sink->sqlstate);
+	sink->has_warned_default = true;
+	return SINK_OK;
+}
+
+static void array_text(Buffer *out, const char *text, size_t n_bytes);
+
+/* SQL that turns expression into microseconds: local ones for a column without a time zone, as its leaves have them. */
+static void
+time_sql(Buffer *sql, const Table *table, const char *expression, const char *from)
+{
+	uint32_t type = 0;
+
+	for (int i = 0; i < table->n_columns; i++)
+		if (strcmp(table->columns[i].name, table->time_column) == 0)
+			type = table->columns[i].type_oid;
+	buffer_printf(sql,
+				  "SELECT CASE WHEN pg_catalog.isfinite(v) THEN (extract(epoch FROM v) * 1000000)::bigint END"
+				  " FROM (SELECT (%s)::%s AS v %s) x",
+				  expression,
+				  type == 1114		 ? "timestamp"
+					  : type == 1082 ? "date::timestamp"
+									 : "timestamptz",
+				  from);
+}
+
+/* Texts lo .. hi: where one is no time they are halved until it is found. */
+static SinkStatus
+read_some_times(Sink *sink, const char *sql, const char *const *texts, const uint32_t *n_bytes,
+				int64_t *times_us, int lo, int hi)
+{
+	Buffer array = {0};
+	PGresult *result;
+	bool is_data;
+
+	buffer_add(&array, "{", 1);
+	for (int i = lo; i < hi; i++)
+		array_text(&array, texts[i], n_bytes[i]);
+	buffer_add(&array, "}", 2);
+	const char *params[] = {array.data};
+	SinkStatus status = run_judged(sink, sql, 1, params, &result, &is_data);
+	buffer_free(&array);
+	if (status == SINK_OK)
+	{
+		for (int i = lo; i < hi; i++)
+			if (!PQgetisnull(result, i - lo, 0))
+				times_us[i] = strtoll(PQgetvalue(result, i - lo, 0), NULL, 10);
+		PQclear(result);
+		return SINK_OK;
+	}
+	if (!is_data)
+		return status;
+	if (hi - lo == 1)
+		return SINK_OK;
+	int middle = lo + (hi - lo) / 2;
+	status = read_some_times(sink, sql, texts, n_bytes, times_us, lo, middle);
+	return status == SINK_OK ? read_some_times(sink, sql, texts, n_bytes, times_us, middle, hi) : status;
+}
+
+/* The DEFAULT's value now; SINK_OK with NO_TIME where it has none or fails. */
+static SinkStatus
+read_default_time(Sink *sink, const Table *table, int64_t *time_us)
+{
+	const char *expression = NULL;
+	Buffer sql = {0};
+	PGresult *result;
+	bool is_data;
+
+	for (int i = 0; i < table->n_columns; i++)
+		if (strcmp(table->columns[i].name, table->time_column) == 0)
+			expression = table->columns[i].expression;
+	if (expression == NULL)
+		return SINK_OK;
+	time_sql(&sql, table, expression, "");
+	SinkStatus status = run_judged(sink, sql.data, 0, NULL, &result, &is_data);
+	buffer_free(&sql);
+	if (status == SINK_OK && PQntuples(result) == 1 && !PQgetisnull(result, 0, 0))
+		*time_us = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	if (status == SINK_OK)
+		PQclear(result);
+	return is_data ? SINK_OK : status;
+}
+
+SinkStatus
+sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *texts,
+				const uint32_t *n_bytes, int64_t *times_us)
+{
+	SinkStatus status = SINK_OK;
+	Buffer sql = {0};
+
+	time_sql(&sql, table, "t", "FROM unnest($1::text[]) WITH ORDINALITY u(t, n) ORDER BY n");
+	for (int i = 0; i < n_texts; i++)
+		times_us[i] = NO_TIME;
+	for (int lo = 0, hi; lo < n_texts && status == SINK_OK; lo = hi)
+	{
+		if (texts[lo] == NULL)
+		{
+			hi = lo + 1;
+			status = read_default_time(sink, table, &times_us[lo]);
+			continue;
+		}
+		for (hi = lo; hi < n_texts && texts[hi] != NULL && hi - lo < TIMES_A_QUERY; hi++)
+			;
+		status = read_some_times(sink, sql.data, texts, n_bytes, times_us, lo, hi);
+	}
+	buffer_free(&sql);
+	return status;
 }
 
 SinkStatus
@@ -767,6 +942,16 @@ copy_end(Sink *sink, bool is_sent, bool *is_data)
 	return copy_results(sink, is_data);
 }
 
+static void
+rows_moved(Sink *sink, const int *order, int n_rows)
+{
+	for (int i = 0; i < n_rows; i++)
+		if (sink->batch->rows[order[i]].n_moved < UINT8_MAX)
+			sink->batch->rows[order[i]].n_moved++;
+}
+
+static int named_row(Sink *sink, const Group *group, int n_rows);
+
 /* Rows order[0 .. n_rows) of a group. */
 static SinkStatus
 copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is_data)
@@ -779,7 +964,12 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 	if (status != SINK_OK)
 	{
 		/* The leaf may be gone since its range was read. */
-		return status == SINK_RETRY && group->leaf >= 0 && !*is_data ? SINK_MOVED : status;
+		if (status == SINK_RETRY && group->leaf >= 0 && !*is_data)
+		{
+			rows_moved(sink, order, n_rows);
+			return SINK_MOVED;
+		}
+		return status;
 	}
 	for (int i = 0; i < n_rows && is_sent; i++)
 	{
@@ -800,7 +990,21 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 	if (*is_data && group->leaf >= 0 && sink->is_unnamed_check)
 	{
 		*is_data = false;
+		rows_moved(sink, order, n_rows);
 		return SINK_MOVED;
+	}
+	/* The table has no partition for a row that had one a moment ago: once more before it is the row's fault. */
+	if (*is_data && sink->is_unnamed_check && sink->table->is_routed)
+	{
+		int named = named_row(sink, group, n_rows);
+		Row *row = named >= 0 ? &sink->batch->rows[order[named]] : NULL;
+
+		if (row != NULL && row->n_moved < 2 && (row->time_us != NO_TIME || row->is_defaulted))
+		{
+			row->n_moved++;
+			*is_data = false;
+			return SINK_MOVED;
+		}
 	}
 	return status;
 }
@@ -819,22 +1023,67 @@ named_row(Sink *sink, const Group *group, int n_rows)
 	return line >= 1 && line <= n_rows ? (int) line - 1 : -1;
 }
 
-static void
-refuse_row(Sink *sink, int row)
+static bool
+is_target(const Sink *sink)
 {
-	log_line(LOG_DEBUG, "batch %" PRId64 ": row refused: %s (SQLSTATE %s)", sink->batch->number, sink->reason,
-			 sink->sqlstate);
-	row_kill(sink->batch, &sink->batch->rows[row], "store", sink->sqlstate, sink->reason);
+	const Leaves *leaves = sink->leaves;
+
+	if (strcmp(sink->schema, sink->table->schema) == 0 && strcmp(sink->relation, sink->table->relation) == 0)
+		return true;
+	for (int i = 0; i < leaves->n_leaves; i++)
+		if (strcmp(sink->relation, leaves->list[i].relation) == 0 &&
+			strcmp(sink->schema, leaves->list[i].schema) == 0)
+			return true;
+	return false;
 }
 
-/* True when single rows from all over the group are refused, too: then it is not the rows. */
+/*
+ * Whose the last data error is.  COPY's own errors have nothing but COPY's line in their context; a constraint of the
+ * target names the table, also where it is checked after COPY (a foreign key).
+ */
+static Fault
+fault_of(const Sink *sink, const Group *group)
+{
+	const char *relation =
+		group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
+
+	if (copy_context_is_plain(sink->context, relation))
+		return FAULT_ROW;
+	if (strncmp(sink->sqlstate, "23", 2) == 0 && is_target(sink))
+		return FAULT_ROW;
+	return strcmp(sink->sqlstate, "P0001") == 0 ? FAULT_SUSPECT : FAULT_HANDLER;
+}
+
+static void
+refuse_row(Sink *sink, int row, Fault fault)
+{
+	DeadLetter *dead;
+
+	log_line(LOG_DEBUG, "batch %" PRId64 ": row refused: %s (SQLSTATE %s)", sink->batch->number, sink->reason,
+			 sink->sqlstate);
+	dead = row_kill(sink->batch, &sink->batch->rows[row], "store", sink->sqlstate, sink->reason);
+	dead->is_suspect = fault != FAULT_ROW;
+	sink->n_suspects += fault != FAULT_ROW;
+	sink->n_broken += fault == FAULT_HANDLER;
+}
+
+/* The batch is not stored: what a handler refused may be accepted next time. */
+static void
+revive_suspects(Batch *batch)
+{
+	for (int i = 0; i < batch->n_rows; i++)
+		if (batch->rows[i].dead != NULL && batch->rows[i].dead->is_suspect)
+			batch->rows[i].dead = NULL;
+}
+
+/* True when the handler refuses single rows from all over the group: then it is not the rows. */
 static SinkStatus
 probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_refused)
 {
-	int n_probes = n_rows < PROBED_ROWS ? n_rows : PROBED_ROWS;
+	int n_probes = n_rows < PROBED_ROWS ? n_rows : PROBED_ROWS, n_refused = 0;
 
-	*all_refused = true;
-	for (int i = 0; i < n_probes && *all_refused; i++)
+	*all_refused = false;
+	for (int i = 0; i < n_probes; i++)
 	{
 		bool is_data;
 		const int *row = &order[(int64_t) (i + 1) * n_rows / n_probes - 1];
@@ -842,44 +1091,50 @@ probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_re
 
 		if (status != SINK_OK)
 			return status;
-		status = copy_rows(sink, group, row, 1, &is_data);
-		if (status != SINK_OK && !is_data)
-			return status;
-		if (status == SINK_OK || named_row(sink, group, 1) >= 0)
-			*all_refused = false;
+		SinkStatus copied = copy_rows(sink, group, row, 1, &is_data);
+		if (copied != SINK_OK && !is_data)
+			return copied;
+		/* A row that COPY itself refuses never came to the handler. */
+		n_refused += copied != SINK_OK && fault_of(sink, group) != FAULT_ROW;
 		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_probe; RELEASE SAVEPOINT millrace_probe", 0, NULL,
 					 NULL);
 		if (status != SINK_OK)
 			return status;
+		if (copied == SINK_OK)
+			return SINK_OK;
 	}
+	*all_refused = n_refused > 0;
 	return SINK_OK;
 }
 
-/* One row is refused although COPY names none: the row's fault, or a handler's? */
 static SinkStatus
-refuse_single(Sink *sink, const Group *group, const int *order, const int *group_order, int n_group_rows)
+not_the_data(const Sink *sink)
 {
-	bool all_refused;
-
-	refuse_row(sink, order[0]);
-	sink->n_unnamed++;
-	if (sink->n_accepted > 0 || sink->is_row_fault ||
-		sink->n_unnamed < (n_group_rows < TRIED_ROWS ? n_group_rows : TRIED_ROWS) || n_group_rows < FEW_ROWS)
-		return SINK_OK;
-	SinkStatus status = probe(sink, group, group_order, n_group_rows, &all_refused);
-	if (status != SINK_OK)
-		return status;
-	sink->is_row_fault = !all_refused;
-	if (!all_refused)
-		return SINK_OK;
 	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s (SQLSTATE %s)%s%s",
 			 sink->reason, sink->sqlstate, sink->context[0] ? "; context: " : "", sink->context);
 	return SINK_BROKEN;
 }
 
+/* A handler has refused a row: is it the row, or the handler?  Asked early, before the whole batch is tried. */
+static SinkStatus
+suspect_handler(Sink *sink, const Group *group, const int *group_order, int n_group_rows)
+{
+	bool all_refused;
+
+	if (sink->n_accepted > 0 || sink->is_row_fault ||
+		sink->n_suspects < (n_group_rows < TRIED_ROWS ? n_group_rows : TRIED_ROWS) || n_group_rows < FEW_ROWS)
+		return SINK_OK;
+	SinkStatus status = probe(sink, group, group_order, n_group_rows, &all_refused);
+	if (status != SINK_OK)
+		return status;
+	sink->is_row_fault = !all_refused;
+	return all_refused ? not_the_data(sink) : SINK_OK;
+}
+
 /* Stores rows order[0 .. n_rows) but for those that are refused. */
 static SinkStatus
-store_carefully(Sink *sink, const Group *group, int *order, int n_rows, int *group_order, int n_group_rows)
+store_some(Sink *sink, const Group *group, const int *order, int n_rows, const int *group_order,
+		   int n_group_rows)
 {
 	while (n_rows > 0)
 	{
@@ -900,19 +1155,44 @@ store_carefully(Sink *sink, const Group *group, int *order, int n_rows, int *gro
 			run(sink, "ROLLBACK TO SAVEPOINT millrace_rows; RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
 		if (status != SINK_OK)
 			return status;
-		int bad = named_row(sink, group, n_rows);
+		int bad = n_rows == 1 ? 0 : named_row(sink, group, n_rows);
 		int n_before = bad >= 0 ? bad : n_rows / 2;
 		if (bad >= 0)
-			refuse_row(sink, order[bad]);
-		else if (n_rows == 1)
-			return refuse_single(sink, group, order, group_order, n_group_rows);
-		status = store_carefully(sink, group, order, n_before, group_order, n_group_rows);
+		{
+			Fault fault = fault_of(sink, group);
+
+			refuse_row(sink, order[bad], fault);
+			if (fault != FAULT_ROW &&
+				(status = suspect_handler(sink, group, group_order, n_group_rows)) != SINK_OK)
+				return status;
+		}
+		status = store_some(sink, group, order, n_before, group_order, n_group_rows);
 		if (status != SINK_OK)
 			return status;
 		order += n_before + (bad >= 0);
 		n_rows -= n_before + (bad >= 0);
 	}
 	return SINK_OK;
+}
+
+/* In pieces, so that a row that is refused costs the sending of a piece and not of the batch. */
+static SinkStatus
+store_carefully(Sink *sink, const Group *group, const int *order, int n_rows)
+{
+	SinkStatus status = SINK_OK;
+
+	for (int done = 0, n; done < n_rows && status == SINK_OK; done += n)
+	{
+		int n_before = sink->n_accepted;
+
+		n = n_rows - done < sink->careful_rows ? n_rows - done : sink->careful_rows;
+		status = store_some(sink, group, order + done, n, order, n_rows);
+		if (sink->n_accepted - n_before == n && sink->careful_rows < MOST_CAREFUL_ROWS)
+			sink->careful_rows *= 2;
+		else if (sink->n_accepted - n_before < n && sink->careful_rows > LEAST_CAREFUL_ROWS)
+			sink->careful_rows /= 2;
+	}
+	return status;
 }
 
 /* All groups.  *is_data: a row was refused in the hopeful pass; the transaction has to be done again. */
@@ -933,18 +1213,23 @@ store_rows(Sink *sink, bool *is_data)
 		if (n_rows == 0)
 			continue;
 		if (sink->is_careful)
-			status = store_carefully(sink, group, order, n_rows, order, n_rows);
+			status = store_carefully(sink, group, order, n_rows);
 		else if ((status = copy_rows(sink, group, order, n_rows, is_data)) != SINK_OK && *is_data)
 		{
 			int bad = named_row(sink, group, n_rows);
 
-			if (bad >= 0)
-				refuse_row(sink, order[bad]);
+			if (bad >= 0 && fault_of(sink, group) == FAULT_ROW)
+				refuse_row(sink, order[bad], FAULT_ROW);
 		}
 		if (status != SINK_OK)
 			return status;
 		order += n_rows;
 	}
+	if (sink->n_broken > 0 && sink->n_accepted == 0)
+		return not_the_data(sink);
+	/* Batches of a few rows: one alone proves nothing. */
+	if (sink->n_suspects > 0 && sink->n_accepted == 0 && sink->n_lost_batches + 1 >= LOST_BATCHES)
+		return not_the_data(sink);
 	return SINK_OK;
 }
 
@@ -1049,10 +1334,10 @@ is_touched(const Position *position)
 
 /* An element of an array literal, quoted. */
 static void
-array_text(Buffer *out, const char *text)
+array_text(Buffer *out, const char *text, size_t n_bytes)
 {
 	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
-	for (; *text; text++)
+	for (const char *end = text + n_bytes; text < end; text++)
 	{
 		if (*text == '"' || *text == '\\')
 			buffer_add(out, "\\", 1);
@@ -1092,7 +1377,7 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 
 		if (!is_touched(position))
 			continue;
-		array_text(&arrays[ARRAY_TOPIC], position->topic);
+		array_text(&arrays[ARRAY_TOPIC], position->topic, strlen(position->topic));
 		array_number(&arrays[ARRAY_PARTITION], position->partition);
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
@@ -1232,7 +1517,7 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 	if (status == SINK_OK)
 		status = commit(sink, is_data);
 	if (status != SINK_OK && status != SINK_LOST && run(sink, "ROLLBACK", 0, NULL, NULL) == SINK_LOST)
-		status = status == SINK_FENCED || status == SINK_BROKEN ? status : SINK_LOST;
+		status = status == SINK_FENCED || status == SINK_BROKEN || status == SINK_DENIED ? status : SINK_LOST;
 	return status;
 }
 
@@ -1262,10 +1547,16 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 	sink->columns = columns;
 	sink->batch = batch;
 	sink->is_careful = false;
-	sink->n_accepted = sink->n_unnamed = 0;
+	sink->n_accepted = sink->n_suspects = sink->n_broken = 0;
+	sink->careful_rows = CAREFUL_ROWS;
 	sink->is_row_fault = false;
-	if (sink->is_commit_unknown && (status = settle_commit(sink, &is_stored)) != SINK_OK)
-		return status;
+	if (sink->is_commit_unknown)
+	{
+		if ((status = settle_commit(sink, &is_stored)) != SINK_OK)
+			return status;
+		if (!is_stored)
+			revive_suspects(batch);
+	}
 	n_rows = group_rows(sink);
 	if (!is_stored)
 		log_line(LOG_INFO, "batch %" PRId64 ": copying %d rows", batch->number, n_rows);
@@ -1275,11 +1566,20 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		if (status == SINK_OK)
 			break;
 		if (!is_data || sink->is_careful)
+		{
+			/* With COMMIT unanswered the dead letters may be stored: they stay until it is known. */
+			if (!sink->is_commit_unknown)
+				revive_suspects(batch);
 			return status;
+		}
 		/* A second pass, with savepoints.  The row that was named is out already. */
 		sink->is_careful = true;
 		group_rows(sink);
 	}
+	if (sink->n_accepted > 0 || (n_rows > 0 && !sink->is_careful))
+		sink->n_lost_batches = 0;
+	else if (sink->n_suspects > 0)
+		sink->n_lost_batches++;
 	n_rows = 0;
 	n_dead = 0;
 	for (int i = 0; i < batch->n_rows; i++)
@@ -1340,6 +1640,9 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 			return false;
 		case SINK_LOST:
 			return reconnect(sink, retry, exit_code);
+		case SINK_DENIED:
+			*exit_code = EXIT_TARGET;
+			return false;
 		case SINK_FENCED:
 			*exit_code = EXIT_FENCED;
 			return false;

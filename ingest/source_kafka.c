@@ -235,6 +235,7 @@ revoke(KafkaSource *source, const rd_kafka_topic_partition_list_t *partitions)
 		log_line(LOG_INFO, "%s[%" PRId32 "]: taken away", partition->topic, partition->partition);
 	}
 	batch_drop_unassigned(source->batch);
+	source->was_assigned = false; /* nothing is known to be read until the next assignment */
 	if (strcmp(rd_kafka_rebalance_protocol(source->client), "COOPERATIVE") == 0)
 		log_client_error("revoke", rd_kafka_incremental_unassign(source->client, partitions));
 	else

@@ -246,7 +246,8 @@ event_time(const Mapping *mapping, const Value *value)
 	if (value->kind != VALUE_TEXT || !time_parse(value->data, value->n_bytes, &time_us, &has_zone))
 		return NO_TIME;
 	if (mapping->ignores_zone)
-		return has_zone ? NO_TIME : mapping->is_date ? time_us - time_us % INT64_C(86400000000) : time_us;
+		/* The parser has applied the zone that PostgreSQL ignores: the server is asked. */
+		return has_zone ? NO_TIME : mapping->is_date ? start_of_day(time_us) : time_us;
 	return has_zone || mapping->is_utc ? time_us : NO_TIME;
 }
 
@@ -290,6 +291,15 @@ transform_row(Mapping *mapping, const Message *message, const Value *values)
 
 	Row *row = batch_add(mapping->batch, message);
 	row->time_us = mapping->time_index >= 0 ? event_time(mapping, &time) : NO_TIME;
+	if (row->time_us == NO_TIME && mapping->time_index >= 0 && mapping->router->table->is_routed)
+	{
+		row->is_defaulted = time.kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
+		if (time.kind == VALUE_TEXT)
+		{
+			row->time_text = arena_copy(&mapping->batch->arena, time.data, time.n_bytes);
+			row->time_bytes = time.n_bytes;
+		}
+	}
 	row->omitted = 0;
 	char *start = arena_reserve(&mapping->batch->arena, room), *out = start;
 	for (int i = 0; i < mapping->n_columns; i++)

@@ -465,6 +465,14 @@ text_defect(const char *text, size_t n_bytes, size_t *at)
 
 #define DAY_US INT64_C(86400000000)
 
+int64_t
+start_of_day(int64_t time_us)
+{
+	int64_t rest = time_us % DAY_US;
+
+	return time_us - rest - (rest < 0 ? DAY_US : 0);
+}
+
 /* Days since 1970-01-01 in the proleptic Gregorian calendar; year >= 1.  Counts from 1 March of year 0. */
 static int64_t
 days_from_civil(int64_t year, int month, int day)

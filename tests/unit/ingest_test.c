@@ -18,8 +18,11 @@
 /* ---- a chain from decoder to batch over a table made up here ---- */
 
 static Column columns[] = {
-	{"id", "id", 23, false, false},	   {"name", "name", 25, false, false}, {"at", "at", 1184, false, false},
-	{"note", "note", 25, false, true}, {"doc", "doc", 3802, true, false},
+	{.name = "id", .quoted = "id", .type_oid = 23},
+	{.name = "name", .quoted = "name", .type_oid = 25},
+	{.name = "at", .quoted = "at", .type_oid = 1184},
+	{.name = "note", .quoted = "note", .type_oid = 25, .has_default = true},
+	{.name = "doc", .quoted = "doc", .type_oid = 3802, .is_json = true},
 };
 static Table table = {
 	.name = "public.t", .relation = "t", .columns = columns, .n_columns = 5, .time_column = "at"};
@@ -476,6 +479,11 @@ test_copy_context(void **state)
 	assert_int_equal(copy_context_line("COPY other, line 5", "t"), 0);
 	assert_int_equal(copy_context_line("COPY a, line 3, line 8, column x", "a, line 3"), 8);
 	assert_int_equal(copy_context_line("", "t"), 0);
+	assert_true(copy_context_is_plain("COPY t, line 5, column id: \"PL/pgSQL function f()\"", "t"));
+	assert_false(copy_context_is_plain("PL/pgSQL function f() line 3 at RAISE\nCOPY t, line 9: \"1\"", "t"));
+	assert_false(copy_context_is_plain("millrace stream \"s\"", "t"));
+	assert_false(copy_context_is_plain("COPY other, line 5", "t"));
+	assert_false(copy_context_is_plain("", "t"));
 }
 
 /* ---- routing ---- */
@@ -528,7 +536,16 @@ test_sane_range(void **state)
 	router_route(&router, &batch, row);
 	assert_null(row->dead);
 	assert_int_equal(row->leaf, LEAF_WANTED);
+	/* Where no partition would have to be made, any time will do. */
+	routed.is_routed = false;
+	row = batch_add(&batch, &message);
+	row->time_us = -1;
+	router_route(&router, &batch, row);
+	assert_null(row->dead);
 	batch_free(&batch);
+	assert_int_equal(start_of_day(-1), -DAY_US);
+	assert_int_equal(start_of_day(-DAY_US), -DAY_US);
+	assert_int_equal(start_of_day(DAY_US + 1), DAY_US);
 }
 
 /* infinity and the like must not make a partition: only the server can read them. */

@@ -151,6 +151,98 @@ run --once --target.table=child --source.name=child
 is "$? $(letters | cut -d'|' -f2-) $(value 'SELECT count(*) FROM child')" "0 300|store|23503 299" "a deferred constraint that fails at COMMIT costs one row"
 value 'DROP TABLE child'
 
+# ---- whose fault it is ----
+
+dead() { value 'SELECT sqlstate, count(*) FROM millrace.dead_letters GROUP BY 1 ORDER BY 1'; }
+at_all() { value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters)'; }
+clean
+value "CREATE TABLE customer (id int PRIMARY KEY); CREATE TABLE sale (id int, customer int REFERENCES customer)"
+{ echo id,customer; seq 1 30 | sed 's/$/,7/'; } >"$work/in/a.csv"
+run --once --target.table=sale
+is "$? $(dead)" "0 23503|30" "a foreign key that no row satisfies: dead letters"
+clean
+value "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0" && psql -qX -d latin -c 'CREATE EXTENSION millrace' -c 'CREATE TABLE t (id int, name text)'
+{ echo id,name; seq 1 30 | sed 's/$/,日本/'; } >"$work/in/a.csv"
+run --once --target.connection=dbname=latin
+is "$? $(psql -AtXq -d latin -c 'SELECT sqlstate, count(*) FROM millrace.dead_letters GROUP BY 1')" "0 22P05|30" "what the database's encoding has not: dead letters"
+for when in BEFORE AFTER; do
+	clean
+	value "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 / 0; RETURN NEW; END'; CREATE TRIGGER z $when INSERT ON t FOR EACH ROW EXECUTE FUNCTION broken()"
+	{ echo id,name; echo 1,fine; } >"$work/in/d.csv"
+	run --once
+	is "$? $(at_all)" "7 0|0" "a broken $when trigger stops a batch of one row"
+	{ echo id,name; seq -f '%.0f,fine' 1 600; } >"$work/in/d.csv"
+	run --once
+	is "$? $(at_all)" "7 0|0" "and a large one"
+	value "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 / (NEW.id - 7); RETURN NEW; END'"
+	run --once
+	is "$? $(at_all)" "0 599|1" "one that fails for the value of a single row costs this row"
+	value "TRUNCATE t, millrace.dead_letters, millrace.ingest_offsets"
+	value "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION \$\$never\$\$; END'"
+	rm "$work"/in/*
+	for n in 1 2 3 4 5; do { echo id,name; echo $n,fine; } >"$work/in/$n.csv"; done
+	run --once
+	is "$? $(at_all)" "7 0|2" "one that raises for every row stops the stream after a few small batches"
+	value 'DROP TRIGGER z ON t'
+done
+clean
+{ echo id,name; yes x,y | head -20000; } >"$work/in/e.csv"
+start=$SECONDS
+run --once
+is "$? $(dead)" "0 22P02|20000" "a file of nothing but bad rows"
+ok "$((SECONDS - start > 15))" "in a few seconds"
+
+# ---- times that only the server can read ----
+
+leaves() { value "SELECT string_agg(to_char(from_time, 'YYYYMMDD'), ' ' ORDER BY from_time) FROM millrace.partitions('$1')"; }
+psql -qAtX -v ON_ERROR_STOP=1 <<'SQL' >/dev/null || exit 1
+CREATE TABLE zoned (id int, at timestamptz DEFAULT '2024-08-15 00:00+00') PARTITION BY RANGE (at);
+CREATE TABLE plain (id int, at timestamp) PARTITION BY RANGE (at);
+CREATE TABLE days (id int, at date) PARTITION BY RANGE (at);
+SELECT millrace.create_source(t, 'at', '1 day') FROM unnest('{zoned,plain,days}'::regclass[]) t;
+SQL
+clean
+printf 'id,at\n1,2024-03-01 00:30\n2,"March 5, 2024 10:00"\n3,nonsense\n4,infinity\n5,2024-03-01 00:30\n' >"$work/in/a.csv"
+run --once --target.table=zoned --target.timezone=Europe/Berlin
+is "$? $(leaves zoned) $(value 'SELECT count(*) FROM zoned') $(dead)" "0 20240229 20240305 3 22007|1
+23514|1" "times without a zone in a zone, and in words: partitions are made"
+clean
+printf 'id\n1\n' >"$work/in/b.csv"
+run --once --target.table=zoned
+is "$? $(leaves zoned) $(dead)" "0 20240229 20240305 20240815 " "a partition for the DEFAULT"
+clean
+printf 'id,at\n1,2024-03-01T23:30:00-05:00\n2,1969-12-31 05:00\n' >"$work/in/a.csv"
+run --once --target.table=plain --target.min_time=1900-01-01
+is "$? $(leaves plain) $(dead)" "0 19691231 20240301 " "a zone that the column ignores"
+clean
+printf 'id,at\n1,1969-12-30 05:00\n' >"$work/in/a.csv"
+run --once --target.table=days --target.min_time=1900-01-01
+is "$? $(leaves days) $(dead)" "0 19691230 " "a date before 1970"
+clean
+value "TRUNCATE zoned; CREATE TABLE zoned_rest PARTITION OF zoned DEFAULT; INSERT INTO zoned VALUES (1, '2024-06-01 12:00Z')"
+printf 'id,at\n1,2024-06-01T13:00Z\n2,2024-06-01T14:00Z\n3,2024-06-02T14:00Z\n' >"$work/in/a.csv"
+run --once --target.table=zoned
+is "$? $(value 'SELECT tableoid::regclass, count(*) FROM zoned GROUP BY 1 ORDER BY 1') $(grep -c 'no partition can be made' "$work/log")" "0 zoned_rest|3
+zoned_20240602|1 1" "a default partition that holds rows of the time keeps them, with one warning"
+
+# ---- standard input, when it cannot be stored ----
+
+clean
+mkfifo "$work/pipe"
+"$millrace" run "$work/in.ini" --source.type=stdin --csv.header=false --csv.columns=id --target.retry=10min >"$work/log" 2>&1 <"$work/pipe" &
+pid=$!
+exec 9>"$work/pipe"
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace' AND query LIKE '%ingest_offsets%'" 1
+value 'ALTER TABLE t RENAME TO gone'
+seq 1 10 >&9
+until_true says 'server refuses'
+kill -TERM $pid
+wait $pid
+is $? 7 "stopped while standard input cannot be stored: status 7"
+like "$(cat "$work/log")" "before the last 10 rows of standard input could be stored" "and says how many rows were not"
+exec 9>&-
+value 'ALTER TABLE gone RENAME TO t'
+
 # ---- the database goes away ----
 
 hold() { # keeps writers of t out until release: the batch hangs in COPY
