@@ -387,8 +387,12 @@ load_flag(Config *config, const char *flag)
 		const char *words[] = {"--once", "--progress", "--help", "--version"};
 		const char *nearest = name_nearest(flag, words, 4);
 
-		report_at(config, "command line", 0, "unknown option \"%s\"%s%s%s", flag,
-				  nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+		/* What stands behind the =, or alone, may be a password. */
+		if (strncmp(flag, "--", 2) != 0)
+			report_at(config, "command line", 0, "an argument is not an option: write --section.key=value");
+		else
+			report_at(config, "command line", 0, "unknown option \"%.*s\"%s%s%s", (int) strcspn(flag, "="),
+					  flag, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
 		return;
 	}
 	if (value == NULL)

@@ -270,6 +270,8 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 		return 0;
 	if (n_bytes >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0)
 		skip = 3; /* spreadsheets write a byte-order mark */
+	if (n_bytes == skip && at_end)
+		return skip; /* nothing behind the mark: an empty file */
 	csv_expect(decoder, 1 << 14);
 	buffer_room(&decoder->scratch, n_bytes);
 	CsvResult result = csv_record(decoder, data + skip, n_bytes - skip, at_end, &used, &reason);
@@ -297,8 +299,9 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 	return skip + used;
 }
 
-static void
-csv_row(Decoder *decoder, const Message *message)
+/* Returns false, and does nothing, when the record spans several lines and has the wrong number of fields. */
+static bool
+csv_row(Decoder *decoder, const Message *message, bool may_split)
 {
 	char reason[120];
 	size_t at = 0;
@@ -308,14 +311,17 @@ csv_row(Decoder *decoder, const Message *message)
 	{
 		snprintf(reason, sizeof reason, "%s at byte %zu", defect, at);
 		batch_dead_letter(decoder->batch, message, "decode", "", reason);
-		return;
+		return true;
 	}
 	if (decoder->n_fields != decoder->n_expected)
 	{
+		/* Two stray quotes make one record of many lines; only the first is known to be wrong. */
+		if (may_split && memchr(message->data, '\n', message->n_bytes) != NULL)
+			return false;
 		snprintf(reason, sizeof reason, "%d fields where %d are expected", decoder->n_fields,
 				 decoder->n_expected);
 		batch_dead_letter(decoder->batch, message, "decode", "", reason);
-		return;
+		return true;
 	}
 	for (int i = 0; i < decoder->mapping->n_columns; i++)
 	{
@@ -324,6 +330,7 @@ csv_row(Decoder *decoder, const Message *message)
 		decoder->values[i] = field >= 0 ? decoder->fields[field] : (Value){NULL, 0, VALUE_MISSING};
 	}
 	transform_row(decoder->mapping, message, decoder->values);
+	return true;
 }
 
 /* ---- JSON ---- */
@@ -728,7 +735,7 @@ decode_message(Decoder *decoder, const Message *message)
 	else if (used < message->n_bytes)
 		batch_dead_letter(decoder->batch, message, "decode", "", "more than one CSV record");
 	else
-		csv_row(decoder, message);
+		csv_row(decoder, message, false);
 }
 
 void
@@ -800,9 +807,18 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 		batch_dead_letter(decoder->batch, message, "decode", "", reason);
 	else if (message->n_bytes == 0 && (!is_csv || decoder->n_expected != 1))
 		decoder->batch->has_moved = true; /* a blank line */
-	else if (is_csv)
-		csv_row(decoder, message);
-	else
+	else if (is_csv && !csv_row(decoder, message, true))
+	{
+		char text[120];
+
+		line_end = memchr(data, '\n', used);
+		used = (size_t) (line_end + 1 - data);
+		message->n_bytes = without_line_end(data, used);
+		snprintf(text, sizeof text, "%d fields where %d are expected, in a record of several lines",
+				 decoder->n_fields, decoder->n_expected);
+		batch_dead_letter(decoder->batch, message, "decode", "", text);
+	}
+	else if (!is_csv)
 		json_row(decoder, message);
 	return used;
 }

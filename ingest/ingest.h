@@ -55,7 +55,9 @@ char *mem_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 typedef struct Arena
 {
 	struct ArenaChunk *first, *current;
-	size_t used_bytes; /* handed out since the last reset */
+	struct ArenaChunk *large;	 /* one for each piece that fits no ordinary chunk; freed at reset */
+	struct ArenaChunk *reserved; /* where arena_reserve() found room */
+	size_t used_bytes;			 /* handed out since the last reset */
 } Arena;
 
 void *arena_alloc(Arena *arena, size_t n_bytes);   /* aligned to 8 */

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define READ_BYTES ((size_t) 1 << 18)
+#define MARK "\xEF\xBB\xBF" /* byte-order mark: spreadsheets begin a file with it */
 
 struct FileSource
 {
@@ -27,7 +28,9 @@ struct FileSource
 	char **names; /* to be read, in order */
 	int n_names, next_name;
 	Positions known; /* by name */
-	bool is_known;
+	bool is_known, has_warned_short, has_warned_name;
+	bool needs_bytes; /* what is in data is less than a record */
+	size_t used;	  /* of data, already decoded */
 	int n_done, n_total;
 	/* the open file */
 	int fd; /* -1: none */
@@ -123,13 +126,33 @@ scan(FileSource *source)
 	{
 		struct stat about;
 
-		if (!is_wanted(source->config, entry->d_name) ||
-			fstatat(dirfd(directory), entry->d_name, &about, 0) != 0 || !S_ISREG(about.st_mode) ||
+		size_t at;
+
+		if (!is_wanted(source->config, entry->d_name))
+			continue;
+		if (text_defect(entry->d_name, strlen(entry->d_name), &at) != NULL)
+		{
+			if (!source->has_warned_name)
+				log_line(LOG_WARNING,
+						 "the name of file \"%s\" is not UTF-8: it is not read, nor are others like it",
+						 entry->d_name);
+			source->has_warned_name = true;
+			continue;
+		}
+		if (fstatat(dirfd(directory), entry->d_name, &about, 0) != 0 || !S_ISREG(about.st_mode) ||
 			about.st_size == 0)
 			continue;
 		int64_t offset = known_offset(source, entry->d_name);
 		if (offset > about.st_size)
-			log_line(LOG_DEBUG, "file \"%s\" is shorter than what was read from it", entry->d_name);
+		{
+			/* Once, not at every search of the directory: the same position again does not warn. */
+			if (!source->has_warned_short)
+				log_line(LOG_WARNING,
+						 "file \"%s\" is shorter than what was read from it, and is not read; give new data "
+						 "a new name",
+						 entry->d_name);
+			source->has_warned_short = true;
+		}
 		if (offset >= about.st_size)
 		{
 			source->n_done++;
@@ -182,9 +205,20 @@ consume(FileSource *source, size_t n_bytes)
 	source->offset += (int64_t) n_bytes;
 }
 
+/* The decoded bytes leave the buffer: once a read, however many batches it gave. */
+static void
+compact(FileSource *source)
+{
+	if (source->used > 0)
+		consume(source, source->used);
+	source->used = 0;
+}
+
 static void
 close_file(FileSource *source)
 {
+	source->used = 0;
+	source->needs_bytes = true;
 	if (source->fd > 0)
 		close(source->fd);
 	source->fd = -1;
@@ -245,6 +279,14 @@ read_header(FileSource *source)
 	}
 	if (code != EXIT_DONE)
 		return code;
+	/* Where no header was read that took it along. */
+	while (n_header == 0 && source->data.n_bytes < sizeof MARK - 1 && !source->at_end && !stop_requested() &&
+		   memcmp(source->data.data ? source->data.data : "", MARK, source->data.n_bytes) == 0)
+		if (!fill(source, 200))
+			return EXIT_SOURCE;
+	if (n_header == 0 && source->data.n_bytes >= sizeof MARK - 1 &&
+		memcmp(source->data.data, MARK, sizeof MARK - 1) == 0)
+		n_header = sizeof MARK - 1;
 	if (source->config->type == SOURCE_STDIN)
 	{
 		/* Positions of a stream go on counting from where the last run ended. */
@@ -266,6 +308,12 @@ open_file(FileSource *source, char *path, const char *topic)
 
 	source->path = path;
 	source->fd = source->config->type == SOURCE_STDIN ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	if (source->fd < 0 && errno == ENOENT && source->config->type == SOURCE_DIRECTORY)
+	{
+		log_line(LOG_WARNING, "file \"%s\" is gone before it was read", path);
+		close_file(source);
+		return EXIT_DONE;
+	}
 	if (source->fd < 0)
 	{
 		log_line(LOG_ERROR, "cannot read \"%s\": %s", path, strerror(errno));
@@ -280,7 +328,8 @@ open_file(FileSource *source, char *path, const char *topic)
 	while (sink_again(source->sink, &retry, status, &code));
 	if (status != SINK_OK)
 		return code;
-	source->data.n_bytes = 0;
+	source->data.n_bytes = source->used = 0;
+	source->needs_bytes = true;
 	source->offset = source->config->type == SOURCE_STDIN ? position->stored : 0;
 	source->at_end = false;
 	decode_start(source->decoder, path);
@@ -356,7 +405,9 @@ next_file(FileSource *source, ExitCode *exit_code)
 	}
 	const char *name = source->names[source->next_name++];
 	*exit_code = open_file(source, mem_printf("%s/%s", config->path, name), name);
-	return *exit_code == EXIT_DONE ? SOURCE_MORE : SOURCE_FAILED;
+	if (*exit_code != EXIT_DONE)
+		return SOURCE_FAILED;
+	return source->fd >= 0 ? SOURCE_MORE : SOURCE_IDLE;
 }
 
 SourceStatus
@@ -366,23 +417,31 @@ file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code)
 	{
 		SourceStatus status = next_file(source, exit_code);
 
-		if (status == SOURCE_IDLE)
+		if (status == SOURCE_IDLE && source->next_name >= source->n_names)
 			wait_ms(source->config->poll_ms < wait ? source->config->poll_ms : wait);
 		if (status != SOURCE_MORE)
 			return status;
 	}
+	/* What is there is decoded before more is read: a full batch left whole records behind. */
 	size_t n_before = source->data.n_bytes;
-	if (!source->at_end && !fill(source, wait))
+	if (!source->at_end && (source->needs_bytes || n_before == source->used))
 	{
-		*exit_code = EXIT_SOURCE;
-		return SOURCE_FAILED;
+		compact(source);
+		n_before = source->data.n_bytes;
+		if (!fill(source, wait))
+		{
+			*exit_code = EXIT_SOURCE;
+			return SOURCE_FAILED;
+		}
 	}
 	bool has_read = source->data.n_bytes > n_before;
 	/* Decode until the batch is full or the buffer holds no whole record. */
-	size_t used = decode_bytes(source->decoder, source->data.data, source->data.n_bytes, source->at_end,
-							   source->position, source->offset);
-	consume(source, used);
-	if (source->at_end && source->data.n_bytes == 0)
+	size_t used =
+		decode_bytes(source->decoder, source->data.data + source->used, source->data.n_bytes - source->used,
+					 source->at_end, source->position, source->offset + (int64_t) source->used);
+	source->used += used;
+	source->needs_bytes = !batch_is_full(source->batch);
+	if (source->at_end && source->data.n_bytes == source->used)
 	{
 		bool is_directory = source->config->type == SOURCE_DIRECTORY;
 

@@ -125,50 +125,52 @@ typedef struct ArenaChunk
 	_Alignas(8) char data[];
 } ArenaChunk;
 
-/* The current chunk has room for n_bytes afterwards. */
-static void
-arena_chunk(Arena *arena, size_t n_bytes)
+static ArenaChunk *
+chunk_make(size_t size)
 {
-	ArenaChunk *chunk = arena->current ? arena->current->next : arena->first;
+	ArenaChunk *chunk = size > SIZE_MAX - sizeof(ArenaChunk) ? NULL : malloc(sizeof(ArenaChunk) + size);
 
-	/* A kept chunk that is too small stays in the list for the next batch. */
-	while (chunk != NULL && chunk->n_bytes < n_bytes)
-	{
-		arena->current = chunk;
-		chunk = chunk->next;
-	}
 	if (chunk == NULL)
-	{
-		size_t size = n_bytes > CHUNK_BYTES ? n_bytes : CHUNK_BYTES;
-
-		if (size > SIZE_MAX - sizeof(ArenaChunk))
-			out_of_memory(size);
-		chunk = malloc(sizeof(ArenaChunk) + size);
-		if (chunk == NULL)
-			out_of_memory(size);
-		chunk->next = NULL;
-		chunk->n_bytes = size;
-		chunk->used = 0;
-		if (arena->current != NULL)
-			arena->current->next = chunk;
-		else
-			arena->first = chunk;
-	}
-	arena->current = chunk;
+		out_of_memory(size);
+	chunk->next = NULL;
+	chunk->n_bytes = size;
+	chunk->used = 0;
+	return chunk;
 }
 
 char *
 arena_reserve(Arena *arena, size_t n_bytes)
 {
+	if (n_bytes > CHUNK_BYTES)
+	{
+		ArenaChunk *chunk = arena->large;
+
+		/* Room that was reserved and not taken is used by the next. */
+		if (chunk == NULL || chunk->n_bytes - chunk->used < n_bytes)
+		{
+			chunk = chunk_make(n_bytes);
+			chunk->next = arena->large;
+			arena->large = chunk;
+		}
+		arena->reserved = chunk;
+		return chunk->data + chunk->used;
+	}
 	if (arena->current == NULL || arena->current->n_bytes - arena->current->used < n_bytes)
-		arena_chunk(arena, n_bytes);
+	{
+		ArenaChunk **link = arena->current ? &arena->current->next : &arena->first;
+
+		if (*link == NULL)
+			*link = chunk_make(CHUNK_BYTES);
+		arena->current = *link;
+	}
+	arena->reserved = arena->current;
 	return arena->current->data + arena->current->used;
 }
 
 void
 arena_take(Arena *arena, size_t n_bytes)
 {
-	arena->current->used += n_bytes;
+	arena->reserved->used += n_bytes;
 	arena->used_bytes += n_bytes;
 }
 
@@ -195,38 +197,33 @@ arena_copy(Arena *arena, const void *data, size_t n_bytes)
 	return copy;
 }
 
+static void
+chunks_free(ArenaChunk *chunk)
+{
+	while (chunk != NULL)
+	{
+		ArenaChunk *next = chunk->next;
+
+		free(chunk);
+		chunk = next;
+	}
+}
+
 void
 arena_reset(Arena *arena)
 {
-	ArenaChunk **link = &arena->first;
-
-	while (*link != NULL)
-	{
-		ArenaChunk *chunk = *link;
-
+	for (ArenaChunk *chunk = arena->first; chunk != NULL; chunk = chunk->next)
 		chunk->used = 0;
-		if (chunk->n_bytes > CHUNK_BYTES)
-		{
-			*link = chunk->next;
-			free(chunk);
-		}
-		else
-			link = &chunk->next;
-	}
-	arena->current = NULL;
+	chunks_free(arena->large);
+	arena->large = arena->current = arena->reserved = NULL;
 	arena->used_bytes = 0;
 }
 
 void
 arena_free(Arena *arena)
 {
-	while (arena->first != NULL)
-	{
-		ArenaChunk *chunk = arena->first;
-
-		arena->first = chunk->next;
-		free(chunk);
-	}
+	chunks_free(arena->large);
+	chunks_free(arena->first);
 	memset(arena, 0, sizeof *arena);
 }
 

@@ -590,6 +590,16 @@ test_arena(void **state)
 		arena_reset(&arena);
 		assert_int_equal(arena.used_bytes, 0);
 	}
+	/* Large pieces that alternate with small ones must not use up a chunk each. */
+	struct ArenaChunk *second = NULL;
+	for (int i = 0; i < 100; i++)
+	{
+		arena_copy(&arena, "abc", 3);
+		arena_reserve(&arena, 2 << 20);
+		arena_take(&arena, 100);
+		second = second ? second : arena.current;
+		assert_ptr_equal(arena.current, second);
+	}
 	arena_free(&arena);
 }
 

@@ -243,6 +243,35 @@ like "$(cat "$work/log")" "before the last 10 rows of standard input could be st
 exec 9>&-
 value 'ALTER TABLE gone RENAME TO t'
 
+# ---- odd files ----
+
+clean
+printf '\xef\xbb\xbf1,one\n2,two\n' >"$work/in/a.csv"
+run --once --csv.header=false --csv.columns=id,name
+is "$? $(value 'SELECT id, name FROM t ORDER BY 1' | tr '\n' ' ')$(dead)" "0 1|one 2|two " "a byte-order mark without a header"
+clean
+printf '\xef\xbb\xbf' >"$work/in/a.csv"
+run --once
+is "$? $(at_all)" "0 0|0" "a file of nothing but a byte-order mark is empty"
+clean
+printf 'id,name\n1,one\n' >"$work/in/a.csv"
+printf 'id,name\n2,two\n' >"$work/in/b.csv"
+printf 'id,name\n3,three\n' >"$work/in/"$'\xff.csv'
+run --once
+is "$? $(value 'SELECT array_agg(id ORDER BY id) FROM t')" "0 {1,2}" "a name that is not UTF-8 is passed over"
+like "$(cat "$work/log")" "is not UTF-8: it is not read" "with a warning"
+printf 'id,name\n' >"$work/in/a.csv"
+run --once
+like "$? $(cat "$work/log")" "^0 .*\"a.csv\" is shorter than what was read from it" "a file that became shorter: a warning"
+clean
+printf 'id,name\n21,"a\n22,b\n23,",z\n24,d\n' >"$work/in/a.csv"
+run --once
+is "$? $(value 'SELECT array_agg(id ORDER BY id) FROM t') $(value "SELECT encode(payload, 'escape') FROM millrace.dead_letters ORDER BY id" | tr '\n' ' ')" '0 {22,24} 21,"a 23,",z ' "a quote that joins lines to a record with too many fields costs the line it stands in"
+run --once -X target.connection=password=swordfish --target.connection
+is "$? $(grep -c swordfish "$work/log")" "2 0" "an argument in the wrong place is not printed"
+run --once password=swordfish --tarket.connection=swordfish --passwrod=swordfish
+is "$? $(grep -c swordfish "$work/log")" "2 0" "nor a value behind ="
+
 # ---- the database goes away ----
 
 hold() { # keeps writers of t out until release: the batch hangs in COPY
