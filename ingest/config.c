@@ -339,6 +339,38 @@ load_file(Config *config)
 
 /* ---- environment and flags ---- */
 
+/* MILLRACE_SOURCE_KAFKA_PROPERTY, and names that are not of our sections, are no concern of this check. */
+static void
+check_variable(Config *config, const char *entry)
+{
+	static const char *const sections[] = {"SOURCE", "CSV", "TARGET", "BATCH", "LOG"};
+	size_t n_bytes = strcspn(entry, "=");
+
+	if (strncmp(entry, "MILLRACE_", 9) != 0 || strncmp(entry, "MILLRACE_SOURCE_KAFKA_", 22) == 0)
+		return;
+	for (size_t s = 0; s < sizeof sections / sizeof sections[0]; s++)
+	{
+		size_t n_section = strlen(sections[s]);
+		bool is_known = false;
+
+		if (strncmp(entry + 9, sections[s], n_section) != 0 || entry[9 + n_section] != '_')
+			continue;
+		for (int i = 0; i < N_OPTIONS && !is_known; i++)
+		{
+			const char *name = options[i].name;
+			size_t n = 0;
+
+			while (name[n] && 9 + n < n_bytes &&
+				   entry[9 + n] == (name[n] == '.' ? '_' : (char) toupper((unsigned char) name[n])))
+				n++;
+			is_known = name[n] == '\0' && 9 + n == n_bytes;
+		}
+		if (!is_known)
+			report_at(config, "environment", 0, "unknown variable %.*s; see millrace run --help",
+					  (int) n_bytes, entry);
+	}
+}
+
 static void
 load_environment(Config *config)
 {
@@ -358,6 +390,8 @@ load_environment(Config *config)
 		snprintf(section, sizeof section, "%.*s", (int) strcspn(options[i].name, "."), options[i].name);
 		put(config, section, strchr(options[i].name, '.') + 1, value, "environment", 0);
 	}
+	for (char **entry = environ; *entry; entry++)
+		check_variable(config, *entry);
 	for (char **entry = environ; *entry; entry++)
 	{
 		static const char prefix[] = "MILLRACE_SOURCE_KAFKA_";

@@ -194,7 +194,7 @@ on_notice(void *context, const PGresult *result)
 
 /* True when connected and set up; otherwise the reason is logged and the connection closed. */
 static bool
-sink_connect(Sink *sink, LogLevel level)
+sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
 	/* What stands before dbname can be overridden by the connection string, what stands behind it cannot. */
 	const char *keys[] = {"fallback_application_name", "connect_timeout", "dbname", "client_encoding", NULL};
@@ -211,9 +211,12 @@ sink_connect(Sink *sink, LogLevel level)
 		goto failed;
 	}
 	PQsetNoticeReceiver(sink->connection, on_notice, NULL);
+	*is_zone_wrong = false;
 	result = PQexecParams(sink->connection, "SELECT pg_catalog.set_config('TimeZone', $1, false)", 1, NULL,
 						  zone, NULL, NULL, 0);
 	bool is_set = PQresultStatus(result) == PGRES_TUPLES_OK;
+	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
 	if (is_set)
 		return true;
@@ -246,12 +249,19 @@ connection_is_valid(Config *config)
 ExitCode
 sink_open(Config *config, Sink **sink)
 {
+	bool is_zone_wrong = false;
+
 	*sink = NULL;
 	if (!connection_is_valid(config))
 		return EXIT_USAGE;
 	*sink = mem_alloc(sizeof(Sink));
 	(*sink)->config = config;
-	return sink_connect(*sink, LOG_ERROR) ? EXIT_DONE : EXIT_CONNECTION;
+	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
+		return EXIT_DONE;
+	if (!is_zone_wrong)
+		return EXIT_CONNECTION;
+	config_error_at(config, "target.timezone", "the server knows no time zone \"%s\"", config->timezone);
+	return EXIT_USAGE;
 }
 
 void
@@ -406,7 +416,14 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 		"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
 		" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
 		" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
-		" WHERE NOT pg_catalog.has_table_privilege(rel, what0)",
+		" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
+		" ELSE pg_catalog.has_table_privilege(rel, what0) END"
+		" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
+		" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
+		" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
+		" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
+		" WHERE i.inhparent = $1::pg_catalog.regclass"
+		" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
 		1, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
@@ -414,6 +431,23 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 						PQgetvalue(result, i, 0));
 	if (status == SINK_OK)
 		PQclear(result);
+	if (!table->makes_partitions)
+		return;
+	/* Only a warning: the partitions that exist may do. */
+	status = run(sink,
+				 "SELECT pg_catalog.has_function_privilege("
+				 "'millrace.ensure_partitions(regclass, timestamptz, timestamptz)', 'EXECUTE')"
+				 " AND pg_catalog.pg_has_role(c.relowner, 'USAGE') FROM pg_catalog.pg_class c"
+				 " WHERE c.oid = $1::pg_catalog.regclass",
+				 1, params, &result);
+	if (status != SINK_OK)
+		return;
+	if (PQntuples(result) == 1 && PQgetvalue(result, 0, 0)[0] == 'f')
+		log_line(LOG_WARNING,
+				 "role %s cannot make partitions of %s: it needs EXECUTE on millrace.ensure_partitions and "
+				 "membership in the role that owns the table",
+				 PQuser(sink->connection), table->name);
+	PQclear(result);
 }
 
 static SinkStatus
@@ -486,6 +520,20 @@ sink_describe(Sink *sink, Config *config, Table *table)
 	PGresult *result = NULL;
 	int n_before = config->n_errors;
 
+	/* to_regclass() would fail without USAGE on the schema. */
+	if (run(sink,
+			"SELECT oid, pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace"
+			" WHERE nspname = 'millrace'",
+			0, NULL, &result) != SINK_OK)
+		return EXIT_CONNECTION;
+	if (PQntuples(result) == 1 && PQgetvalue(result, 0, 1)[0] == 'f')
+	{
+		config_error_at(config, "target.connection", "role %s lacks USAGE on schema millrace",
+						PQuser(sink->connection));
+		PQclear(result);
+		return EXIT_TARGET;
+	}
+	PQclear(result);
 	if (run(sink, "SELECT pg_catalog.to_regclass('millrace.ingest_offsets')", 0, NULL, &result) != SINK_OK)
 		return EXIT_CONNECTION;
 	if (PQgetisnull(result, 0, 0))
@@ -1604,6 +1652,8 @@ pause_longer(Retry *retry)
 static bool
 reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 {
+	bool is_zone_wrong;
+
 	if (retry->lost_since_us == 0)
 		retry->lost_since_us = monotonic_us();
 	for (;;)
@@ -1614,7 +1664,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 			*exit_code = EXIT_DONE;
 			return false;
 		}
-		if (sink_connect(sink, LOG_WARNING))
+		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
 		{
 			sink->counts.n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");

@@ -122,8 +122,7 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 
 		mapping->copy.columns[i] = mapped->column;
 		mapping->copy.default_bit[i] =
-			mapped->column->has_default && mapped->fallback == NULL && n_bits < MAX_DEFAULT_BITS ? n_bits++
-																								 : -1;
+			mapped->column->has_default && mapped->fallback == NULL ? n_bits++ : -1;
 		if (table->time_column == NULL || strcmp(table->time_column, mapped->column->name) != 0)
 			continue;
 		mapping->time_index = i;
@@ -131,6 +130,11 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 			mapped->column->type_oid == TIMESTAMP_OID || mapped->column->type_oid == DATE_OID;
 		mapping->is_date = mapped->column->type_oid == DATE_OID;
 	}
+	if (n_bits > MAX_DEFAULT_BITS)
+		config_error_at(config, "target.table",
+						"%s has %d filled columns with a DEFAULT, at most %d are possible: leave some to the "
+						"server with \"column =\" in [columns]",
+						table->name, n_bits, MAX_DEFAULT_BITS);
 	if (mapping->n_columns == 0 && table->n_columns > 0)
 		config_error_at(config, "target.table", "no column of %s is filled", table->name);
 	return config->n_errors > n_before ? EXIT_TARGET : EXIT_DONE;

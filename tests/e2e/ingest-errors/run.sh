@@ -78,7 +78,7 @@ run --once --target.connection="postgresql://me:swordfish@[bad/x?y"
 is $? 2 "a connection string that cannot be parsed: status 2"
 ok "$(grep -q swordfish "$work/log"; echo $((1 - $?)))" "nor is it then"
 run --once --target.timezone=Nowhere/City
-is $? 4 "unknown time zone"
+is $? 2 "unknown time zone: status 2"
 run --once --source.type=kafka --source.brokers=127.0.0.1:1 --source.topic=x --source.kafka.nonsense=1
 is $? 2 "unknown librdkafka property: status 2"
 like "$(cat "$work/log")" 'No such configuration property: "nonsense"' "in librdkafka's words"
@@ -271,6 +271,34 @@ run --once -X target.connection=password=swordfish --target.connection
 is "$? $(grep -c swordfish "$work/log")" "2 0" "an argument in the wrong place is not printed"
 run --once password=swordfish --tarket.connection=swordfish --passwrod=swordfish
 is "$? $(grep -c swordfish "$work/log")" "2 0" "nor a value behind ="
+
+# ---- a role that may do no more than it needs ----
+
+clean
+psql -qAtX -v ON_ERROR_STOP=1 <<'SQL' >/dev/null || exit 1
+CREATE ROLE owner;
+CREATE ROLE ingester LOGIN;
+GRANT CREATE ON SCHEMA public TO owner;
+CREATE TABLE events (id int, at timestamptz) PARTITION BY RANGE (at);
+SELECT millrace.create_source('events', 'at', '1 day');
+ALTER TABLE events OWNER TO owner;
+SQL
+printf 'id,at\n1,2024-03-01 00:30Z\nx,2024-03-01 00:30Z\n' >"$work/in/a.csv"
+as_ingester() { run --once --target.table=events --target.connection=user=ingester; }
+as_ingester
+like "$? $(cat "$work/log")" "^5 .*role ingester lacks USAGE on schema millrace" "without USAGE: status 5"
+value 'GRANT USAGE ON SCHEMA millrace TO ingester'
+as_ingester
+like "$? $(cat "$work/log")" "^5 .*lacks INSERT on .*lacks USAGE on sequence" "without the others: status 5, all named"
+sed -n '/^```sql grants$/,/^```$/p' "$here/../../../ingest/README.md" | sed '1d;$d' >"$work/grants.sql"
+grep -v '^GRANT owner\|ensure_partitions' "$work/grants.sql" | psql -qAtX -v ON_ERROR_STOP=1
+as_ingester
+like "$? $(cat "$work/log")" "^5 .*role ingester cannot make partitions of public.events" "a partition that it may not make: a warning, then status 5"
+psql -qAtX -v ON_ERROR_STOP=1 -f "$work/grants.sql"
+as_ingester
+is "$? $(value 'SELECT count(*) FROM events') $(dead)" "0 1 22P02|1" "the grants in README.md are enough"
+MILLRACE_BATCH_MAXROWS=3 run --once
+like "$? $(cat "$work/log")" "^2 .*unknown variable MILLRACE_BATCH_MAXROWS" "an unknown environment variable: status 2"
 
 # ---- the database goes away ----
 
