@@ -295,6 +295,16 @@ read_line(char *line, int n_bytes, void *stream)
 		line[0] = '\n';
 		line[1] = '\0';
 	}
+	/* inih tells only the first such line. */
+	const char *c = line + strspn(line, " \t\r\n\f\v");
+	if (reader->line == 1 && strncmp(c, "\xEF\xBB\xBF", 3) == 0)
+		c += 3;
+	if (*c && !strchr(";#[", *c) && c[strcspn(c, "=:")] == '\0')
+	{
+		report_at(reader->config, reader->config->file, reader->line, "neither [section] nor key = value");
+		line[0] = '\n';
+		line[1] = '\0';
+	}
 	return line;
 }
 

@@ -344,15 +344,15 @@ node_find(const Node *parent, const char *name, size_t n_bytes)
 	return NULL;
 }
 
-/* The path's node, made with those before it. */
+/* The path's node, made with those before it.  Without splits the path is one name, dots and all. */
 static Node *
-node_make(Node *root, const char *path)
+node_make(Node *root, const char *path, bool splits)
 {
 	Node *node = root;
 
 	for (;;)
 	{
-		size_t n_bytes = strcspn(path, ".");
+		size_t n_bytes = splits ? strcspn(path, ".") : strlen(path);
 		Node *next = node_find(node, path, n_bytes);
 
 		if (next == NULL)
@@ -693,7 +693,7 @@ decoder_open(const Config *config, Mapping *mapping)
 
 		if (mapped->kind != FIELD_NAMED)
 			continue;
-		Node *node = node_make(&decoder->root, mapped->field);
+		Node *node = node_make(&decoder->root, mapped->field, mapped->rule != NULL);
 		node->columns = mem_grow(node->columns, (size_t) node->n_columns + 1, sizeof(int));
 		node->columns[node->n_columns++] = i;
 	}

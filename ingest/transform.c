@@ -101,6 +101,50 @@ check_rules(Config *config, const Table *table)
 	free(names);
 }
 
+/* Is the field among csv.columns, or the table's columns where they stand for these? */
+static bool
+is_source_field(const Config *config, const Table *table, const char *field)
+{
+	size_t n_field = strlen(field);
+	const char *list = config->csv_columns;
+
+	for (int i = 0; list == NULL && i < table->n_columns; i++)
+		if (strcasecmp(table->columns[i].name, field) == 0)
+			return true;
+	while (list != NULL && *list)
+	{
+		size_t n_bytes = strcspn(list, ","), n_blanks = strspn(list, " ");
+		size_t n_name = n_bytes;
+
+		while (n_name > n_blanks && list[n_name - 1] == ' ')
+			n_name--;
+		if (n_name >= n_blanks && n_name - n_blanks == n_field &&
+			strncasecmp(list + n_blanks, field, n_field) == 0)
+			return true;
+		list += n_bytes + (list[n_bytes] == ',');
+	}
+	return false;
+}
+
+/* Without a header it is known now which fields there are. */
+static void
+check_fields(const Mapping *mapping, Config *config, const Table *table)
+{
+	if (config->format != FORMAT_CSV || config->csv_header)
+		return;
+	for (int i = 0; i < mapping->n_columns; i++)
+	{
+		const Mapped *mapped = &mapping->columns[i];
+
+		if (mapped->kind == FIELD_NAMED && mapped->rule != NULL && mapped->field[0] != '$' &&
+			mapped->fallback == NULL && !is_source_field(config, table, mapped->field))
+			config_error_pair(config, mapped->rule, "there is no field \"%s\": without a header %s",
+							  mapped->field,
+							  config->csv_columns ? "csv.columns names them"
+												  : "they have the names of the table's columns");
+	}
+}
+
 ExitCode
 mapping_build(Mapping *mapping, Config *config, const Table *table)
 {
@@ -110,6 +154,7 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 	mapping->columns = mem_alloc(sizeof(Mapped) * (size_t) (table->n_columns + 1));
 	for (int i = 0; i < table->n_columns; i++)
 		map_column(mapping, config, &table->columns[i]);
+	check_fields(mapping, config, table);
 	mapping->values = mem_alloc(sizeof(Value) * (size_t) (mapping->n_columns + 1));
 	mapping->copy.columns = mem_alloc(sizeof(Column *) * (size_t) (mapping->n_columns + 1));
 	mapping->copy.default_bit = mem_alloc(sizeof(int) * (size_t) (mapping->n_columns + 1));

@@ -300,6 +300,23 @@ is "$? $(value 'SELECT count(*) FROM events') $(dead)" "0 1 22P02|1" "the grants
 MILLRACE_BATCH_MAXROWS=3 run --once
 like "$? $(cat "$work/log")" "^2 .*unknown variable MILLRACE_BATCH_MAXROWS" "an unknown environment variable: status 2"
 
+# ---- fields and names ----
+
+clean
+printf '1,one\n' >"$work/in/a.csv"
+run --once --csv.header=false --csv.columns=id,label --columns.name=lable
+like "$? $(cat "$work/log")" "^5 .*there is no field \"lable\": without a header csv.columns names them" "an unknown field where there is no header"
+run --once --csv.header=false --csv.columns='id, label' --columns.name=label
+is "$? $(value 'SELECT id, name FROM t')" "0 1|one" "a known one"
+clean
+value 'CREATE TABLE dotted (id int, "a.b" text, c text)'
+printf '{"id": 1, "a.b": "x", "a": {"b": "y"}}\n' >"$work/in/a.csv"
+run --once --source.format=json --target.table=dotted --columns.c=a.b
+is "$? $(value 'SELECT * FROM dotted')" "0 1|x|y" "a dot splits only where a rule gives a path"
+printf 'one\n[source]\ntype = stdin\ntwo\n[target]\nthree\ntable = t\n' >"$work/bad.ini"
+"$millrace" check "$work/bad.ini" >"$work/log" 2>&1
+is "$? $(grep -c 'neither \[section\] nor key' "$work/log")" "2 3" "every malformed line is reported"
+
 # ---- the database goes away ----
 
 hold() { # keeps writers of t out until release: the batch hangs in COPY
