@@ -10,6 +10,7 @@ differences() { # rows in which aggregate $1 differs from its query
 # One other session, fed line by line: begin_session, say SQL, end_session; its answers are in $work/session.
 begin_session() {
 	rm -f "$work/fifo"
+	: >"$work/session"
 	mkfifo "$work/fifo"
 	psql -AtXq -v ON_ERROR_STOP=1 <"$work/fifo" >"$work/session" 2>&1 &
 	session=$!
