@@ -13,13 +13,7 @@ CREATE FUNCTION fill(seed int, n int) RETURNS void LANGUAGE sql AS $$
 $$;
 SELECT fill(1, 500);
 
-/* Rows in which a continuous aggregate and its query over the source differ. */
-CREATE FUNCTION differences(name text) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE n bigint;
-BEGIN
-	EXECUTE format('SELECT count(*) FROM ((TABLE %1$I EXCEPT ALL TABLE %2$I) UNION ALL (TABLE %2$I EXCEPT ALL TABLE %1$I)) d', name, name || '_query') INTO n;
-	RETURN n;
-END $$;
+\ir ../lib/streams.sql
 
 -- Continuous aggregates: every kind of state equals the query after batches of all kinds
 SELECT millrace.create_continuous_aggregate('per_hour', $$
@@ -93,13 +87,6 @@ SELECT is(string_agg(concat_ws(' ', name, kind, source, target), '; ' ORDER BY n
 	'per_hour aggregate events per_hour; purchases pipe events purchases; spent aggregate purchases spent', 'streams are listed') FROM millrace.streams;
 
 -- Refused queries
-CREATE FUNCTION refused(query text) RETURNS text LANGUAGE plpgsql AS $$
-BEGIN
-	PERFORM millrace.create_continuous_aggregate('refused', query);
-	RETURN 'created';
-EXCEPTION WHEN OTHERS THEN
-	RETURN SQLSTATE || ' ' || SQLERRM;
-END $$;
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), count(DISTINCT u) FROM events GROUP BY 1'), '^0A000 aggregate count.*DISTINCT cannot be kept', 'DISTINCT');
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), array_agg(u) FROM events GROUP BY 1'), '^0A000 aggregate array_agg.* cannot be kept', 'array_agg');
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), string_agg(action, '','') FROM events GROUP BY 1'), '^0A000 aggregate string_agg', 'string_agg');

@@ -2,12 +2,7 @@
 BEGIN;
 SELECT plan(50);
 SET LOCAL client_min_messages = error;
-CREATE FUNCTION differences(name text) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE n bigint;
-BEGIN
-	EXECUTE format('SELECT count(*) FROM ((TABLE %1$I EXCEPT ALL TABLE %2$I) UNION ALL (TABLE %2$I EXCEPT ALL TABLE %1$I)) d', name, name || '_query') INTO n;
-	RETURN n;
-END $$;
+\ir ../lib/streams.sql
 CREATE ROLE owner_a;
 CREATE ROLE writer;
 GRANT CREATE ON SCHEMA public TO owner_a, writer;
@@ -43,13 +38,6 @@ CREATE TABLE ev (at timestamptz NOT NULL, v int) PARTITION BY RANGE (at);
 SELECT millrace.create_source('ev', 'at');
 SELECT millrace.ensure_partitions('ev', '2024-01-01', '2024-01-02');
 CREATE VIEW reads_ev AS SELECT * FROM ev;
-CREATE FUNCTION refused(query text) RETURNS text LANGUAGE plpgsql AS $$
-BEGIN
-	PERFORM millrace.create_continuous_aggregate('refused', query);
-	RETURN 'created';
-EXCEPTION WHEN OTHERS THEN
-	RETURN SQLSTATE || ' ' || SQLERRM;
-END $$;
 SELECT matches(refused('SELECT millrace.tumble(e.at, ''1 day''), count(*) FROM ev e JOIN reads_ev r ON r.v = e.v GROUP BY 1'), 'source more than once', 'self-join through a view');
 SELECT matches(refused('SELECT millrace.tumble(e.at, ''1 day''), count(*) FROM ev e JOIN ev_20240101 r ON r.v = e.v GROUP BY 1'), 'source more than once', 'self-join with a partition');
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), count(*) FROM ONLY ev GROUP BY 1'), 'ONLY', 'ONLY');
