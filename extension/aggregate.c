@@ -702,14 +702,17 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 	MemoryContext scratch =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
-	Definition *def = (check_owners(definition, state), read_definition(definition));
-	MrAggregatePlan *plan = MemoryContextAllocZero(keep, sizeof(MrAggregatePlan));
+	Definition *def;
+	MrAggregatePlan *plan;
 	PlannedStmt *stmt;
-	Query *query = copyObject(def->query);
+	Query *query;
 	List *targets = NIL;
 	ListCell *lc;
 	int gucs;
 
+	check_owners(definition, state);
+	def = read_definition(definition);
+	query = copyObject(def->query);
 	foreach (lc, def->keys)
 	{
 		TargetEntry *key = copyObject(lfirst_node(TargetEntry, lc));
@@ -751,6 +754,7 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List 
 	check_state_table(state, stmt->planTree->targetlist);
 
 	MemoryContextSwitchTo(keep);
+	plan = palloc0(sizeof(MrAggregatePlan));
 	plan->state = state;
 	plan->stmt = copyObject(stmt);
 	*depends = list_concat(*depends, plan->stmt->relationOids);

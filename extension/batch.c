@@ -48,6 +48,7 @@ typedef struct Stream
 	Oid definition;				/* continuous aggregate: its view NAME_query */
 	Oid state;					/* … its state table */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
+	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
 } Stream;
 
 typedef struct Leaf
@@ -566,18 +567,16 @@ run_aggregate(Stream *stream, Leaf *leaf, Tuplestorestate *rows)
 	QueryEnvironment *env = create_queryEnv();
 	uint64 n_written;
 
-	/* A kept plan is good if nothing has changed when its relations are locked; a new one has locked them itself. */
+	/* A kept plan is good if nothing has changed once its relations are locked; a new one has locked them itself. */
 	if (stream->aggregate)
-	{
-		uint64 n_before = leaf->n_changes;
-
 		mr_aggregate_lock(stream->aggregate);
-		if (leaf->n_changes != n_before)
-			stream->aggregate = NULL;
-	}
-	if (stream->aggregate == NULL)
+	if (stream->aggregate == NULL || leaf->n_changes != stream->planned_at)
+	{
+		stream->aggregate = NULL;
+		stream->planned_at = leaf->n_changes;
 		stream->aggregate =
 			mr_aggregate_plan(stream->definition, leaf->relid, stream->state, leaf->context, &leaf->depends);
+	}
 	register_ENR(env, new_rows_relation(leaf->relid, rows));
 	PushActiveSnapshot(GetTransactionSnapshot());
 	n_written = mr_aggregate_run(stream->aggregate, env);
@@ -673,8 +672,16 @@ mr_pipe_target(PG_FUNCTION_ARGS)
 							   NameStr(TupleDescAttr(RelationGetDescr(source), i)->attname))));
 	SPI_connect();
 	SPI_register_relation(new_rows_relation(RelationGetRelid(source), NULL));
-	target = pipe_target(mr_prepare(&plan, command, 0, NULL), command);
-	SPI_freeplan(plan);
+	mr_prepare(&plan, command, 0, NULL);
+	PG_TRY();
+	{
+		target = pipe_target(plan, command);
+	}
+	PG_FINALLY();
+	{
+		SPI_freeplan(plan);
+	}
+	PG_END_TRY();
 	SPI_finish();
 	check_constraints(target);
 	table_close(source, NoLock);
