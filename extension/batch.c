@@ -661,7 +661,7 @@ mr_pipe_target(PG_FUNCTION_ARGS)
 	char *command = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	SPIPlanPtr plan = NULL;
 	Relation source = table_open(PG_GETARG_OID(0), AccessShareLock);
-	Oid target;
+	volatile Oid target = InvalidOid;
 
 	for (int i = 0; i < RelationGetDescr(source)->natts; i++)
 		if (TupleDescAttr(RelationGetDescr(source), i)->attgenerated == 'v')
