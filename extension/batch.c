@@ -18,6 +18,7 @@
 
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "common/hashfn.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "nodes/nodeFuncs.h"
@@ -25,6 +26,7 @@
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
+#include "utils/json.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -36,6 +38,13 @@ PG_FUNCTION_INFO_V1(mr_pipe_target);
 
 #define MAX_LEAVES 4096
 
+typedef enum LatePolicy
+{
+	LATE_UPDATE,
+	LATE_DROP,
+	LATE_DIVERT
+} LatePolicy;
+
 typedef struct Stream
 {
 	char *name;
@@ -46,7 +55,12 @@ typedef struct Stream
 	Oid target;					/* … the table it fills */
 	SPIPlanPtr pipe;			/* … NULL until first used */
 	Oid definition;				/* continuous aggregate: its view NAME_query */
-	Oid state;					/* … its state table */
+	Oid state;					/* … its table NAME_state */
+	Oid delta;					/* … its table NAME_delta */
+	bool has_watermark;			/* … */
+	Interval delay;				/* … of the watermark */
+	LatePolicy late_policy;		/* … */
+	TimestampTz retained_from;	/* … states before it were dropped; DT_NOBEGIN: none */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
 } Stream;
@@ -74,6 +88,16 @@ typedef struct StreamWork
 	char *name;
 	uint64 rows;
 	double ms;
+	uint64 n_late;
+	/* of an aggregate */
+	Oid owner;
+	ArrayType *settings;
+	Oid definition;
+	Oid state;
+	Oid delta;
+	MrSeen *seen; /* NULL: no watermark */
+	TimestampTz watermark;
+	TimestampTz max_time;
 } StreamWork;
 
 typedef struct BatchWork
@@ -184,9 +208,9 @@ read_streams(Leaf *leaf)
 	mr_enter_catalog(&guard, "sources");
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	mr_exec_args("SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings, "
-				 "t.command, t.target,"
-				 " t.definition, t.state, o.relowner"
+	mr_exec_args("SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
+				 " t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
+				 " t.retained_from"
 				 " FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
 				 " LEFT JOIN " MR_SCHEMA
 				 ".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
@@ -198,6 +222,8 @@ read_streams(Leaf *leaf)
 		HeapTuple tuple = SPI_tuptable->vals[i];
 		TupleDesc desc = SPI_tuptable->tupdesc;
 		Stream *stream = palloc0(sizeof(Stream));
+		Datum delay;
+		char *policy;
 		bool isnull;
 
 		leaf->source = DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull));
@@ -213,6 +239,18 @@ read_streams(Leaf *leaf)
 		stream->definition = DatumGetObjectId(SPI_getbinval(tuple, desc, 8, &isnull));
 		stream->state = DatumGetObjectId(SPI_getbinval(tuple, desc, 9, &isnull));
 		check_rights(stream, DatumGetObjectId(SPI_getbinval(tuple, desc, 10, &isnull)), leaf->source);
+		stream->delta = DatumGetObjectId(SPI_getbinval(tuple, desc, 11, &isnull));
+		delay = SPI_getbinval(tuple, desc, 12, &isnull);
+		stream->has_watermark = !isnull;
+		if (!isnull)
+			stream->delay = *DatumGetIntervalP(delay);
+		policy = SPI_getvalue(tuple, desc, 13);
+		stream->late_policy = policy && strcmp(policy, "drop") == 0 ? LATE_DROP
+			: policy && strcmp(policy, "divert") == 0				? LATE_DIVERT
+																	: LATE_UPDATE;
+		stream->retained_from = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 14, &isnull));
+		if (isnull)
+			stream->retained_from = DT_NOBEGIN;
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -301,25 +339,23 @@ batch_work(Oid source)
 	return batch;
 }
 
-static void
-count_stream(BatchWork *batch, const char *name, uint64 rows, double ms)
+static StreamWork *
+stream_work(BatchWork *batch, const char *name)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	StreamWork *stream = NULL;
+	MemoryContext old;
+	StreamWork *stream;
 	ListCell *lc;
 
 	foreach (lc, batch->streams)
 		if (strcmp(((StreamWork *) lfirst(lc))->name, name) == 0)
-			stream = lfirst(lc);
-	if (stream == NULL)
-	{
-		stream = palloc0(sizeof(StreamWork));
-		stream->name = pstrdup(name);
-		batch->streams = lappend(batch->streams, stream);
-	}
-	stream->rows += rows;
-	stream->ms += ms;
+			return lfirst(lc);
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	stream = palloc0(sizeof(StreamWork));
+	stream->name = pstrdup(name);
+	stream->max_time = stream->watermark = DT_NOBEGIN;
+	batch->streams = lappend(batch->streams, stream);
 	MemoryContextSwitchTo(old);
+	return stream;
 }
 
 static void
@@ -332,17 +368,45 @@ merge_work(BatchWork *into, const BatchWork *from)
 	foreach (lc, from->streams)
 	{
 		StreamWork *stream = lfirst(lc);
+		StreamWork *sum = stream_work(into, stream->name);
+		StreamWork before = *sum;
 
-		count_stream(into, stream->name, stream->rows, stream->ms);
+		*sum = *stream;
+		sum->rows += before.rows;
+		sum->ms += before.ms;
+		sum->n_late += before.n_late;
+		sum->max_time = Max(sum->max_time, before.max_time);
 	}
 }
 
-/* {"purchases": {"rows": 12, "ms": 0.4}, …} */
+static void
+push_string(JsonbParseState **state, JsonbIteratorToken token, const char *text)
+{
+	JsonbValue value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, text);
+	value.val.string.len = strlen(text);
+	pushJsonbValue(state, token, &value);
+}
+
+static void
+push_number(JsonbParseState **state, const char *key, const char *number)
+{
+	JsonbValue value;
+
+	push_string(state, WJB_KEY, key);
+	value.type = jbvNumeric;
+	value.val.numeric = DatumGetNumeric(DirectFunctionCall3(
+		numeric_in, CStringGetDatum(number), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+/* {"purchases": {"ms": 0.4, "rows": 12}, …}; with a watermark, also "late" and "watermark" */
 static Datum
 streams_json(List *streams)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue value;
 	ListCell *lc;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
@@ -350,33 +414,51 @@ streams_json(List *streams)
 	{
 		StreamWork *stream = lfirst(lc);
 
-		value.type = jbvString;
-		value.val.string.val = stream->name;
-		value.val.string.len = strlen(stream->name);
-		pushJsonbValue(&state, WJB_KEY, &value);
+		push_string(&state, WJB_KEY, stream->name);
 		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-		value.val.string.val = "ms";
-		value.val.string.len = 2;
-		pushJsonbValue(&state, WJB_KEY, &value);
-		value.type = jbvNumeric;
-		value.val.numeric =
-			DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(psprintf("%.3f", stream->ms)),
-												ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-		pushJsonbValue(&state, WJB_VALUE, &value);
-		value.type = jbvString;
-		value.val.string.val = "rows";
-		value.val.string.len = 4;
-		pushJsonbValue(&state, WJB_KEY, &value);
-		value.type = jbvNumeric;
-		value.val.numeric = int64_to_numeric((int64) stream->rows);
-		pushJsonbValue(&state, WJB_VALUE, &value);
+		push_number(&state, "ms", psprintf("%.3f", stream->ms));
+		push_number(&state, "rows", psprintf(UINT64_FORMAT, stream->rows));
+		if (stream->n_late)
+			push_number(&state, "late", psprintf(UINT64_FORMAT, stream->n_late));
+		if (stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
+		{
+			push_string(&state, WJB_KEY, "watermark");
+			push_string(&state, WJB_VALUE,
+						JsonEncodeDateTime(palloc(MAXDATELEN + 1), TimestampTzGetDatum(stream->watermark),
+										   TIMESTAMPTZOID, NULL));
+		}
 		pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	}
 	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
 }
 
+/*
+ * Compaction without a cron job: now and then, and on average once for FOLD_ROWS states written, a transaction folds
+ * what is there of an aggregate, unless somebody else is at it.  Which one, its xid decides, so it does not matter how
+ * the states are spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
+ * in the way.
+ */
+#define FOLD_ROWS 8192
+#define FOLD_LIMIT (4 * FOLD_ROWS)
+
 static void
-write_work(void)
+fold_now_and_then(const StreamWork *stream)
+{
+	FullTransactionId xid = GetTopFullTransactionId();
+	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), stream->state);
+	MrGuard guard;
+
+	if (!OidIsValid(stream->state) || stream->rows == 0 || IsolationUsesXactSnapshot() ||
+		chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows || !mr_state_lock(stream->state, false))
+		return;
+	mr_enter(&guard, stream->owner, stream->settings);
+	(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
+	mr_leave(&guard);
+	mr_watermark_prune(stream->state, false);
+}
+
+static void
+write_work(bool may_fold)
 {
 	Oid batches = get_relname_relid("batches", get_namespace_oid(MR_SCHEMA, true));
 	Relation rel;
@@ -390,16 +472,30 @@ write_work(void)
 	foreach (lc, work)
 	{
 		BatchWork *batch = lfirst(lc);
-		Datum values[6];
-		bool nulls[6] = {false};
+		Datum values[7];
+		bool nulls[7] = {false};
+		uint64 n_late = 0;
 		HeapTuple tuple;
+		ListCell *lc2;
+
+		foreach (lc2, batch->streams)
+		{
+			StreamWork *stream = lfirst(lc2);
+
+			n_late += stream->n_late;
+			if (stream->seen)
+				mr_watermark_write(stream->seen, stream->watermark, stream->max_time);
+			if (may_fold)
+				fold_now_and_then(stream);
+		}
 
 		values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 		values[1] = ObjectIdGetDatum(batch->source);
 		values[2] = TimestampTzGetDatum(batch->started);
 		values[3] = Int64GetDatum((int64) batch->rows);
 		values[4] = Float8GetDatum(batch->ms);
-		values[5] = streams_json(batch->streams);
+		values[5] = Int64GetDatum((int64) n_late);
+		values[6] = streams_json(batch->streams);
 		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 		CatalogTupleInsert(rel, tuple);
 		heap_freetuple(tuple);
@@ -415,13 +511,15 @@ on_xact_event(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			if (work != NIL)
-				write_work();
+				write_work(event == XACT_EVENT_PRE_COMMIT);
 			work = NIL;
+			mr_watermark_forget();
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
 			work = NIL;
+			mr_watermark_forget();
 			free_stale_leaves();
 			break;
 		default:
@@ -470,19 +568,6 @@ static void
 stream_error_context(void *arg)
 {
 	errcontext("millrace stream \"%s\"", ((Stream *) arg)->name);
-}
-
-static EphemeralNamedRelation
-new_rows_relation(Oid relid, Tuplestorestate *rows)
-{
-	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
-
-	enr->md.name = MR_NEW_ROWS;
-	enr->md.reliddesc = relid;
-	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
-	enr->md.enrtuples = rows ? tuplestore_tuple_count(rows) : 0;
-	enr->reldata = rows;
-	return enr;
 }
 
 static bool
@@ -545,7 +630,7 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 	int rc;
 
 	SPI_connect();
-	if (SPI_register_relation(new_rows_relation(relid, rows)) < 0)
+	if (SPI_register_relation(mr_new_rows_relation(MR_NEW_ROWS, relid, rows)) < 0)
 		elog(ERROR, "could not register the rows of the batch");
 	plan = mr_prepare(&stream->pipe, stream->command, 0, NULL);
 	if (pipe_target(plan, stream->command) != stream->target)
@@ -561,11 +646,30 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 	return n_written;
 }
 
-static uint64
-run_aggregate(Stream *stream, Leaf *leaf, Tuplestorestate *rows)
+/* Which rows are late, and what becomes of them. */
+static void
+prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 {
-	QueryEnvironment *env = create_queryEnv();
-	uint64 n_written;
+	const MrWindow *window = mr_aggregate_window(stream->aggregate);
+
+	run->scan.late_bound = run->gone_bound = mr_last_closed(window, stream->retained_from);
+	run->scan.max_time = DT_NOBEGIN;
+	run->has_watermark = stream->has_watermark || run->gone_bound != DT_NOBEGIN;
+	if (!stream->has_watermark)
+		return;
+	counts->seen = mr_watermark_seen(stream->state);
+	counts->watermark = mr_watermark(counts->seen, &stream->delay);
+	run->scan.late_bound = Max(run->gone_bound, mr_last_closed(window, counts->watermark));
+	run->scan.max_allowed = GetCurrentTimestamp() + mr_max_future_s * USECS_PER_SEC;
+	run->scan.keep_late = stream->late_policy == LATE_UPDATE;
+	if (stream->late_policy == LATE_DIVERT)
+		run->scan.late_rows = tuplestore_begin_heap(false, false, work_mem);
+}
+
+static uint64
+run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+{
+	MrAggregateRun run = {0};
 
 	/* A kept plan is good if nothing has changed once its relations are locked; a new one has locked them itself. */
 	if (stream->aggregate)
@@ -575,14 +679,35 @@ run_aggregate(Stream *stream, Leaf *leaf, Tuplestorestate *rows)
 		stream->aggregate = NULL;
 		stream->planned_at = leaf->n_changes;
 		stream->aggregate =
-			mr_aggregate_plan(stream->definition, leaf->relid, stream->state, leaf->context, &leaf->depends);
+			mr_aggregate_plan(stream->definition, leaf->relid, stream->delta, leaf->context, &leaf->depends);
 	}
-	register_ENR(env, new_rows_relation(leaf->relid, rows));
+	prepare_late(stream, counts, &run);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	n_written = mr_aggregate_run(stream->aggregate, env);
+	mr_aggregate_run(stream->aggregate, leaf->relid, rows, &run);
 	PopActiveSnapshot();
 	CommandCounterIncrement();
-	return n_written;
+	counts->n_late += run.scan.n_late;
+	counts->max_time = Max(counts->max_time, run.scan.max_time);
+	if (run.scan.late_rows && run.scan.n_late > 0)
+		mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+	return run.n_written;
+}
+
+/* Once for each transaction: what its end needs to know of an aggregate. */
+static void
+note_stream(StreamWork *counts, const Stream *stream)
+{
+	MemoryContext old;
+
+	if (stream->is_pipe || OidIsValid(counts->state))
+		return;
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	counts->owner = stream->owner;
+	counts->settings = DatumGetArrayTypePCopy(PointerGetDatum(stream->settings));
+	counts->definition = stream->definition;
+	counts->state = stream->state;
+	counts->delta = stream->delta;
+	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -598,18 +723,20 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 		Stream *stream = lfirst(lc);
 		ErrorContextCallback callback = {error_context_stack, stream_error_context, stream};
 		double start = mr_now_ms();
+		StreamWork *counts = stream_work(batch, stream->name);
 		double ms;
-		uint64 n_written;
 		MrGuard guard;
 
 		error_context_stack = &callback;
+		note_stream(counts, stream);
 		mr_enter(&guard, stream->owner, stream->settings);
-		n_written = stream->is_pipe ? run_pipe(stream, leaf->relid, rows) : run_aggregate(stream, leaf, rows);
+		counts->rows += stream->is_pipe ? run_pipe(stream, leaf->relid, rows)
+										: run_aggregate(stream, leaf, counts, rows);
 		mr_leave(&guard);
 		error_context_stack = callback.previous;
 
 		ms = mr_now_ms() - start;
-		count_stream(batch, stream->name, n_written, ms);
+		counts->ms += ms;
 		batch->ms += ms;
 		MemoryContextReset(context);
 	}
@@ -671,7 +798,7 @@ mr_pipe_target(PG_FUNCTION_ARGS)
 					 errdetail("Column \"%s\" is not in the rows of a batch.",
 							   NameStr(TupleDescAttr(RelationGetDescr(source), i)->attname))));
 	SPI_connect();
-	SPI_register_relation(new_rows_relation(RelationGetRelid(source), NULL));
+	SPI_register_relation(mr_new_rows_relation(MR_NEW_ROWS, RelationGetRelid(source), NULL));
 	mr_prepare(&plan, command, 0, NULL);
 	PG_TRY();
 	{

@@ -22,6 +22,7 @@ PG_MODULE_MAGIC;
 
 int mr_max_memory_kb = 2 * 1024 * 1024;
 int mr_threads = 0;
+int mr_max_future_s = 3600;
 
 /* The settings that decide what the text of a query means; stored with every stream and model. */
 static const char *const MEANING[] = {"search_path",
@@ -47,6 +48,10 @@ _PG_init(void)
 	DefineCustomIntVariable("millrace.threads", "Threads of one training or batch scoring.",
 							"0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL,
 							NULL);
+	DefineCustomIntVariable("millrace.max_future",
+							"How far ahead of the clock an event time may be and still move a watermark.",
+							"Later ones are counted in their windows, but close no others.", &mr_max_future_s,
+							3600, 0, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("millrace");
 }
 

@@ -22,6 +22,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "access/transam.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -58,11 +59,13 @@
 #define MR_SCHEMA "millrace"
 
 #if PG_VERSION_NUM >= 160000
+#define mr_flatten_join_alias_vars(query, node) flatten_join_alias_vars(NULL, (query), (node))
 #define mr_owns_relation(rel, user) object_ownercheck(RelationRelationId, (rel), (user))
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL, false)
 #else
+#define mr_flatten_join_alias_vars(query, node) flatten_join_alias_vars((query), (node))
 #define mr_owns_relation(rel, user) pg_class_ownercheck((rel), (user))
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
 #define mr_insert_index_tuples(rri, slot, estate) \
@@ -108,24 +111,151 @@ extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_ar
  */
 #define MR_NEW_ROWS "new_rows"
 
+/* The rows of a batch, or others like them, as a table that a query may name. */
+extern EphemeralNamedRelation mr_new_rows_relation(const char *name, Oid relid, Tuplestorestate *rows);
+
 /*
- * aggregate.c: continuous aggregates.  A plan is the aggregate's query over one relation, changed so that it
- * returns group keys and partial states; mr_aggregate_run appends them to the state table.
+ * window.c
+ */
+typedef enum MrWindowKind
+{
+	MR_TUMBLE,
+	MR_HOP,
+	MR_SESSION
+} MrWindowKind;
+
+/* The window of a definition, its arguments constant. */
+typedef struct MrWindow
+{
+	MrWindowKind kind;
+	Interval size;	/* of a session: the gap */
+	Interval slide; /* tumble: the size again; unused by sessions */
+	bool has_origin;
+	TimestampTz origin;
+	text *timezone; /* NULL: UTC */
+} MrWindow;
+
+/*
+ * Start of the pane, a window of the size of the slide, that holds ts.  All ts' with start <= ts' < *end have the
+ * same; *end may be the start, if that is not known.
+ */
+extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *end);
+
+/*
+ * The greatest start of a window that ended at or before closed_to; of sessions closed_to - gap, the latest event that
+ * is late.  DT_NOBEGIN if closed_to is.
+ */
+extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
+
+/*
+ * scan.c: one pass over the rows of a batch
+ */
+typedef struct MrScan
+{
+	MrWindow window;
+	TupleDesc desc;				/* of the table that fired */
+	Expr *time;					/* event time; Vars have varno 1 and the attribute numbers of desc */
+	List *quals;				/* WHERE as implicit AND, as far as it reads the source alone */
+	bool is_simple;				/* it reads nothing but the source: mr_scan_aggregate does it all */
+	List *keys;					/* if simple: Expr of GROUP BY, [0] the window */
+	List *aggs;					/* if simple: distinct Aggref */
+	struct MrScanPlan *plan;	/* made at first use, in the memory context of the MrScan */
+} MrScan;
+
+typedef struct MrScanRun
+{
+	TimestampTz late_bound;		/* rows whose pane starts at or before it are late (sessions: event time); DT_NOBEGIN: none */
+	TimestampTz max_allowed;	/* later event times, and infinite ones, do not count for max_time */
+	bool keep_late;				/* late rows are aggregated apart, as part 'l' */
+	Tuplestorestate *late_rows; /* if they are not, and it is not NULL: they are put here */
+	TimestampTz max_time;		/* result: greatest event time of all rows, DT_NOBEGIN if none */
+	uint64 n_late;				/* result: late rows that pass WHERE */
+} MrScanRun;
+
+/* Receives groups: part, then window_start, other keys, serialised states; valid until it returns. */
+typedef void (*MrGroupSink)(void *arg, char part, Datum *values, bool *nulls);
+
+/* Aggregate the rows of the store; each group comes once or, when work_mem is short, in several portions. */
+extern void mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSink sink,
+							  void *arg);
+
+/* Look at the times only; if any row is late, and on_time is not NULL, divide the rows into two new stores. */
+extern bool mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestorestate **on_time,
+						  Tuplestorestate **late);
+
+/*
+ * aggregate.c: continuous aggregates.  A plan turns rows into group keys and partial states; running it appends them
+ * to a table.
  */
 typedef struct MrAggregatePlan MrAggregatePlan;
 
+typedef struct MrAggregateRun
+{
+	MrScanRun scan;
+	bool has_watermark;		/* fill scan's results, and look for late rows */
+	TimestampTz gone_bound; /* late windows that start at or before it are given up: their states were dropped */
+	char part;				/* over the whole source: of the states */
+	uint64 n_written;		/* result */
+} MrAggregateRun;
+
 /*
- * Plan the definition (a view) over the batches of one leaf, or over the whole source if leaf is InvalidOid.
- * Allocated in keep, and so is *depends, to which the relations are added whose change makes the plan stale.
+ * Plan the definition (a view) over the batches of one leaf, or over the whole source if leaf is InvalidOid; states
+ * go to target.  Allocated in keep, and so is *depends, to which the relations are added whose change makes the plan
+ * stale.
  */
 extern MrAggregatePlan *
-mr_aggregate_plan(Oid definition, Oid leaf, Oid state, MemoryContext keep, List **depends);
+mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List **depends);
+extern const MrWindow *mr_aggregate_window(const MrAggregatePlan *plan);
 
 /* Lock the relations of a kept plan, as planning does. */
 extern void mr_aggregate_lock(const MrAggregatePlan *plan);
 
-/* Run it, as the current user; env holds MR_NEW_ROWS for a leaf, else NULL.  Returns the states written. */
-extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
+/* Run it, as the current user; rows is NULL for the whole source. */
+extern void mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggregateRun *run);
+
+/*
+ * Compaction, refresh and retention of one aggregate exclude each other: an advisory lock until the transaction ends,
+ * to be taken before the snapshot.  False if it must not wait and somebody has it.
+ */
+#define MR_STREAM_LOCK_CLASS 4
+extern bool mr_state_lock(Oid state, bool wait);
+
+/* Fold about limit rows of NAME_delta into NAME_state, as the current user, who holds the lock; returns groups written. */
+extern uint64 mr_fold(Oid definition, Oid state, Oid delta, int64 limit, bool all);
+
+/* definition.c: a function of the extension; by the catalog, because the current user may lack USAGE on its schema. */
+extern Oid mr_schema_function(const char *name, int n_args, const Oid *types);
+
+/*
+ * watermark.c
+ */
+extern int mr_max_future_s; /* millrace.max_future: event times further ahead do not move a watermark, in seconds */
+
+/* What a transaction, once it has its xid, saw of an aggregate's progress; the same to its end. */
+typedef struct MrSeen
+{
+	Oid state;
+	TimestampTz max_time;	   /* greatest event time that others have committed; DT_NOBEGIN: none */
+	TimestampTz closed_to;	   /* greatest one that is recorded as closed */
+	FullTransactionId horizon; /* every transaction from here on has seen as much */
+} MrSeen;
+
+extern MrSeen *mr_watermark_seen(Oid state);
+extern void mr_watermark_forget(void);
+
+/* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
+extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
+
+/* Record, at commit, what a transaction brought and what it saw. */
+extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
+
+/* Remove the rows of progress that say nothing more, or all. */
+extern void mr_watermark_prune(Oid state, bool all);
+
+/*
+ * late.c: keep rows of a leaf that a stream does not take, as the current user, for millrace.replay_late.
+ */
+extern void mr_divert(const char *stream, Oid leaf, Tuplestorestate *rows, const char *reason);
 
 /*
  * The plan for a stored text, as the current user: *kept if it is still good, else a new one that takes its place

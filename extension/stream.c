@@ -32,6 +32,7 @@ PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
+PG_FUNCTION_INFO_V1(mr_drop_changes);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
 
@@ -199,46 +200,85 @@ check_name(const char *name)
 				 errhint("See " MR_SCHEMA ".streams.")));
 }
 
+/* 42501 unless the current user has the rights of the stream's owner, 42704 if there is none of that name. */
+static void
+check_stream_owner(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	Oid owner = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT coalesce(c.relowner, t.owner) FROM " MR_SCHEMA
+				 ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	if (SPI_processed == 1)
+		owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	mr_leave(&guard);
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", name),
+				 errhint("See " MR_SCHEMA ".streams.")));
+	if (!has_privs_of_role(GetUserId(), owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
+}
+
 /*
- * _stream_put(name text, kind text, source regclass, target regclass, command text, definition regclass,
- *             state regclass): a pipe has a command, a continuous aggregate a definition and a state
+ * _stream_put(name, kind, source, target, command, definition, state, delta, final, query, watermark, late_policy,
+ *             retain, idle_after, on_error, inputs, replace bool): writes millrace.stream, with the caller as owner; a
+ *             row that is replaced keeps its place in the order
  */
 Datum
 mr_stream_put(PG_FUNCTION_ARGS)
 {
-	static Oid types[9] = {TEXTOID,		TEXTOID,	 REGCLASSOID, REGCLASSOID, TEXTOID,
-						   REGCLASSOID, REGCLASSOID, REGROLEOID,  TEXTARRAYOID};
-	Datum values[9];
-	char nulls[9];
-	bool is_pipe;
+	static Oid types[18] = {TEXTOID,	 TEXTOID,	  REGCLASSOID, REGCLASSOID, TEXTOID,	  REGCLASSOID,
+							REGCLASSOID, REGCLASSOID, REGCLASSOID, TEXTOID,		INTERVALOID,  TEXTOID,
+							INTERVALOID, INTERVALOID, TEXTOID,	   REGCLASSARRAYOID, REGROLEOID, TEXTARRAYOID};
+	Datum values[18];
+	char nulls[18];
+	bool replace = PG_GETARG_BOOL(16);
 
-	for (int i = 0; i < 7; i++)
+	for (int i = 0; i < 16; i++)
 	{
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	is_pipe = !PG_ARGISNULL(1) && strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
-	for (int i = 0; i < 7; i++)
-		if (PG_ARGISNULL(i) && (i < 4 || (is_pipe ? i == 4 : i > 4)))
+	for (int i = 0; i < 4; i++)
+		if (PG_ARGISNULL(i))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("argument %d of a stream must not be null", i + 1)));
-	check_name(TextDatumGetCString(values[0]));
+	if (!replace)
+		check_name(TextDatumGetCString(values[0]));
 	check_source(PG_GETARG_OID(2));
-	if (!is_pipe)
-	{
+	for (int i = 5; i < 9; i++)
+		if (!PG_ARGISNULL(i))
+			check_owner(PG_GETARG_OID(i));
+	if (PG_ARGISNULL(4))
 		check_owner(PG_GETARG_OID(3));
-		check_owner(PG_GETARG_OID(5));
-		check_owner(PG_GETARG_OID(6));
-	}
 	invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
-	values[7] = ObjectIdGetDatum(GetUserId());
-	values[8] = PointerGetDatum(mr_current_settings());
-	nulls[7] = nulls[8] = ' ';
-	catalog_exec("INSERT INTO " MR_SCHEMA
-				 ".stream (name, kind, source, target, command, definition, state, owner, settings)"
-				 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-				 SPI_OK_INSERT, 9, types, values, nulls);
+	values[16] = ObjectIdGetDatum(GetUserId());
+	values[17] = PointerGetDatum(mr_current_settings());
+	nulls[16] = nulls[17] = ' ';
+	if (replace)
+		check_stream_owner(TextDatumGetCString(values[0]));
+	catalog_exec(
+		"INSERT INTO " MR_SCHEMA ".stream (name, kind, source, target, command, definition, state, delta, final,"
+		" query, watermark, late_policy, retain, idle_after, on_error, inputs, owner, settings)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, coalesce($12, 'update'), $13, $14,"
+		" coalesce($15, 'fail'), $16, $17, $18) ON CONFLICT (name) DO UPDATE SET source = excluded.source,"
+		" target = excluded.target, command = excluded.command, definition = excluded.definition,"
+		" state = excluded.state, delta = excluded.delta, final = excluded.final, query = excluded.query,"
+		" watermark = excluded.watermark, late_policy = excluded.late_policy, retain = excluded.retain,"
+		" retained_from = NULL, idle_after = excluded.idle_after, on_error = excluded.on_error,"
+		" inputs = excluded.inputs, owner = excluded.owner, settings = excluded.settings, status = 'running',"
+		" error = NULL",
+		SPI_OK_INSERT, 18, types, values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -255,6 +295,8 @@ typedef struct StreamRow
 	Oid target;
 	Oid definition;
 	Oid state;
+	Oid delta;
+	Oid final;
 	Oid owner;
 } StreamRow;
 
@@ -262,8 +304,8 @@ static StreamRow *
 stream_row(HeapTuple tuple, TupleDesc desc)
 {
 	StreamRow *row = palloc0(sizeof(StreamRow));
-	Datum values[16];
-	bool nulls[16];
+	Datum values[32];
+	bool nulls[32];
 
 	if (desc->natts > lengthof(values))
 		elog(ERROR, "unexpected columns of " MR_SCHEMA ".stream");
@@ -274,7 +316,9 @@ stream_row(HeapTuple tuple, TupleDesc desc)
 	row->target = DatumGetObjectId(values[4]);
 	row->definition = nulls[6] ? InvalidOid : DatumGetObjectId(values[6]);
 	row->state = nulls[7] ? InvalidOid : DatumGetObjectId(values[7]);
-	row->owner = DatumGetObjectId(values[8]);
+	row->delta = nulls[8] ? InvalidOid : DatumGetObjectId(values[8]);
+	row->final = nulls[9] ? InvalidOid : DatumGetObjectId(values[9]);
+	row->owner = DatumGetObjectId(values[10]);
 	return row;
 }
 
@@ -288,7 +332,9 @@ static bool
 is_orphan(const StreamRow *row)
 {
 	return !exists(row->source) || !exists(row->target) ||
-		(!row->is_pipe && (!exists(row->definition) || !exists(row->state)));
+		(OidIsValid(row->definition) && !exists(row->definition)) ||
+		(OidIsValid(row->state) && !exists(row->state)) || (OidIsValid(row->delta) && !exists(row->delta)) ||
+		(OidIsValid(row->final) && !exists(row->final));
 }
 
 /*
@@ -341,12 +387,71 @@ drop_relation(Oid rel, const char *kind, Oid owner, const char *behavior)
 {
 	char *name;
 
-	if (!exists(rel) || (OidIsValid(owner) && !mr_owns_relation(rel, owner)))
+	if (!OidIsValid(rel) || !exists(rel) || (OidIsValid(owner) && !mr_owns_relation(rel, owner)))
 		return;
 	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
 	SPI_connect();
 	mr_exec(psprintf("DROP %s %s %s", kind, name, behavior), SPI_OK_UTILITY, false);
 	SPI_finish();
+}
+
+/* The function NAME_changes is the one over the states that takes an xid8, whatever its name is now. */
+static void
+drop_changes(Oid state, Oid owner, const char *behavior)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(state)};
+	char *drop = NULL;
+	bool isnull;
+
+	SPI_connect();
+	mr_exec_args("SELECT pg_catalog.format('DROP FUNCTION %s ', p.oid::pg_catalog.regprocedure), p.proowner"
+				 " FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc p ON p.oid = d.objid"
+				 " WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass"
+				 " AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = $1"
+				 " AND p.proargtypes[0] = 'pg_catalog.xid8'::pg_catalog.regtype AND p.pronargs = 1 LIMIT 1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	if (SPI_processed > 0 &&
+		(!OidIsValid(owner) ||
+		 has_privs_of_role(owner, DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
+																 &isnull)))))
+		drop = psprintf("%s%s", SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), behavior);
+	if (drop)
+		mr_exec(drop, SPI_OK_UTILITY, false);
+	SPI_finish();
+}
+
+/* _drop_changes(name text): for the stream's owner */
+Datum
+mr_drop_changes(PG_FUNCTION_ARGS)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {PG_GETARG_DATUM(0)};
+	Oid state;
+	bool isnull;
+
+	check_stream_owner(TextDatumGetCString(values[0]));
+	SPI_connect();
+	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
+				 NULL);
+	state = SPI_processed ? DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull))
+						  : InvalidOid;
+	SPI_finish();
+	drop_changes(state, InvalidOid, "RESTRICT");
+	PG_RETURN_VOID();
+}
+
+/* Drop what was made for a continuous aggregate. */
+static void
+drop_made(const StreamRow *row, Oid owner, const char *behavior)
+{
+	drop_changes(row->state, owner, behavior);
+	drop_relation(row->final, "VIEW", owner, behavior);
+	drop_relation(row->target, "VIEW", owner, behavior);
+	drop_relation(row->definition, "VIEW", owner, behavior);
+	drop_relation(row->delta, "TABLE", owner, behavior);
+	drop_relation(row->state, "TABLE", owner, behavior);
+	mr_watermark_prune(row->state, true);
 }
 
 /* _stream_drop(name text, kind text): with the relations that were made for it, as the caller, who must own them */
@@ -382,11 +487,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	invalidate_tree(source, ShareRowExclusiveLock);
 	row = linitial(delete_rows(name));
 	if (!row->is_pipe)
-	{
-		drop_relation(row->target, "VIEW", InvalidOid, "RESTRICT");
-		drop_relation(row->definition, "VIEW", InvalidOid, "RESTRICT");
-		drop_relation(row->state, "TABLE", InvalidOid, "RESTRICT");
-	}
+		drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();
 }
 
@@ -424,9 +525,7 @@ mr_on_drop(PG_FUNCTION_ARGS)
 		if (row->is_pipe)
 			continue;
 		mr_enter_catalog(&guard, "sources");
-		drop_relation(row->target, "VIEW", row->owner, "CASCADE");
-		drop_relation(row->definition, "VIEW", row->owner, "CASCADE");
-		drop_relation(row->state, "TABLE", row->owner, "CASCADE");
+		drop_made(row, row->owner, "CASCADE");
 		mr_leave(&guard);
 	}
 	return (Datum) 0;

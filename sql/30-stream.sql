@@ -10,9 +10,21 @@ CREATE TABLE millrace.stream (
 	command text,
 	definition regclass,
 	state regclass,
+	delta regclass,
+	final regclass,
 	owner regrole NOT NULL,
 	settings text[] NOT NULL,
-	created timestamptz NOT NULL DEFAULT pg_catalog.now()
+	created timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	query text,
+	status text NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'stopped', 'failed', 'filling')),
+	error text,
+	on_error text NOT NULL DEFAULT 'fail' CHECK (on_error IN ('fail', 'suspend')),
+	watermark interval,
+	late_policy text NOT NULL DEFAULT 'update' CHECK (late_policy IN ('update', 'drop', 'divert')),
+	retain interval,
+	retained_from timestamptz,
+	idle_after interval,
+	inputs regclass[]
 );
 CREATE INDEX stream_source ON millrace.stream (source);
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream', '');
@@ -26,7 +38,19 @@ COMMENT ON COLUMN millrace.stream.source IS 'Table whose batches it handles';
 COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of a continuous aggregate';
 COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe';
 COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate';
-COMMENT ON COLUMN millrace.stream.state IS 'Table with the partial states of a continuous aggregate';
+COMMENT ON COLUMN millrace.stream.state IS 'Table with the folded states of a continuous aggregate, NAME_state';
+COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states, NAME_delta';
+COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final';
+COMMENT ON COLUMN millrace.stream.query IS 'Query of a continuous aggregate or alert as it was given';
+COMMENT ON COLUMN millrace.stream.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
+COMMENT ON COLUMN millrace.stream.error IS 'Why it failed';
+COMMENT ON COLUMN millrace.stream.on_error IS 'When it cannot handle a batch: fail the batch, or suspend the stream';
+COMMENT ON COLUMN millrace.stream.watermark IS 'How late a row may come; NULL: windows are never final';
+COMMENT ON COLUMN millrace.stream.late_policy IS 'What becomes of later rows: update, drop or divert';
+COMMENT ON COLUMN millrace.stream.retain IS 'How long its windows are kept; NULL: for ever';
+COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its windows have been dropped';
+COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
+COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that it reads';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
@@ -54,6 +78,7 @@ CREATE TABLE millrace.batches (
 	started timestamptz NOT NULL,
 	rows bigint NOT NULL,
 	ms float8 NOT NULL,
+	late_rows bigint NOT NULL,
 	streams jsonb NOT NULL,
 	PRIMARY KEY (xid, source)
 );
@@ -65,13 +90,75 @@ COMMENT ON COLUMN millrace.batches.source IS 'Table that was written';
 COMMENT ON COLUMN millrace.batches.started IS 'When its first statement on the source ended';
 COMMENT ON COLUMN millrace.batches.rows IS 'Rows inserted into the source';
 COMMENT ON COLUMN millrace.batches.ms IS 'Milliseconds that all streams took';
-COMMENT ON COLUMN millrace.batches.streams IS 'For each stream: rows written and milliseconds, as in {"purchases": {"ms": 0.4, "rows": 12}}';
+COMMENT ON COLUMN millrace.batches.late_rows IS 'Rows that came too late for a stream, summed over the streams';
+COMMENT ON COLUMN millrace.batches.streams IS 'For each stream: rows written and milliseconds, as in {"purchases": {"ms": 0.4, "rows": 12}}; also rows that were late and the watermark they were held against';
+
+/*
+ * How far the event time of continuous aggregates has come (watermark.c).  A restored row counts as settled for ever:
+ * transaction ids of another server mean nothing here.
+ */
+CREATE TABLE millrace.progress (
+	state regclass NOT NULL,
+	xid xid8 NOT NULL,
+	max_time timestamptz,
+	closed_to timestamptz,
+	horizon xid8 NOT NULL
+);
+CREATE INDEX progress_state ON millrace.progress (state);
+SELECT pg_catalog.pg_extension_config_dump('millrace.progress', '');
+GRANT SELECT ON millrace.progress TO PUBLIC;
+COMMENT ON TABLE millrace.progress IS 'What batches told of event time; millrace.streams shows the watermarks that follow from it';
+COMMENT ON COLUMN millrace.progress.state IS 'NAME_state of the continuous aggregate';
+COMMENT ON COLUMN millrace.progress.xid IS 'Transaction that wrote the row';
+COMMENT ON COLUMN millrace.progress.max_time IS 'Greatest event time that it inserted';
+COMMENT ON COLUMN millrace.progress.closed_to IS 'Watermark that it saw: rows of windows before it were late';
+COMMENT ON COLUMN millrace.progress.horizon IS 'Transactions from here on have seen as much';
+
+CREATE FUNCTION millrace._restored() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	NEW.xid := '0';
+	NEW.horizon := '0';
+	RETURN NEW;
+END $$;
+COMMENT ON FUNCTION millrace._restored() IS 'Internal: a restored row of millrace.progress loses its transaction ids (C code, which writes them, fires no triggers)';
+CREATE TRIGGER restored BEFORE INSERT ON millrace.progress FOR EACH ROW EXECUTE FUNCTION millrace._restored();
+
+CREATE FUNCTION millrace._closed_to(state regclass) RETURNS timestamptz
+	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_closed_to';
+COMMENT ON FUNCTION millrace._closed_to(regclass) IS 'Internal: event time up to which the windows of a continuous aggregate are final';
+
+CREATE FUNCTION millrace._larger_xid(xid8, xid8) RETURNS xid8
+	LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'mr_max_xid';
+COMMENT ON FUNCTION millrace._larger_xid(xid8, xid8) IS 'Internal: transition function of _max_xid';
+CREATE AGGREGATE millrace._max_xid(xid8) (SFUNC = millrace._larger_xid, STYPE = xid8, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace._max_xid(xid8) IS 'Internal: greatest transaction id';
+
+/* Rows that streams did not take. */
+CREATE TABLE millrace.late_row (
+	stream text NOT NULL,
+	xid xid8 NOT NULL,
+	arrived timestamptz NOT NULL,
+	reason text NOT NULL,
+	"row" jsonb NOT NULL
+);
+CREATE INDEX late_row_stream ON millrace.late_row (stream);
+SELECT pg_catalog.pg_extension_config_dump('millrace.late_row', '');
+COMMENT ON TABLE millrace.late_row IS 'Rows of sources that a stream did not take; read millrace.late_rows instead';
+COMMENT ON COLUMN millrace.late_row.stream IS 'Name of the stream';
+COMMENT ON COLUMN millrace.late_row.xid IS 'Transaction that inserted the row into the source';
+COMMENT ON COLUMN millrace.late_row.arrived IS 'Start of that transaction';
+COMMENT ON COLUMN millrace.late_row.reason IS 'Why: late, stopped, or the error with which the stream failed';
+COMMENT ON COLUMN millrace.late_row."row" IS 'The row, by names of columns';
 
 CREATE FUNCTION millrace._stream_put(name text, kind text, source regclass, target regclass, command text,
-	definition regclass, state regclass) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_stream_put';
-COMMENT ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass) IS 'Internal: writes millrace.stream';
+	definition regclass, state regclass, delta regclass, final regclass, query text, watermark interval, late_policy text,
+	retain interval, idle_after interval, on_error text, inputs regclass[], replace bool) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_stream_put';
+COMMENT ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool) IS 'Internal: writes millrace.stream';
 CREATE FUNCTION millrace._stream_drop(name text, kind text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_drop';
 COMMENT ON FUNCTION millrace._stream_drop(text, text) IS 'Internal: drops a stream and what was made for it';
+
+CREATE FUNCTION millrace._drop_changes(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_drop_changes';
+COMMENT ON FUNCTION millrace._drop_changes(text) IS 'Internal: drops the function NAME_changes of a continuous aggregate';
 
 /* Pipes. */
 CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS regclass
@@ -101,7 +188,7 @@ BEGIN
 			HINT = 'The target of a pipe must not lead back to its source.';
 	END IF;
 	PERFORM millrace._source_put(source, NULL, NULL, NULL);
-	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL);
+	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false);
 	PERFORM millrace._install_triggers(source);
 END $$;
 COMMENT ON FUNCTION millrace.create_pipe(text, regclass, text) IS
@@ -128,24 +215,68 @@ COMMENT ON AGGREGATE millrace.merge_state(regprocedure, anyelement, "any") IS
 'Combines the partial states of an aggregate and returns its value; views of continuous aggregates use it.
 aggregate: the aggregate that made the states; result: a value of its result type, only for the type; state: the state.';
 
-CREATE FUNCTION millrace._aggregate_parts(definition regclass, OUT source regclass, OUT columns text)
+CREATE FUNCTION millrace._fold_state_final(internal, aggregate regprocedure, state anyelement) RETURNS anyelement
+	LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'mr_fold_state_final';
+COMMENT ON FUNCTION millrace._fold_state_final(internal, regprocedure, anyelement) IS 'Internal: final function of fold_state';
+CREATE FUNCTION millrace._fold_state_trans(internal, aggregate regprocedure, state anyelement) RETURNS internal
+	LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'mr_merge_state_trans';
+COMMENT ON FUNCTION millrace._fold_state_trans(internal, regprocedure, anyelement) IS 'Internal: transition function of fold_state';
+CREATE AGGREGATE millrace.fold_state(aggregate regprocedure, state anyelement) (
+	SFUNC = millrace._fold_state_trans, STYPE = internal, SSPACE = 256,
+	FINALFUNC = millrace._fold_state_final, FINALFUNC_EXTRA, FINALFUNC_MODIFY = READ_WRITE, PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE millrace.fold_state(regprocedure, anyelement) IS
+'Combines the partial states of an aggregate into one state; compaction uses it.
+aggregate: the aggregate that made the states; state: the state.';
+CREATE FUNCTION millrace.final_state(aggregate regprocedure, result anyelement, state "any") RETURNS anyelement
+	LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'mr_final_state';
+COMMENT ON FUNCTION millrace.final_state(regprocedure, anyelement, "any") IS
+'The value of an aggregate whose only partial state is the given one; views of continuous aggregates use it.
+aggregate: the aggregate that made the state; result: a value of its result type, only for the type; state: the state.';
+
+CREATE FUNCTION millrace._aggregate_parts(definition regclass, OUT source regclass, OUT columns text, OUT time_text text)
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_parts';
-COMMENT ON FUNCTION millrace._aggregate_parts(regclass) IS 'Internal: checks the query of a continuous aggregate; returns its source and the columns of its states';
-CREATE FUNCTION millrace._aggregate_view(definition regclass, state regclass) RETURNS text
-	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_view';
-COMMENT ON FUNCTION millrace._aggregate_view(regclass, regclass) IS 'Internal: query over the states that returns what the definition returns';
+COMMENT ON FUNCTION millrace._aggregate_parts(regclass) IS 'Internal: checks the query of a continuous aggregate; returns its source, the columns of its states, and the event time as an expression';
+CREATE FUNCTION millrace._aggregate_texts(definition regclass, state regclass, delta regclass, OUT live text, OUT final text, OUT changes text)
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_texts';
+COMMENT ON FUNCTION millrace._aggregate_texts(regclass, regclass, regclass) IS 'Internal: queries over the states: what the definition returns, its final windows, and what has changed';
 CREATE FUNCTION millrace._aggregate_backfill(definition regclass, state regclass) RETURNS bigint
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_backfill';
 COMMENT ON FUNCTION millrace._aggregate_backfill(regclass, regclass) IS 'Internal: writes the states of the rows that the source has';
 
-CREATE FUNCTION millrace.create_continuous_aggregate(name text, query text) RETURNS void
+CREATE FUNCTION millrace._progress_start(state regclass, max_time timestamptz) RETURNS void
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_progress_start';
+COMMENT ON FUNCTION millrace._progress_start(regclass, timestamptz) IS 'Internal: the event time to which the rows go that a new continuous aggregate has been filled with';
+
+/* CREATE OR REPLACE VIEW, but a view whose columns change is made anew, which fails if others depend on it. */
+CREATE FUNCTION millrace._replace_view(view text, query text, comment text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+	BEGIN
+		EXECUTE 'CREATE OR REPLACE VIEW ' || view || ' AS ' || query;
+	EXCEPTION WHEN invalid_table_definition THEN
+		EXECUTE 'DROP VIEW ' || view;
+		EXECUTE 'CREATE VIEW ' || view || ' AS ' || query;
+	END;
+	EXECUTE pg_catalog.format('COMMENT ON VIEW %s IS %L', view, comment);
+END $$;
+COMMENT ON FUNCTION millrace._replace_view(text, text, text) IS 'Internal: creates or replaces a view, as the caller';
+
+CREATE FUNCTION millrace.create_continuous_aggregate(name text, query text, watermark interval DEFAULT NULL, late_policy text DEFAULT 'update',
+	retain interval DEFAULT NULL, idle_after interval DEFAULT NULL, on_error text DEFAULT 'fail') RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
 	schema text := pg_catalog.quote_ident(pg_catalog.current_schema());
 	target text := pg_catalog.format('%s.%I', schema, name);
 	definition text := pg_catalog.format('%s.%I', schema, name || '_query');
 	state text := pg_catalog.format('%s.%I', schema, name || '_state');
+	delta text := pg_catalog.format('%s.%I', schema, name || '_delta');
+	final text := pg_catalog.format('%s.%I', schema, name || '_final');
+	changes text := pg_catalog.format('%s.%I', schema, name || '_changes');
+	before millrace.stream;
 	parts record;
+	texts record;
+	max_time timestamptz;
 BEGIN
 	IF name IS NULL OR query IS NULL THEN
 		RAISE EXCEPTION 'name and query of a continuous aggregate must not be null' USING ERRCODE = '22004';
@@ -158,41 +289,100 @@ BEGIN
 		RAISE EXCEPTION '"%" is not a valid name of a stream', name USING ERRCODE = CASE name WHEN '' THEN '42602' ELSE '42622' END,
 			HINT = 'A name has 1 to 55 bytes.';
 	END IF;
-	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name) THEN
-		RAISE EXCEPTION 'stream "%" already exists', name USING ERRCODE = '42710', HINT = 'See millrace.streams.';
+	IF late_policy IS NULL OR late_policy NOT IN ('update', 'drop', 'divert') THEN
+		RAISE EXCEPTION 'late_policy "%" of "%" is not known', late_policy, name USING ERRCODE = '22023',
+			HINT = 'It is update, drop or divert.';
 	END IF;
-	EXECUTE 'CREATE VIEW ' || definition || ' AS ' || pg_catalog.rtrim(query, E'; \n\t');
+	IF on_error IS NULL OR on_error NOT IN ('fail', 'suspend') THEN
+		RAISE EXCEPTION 'on_error "%" of "%" is not known', on_error, name USING ERRCODE = '22023', HINT = 'It is fail or suspend.';
+	END IF;
+	IF watermark < '0' OR retain <= '0' OR idle_after <= '0' THEN
+		RAISE EXCEPTION 'watermark, retain and idle_after of "%" must be positive', name USING ERRCODE = '22023';
+	END IF;
+	IF watermark IS NULL AND idle_after IS NOT NULL THEN
+		RAISE EXCEPTION 'idle_after of "%" needs a watermark', name USING ERRCODE = '22023';
+	END IF;
+	SELECT * INTO before FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name;
+	IF before.kind <> 'aggregate' THEN
+		RAISE EXCEPTION 'stream "%" already exists and is a %', name, before.kind USING ERRCODE = '42710', HINT = 'See millrace.streams.';
+	END IF;
+	IF before.name IS NOT NULL THEN
+		/* Replaced where it stands; its tables make room, and go at the end. */
+		SELECT pg_catalog.quote_ident(n.nspname) INTO schema FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.oid = before.target;
+		target := before.target::text;
+		definition := before.definition::text;
+		final := before.final::text;
+		state := pg_catalog.format('%s.%I', schema, name || '_state');
+		delta := pg_catalog.format('%s.%I', schema, name || '_delta');
+		changes := pg_catalog.format('%s.%I', schema, name || '_changes');
+		PERFORM millrace._lock_source(before.source);
+		PERFORM millrace._drop_changes(name);
+		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.state, 'old_' || before.state::oid);
+		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.delta, 'old_' || before.delta::oid);
+	END IF;
+	PERFORM millrace._replace_view(definition, pg_catalog.rtrim(query, E'; \n\t'), 'Query of continuous aggregate ' || target || ', computed from the source');
 	parts := millrace._aggregate_parts(definition::regclass);
 	PERFORM millrace._lock_source(parts.source);
 	EXECUTE 'CREATE TABLE ' || state || ' (' || parts.columns || ')';
 	EXECUTE 'CREATE INDEX ON ' || state || ' (window_start)';
-	EXECUTE 'CREATE VIEW ' || target || ' AS ' || millrace._aggregate_view(definition::regclass, state::regclass);
-	EXECUTE pg_catalog.format('COMMENT ON VIEW %s IS %L', target, 'Continuous aggregate of ' || parts.source::text);
-	EXECUTE pg_catalog.format('COMMENT ON VIEW %s IS %L', definition, 'Query of continuous aggregate ' || target || ', computed from the source');
-	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', state, 'Partial states of continuous aggregate ' || target);
+	EXECUTE 'CREATE INDEX ON ' || state || ' (xid)';
+	IF parts.columns LIKE '%, window_last %' THEN
+		EXECUTE 'CREATE INDEX ON ' || state || ' (window_last)';
+	END IF;
+	EXECUTE 'CREATE TABLE ' || delta || ' (' || parts.columns || ')';
+	texts := millrace._aggregate_texts(definition::regclass, state::regclass, delta::regclass);
+	PERFORM millrace._replace_view(target, texts.live, 'Continuous aggregate of ' || parts.source::text);
+	PERFORM millrace._replace_view(final, texts.final, 'Final windows of continuous aggregate ' || target || ', each as it was when it closed');
+	EXECUTE (SELECT pg_catalog.format('CREATE FUNCTION %s(after xid8) RETURNS TABLE (cursor xid8, %s) LANGUAGE sql STABLE BEGIN ATOMIC %s; END',
+		changes, pg_catalog.string_agg(pg_catalog.format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum), texts.changes)
+		FROM pg_catalog.pg_attribute a WHERE a.attrelid = target::regclass AND a.attnum > 0 AND NOT a.attisdropped);
+	EXECUTE pg_catalog.format('COMMENT ON FUNCTION %s(xid8) IS %L', changes, 'Groups of continuous aggregate ' || target
+		|| ' that have changed since the given cursor, as they are now.  Start with NULL; then pass the cursor of the answer.');
+	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', state, 'Folded states of continuous aggregate ' || target);
+	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', delta, 'States of continuous aggregate ' || target || ' that are not folded yet');
 	PERFORM millrace._source_put(parts.source, NULL, NULL, NULL);
-	PERFORM millrace._stream_put(name, 'aggregate', parts.source, target::regclass, NULL, definition::regclass, state::regclass);
+	PERFORM millrace._stream_put(name, 'aggregate', parts.source, target::regclass, NULL, definition::regclass, state::regclass, delta::regclass,
+		final::regclass, query, watermark, late_policy, retain, idle_after, on_error, NULL, before.name IS NOT NULL);
+	IF before.name IS NOT NULL THEN
+		PERFORM millrace._progress_start(before.state, NULL);
+		EXECUTE pg_catalog.format('DROP TABLE %s, %s', before.state, before.delta);
+	END IF;
 	PERFORM millrace._install_triggers(parts.source);
 	PERFORM millrace._aggregate_backfill(definition::regclass, state::regclass);
+	IF watermark IS NOT NULL THEN
+		EXECUTE pg_catalog.format('SELECT max(t) FROM (SELECT %s AS t FROM %s) q WHERE isfinite(t) AND t <= now() + current_setting(''millrace.max_future'')::interval',
+			parts.time_text, parts.source) INTO max_time;
+		PERFORM millrace._progress_start(state::regclass, max_time);
+	END IF;
 END $$;
-COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text) IS
+COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text) IS
 'Creates a continuous aggregate: view NAME always holds what the query returns, kept up to date in the transaction of each batch.
-query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM source [JOIN …] [WHERE …] GROUP BY keys, window.
+query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM source [JOIN …] [WHERE …] GROUP BY keys, window;
+millrace.hop(time, size, slide) in its place slides; sessions: FROM (SELECT *, millrace.session(time, gap) OVER (PARTITION BY keys
+ORDER BY time) AS window_start FROM source [WHERE …]) s GROUP BY keys, window_start.
 Any aggregate may be used that PostgreSQL can compute in parallel.  Rows that the source has already are included.
-Also made: NAME_query, the query itself as a view over the source, and NAME_state, the table of partial states.
-It covers inserted rows.  UPDATE, DELETE and TRUNCATE on the source, and partitions attached with rows or detached, are not followed.';
+watermark: how late a row may come, against the greatest event time of earlier batches; NULL: windows are never final.
+late_policy: what becomes of later rows: update (NAME changes, NAME_final does not), drop (counted in millrace.batches),
+divert (kept in millrace.late_rows).
+retain: how long windows are kept, by event time.  idle_after: time without batches after which the watermark follows the clock.
+on_error: fail (the batch) or suspend (the stream; millrace.refresh heals it).
+Also made: NAME_final, the final windows; NAME_changes(cursor), the groups that have changed; NAME_query, the query itself over
+the source; NAME_state and NAME_delta, the states.  Called again with the name of a continuous aggregate, it replaces it.';
 
 CREATE FUNCTION millrace.drop_continuous_aggregate(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'aggregate') $$;
 COMMENT ON FUNCTION millrace.drop_continuous_aggregate(text) IS 'Drops a continuous aggregate: its views and its states';
 
-REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass),
+REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
-	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
-	millrace._aggregate_parts(regclass), millrace._aggregate_view(regclass, regclass), millrace._aggregate_backfill(regclass, regclass)
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
+	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
+	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass),
+GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
-	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text), millrace.drop_continuous_aggregate(text),
-	millrace._aggregate_parts(regclass), millrace._aggregate_view(regclass, regclass), millrace._aggregate_backfill(regclass, regclass)
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
+	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
+	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -1,0 +1,53 @@
+/*
+ * aggregate.h: what definition.c reads from the query of a continuous aggregate, for aggregate.c and state.c.
+ */
+#ifndef MILLRACE_AGGREGATE_H
+#define MILLRACE_AGGREGATE_H
+
+#include "millrace.h"
+
+#include "nodes/parsenodes.h"
+#include "nodes/primnodes.h"
+
+/* The query of a continuous aggregate, checked. */
+typedef struct MrDefinition
+{
+	Query *query;
+	Query *inner;	  /* what has the source in FROM: the query itself, or the subquery of a session */
+	Index source_rti; /* in inner */
+	Oid source;
+	MrWindow window;
+	Expr *window_call; /* tumble(…) or hop(…): the key; session(…) OVER (…) */
+	Expr *time;		   /* event time, over columns of the source in inner */
+	List *keys;		   /* TargetEntry of each GROUP BY expression, the window first */
+	List *aggs;		   /* distinct Aggref; of a session the last one is the time of its last event */
+} MrDefinition;
+
+/* How one aggregate keeps its state. */
+typedef struct MrStateType
+{
+	Oid trans_type; /* type of the transition value, resolved if polymorphic */
+	Oid type;		/* type of the stored state: trans_type, or bytea for internal */
+	Oid collation;
+} MrStateType;
+
+/*
+ * Columns of NAME_delta and NAME_state: xid, part, window_start, k1 …, s1 …; of a session s1 … end with window_last.
+ * part: 'b' counts in NAME and NAME_final, 'l' in NAME only, 'f' in NAME_final only.
+ */
+#define MR_STATE_KEYS 2 /* columns before window_start */
+#define MR_PART_BOTH 'b'
+#define MR_PART_LIVE 'l'
+#define MR_PART_FINAL 'f'
+
+/* definition.c.  Errors say what a query must not contain. */
+extern MrDefinition *mr_read_definition(Oid view);
+extern MrStateType mr_state_type(Aggref *agg);
+/* Statement that folds what batches left into NAME_state; $1 bigint: about so many rows of NAME_delta
+ * at most; $2 bool: also where that rewrites much more than it removes. */
+extern char *mr_fold_sql(Oid definition, Oid state, Oid delta);
+
+/* state.c: does the result of an aggregate depend on the order of its input, though newer servers split it? */
+extern bool mr_is_order_sensitive(Oid trans_fn);
+
+#endif

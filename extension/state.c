@@ -1,0 +1,375 @@
+/*
+ * state.c: stored partial states: merging them, and showing the value of one.
+ *
+ * merge_state combines states and returns the aggregate's value, as the leader of a parallel query does; fold_state
+ * combines them into one state; final_state returns the value of one.  The aggregate's combine, serialisation and
+ * final functions do the work; they want to be called by an Agg node, so for final_state one is made up.
+ */
+#include "aggregate.h"
+
+#include "catalog/pg_aggregate.h"
+#include "catalog/pg_proc.h"
+#include "executor/executor.h"
+#include "nodes/execnodes.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_agg.h"
+#include "parser/parse_coerce.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+PG_FUNCTION_INFO_V1(mr_merge_state_trans);
+PG_FUNCTION_INFO_V1(mr_merge_state_final);
+PG_FUNCTION_INFO_V1(mr_fold_state_final);
+PG_FUNCTION_INFO_V1(mr_final_state);
+
+bool
+mr_is_order_sensitive(Oid trans_fn)
+{
+	switch (trans_fn)
+	{
+		case F_ARRAY_AGG_TRANSFN:
+		case F_ARRAY_AGG_ARRAY_TRANSFN:
+		case F_STRING_AGG_TRANSFN:
+		case F_BYTEA_STRING_AGG_TRANSFN:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * merge_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the aggregate that
+ * combines stored states and returns the final value, as the leader of a parallel query does.
+ */
+typedef struct MergeState
+{
+	FmgrInfo combine_fn;
+	FmgrInfo deserial_fn;
+	FmgrInfo serial_fn; /* fold_state */
+	FmgrInfo final_fn;
+	bool is_internal;
+	bool has_final;
+	int n_final_args;
+	Oid collation;
+	int16 len;
+	bool by_value;
+	Datum value;
+	bool is_null;
+	bool
+		is_empty; /* no initial value, and nothing combined yet: a strict function starts from the first state */
+} MergeState;
+
+/*
+ * Are the types of the state and of the result those that the aggregate has?  Anybody may call merge_state with
+ * anything, and a value taken for one of another type would crash the server.
+ */
+static bool
+types_fit(Oid agg_fn, Form_pg_aggregate form, Oid state, Oid result)
+{
+	Oid declared[2] = {form->aggtranstype, get_func_rettype(agg_fn)};
+	Oid actual[2] = {state, result};
+
+	if (form->aggtranstype == INTERNALOID)
+		return state == BYTEAOID && (!OidIsValid(result) || result == declared[1]);
+	if (!OidIsValid(result))
+		return IsPolymorphicType(declared[0]) ? check_generic_type_consistency(actual, declared, 1)
+											  : state == declared[0];
+	if (!IsPolymorphicType(declared[0]))
+		return state == declared[0] && result == declared[1];
+	if (IsPolymorphicTypeFamily2(declared[0]) || IsPolymorphicTypeFamily2(declared[1]))
+		return false;
+	if (!IsPolymorphicType(declared[1]))
+		return result == declared[1] && check_generic_type_consistency(actual, declared, 1);
+	return check_generic_type_consistency(actual, declared, 2);
+}
+
+/* The final function, with the types of the aggregate's arguments if it is declared to see them. */
+static void
+merge_final_function(MergeState *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type, Oid result_type)
+{
+	Oid input_types[FUNC_MAX_ARGS];
+	Oid *arg_types;
+	int n_args;
+	Expr *expr;
+
+	(void) get_func_signature(agg_fn, &arg_types, &n_args);
+	for (int i = 0; i < n_args; i++)
+	{
+		input_types[i] = arg_types[i];
+		if (arg_types[i] == form->aggtranstype)
+			input_types[i] = trans_type;
+		else if (arg_types[i] == get_func_rettype(agg_fn))
+			input_types[i] = result_type;
+		else if (IsPolymorphicType(arg_types[i]) && form->aggfinalextra)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("states of aggregate %s cannot be merged", format_procedure(agg_fn))));
+	}
+	merge->n_final_args = form->aggfinalextra ? n_args + 1 : 1;
+	fmgr_info(form->aggfinalfn, &merge->final_fn);
+	build_aggregate_finalfn_expr(input_types, merge->n_final_args, trans_type, result_type, merge->collation,
+								 form->aggfinalfn, &expr);
+	fmgr_info_set_expr((Node *) expr, &merge->final_fn);
+}
+
+/*
+ * Function lookups and the initial value, in the given memory.  result_type is InvalidOid if states are to be folded.
+ */
+static MergeState *
+merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	MergeState *merge = palloc0(sizeof(MergeState));
+	HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(agg_fn));
+	Form_pg_aggregate form;
+	Oid trans_type, combine_types[2];
+	Datum initial;
+	Expr *expr;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
+	form = (Form_pg_aggregate) GETSTRUCT(tuple);
+	merge->is_internal = form->aggtranstype == INTERNALOID;
+	trans_type = merge->is_internal ? INTERNALOID : state_type;
+	if (form->aggkind != AGGKIND_NORMAL || !OidIsValid(form->aggcombinefn) ||
+		mr_is_order_sensitive(form->aggtransfn) || (merge->is_internal && (!OidIsValid(form->aggserialfn) || !OidIsValid(form->aggdeserialfn))) ||
+		!types_fit(agg_fn, form, state_type, result_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("a value of type %s is not a state of aggregate %s%s%s", format_type_be(state_type),
+						format_procedure(agg_fn), OidIsValid(result_type) ? " with result type " : "",
+						OidIsValid(result_type) ? format_type_be(result_type) : "")));
+	merge->collation = collation;
+	fmgr_info(form->aggcombinefn, &merge->combine_fn);
+	combine_types[0] = combine_types[1] = trans_type;
+	build_aggregate_transfn_expr(combine_types, 2, 0, false, trans_type, merge->collation, form->aggcombinefn,
+								 InvalidOid, &expr, NULL);
+	fmgr_info_set_expr((Node *) expr, &merge->combine_fn);
+	if (merge->is_internal)
+	{
+		if (merge->combine_fn.fn_strict)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("combine function of aggregate %s must not be strict", format_procedure(agg_fn))));
+		fmgr_info(form->aggdeserialfn, &merge->deserial_fn);
+		build_aggregate_deserialfn_expr(form->aggdeserialfn, &expr);
+		fmgr_info_set_expr((Node *) expr, &merge->deserial_fn);
+		fmgr_info(form->aggserialfn, &merge->serial_fn);
+		build_aggregate_serialfn_expr(form->aggserialfn, &expr);
+		fmgr_info_set_expr((Node *) expr, &merge->serial_fn);
+	}
+	merge->has_final = OidIsValid(result_type) && OidIsValid(form->aggfinalfn);
+	if (merge->has_final)
+		merge_final_function(merge, agg_fn, form, trans_type, result_type);
+	get_typlenbyval(trans_type, &merge->len, &merge->by_value);
+
+	initial = SysCacheGetAttr(AGGFNOID, tuple, Anum_pg_aggregate_agginitval, &merge->is_null);
+	if (!merge->is_null && !merge->is_internal)
+	{
+		Oid input, io_param;
+
+		getTypeInputInfo(trans_type, &input, &io_param);
+		merge->value = OidInputFunctionCall(input, TextDatumGetCString(initial), io_param, -1);
+	}
+	else
+		merge->is_null = true;
+	merge->is_empty = merge->is_null;
+	ReleaseSysCache(tuple);
+	MemoryContextSwitchTo(old);
+	return merge;
+}
+
+/* The value of a stored state, NULL or not: deserialised where the aggregate works on something internal. */
+static NullableDatum
+stored_value(MergeState *merge, NullableDatum stored, fmNodePtr context)
+{
+	LOCAL_FCINFO(call, 2);
+
+	if (!merge->is_internal || (stored.isnull && merge->deserial_fn.fn_strict))
+		return stored;
+	InitFunctionCallInfoData(*call, &merge->deserial_fn, 2, InvalidOid, context, NULL);
+	call->args[0] = stored;
+	call->args[1].value = (Datum) 0;
+	call->args[1].isnull = false;
+	stored.value = FunctionCallInvoke(call);
+	stored.isnull = call->isnull;
+	return stored;
+}
+
+/*
+ * Transition function of merge_state(aggregate, result, state) and fold_state(aggregate, state): calls the combine
+ * function as advance_combine_function of nodeAgg.c does.
+ */
+Datum
+mr_merge_state_trans(PG_FUNCTION_ARGS)
+{
+	LOCAL_FCINFO(call, 2);
+	int n_state = PG_NARGS() - 1; /* the state is the last argument */
+	MemoryContext context;
+	MergeState *merge;
+	Datum result;
+
+	if (!AggCheckCallContext(fcinfo, &context))
+		elog(ERROR, "merge_state called in non-aggregate context");
+	if (PG_ARGISNULL(1))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
+	if (PG_ARGISNULL(0))
+		merge = merge_begin(PG_GETARG_OID(1),
+							n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
+							get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), context);
+	else
+		merge = (MergeState *) PG_GETARG_POINTER(0);
+	call->args[1] = stored_value(merge, fcinfo->args[n_state], fcinfo->context);
+	if (merge->combine_fn.fn_strict)
+	{
+		if (call->args[1].isnull)
+			PG_RETURN_POINTER(merge);
+		if (merge->is_empty)
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
+
+			merge->value = datumCopy(call->args[1].value, merge->by_value, merge->len);
+			merge->is_null = merge->is_empty = false;
+			MemoryContextSwitchTo(old);
+			PG_RETURN_POINTER(merge);
+		}
+		if (merge->is_null)
+			PG_RETURN_POINTER(merge);
+	}
+	merge->is_empty = false;
+	InitFunctionCallInfoData(*call, &merge->combine_fn, 2, merge->collation, fcinfo->context, NULL);
+	call->args[0].value = merge->value;
+	call->args[0].isnull = merge->is_null;
+	result = FunctionCallInvoke(call);
+	if (!merge->by_value && !call->isnull &&
+		(merge->is_null || DatumGetPointer(result) != DatumGetPointer(merge->value)))
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		result = datumCopy(result, false, merge->len);
+		MemoryContextSwitchTo(old);
+		if (!merge->is_null)
+			pfree(DatumGetPointer(merge->value));
+	}
+	merge->value = result;
+	merge->is_null = call->isnull;
+	PG_RETURN_POINTER(merge);
+}
+
+/* The aggregate's value of a transition value. */
+static Datum
+final_value(MergeState *merge, NullableDatum state, FunctionCallInfo fcinfo, fmNodePtr context)
+{
+	LOCAL_FCINFO(call, FUNC_MAX_ARGS);
+	Datum result;
+
+	if (!merge->has_final)
+	{
+		if (state.isnull)
+			PG_RETURN_NULL();
+		PG_RETURN_DATUM(state.value);
+	}
+	if (merge->final_fn.fn_strict && (state.isnull || merge->n_final_args > 1))
+		PG_RETURN_NULL();
+	InitFunctionCallInfoData(*call, &merge->final_fn, merge->n_final_args, merge->collation, context, NULL);
+	call->args[0] = state;
+	for (int i = 1; i < merge->n_final_args; i++)
+	{
+		call->args[i].value = (Datum) 0;
+		call->args[i].isnull = true;
+	}
+	result = FunctionCallInvoke(call);
+	if (call->isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(result);
+}
+
+Datum
+mr_merge_state_final(PG_FUNCTION_ARGS)
+{
+	MergeState *merge;
+	NullableDatum state;
+
+	if (!AggCheckCallContext(fcinfo, NULL))
+		elog(ERROR, "merge_state called in non-aggregate context");
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	merge = (MergeState *) PG_GETARG_POINTER(0);
+	state.value = merge->value;
+	state.isnull = merge->is_null;
+	return final_value(merge, state, fcinfo, fcinfo->context);
+}
+
+/* fold_state(aggregate regprocedure, state anyelement) returns anyelement: one state for many */
+Datum
+mr_fold_state_final(PG_FUNCTION_ARGS)
+{
+	LOCAL_FCINFO(call, 1);
+	MergeState *merge;
+	Datum result;
+
+	if (!AggCheckCallContext(fcinfo, NULL))
+		elog(ERROR, "fold_state called in non-aggregate context");
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	merge = (MergeState *) PG_GETARG_POINTER(0);
+	if (merge->is_null && (!merge->is_internal || merge->serial_fn.fn_strict))
+		PG_RETURN_NULL();
+	if (!merge->is_internal)
+		PG_RETURN_DATUM(merge->value);
+	InitFunctionCallInfoData(*call, &merge->serial_fn, 1, InvalidOid, fcinfo->context, NULL);
+	call->args[0].value = merge->value;
+	call->args[0].isnull = merge->is_null;
+	result = FunctionCallInvoke(call);
+	if (call->isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(result);
+}
+
+/* final_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the value of one state */
+typedef struct FinalState
+{
+	Oid agg_fn;
+	MergeState *merge;
+	AggState *agg;
+} FinalState;
+
+Datum
+mr_final_state(PG_FUNCTION_ARGS)
+{
+	FinalState *final = fcinfo->flinfo->fn_extra;
+	NullableDatum state;
+	MemoryContext old;
+
+	if (PG_ARGISNULL(0))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of final_state must not be null")));
+	if (final == NULL || final->agg_fn != PG_GETARG_OID(0))
+	{
+		old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+		if (final == NULL)
+		{
+			final = palloc0(sizeof(FinalState));
+			final->agg = makeNode(AggState);
+			final->agg->curaggcontext = CreateStandaloneExprContext();
+		}
+		final->merge =
+			merge_begin(PG_GETARG_OID(0), get_fn_expr_argtype(fcinfo->flinfo, 1),
+						get_fn_expr_argtype(fcinfo->flinfo, 2), PG_GET_COLLATION(), fcinfo->flinfo->fn_mcxt);
+		final->agg_fn = PG_GETARG_OID(0);
+		fcinfo->flinfo->fn_extra = final;
+		MemoryContextSwitchTo(old);
+	}
+	/* A value that the function returns may lie in the Agg node's memory; it lives until the next call. */
+	ResetExprContext(final->agg->curaggcontext);
+	state = stored_value(final->merge, fcinfo->args[2], (fmNodePtr) final->agg);
+	return final_value(final->merge, state, fcinfo, (fmNodePtr) final->agg);
+}
