@@ -22,8 +22,11 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
+#include "pgtime.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -69,6 +72,43 @@
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL)
 #endif
 
+/* From PostgreSQL 18 on, an index scan can be given a place to count its work. */
+#if PG_VERSION_NUM >= 180000
+#define mr_index_beginscan(heap, index, snapshot, n_keys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (n_keys), 0)
+#else
+#define mr_index_beginscan(heap, index, snapshot, n_keys) \
+	index_beginscan((heap), (index), (snapshot), (n_keys), 0)
+#endif
+
+/*
+ * What the name of a time zone means to AT TIME ZONE: *tz, or if that is NULL an offset (local time minus UTC).
+ * True for an abbreviation whose offset depends on the time.  22023 if there is no such zone.
+ */
+static inline bool
+mr_timezone(const char *name, int64 *offset_us, pg_tz **tz)
+{
+	int offset = 0;
+#if PG_VERSION_NUM >= 160000
+	int type = DecodeTimezoneName(name, &offset, tz);
+
+	if (type == TZNAME_FIXED_OFFSET)
+		*tz = NULL;
+	*offset_us = offset * USECS_PER_SEC;
+	return type == TZNAME_DYNTZ;
+#else
+	int type = DecodeTimezoneAbbrev(0, downcase_truncate_identifier(name, strlen(name), false), &offset, tz);
+
+	if (type == TZ || type == DTZ)
+		*tz = NULL;
+	else if (type != DYNTZ && (*tz = pg_tzset(name)) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("time zone \"%s\" not recognized", name)));
+	*offset_us = offset * USECS_PER_SEC;
+	return type == DYNTZ;
+#endif
+}
+
 /* settings (millrace.c) */
 extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
 extern int mr_threads; /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
@@ -101,6 +141,42 @@ extern void mr_enter_catalog(MrGuard *guard, const char *name);
 extern void mr_exec(const char *sql, int expected, bool read_only);
 extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
 						 const char *nulls);
+
+/* window.c: the window of a definition, its arguments constant. */
+typedef enum MrWindowKind
+{
+	MR_TUMBLE,
+	MR_HOP,
+	MR_SESSION
+} MrWindowKind;
+
+typedef struct MrWindow
+{
+	MrWindowKind kind;
+	Interval size;	/* session: the gap */
+	Interval slide; /* tumble: the size again; session: unused */
+	bool has_origin;
+	TimestampTz origin;
+	text *timezone; /* NULL: UTC */
+} MrWindow;
+
+/*
+ * Check the arguments, with the errors of tumble, hop and session.  Returns how many panes a window has: windows
+ * start with a pane and end where the n-th pane after it starts.  0 for sessions.
+ */
+extern int64 mr_window_panes(const MrWindow *window);
+
+/*
+ * Start of the pane (window of the size of the slide) that holds ts, as tumble(ts, slide, origin, timezone).
+ * *end: where the next pane starts.  An infinite ts, and any of a session, is its own pane, with *end = ts.
+ */
+extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *end);
+
+/*
+ * Greatest start of a window that ended at or before closed_to, DT_NOBEGIN if none did; for sessions closed_to -
+ * gap, the time of the latest event that is late.  An infinite closed_to is returned.
+ */
+extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
 
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
