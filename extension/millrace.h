@@ -62,11 +62,14 @@
 
 #if PG_VERSION_NUM >= 160000
 #define mr_owns_relation(rel, user) object_ownercheck(RelationRelationId, (rel), (user))
+#define mr_function_aclcheck(function, user) \
+	object_aclcheck(ProcedureRelationId, (function), (user), ACL_EXECUTE)
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL, false)
 #else
 #define mr_owns_relation(rel, user) pg_class_ownercheck((rel), (user))
+#define mr_function_aclcheck(function, user) pg_proc_aclcheck((function), (user), ACL_EXECUTE)
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL)
@@ -209,6 +212,53 @@ extern uint64 mr_aggregate_run(MrAggregatePlan *plan, QueryEnvironment *env);
  * 22023 if one of them is temporary: a caller's view would run its functions as the owner.
  */
 extern SPIPlanPtr mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types);
+
+/*
+ * scan.c: one pass over the rows of a batch
+ */
+typedef struct MrScan /* all in one memory context; made at plan time */
+{
+	MrWindow window;
+	TupleDesc desc; /* of the table that fired; not reference-counted */
+	Expr *time;		/* event time, timestamptz; Vars have varno 1 and the attribute numbers of desc */
+	List *quals;	/* WHERE as implicit AND, those over the source only */
+	bool is_simple; /* no joins, no subqueries, tumble or hop: mr_scan_aggregate can do it all */
+	List *keys;		/* if simple: Expr of GROUP BY, [0] is the window function's FuncExpr (ignored) */
+	List *aggs;		/* if simple: distinct Aggref, Vars as above, plain AGGSPLIT_SIMPLE */
+	struct MrScanPlan *plan; /* of scan.c: made by the first run; NULL before */
+} MrScan;
+
+typedef struct MrScanRun
+{
+	/* Rows whose pane starts at or before it are late; DT_NOBEGIN: none are.  (Sessions: event time at or before it.) */
+	TimestampTz late_bound;
+	TimestampTz max_allowed;	/* later event times, and infinite ones, do not count for max_time */
+	bool keep_late;				/* late rows are aggregated apart, as part 'l'; else given to late_rows */
+	Tuplestorestate *late_rows; /* if !keep_late and not NULL: late rows are put here (slots of desc) */
+	/* results */
+	TimestampTz max_time; /* greatest event time of all rows, DT_NOBEGIN if none */
+	uint64 n_late;		  /* late rows that pass quals */
+} MrScanRun;
+
+/* Receives the groups: part, then values of window_start, keys…, serialised states…; valid until it returns. */
+typedef void (*MrGroupSink)(void *arg, char part, Datum *values, bool *nulls);
+
+/*
+ * Aggregate all rows of the store (a simple scan), as the current user, with an active snapshot.  Each group is given
+ * to sink once, or more than once: when memory (work_mem) is short all groups are handed out and begun anew, and keys
+ * that are equal but not the same bytes (numeric 1.0 and 1.00, 'a' and 'A' in some collations) are groups of their own.
+ * Readers merge the states of a group anyway.  O(rows + groups).
+ */
+extern void
+mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSink sink, void *arg);
+
+/*
+ * Only look at times (any scan): max_time and n_late; returns whether any row is late.  If so and on_time is not NULL,
+ * the rows are divided into *on_time and *late (new tuplestores of desc, in the current memory context).  A late row
+ * that fails the quals is not in *late, but in *on_time, where the query will drop it.
+ */
+extern bool mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestorestate **on_time,
+						  Tuplestorestate **late);
 
 /* Number of processors that this process may use, or the setting millrace.threads. */
 extern int mr_n_threads(int requested);
