@@ -22,6 +22,7 @@
 #include "executor/tuptable.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/planner.h"
 #include "parser/parse_agg.h"
@@ -36,6 +37,7 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 #include "utils/xid8.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_backfill);
@@ -115,7 +117,8 @@ check_state_table(Oid state, List *target_list)
 {
 	Relation rel = table_open(state, AccessShareLock);
 	TupleDesc desc = RelationGetDescr(rel);
-	bool same = rel->rd_rel->relkind == RELKIND_RELATION && desc->natts == MR_STATE_KEYS + list_length(target_list) &&
+	bool same = rel->rd_rel->relkind == RELKIND_RELATION &&
+		desc->natts == MR_STATE_KEYS + list_length(target_list) &&
 		TupleDescAttr(desc, 0)->atttypid == XID8OID && TupleDescAttr(desc, 1)->atttypid == CHAROID;
 	ListCell *lc;
 
@@ -221,19 +224,20 @@ make_scan(MrDefinition *def, Relation source, Relation leaf)
 		scan->window.timezone = DatumGetTextPCopy(PointerGetDatum(scan->window.timezone));
 	scan->desc = CreateTupleDescCopy(RelationGetDescr(leaf));
 	scan->time = over_leaf((Node *) def->time, def->source_rti, map);
-	foreach (lc,
-			 make_ands_implicit(
-				 (Expr *) mr_flatten_join_alias_vars(query, copyObject(query->jointree->quals))))
+	foreach (
+		lc,
+		make_ands_implicit((Expr *) mr_flatten_join_alias_vars(query, copyObject(query->jointree->quals))))
 		if (reads_only(lfirst(lc), def->source_rti))
 			scan->quals = lappend(scan->quals, over_leaf(lfirst(lc), def->source_rti, map));
 
 	scan->is_simple = def->window.kind != MR_SESSION && list_length(query->jointree->fromlist) == 1 &&
-		IsA(linitial(query->jointree->fromlist), RangeTblRef) && !query->hasSubLinks && is_hashable(def->keys);
+		IsA(linitial(query->jointree->fromlist), RangeTblRef) && !query->hasSubLinks &&
+		is_hashable(def->keys);
 	if (!scan->is_simple)
 		return scan;
 	foreach (lc, def->keys)
-		scan->keys = lappend(
-			scan->keys, over_leaf((Node *) ((TargetEntry *) lfirst(lc))->expr, def->source_rti, map));
+		scan->keys =
+			lappend(scan->keys, over_leaf((Node *) ((TargetEntry *) lfirst(lc))->expr, def->source_rti, map));
 	foreach (lc, def->aggs)
 		scan->aggs = lappend(scan->aggs, over_leaf(lfirst(lc), def->source_rti, map));
 	return scan;
@@ -244,7 +248,7 @@ static Expr *
 pane_call(FuncExpr *hop)
 {
 	static const Oid types[4] = {TIMESTAMPTZOID, INTERVALOID, TIMESTAMPTZOID, TEXTOID};
-	List *args = list_delete_nth_cell(copyObject(hop->args), 1);
+	List *args = list_delete_nth_cell(mr_call_arguments((Expr *) hop), 1);
 
 	return (Expr *) makeFuncExpr(mr_schema_function("tumble", 4, types), TIMESTAMPTZOID, args, InvalidOid,
 								 hop->inputcollid, COERCE_EXPLICIT_CALL);
@@ -285,8 +289,8 @@ plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target)
 		if (def->inner == query)
 			query = inner;
 		else
-			rt_fetch(linitial_node(RangeTblRef, query->jointree->fromlist)->rtindex, query->rtable)->subquery =
-				inner;
+			rt_fetch(linitial_node(RangeTblRef, query->jointree->fromlist)->rtindex, query->rtable)
+				->subquery = inner;
 	}
 	query = linitial_node(Query, pg_rewrite_query(query));
 

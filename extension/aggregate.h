@@ -43,6 +43,7 @@ typedef struct MrStateType
 /* definition.c.  Errors say what a query must not contain. */
 extern MrDefinition *mr_read_definition(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
+extern List *mr_call_arguments(Expr *call);
 /* Statement that folds what batches left into NAME_state; $1 bigint: about so many rows of NAME_delta
  * at most; $2 bool: also where that rewrites much more than it removes. */
 extern char *mr_fold_sql(Oid definition, Oid state, Oid delta);

@@ -208,14 +208,15 @@ read_streams(Leaf *leaf)
 	mr_enter_catalog(&guard, "sources");
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	mr_exec_args("SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
-				 " t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-				 " t.retained_from"
-				 " FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
-				 " LEFT JOIN " MR_SCHEMA
-				 ".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
-				 " WHERE s.source = ANY ($1) ORDER BY t.seq",
-				 SPI_OK_SELECT, true, 1, types, values, NULL);
+	mr_exec_args(
+		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
+		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
+		" t.retained_from"
+		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
+		" LEFT JOIN " MR_SCHEMA
+		".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+		" WHERE s.source = ANY ($1) ORDER BY t.seq",
+		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -380,13 +381,13 @@ merge_work(BatchWork *into, const BatchWork *from)
 }
 
 static void
-push_string(JsonbParseState **state, JsonbIteratorToken token, const char *text)
+push_string(JsonbParseState **state, JsonbIteratorToken token, const char *string)
 {
 	JsonbValue value;
 
 	value.type = jbvString;
-	value.val.string.val = unconstify(char *, text);
-	value.val.string.len = strlen(text);
+	value.val.string.val = unconstify(char *, string);
+	value.val.string.len = strlen(string);
 	pushJsonbValue(state, token, &value);
 }
 
@@ -397,8 +398,8 @@ push_number(JsonbParseState **state, const char *key, const char *number)
 
 	push_string(state, WJB_KEY, key);
 	value.type = jbvNumeric;
-	value.val.numeric = DatumGetNumeric(DirectFunctionCall3(
-		numeric_in, CStringGetDatum(number), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+	value.val.numeric = DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(number),
+															ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
@@ -730,8 +731,8 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 		error_context_stack = &callback;
 		note_stream(counts, stream);
 		mr_enter(&guard, stream->owner, stream->settings);
-		counts->rows += stream->is_pipe ? run_pipe(stream, leaf->relid, rows)
-										: run_aggregate(stream, leaf, counts, rows);
+		counts->rows +=
+			stream->is_pipe ? run_pipe(stream, leaf->relid, rows) : run_aggregate(stream, leaf, counts, rows);
 		mr_leave(&guard);
 		error_context_stack = callback.previous;
 

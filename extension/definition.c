@@ -28,6 +28,7 @@
 #include "catalog/pg_proc.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_agg.h"
 #include "parser/parse_coerce.h"
@@ -128,9 +129,11 @@ is_window_call(Node *node, MrWindowKind kind)
 	switch (kind)
 	{
 		case MR_TUMBLE:
-			return IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == mr_schema_function("tumble", 4, types);
+			return IsA(node, FuncExpr) &&
+				((FuncExpr *) node)->funcid == mr_schema_function("tumble", 4, types);
 		case MR_HOP:
-			return IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == mr_schema_function("hop", 5, hop_types);
+			return IsA(node, FuncExpr) &&
+				((FuncExpr *) node)->funcid == mr_schema_function("hop", 5, hop_types);
 		case MR_SESSION:
 			return IsA(node, WindowFunc) &&
 				((WindowFunc *) node)->winfnoid == mr_schema_function("session", 2, types);
@@ -377,6 +380,25 @@ constant_argument(List *args, int n, bool null_allowed)
 	return (Const *) node;
 }
 
+/* The arguments of a window function's call, in order and with defaults filled in. */
+List *
+mr_call_arguments(Expr *call)
+{
+	FuncExpr *func;
+	HeapTuple tuple;
+	List *args;
+
+	if (IsA(call, WindowFunc))
+		return ((WindowFunc *) call)->args;
+	func = castNode(FuncExpr, call);
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(func->funcid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", func->funcid);
+	args = expand_function_arguments(copyObject(func->args), false, func->funcresulttype, tuple);
+	ReleaseSysCache(tuple);
+	return args;
+}
+
 static void
 read_window(MrDefinition *def, List *args)
 {
@@ -578,9 +600,7 @@ mr_read_definition(Oid view)
 				 ".tumble(time_column, '1 minute') AS window_start to the SELECT list and to GROUP BY.")));
 	if (set_walker((Node *) query->targetList, def))
 		refuse("set-returning functions", "Use them in a query over the continuous aggregate.");
-	read_window(def,
-				def->window.kind == MR_SESSION ? ((WindowFunc *) def->window_call)->args
-											   : ((FuncExpr *) def->window_call)->args);
+	read_window(def, mr_call_arguments(def->window_call));
 	find_source(def);
 	if (def->window.kind == MR_SESSION)
 		check_session(def, (WindowFunc *) def->window_call);
@@ -806,9 +826,9 @@ constant_text(Oid type, Datum value, bool is_null)
 	bool by_value;
 
 	get_typlenbyval(type, &len, &by_value);
-	return deparse_expression((Node *) makeConst(type, -1, get_typcollation(type), len, value, is_null,
-												 by_value),
-							  NIL, false, false);
+	return deparse_expression(
+		(Node *) makeConst(type, -1, get_typcollation(type), len, value, is_null, by_value), NIL, false,
+		false);
 }
 
 static void
@@ -832,13 +852,13 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 
 	size = constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false);
 	texts->gap = size;
-	texts->window_args = psprintf(
-		"%s, %s, %s, %s", size,
-		constant_text(INTERVALOID, IntervalPGetDatum(&window->slide), window->kind != MR_HOP),
-		constant_text(TIMESTAMPTZOID, TimestampTzGetDatum(window->origin), !window->has_origin),
-		constant_text(TEXTOID, PointerGetDatum(window->timezone), window->timezone == NULL));
-	closed_to = psprintf(MR_SCHEMA "._closed_to(%s::pg_catalog.regclass)",
-						 quote_literal_cstr(texts->state_name));
+	texts->window_args =
+		psprintf("%s, %s, %s, %s", size,
+				 constant_text(INTERVALOID, IntervalPGetDatum(&window->slide), window->kind != MR_HOP),
+				 constant_text(TIMESTAMPTZOID, TimestampTzGetDatum(window->origin), !window->has_origin),
+				 constant_text(TEXTOID, PointerGetDatum(window->timezone), window->timezone == NULL));
+	closed_to =
+		psprintf(MR_SCHEMA "._closed_to(%s::pg_catalog.regclass)", quote_literal_cstr(texts->state_name));
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
@@ -889,7 +909,8 @@ final_text(TextContext *texts, bool is_grouped)
 {
 	if (texts->def->window.kind != MR_SESSION)
 		return psprintf("s.window_start <= %s", texts->last_closed);
-	return psprintf(is_grouped ? "pg_catalog.max(s.window_last) + %s + %s <= %s" : "s.window_last + %s + %s <= %s",
+	return psprintf(is_grouped ? "pg_catalog.max(s.window_last) + %s + %s <= %s"
+							   : "s.window_last + %s + %s <= %s",
 					texts->gap, texts->gap, texts->last_closed);
 }
 
@@ -897,9 +918,10 @@ final_text(TextContext *texts, bool is_grouped)
 static char *
 all_states(TextContext *texts, char but_part)
 {
-	return psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'",
-					column_list(texts, "t", NULL), texts->state_name, but_part, column_list(texts, "t", NULL),
-					texts->delta_name, but_part);
+	return psprintf(
+		"SELECT %s FROM %s t WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'",
+		column_list(texts, "t", NULL), texts->state_name, but_part, column_list(texts, "t", NULL),
+		texts->delta_name, but_part);
 }
 
 /* FROM (…) s: states whose window_start is that of the window to which they belong, ready to be grouped. */
@@ -919,11 +941,13 @@ window_states(TextContext *texts, char but_part)
 			/* What is folded is found by its index, window by window; the few rows that are not are spread. */
 			appendStringInfo(
 				&buf,
-				"SELECT %s FROM " MR_SCHEMA "._hop_starts(%s::pg_catalog.regclass, %s::pg_catalog.regclass, %s) AS w(w)"
+				"SELECT %s FROM " MR_SCHEMA
+				"._hop_starts(%s::pg_catalog.regclass, %s::pg_catalog.regclass, %s) AS w(w)"
 				" JOIN %s t ON t.window_start >= w.w AND t.window_start <= " MR_SCHEMA "._hop_last(w.w, %s)"
 				" WHERE t.part <> '%c'"
 				" UNION ALL SELECT %s FROM %s t, LATERAL " MR_SCHEMA ".hop(t.window_start, %s) AS w(w)"
-				" WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND t.part <> '%c'",
+				" WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND t.part "
+				"<> '%c'",
 				column_list(texts, "t", "w.w"), quote_literal_cstr(texts->state_name),
 				quote_literal_cstr(texts->delta_name), texts->window_args, texts->state_name,
 				texts->window_args, but_part, column_list(texts, "t", "w.w"), texts->delta_name,
@@ -936,13 +960,12 @@ window_states(TextContext *texts, char but_part)
 			initStringInfo(&keys);
 			for (int i = 1; i < list_length(def->keys); i++)
 				appendStringInfo(&keys, "%su.%s", i > 1 ? ", " : "PARTITION BY ", state_column(def, i));
-			appendStringInfo(
-				&buf, "SELECT %s FROM (%s) u",
-				column_list(texts, "u",
-							psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s)"
-											   " OVER (%s ORDER BY u.window_start)",
-									 texts->gap, keys.data)),
-				all_states(texts, but_part));
+			appendStringInfo(&buf, "SELECT %s FROM (%s) u",
+							 column_list(texts, "u",
+										 psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s)"
+															" OVER (%s ORDER BY u.window_start)",
+												  texts->gap, keys.data)),
+							 all_states(texts, but_part));
 			break;
 		}
 	}
@@ -959,8 +982,8 @@ view_text(TextContext *texts, bool is_final)
 	MrDefinition *def = texts->def;
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
-	const char *in_delta =
-		psprintf("(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
+	const char *in_delta = psprintf(
+		"(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1014,8 +1037,9 @@ changes_text(TextContext *texts)
 {
 	MrDefinition *def = texts->def;
 	Node *having = def->query->havingQual;
-	char *changed = psprintf("SELECT c.window_start FROM %s c WHERE %s UNION SELECT c.window_start FROM %s c WHERE %s",
-							 texts->state_name, since_text("c"), texts->delta_name, since_text("c"));
+	char *changed =
+		psprintf("SELECT c.window_start FROM %s c WHERE %s UNION SELECT c.window_start FROM %s c WHERE %s",
+				 texts->state_name, since_text("c"), texts->delta_name, since_text("c"));
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1077,8 +1101,8 @@ folded_columns(TextContext *texts, const char *alias, const char *filter)
 		Oid agg_fn = lfirst_node(Aggref, lc)->aggfnoid;
 
 		appendStringInfo(&buf, ", " MR_SCHEMA ".fold_state(%s, %s.%s)%s AS %s",
-						 constant_text(REGPROCEDUREOID, ObjectIdGetDatum(agg_fn), false), alias, column, filter,
-						 column);
+						 constant_text(REGPROCEDUREOID, ObjectIdGetDatum(agg_fn), false), alias, column,
+						 filter, column);
 	}
 	return buf.data;
 }
@@ -1139,32 +1163,36 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 	columns = column_list(&texts, "t", NULL);
 	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
 	initStringInfo(&buf);
-	appendStringInfo(
-		&buf,
-		"WITH w AS MATERIALIZED (SELECT q.window_start FROM (SELECT p.window_start, p.n,"
-		" pg_catalog.sum(p.n) OVER (ORDER BY p.window_start) - p.n AS before FROM"
-		" (SELECT t.window_start, pg_catalog.count(*) AS n FROM %s t WHERE t.xid < " HORIZON
-		" AND t.window_start IS NOT NULL GROUP BY 1) p"
-		" WHERE $2 OR (SELECT pg_catalog.count(*) FROM (SELECT FROM %s t WHERE t.window_start = p.window_start"
-		" LIMIT 2 * p.n + 1) c) <= 2 * p.n) q WHERE q.before < $1),"
-		" d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND (%s) RETURNING %s),"
-		" s AS (DELETE FROM %s t WHERE (%s) AND EXISTS (SELECT FROM d) RETURNING %s),"
-		" u AS MATERIALIZED (SELECT * FROM d UNION ALL SELECT * FROM s),"
-		" m AS MATERIALIZED (SELECT DISTINCT u.window_start FROM u WHERE u.part <> 'b'),"
-		" g AS (SELECT " MR_SCHEMA "._max_xid(u.xid) AS xid, 'b'::\"char\" AS part, %s%s FROM u"
-		" WHERE u.window_start IS NULL OR NOT u.window_start = ANY (ARRAY(SELECT m.window_start FROM m)) GROUP BY %s)",
-		texts.delta_name, texts.state_name, texts.delta_name, chosen, columns, texts.state_name, chosen, columns,
-		keys, folded_columns(&texts, "u", ""), keys);
+	appendStringInfo(&buf,
+					 "WITH w AS MATERIALIZED (SELECT q.window_start FROM (SELECT p.window_start, p.n,"
+					 " pg_catalog.sum(p.n) OVER (ORDER BY p.window_start) - p.n AS before FROM"
+					 " (SELECT t.window_start, pg_catalog.count(*) AS n FROM %s t WHERE t.xid < " HORIZON
+					 " AND t.window_start IS NOT NULL GROUP BY 1) p"
+					 " WHERE $2 OR (SELECT pg_catalog.count(*) FROM (SELECT FROM %s t WHERE t.window_start = "
+					 "p.window_start"
+					 " LIMIT 2 * p.n + 1) c) <= 2 * p.n) q WHERE q.before < $1),"
+					 " d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND (%s) RETURNING %s),"
+					 " s AS (DELETE FROM %s t WHERE (%s) AND EXISTS (SELECT FROM d) RETURNING %s),"
+					 " u AS MATERIALIZED (SELECT * FROM d UNION ALL SELECT * FROM s),"
+					 " m AS MATERIALIZED (SELECT DISTINCT u.window_start FROM u WHERE u.part <> 'b'),"
+					 " g AS (SELECT " MR_SCHEMA "._max_xid(u.xid) AS xid, 'b'::\"char\" AS part, %s%s FROM u"
+					 " WHERE u.window_start IS NULL OR NOT u.window_start = ANY (ARRAY(SELECT m.window_start "
+					 "FROM m)) GROUP BY %s)",
+					 texts.delta_name, texts.state_name, texts.delta_name, chosen, columns, texts.state_name,
+					 chosen, columns, keys, folded_columns(&texts, "u", ""), keys);
 	for (const char *part = "lf"; *part; part++)
 		appendStringInfo(
 			&buf,
-			", %c AS (SELECT " MR_SCHEMA "._max_xid(u.xid) AS xid, CASE WHEN pg_catalog.bool_and(u.part = 'b') THEN 'b'"
-			" ELSE '%c' END::\"char\" AS part, %s%s FROM u WHERE u.window_start = ANY (ARRAY(SELECT m.window_start FROM m))"
+			", %c AS (SELECT " MR_SCHEMA
+			"._max_xid(u.xid) AS xid, CASE WHEN pg_catalog.bool_and(u.part = 'b') THEN 'b'"
+			" ELSE '%c' END::\"char\" AS part, %s%s FROM u WHERE u.window_start = ANY (ARRAY(SELECT "
+			"m.window_start FROM m))"
 			" GROUP BY %s HAVING pg_catalog.bool_or(u.part <> '%c')%s)",
 			*part, *part, keys,
-			folded_columns(&texts, "u", psprintf(" FILTER (WHERE u.part <> '%c')", *part == 'l' ? 'f' : 'l')), keys,
-			*part == 'l' ? 'f' : 'l', *part == 'l' ? "" : " AND NOT pg_catalog.bool_and(u.part = 'b')");
-	appendStringInfo(&buf, " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
+			folded_columns(&texts, "u", psprintf(" FILTER (WHERE u.part <> '%c')", *part == 'l' ? 'f' : 'l')),
+			keys, *part == 'l' ? 'f' : 'l', *part == 'l' ? "" : " AND NOT pg_catalog.bool_and(u.part = 'b')");
+	appendStringInfo(&buf,
+					 " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
 					 texts.state_name);
 	return buf.data;
 }

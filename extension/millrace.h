@@ -23,8 +23,11 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "access/transam.h"
+#include "parser/scansup.h"
+#include "pgtime.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -61,16 +64,56 @@
 #if PG_VERSION_NUM >= 160000
 #define mr_flatten_join_alias_vars(query, node) flatten_join_alias_vars(NULL, (query), (node))
 #define mr_owns_relation(rel, user) object_ownercheck(RelationRelationId, (rel), (user))
+#define mr_function_aclcheck(function, user) \
+	object_aclcheck(ProcedureRelationId, (function), (user), ACL_EXECUTE)
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL, false)
 #else
 #define mr_flatten_join_alias_vars(query, node) flatten_join_alias_vars((query), (node))
 #define mr_owns_relation(rel, user) pg_class_ownercheck((rel), (user))
+#define mr_function_aclcheck(function, user) pg_proc_aclcheck((function), (user), ACL_EXECUTE)
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL)
 #endif
+
+/* From PostgreSQL 18 on, an index scan can be given a place to count its work. */
+#if PG_VERSION_NUM >= 180000
+#define mr_index_beginscan(heap, index, snapshot, n_keys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (n_keys), 0)
+#else
+#define mr_index_beginscan(heap, index, snapshot, n_keys) \
+	index_beginscan((heap), (index), (snapshot), (n_keys), 0)
+#endif
+
+/*
+ * What the name of a time zone means to AT TIME ZONE: *tz, or if that is NULL an offset (local time minus UTC).
+ * True for an abbreviation whose offset depends on the time.  22023 if there is no such zone.
+ */
+static inline bool
+mr_timezone(const char *name, int64 *offset_us, pg_tz **tz)
+{
+	int offset = 0;
+#if PG_VERSION_NUM >= 160000
+	int type = DecodeTimezoneName(name, &offset, tz);
+
+	if (type == TZNAME_FIXED_OFFSET)
+		*tz = NULL;
+	*offset_us = offset * USECS_PER_SEC;
+	return type == TZNAME_DYNTZ;
+#else
+	int type = DecodeTimezoneAbbrev(0, downcase_truncate_identifier(name, strlen(name), false), &offset, tz);
+
+	if (type == TZ || type == DTZ)
+		*tz = NULL;
+	else if (type != DYNTZ && (*tz = pg_tzset(name)) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("time zone \"%s\" not recognized", name)));
+	*offset_us = offset * USECS_PER_SEC;
+	return type == DYNTZ;
+#endif
+}
 
 /* settings (millrace.c) */
 extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
@@ -105,6 +148,42 @@ extern void mr_exec(const char *sql, int expected, bool read_only);
 extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_args, Oid *types, Datum *values,
 						 const char *nulls);
 
+/* window.c: the window of a definition, its arguments constant. */
+typedef enum MrWindowKind
+{
+	MR_TUMBLE,
+	MR_HOP,
+	MR_SESSION
+} MrWindowKind;
+
+typedef struct MrWindow
+{
+	MrWindowKind kind;
+	Interval size;	/* session: the gap */
+	Interval slide; /* tumble: the size again; session: unused */
+	bool has_origin;
+	TimestampTz origin;
+	text *timezone; /* NULL: UTC */
+} MrWindow;
+
+/*
+ * Check the arguments, with the errors of tumble, hop and session.  Returns how many panes a window has: windows
+ * start with a pane and end where the n-th pane after it starts.  0 for sessions.
+ */
+extern int64 mr_window_panes(const MrWindow *window);
+
+/*
+ * Start of the pane (window of the size of the slide) that holds ts, as tumble(ts, slide, origin, timezone).
+ * *end: where the next pane starts.  An infinite ts, and any of a session, is its own pane, with *end = ts.
+ */
+extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *end);
+
+/*
+ * Greatest start of a window that ended at or before closed_to, DT_NOBEGIN if none did; for sessions closed_to -
+ * gap, the time of the latest event that is late.  An infinite closed_to is returned.
+ */
+extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
+
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
  * handlers see it under this name.
@@ -115,71 +194,49 @@ extern void mr_exec_args(const char *sql, int expected, bool read_only, int n_ar
 extern EphemeralNamedRelation mr_new_rows_relation(const char *name, Oid relid, Tuplestorestate *rows);
 
 /*
- * window.c
- */
-typedef enum MrWindowKind
-{
-	MR_TUMBLE,
-	MR_HOP,
-	MR_SESSION
-} MrWindowKind;
-
-/* The window of a definition, its arguments constant. */
-typedef struct MrWindow
-{
-	MrWindowKind kind;
-	Interval size;	/* of a session: the gap */
-	Interval slide; /* tumble: the size again; unused by sessions */
-	bool has_origin;
-	TimestampTz origin;
-	text *timezone; /* NULL: UTC */
-} MrWindow;
-
-/*
- * Start of the pane, a window of the size of the slide, that holds ts.  All ts' with start <= ts' < *end have the
- * same; *end may be the start, if that is not known.
- */
-extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *end);
-
-/*
- * The greatest start of a window that ended at or before closed_to; of sessions closed_to - gap, the latest event that
- * is late.  DT_NOBEGIN if closed_to is.
- */
-extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
-
-/*
  * scan.c: one pass over the rows of a batch
  */
-typedef struct MrScan
+typedef struct MrScan /* all in one memory context; made at plan time */
 {
 	MrWindow window;
-	TupleDesc desc;				/* of the table that fired */
-	Expr *time;					/* event time; Vars have varno 1 and the attribute numbers of desc */
-	List *quals;				/* WHERE as implicit AND, as far as it reads the source alone */
-	bool is_simple;				/* it reads nothing but the source: mr_scan_aggregate does it all */
-	List *keys;					/* if simple: Expr of GROUP BY, [0] the window */
-	List *aggs;					/* if simple: distinct Aggref */
-	struct MrScanPlan *plan;	/* made at first use, in the memory context of the MrScan */
+	TupleDesc desc; /* of the table that fired; not reference-counted */
+	Expr *time;		/* event time, timestamptz; Vars have varno 1 and the attribute numbers of desc */
+	List *quals;	/* WHERE as implicit AND, those over the source only */
+	bool is_simple; /* no joins, no subqueries, tumble or hop: mr_scan_aggregate can do it all */
+	List *keys;		/* if simple: Expr of GROUP BY, [0] is the window function's FuncExpr (ignored) */
+	List *aggs;		/* if simple: distinct Aggref, Vars as above, plain AGGSPLIT_SIMPLE */
+	struct MrScanPlan *plan; /* of scan.c: made by the first run; NULL before */
 } MrScan;
 
 typedef struct MrScanRun
 {
-	TimestampTz late_bound;		/* rows whose pane starts at or before it are late (sessions: event time); DT_NOBEGIN: none */
+	/* Rows whose pane starts at or before it are late; DT_NOBEGIN: none are.  (Sessions: event time at or before it.) */
+	TimestampTz late_bound;
 	TimestampTz max_allowed;	/* later event times, and infinite ones, do not count for max_time */
-	bool keep_late;				/* late rows are aggregated apart, as part 'l' */
-	Tuplestorestate *late_rows; /* if they are not, and it is not NULL: they are put here */
-	TimestampTz max_time;		/* result: greatest event time of all rows, DT_NOBEGIN if none */
-	uint64 n_late;				/* result: late rows that pass WHERE */
+	bool keep_late;				/* late rows are aggregated apart, as part 'l'; else given to late_rows */
+	Tuplestorestate *late_rows; /* if !keep_late and not NULL: late rows are put here (slots of desc) */
+	/* results */
+	TimestampTz max_time; /* greatest event time of all rows, DT_NOBEGIN if none */
+	uint64 n_late;		  /* late rows that pass quals */
 } MrScanRun;
 
-/* Receives groups: part, then window_start, other keys, serialised states; valid until it returns. */
+/* Receives the groups: part, then values of window_start, keys…, serialised states…; valid until it returns. */
 typedef void (*MrGroupSink)(void *arg, char part, Datum *values, bool *nulls);
 
-/* Aggregate the rows of the store; each group comes once or, when work_mem is short, in several portions. */
-extern void mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSink sink,
-							  void *arg);
+/*
+ * Aggregate all rows of the store (a simple scan), as the current user, with an active snapshot.  Each group is given
+ * to sink once, or more than once: when memory (work_mem) is short all groups are handed out and begun anew, and keys
+ * that are equal but not the same bytes (numeric 1.0 and 1.00, 'a' and 'A' in some collations) are groups of their own.
+ * Readers merge the states of a group anyway.  O(rows + groups).
+ */
+extern void
+mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSink sink, void *arg);
 
-/* Look at the times only; if any row is late, and on_time is not NULL, divide the rows into two new stores. */
+/*
+ * Only look at times (any scan): max_time and n_late; returns whether any row is late.  If so and on_time is not NULL,
+ * the rows are divided into *on_time and *late (new tuplestores of desc, in the current memory context).  A late row
+ * that fails the quals is not in *late, but in *on_time, where the query will drop it.
+ */
 extern bool mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestorestate **on_time,
 						  Tuplestorestate **late);
 
@@ -192,10 +249,11 @@ typedef struct MrAggregatePlan MrAggregatePlan;
 typedef struct MrAggregateRun
 {
 	MrScanRun scan;
-	bool has_watermark;		/* fill scan's results, and look for late rows */
-	TimestampTz gone_bound; /* late windows that start at or before it are given up: their states were dropped */
-	char part;				/* over the whole source: of the states */
-	uint64 n_written;		/* result */
+	bool has_watermark; /* fill scan's results, and look for late rows */
+	TimestampTz
+		gone_bound;	  /* late windows that start at or before it are given up: their states were dropped */
+	char part;		  /* over the whole source: of the states */
+	uint64 n_written; /* result */
 } MrAggregateRun;
 
 /*
@@ -229,7 +287,8 @@ extern Oid mr_schema_function(const char *name, int n_args, const Oid *types);
 /*
  * watermark.c
  */
-extern int mr_max_future_s; /* millrace.max_future: event times further ahead do not move a watermark, in seconds */
+extern int
+	mr_max_future_s; /* millrace.max_future: event times further ahead do not move a watermark, in seconds */
 
 /* What a transaction, once it has its xid, saw of an aggregate's progress; the same to its end. */
 typedef struct MrSeen
@@ -263,6 +322,7 @@ extern void mr_divert(const char *stream, Oid leaf, Tuplestorestate *rows, const
  * 22023 if one of them is temporary: a caller's view would run its functions as the owner.
  */
 extern SPIPlanPtr mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types);
+
 
 /* Number of processors that this process may use, or the setting millrace.threads. */
 extern int mr_n_threads(int requested);

@@ -136,7 +136,8 @@ merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryCo
 	merge->is_internal = form->aggtranstype == INTERNALOID;
 	trans_type = merge->is_internal ? INTERNALOID : state_type;
 	if (form->aggkind != AGGKIND_NORMAL || !OidIsValid(form->aggcombinefn) ||
-		mr_is_order_sensitive(form->aggtransfn) || (merge->is_internal && (!OidIsValid(form->aggserialfn) || !OidIsValid(form->aggdeserialfn))) ||
+		mr_is_order_sensitive(form->aggtransfn) ||
+		(merge->is_internal && (!OidIsValid(form->aggserialfn) || !OidIsValid(form->aggdeserialfn))) ||
 		!types_fit(agg_fn, form, state_type, result_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -221,9 +222,9 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 			ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
 	if (PG_ARGISNULL(0))
-		merge = merge_begin(PG_GETARG_OID(1),
-							n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
-							get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), context);
+		merge =
+			merge_begin(PG_GETARG_OID(1), n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
+						get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), context);
 	else
 		merge = (MergeState *) PG_GETARG_POINTER(0);
 	call->args[1] = stored_value(merge, fcinfo->args[n_state], fcinfo->context);

@@ -236,20 +236,26 @@ check_stream_owner(const char *name)
 Datum
 mr_stream_put(PG_FUNCTION_ARGS)
 {
-	static Oid types[18] = {TEXTOID,	 TEXTOID,	  REGCLASSOID, REGCLASSOID, TEXTOID,	  REGCLASSOID,
-							REGCLASSOID, REGCLASSOID, REGCLASSOID, TEXTOID,		INTERVALOID,  TEXTOID,
-							INTERVALOID, INTERVALOID, TEXTOID,	   REGCLASSARRAYOID, REGROLEOID, TEXTARRAYOID};
+	static Oid types[18] = {TEXTOID,		  TEXTOID,	   REGCLASSOID, REGCLASSOID, TEXTOID,
+							REGCLASSOID,	  REGCLASSOID, REGCLASSOID, REGCLASSOID, TEXTOID,
+							INTERVALOID,	  TEXTOID,	   INTERVALOID, INTERVALOID, TEXTOID,
+							REGCLASSARRAYOID, REGROLEOID,  TEXTARRAYOID};
 	Datum values[18];
 	char nulls[18];
 	bool replace = PG_GETARG_BOOL(16);
+	const char *kind;
+	bool is_pipe;
 
 	for (int i = 0; i < 16; i++)
 	{
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
-	for (int i = 0; i < 4; i++)
-		if (PG_ARGISNULL(i))
+	kind = PG_ARGISNULL(1) ? "" : TextDatumGetCString(values[1]);
+	is_pipe = strcmp(kind, "pipe") == 0;
+	for (int i = 0; i < 10; i++)
+		if (PG_ARGISNULL(i) &&
+			(i < 4 || (is_pipe ? i == 4 : i == 5 || (i > 5 && strcmp(kind, "aggregate") == 0))))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("argument %d of a stream must not be null", i + 1)));
@@ -259,7 +265,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	for (int i = 5; i < 9; i++)
 		if (!PG_ARGISNULL(i))
 			check_owner(PG_GETARG_OID(i));
-	if (PG_ARGISNULL(4))
+	if (!is_pipe)
 		check_owner(PG_GETARG_OID(3));
 	invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
 	values[16] = ObjectIdGetDatum(GetUserId());
@@ -268,7 +274,8 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	if (replace)
 		check_stream_owner(TextDatumGetCString(values[0]));
 	catalog_exec(
-		"INSERT INTO " MR_SCHEMA ".stream (name, kind, source, target, command, definition, state, delta, final,"
+		"INSERT INTO " MR_SCHEMA
+		".stream (name, kind, source, target, command, definition, state, delta, final,"
 		" query, watermark, late_policy, retain, idle_after, on_error, inputs, owner, settings)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, coalesce($12, 'update'), $13, $14,"
 		" coalesce($15, 'fail'), $16, $17, $18) ON CONFLICT (name) DO UPDATE SET source = excluded.source,"
@@ -413,8 +420,9 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed > 0 &&
 		(!OidIsValid(owner) ||
-		 has_privs_of_role(owner, DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
-																 &isnull)))))
+		 has_privs_of_role(
+			 owner,
+			 DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)))))
 		drop = psprintf("%s%s", SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), behavior);
 	if (drop)
 		mr_exec(drop, SPI_OK_UTILITY, false);
@@ -432,10 +440,11 @@ mr_drop_changes(PG_FUNCTION_ARGS)
 
 	check_stream_owner(TextDatumGetCString(values[0]));
 	SPI_connect();
-	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
-				 NULL);
-	state = SPI_processed ? DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull))
-						  : InvalidOid;
+	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types,
+				 values, NULL);
+	state = SPI_processed
+		? DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull))
+		: InvalidOid;
 	SPI_finish();
 	drop_changes(state, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();

@@ -58,8 +58,7 @@ begin_scan(ProgressScan *progress, Oid state, Snapshot snapshot, LOCKMODE lock)
 
 	ScanKeyInit(&key, STATE + 1, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(state));
 	progress->rel = table_open(mr_catalog("progress"), lock);
-	progress->scan =
-		systable_beginscan(progress->rel, mr_catalog("progress_state"), true, snapshot, 1, &key);
+	progress->scan = systable_beginscan(progress->rel, mr_catalog("progress_state"), true, snapshot, 1, &key);
 }
 
 static HeapTuple
@@ -210,8 +209,8 @@ mr_watermark_prune(Oid state, bool all)
 		while ((tuple = next_row(&progress)) != NULL)
 		{
 			TimestampTz row_max = time_of(&progress, MAX_TIME), row_closed = time_of(&progress, CLOSED_TO);
-			bool is_settled = FullTransactionIdPrecedesOrEquals(
-				DatumGetFullTransactionId(progress.values[HORIZON]), xmin);
+			bool is_settled =
+				FullTransactionIdPrecedesOrEquals(DatumGetFullTransactionId(progress.values[HORIZON]), xmin);
 
 			if (pass == 0)
 			{

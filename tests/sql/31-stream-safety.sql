@@ -101,8 +101,8 @@ CREATE VIEW secret AS SELECT millrace.tumble(at, '1 day') AS w, 'secret'::text A
 SET LOCAL ROLE owner_a;
 CREATE TABLE mine (at timestamptz, v int);
 CREATE TABLE my_state (xid xid8, w timestamptz, who text, s bigint);
-SELECT throws_ok($$SELECT millrace._stream_put('x', 'aggregate', 'mine', 'treasure', NULL, 'treasure', 'treasure')$$, '42501', NULL, 'registering another role''s table');
-SELECT throws_ok($$SELECT millrace._stream_put('x', 'aggregate', 'mine', 'treasure', NULL, NULL, NULL)$$, '22004', NULL, 'or half a stream');
+SELECT throws_ok($$SELECT millrace._stream_put('x', 'aggregate', 'mine', 'treasure', NULL, 'treasure', 'treasure', 'treasure', 'treasure', 'q', NULL, NULL, NULL, NULL, NULL, NULL, false)$$, '42501', NULL, 'registering another role''s table');
+SELECT throws_ok($$SELECT millrace._stream_put('x', 'aggregate', 'mine', 'treasure', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false)$$, '22004', NULL, 'or half a stream');
 SELECT throws_ok($$SELECT millrace._aggregate_backfill('secret', 'my_state')$$, '42501', NULL, 'reading through another role''s view');
 RESET ROLE;
 
