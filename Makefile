@@ -11,11 +11,11 @@ export PG_CONFIG
 # Debian packages: what the build needs, and what the tests need besides.
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev libopenblas0-serial python3 xz-utils
-TEST_PACKAGES  = postgresql-$(PGVER)-pgtap libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat clang-format git
+TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat clang-format git
 # A Java that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 
-.PHONY: all help deps deps-check install demo demo-stop check check-fast check-unit check-sql check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop check check-fast check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -58,11 +58,11 @@ demo-stop:
 	tests/e2e/retail/demo stop
 
 # The tests, cheapest first.  Each line can be run alone.
-check: deps-check lint install check-unit check-sql
+check: deps-check lint install check-unit check-sql check-isolation
 	$(call install_missing,$(JAVA_PACKAGES))
 	$(PROVE) tests/e2e/*/run.sh
 
-check-fast: deps-check lint install check-unit check-sql
+check-fast: deps-check lint install check-unit check-sql check-isolation
 	$(PROVE) $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run.sh))
 
 check-unit: deps-check
@@ -70,6 +70,9 @@ check-unit: deps-check
 
 check-sql:
 	tests/lib/with-cluster pg_prove -d millrace_test --ext .sql tests/sql/
+
+check-isolation:
+	tests/isolation/run
 
 check-e2e:
 	$(PROVE) tests/e2e/*/run.sh

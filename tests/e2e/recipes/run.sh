@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# The recipes of the documentation, as files that a user would copy, over input with known answers.
+. "$(dirname "$0")/../../lib/scenario.sh"
+start_cluster
+createdb recipes
+export PGDATABASE=recipes
+value "SET client_min_messages = warning; CREATE EXTENSION millrace"
+
+recipe() { # recipe FILE [psql options]: its rows, without heading
+	local file=$here/$1
+	shift
+	psql -AtXq -v ON_ERROR_STOP=1 "$@" -f "$file" 2>&1
+}
+ingest() { # ingest NAME ADDRESS: millrace run NAME.ini to its end
+	sed -e "s|@DIR@|$2|; s|@FILE@|$2|" "$here/$1.ini" >"$work/$1.ini"
+	millrace run "$work/$1.ini" --once >"$work/log" 2>&1
+	is $? 0 "$1 are ingested"
+	grep -E 'error|warning' "$work/log" | diag
+}
+# Rows in which view $1 (without its column final) and query $2 differ; keys $3 identify a row, numbers may differ by 1e-9 of their value.
+differences() {
+	value "SELECT count(*) FROM (SELECT to_jsonb(a) - 'final' AS a, to_jsonb(b) AS b FROM $1 a FULL JOIN ($2) b
+		ON jsonb_build_array(${3//@/a.}) = jsonb_build_array(${3//@/b.})) rows
+		WHERE a IS NULL OR b IS NULL OR EXISTS (SELECT FROM jsonb_each(a) x FULL JOIN jsonb_each(b) y USING (key) WHERE x.value IS DISTINCT FROM y.value AND
+			CASE WHEN jsonb_typeof(x.value) = 'number' AND jsonb_typeof(y.value) = 'number'
+				THEN abs(x.value::numeric - y.value::numeric) > 1e-9 * abs(y.value::numeric) ELSE true END)"
+}
+
+# 100,000 events with known hourly counts, in 50 files
+for file in counts alert; do is "$(recipe $file.sql | grep -v '^$')" "" "$file.sql"; done
+is "$(recipe stream.sql -v query="$(cat "$here/query.sql")" | grep -v '^$')" "" "stream.sql"
+mkfifo "$work/fifo"
+psql -AtXq <"$work/fifo" >"$work/listened" 2>&1 &
+listener=$!
+exec 9>"$work/fifo"
+echo "LISTEN millrace; SELECT 'listening';" >&9
+until_true grep -q listening "$work/listened"
+mkdir "$work/events"
+python3 "$here/events.py" events "$data/events-hourly-counts.csv" "$work/events"
+ingest events "$work/events"
+is "$(value "SELECT count(*), sum(rows) FROM millrace.batches WHERE source = 'events'::regclass")" "50|100000" "one file is one batch"
+
+value "CREATE TABLE known (window_start timestamptz, window_end timestamptz, action text, n bigint)"
+psql -Xq -c "\\copy known FROM '$data/events-hourly-counts.csv' CSV HEADER"
+is "$(value "SELECT count(*) FROM (SELECT action, window_start, n FROM per_hour EXCEPT ALL SELECT action, window_start, n FROM known) d")|$(value "SELECT count(*) FROM per_hour")" "0|104" "the hourly counts are the published ones"
+is "$(value "SELECT max(n), min(n), count(DISTINCT window_start) FROM per_hour")" "1036|11|53" "largest and smallest hourly count, hours"
+is "$(value "SELECT action, sum(n) FROM per_day GROUP BY 1 ORDER BY 1")" $'Close|50000\nOpen|50000' "events of each action"
+is "$(value "SELECT count(*) FROM (SELECT millrace.tumble(window_start, '1 hour'), sum(n) FROM per_minute GROUP BY 1 EXCEPT SELECT window_start, sum(n) FROM per_hour GROUP BY 1) d")" 0 "minutes add up to hours"
+is "$(value "SELECT * FROM per_day ORDER BY window_start, action" | cut -d'|' -f1-3)" "$(value "SELECT action, date_trunc('day', at), count(*) FROM events GROUP BY 1, 2 ORDER BY 2, 1")" "hours add up to days"
+for aggregate in per_minute per_hour per_day six_hours; do
+	is "$(differences $aggregate "TABLE ${aggregate}_query" "@action, @window_start")" 0 "$aggregate equals its query"
+	is "$(value "SELECT count(*) FROM millrace.verify('$aggregate')")" 0 "and is verified"
+done
+
+recipe busiest-hour.sql >"$work/hours"
+is "$(head -1 "$work/hours" | cut -c1-19)" "2016-07-26 20:00:00" "the busiest hour"
+is "$(grep -E '^2016-07-28 0[23]' "$work/hours" | sort | sed 's/00000*$//')" $'2016-07-28 02:00:00+00|16.725\n2016-07-28 03:00:00+00|16.575' "average over the actions, then over the minutes"
+
+recipe moving-average.sql >"$work/moving"
+is "$(wc -l <"$work/moving") $(cut -d'|' -f1,2,4 "$work/moving" | sed -n '1p;31p;62p;2000p;$p' | md5sum)" \
+	"$(value "SELECT count(*) FROM (SELECT DISTINCT action, date_trunc('minute', at) FROM events) d") $(value "
+		WITH minutes AS (SELECT action, date_trunc('minute', at) AS window_start, count(*) AS n FROM events GROUP BY 1, 2)
+		SELECT action, window_start, (SELECT avg(b.n) FROM minutes b WHERE b.action = a.action AND b.window_start BETWEEN a.window_start - interval '30 minutes' AND a.window_start)
+		FROM minutes a ORDER BY 1, 2" | sed -n '1p;31p;62p;2000p;$p' | md5sum)" "moving average over 30 minutes"
+
+recipe variance.sql >"$work/variance"
+is "$(for action in Close Open; do grep "^$action" "$work/variance" | tail -1 | cut -d'|' -f1,4; done)" \
+	"$(value "SELECT action, var_samp(n) FROM (SELECT action, date_trunc('minute', at), count(*) AS n FROM events GROUP BY 1, 2) m GROUP BY 1 ORDER BY 1")" "online variance, at the end"
+is "$(sed -n 100p "$work/variance" | cut -d'|' -f4)" \
+	"$(value "SELECT var_samp(n) FROM (SELECT count(*) AS n FROM events WHERE action = 'Close' GROUP BY date_trunc('minute', at) ORDER BY date_trunc('minute', at) LIMIT 100) m")" "and on the way"
+
+# Alerts: rows, and notifications
+unbalanced=$(value "SELECT date_trunc('minute', at) FROM events GROUP BY 1 HAVING abs(count(*) FILTER (WHERE action = 'Open') - count(*) FILTER (WHERE action = 'Close')) > 20 ORDER BY 1")
+is "$(wc -l <<<"$unbalanced")" 4 "minutes with a difference of more than 20"
+is "$(value "SELECT window_start FROM millrace.alerts WHERE alert = 'unbalanced' ORDER BY 1")" "$unbalanced" "each is in millrace.alerts, once"
+echo "SELECT 'heard';" >&9
+exec 9>&-
+wait "$listener"
+is "$(grep -c 'notification "millrace" with payload "{.*unbalanced' "$work/listened")" 4 "and was notified"
+value "INSERT INTO events SELECT '2016-07-28 06:58:30', 'Close' FROM generate_series(1, 50)"
+is "$(value "SELECT count(*) FROM millrace.alerts")" 5 "another batch, another alert"
+value "INSERT INTO events SELECT '2016-07-28 06:58:45', 'Close' FROM generate_series(1, 50)"
+is "$(value "SELECT count(*) FROM millrace.alerts")" 5 "which is not repeated"
+
+# The same text as a batch and as a stream: what the stream holds is what psql -f query.sql prints
+is "$(differences six_hours "$(cat "$here/query.sql")" "@action, @window_start") $(value "SELECT count(*) FROM six_hours")" "0 20" "query.sql as a batch and as a stream"
+
+# Trending words
+is "$(recipe hashtags.sql | grep -v '^$')" "" "hashtags.sql"
+python3 "$here/events.py" tweets "$work/tweets"
+ingest tweets "$work/tweets"
+is "$(value "SELECT count(*) FROM tweets") $(value "SELECT count(*) FROM millrace.batches WHERE source = 'tweets'::regclass")" "3000 12" "in batches of 250"
+is "$(differences trending "TABLE trending_query" "@kind, @word, @window_start")" 0 "three hours, every five minutes: equal to the query"
+value "CREATE VIEW split AS SELECT created_at::timestamptz AS at, unnest(string_to_array(translate(text, E'\t\n', '  '), ' ')) AS word FROM tweets"
+is "$(value "SELECT kind, word, n FROM trending WHERE window_start = '2021-04-08 17:05+00' ORDER BY kind, word COLLATE \"C\"")" \
+	"$(value "SELECT CASE WHEN word LIKE '%#%' THEN 'hashtag' WHEN word LIKE '%@%' THEN 'mention' ELSE 'retweet' END, word, count(*) FROM split
+		WHERE (word LIKE '%#%' OR word LIKE '%@%' OR word = 'RT') AND at >= '2021-04-08 17:05+00' AND at < '2021-04-08 20:05+00' GROUP BY 1, 2 ORDER BY 1, word COLLATE \"C\"")" \
+	"hashtags, mentions and retweets of one window, counted from the texts"
+is "$(value "SELECT sum(n) > 0 FROM trending WHERE word = 'L’#emploi'")" t "L’#emploi is one"
+recipe top-hashtags.sql >"$work/top"
+is "$(cut -d'|' -f1 "$work/top" | sort | uniq -c | tr -s ' ')" " 20 2021-04-08 23:45:00+02" "twenty, of the last three hours, in the time of Paris"
+is "$(cut -d'|' -f2,3 "$work/top")" "$(value "SELECT word, count(*) FROM split WHERE word LIKE '%#%' AND at >= '2021-04-08 21:45+00' AND at < '2021-04-09 00:45+00' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20")" "the current top twenty"
+
+# Cost for each customer and day: a shop's sales until 2011-03-29, one file per batch
+is "$(recipe cost.sql | grep -v '^$')" "" "cost.sql"
+tar -xJf "$data/retail-by-day.tar.xz" -C "$work"
+rm "$work"/by-day/2011-0[4-9]*.csv "$work"/by-day/2011-1*.csv "$work"/by-day/2011-03-3*.csv
+ingest sales "$work/by-day"
+is "$(value "SELECT count(*), sum(rows) FROM millrace.batches WHERE source = 'sales'::regclass")" "$(ls "$work/by-day" | wc -l)|$(value "SELECT count(*) FROM sales")" "one file is one batch"
+is "$(recipe top-costs.sql)" $'(none)|2011-03-29|33521.40\n(none)|2010-12-21|31347.48\n18102|2010-12-07|25920.37\n(none)|2010-12-10|25399.56\n(none)|2010-12-17|25371.77' "the five largest, known"
+is "$(differences cost_per_day "TABLE cost_per_day_query" "@customer, @window_start")" 0 "equal to the query"
+done_testing
