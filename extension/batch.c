@@ -453,7 +453,9 @@ fold_now_and_then(const StreamWork *stream)
 		chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows || !mr_state_lock(stream->state, false))
 		return;
 	mr_enter(&guard, stream->owner, stream->settings);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
+	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
 }
