@@ -452,6 +452,16 @@ next_row(MrScanPlan *plan, Tuplestorestate *rows)
 	return true;
 }
 
+/* Free what the row left; mostly nothing, and this runs for every row. */
+static inline void
+end_row(MrScanPlan *plan)
+{
+	MemoryContext memory = plan->row->ecxt_per_tuple_memory;
+
+	if (!memory->isReset || memory->firstchild)
+		MemoryContextReset(memory);
+}
+
 static inline Datum
 input_value(MrScanPlan *plan, const Input *input, bool *is_null)
 {
@@ -536,7 +546,7 @@ mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestoresta
 			else
 				tuplestore_puttupleslot(is_late ? *late : *on_time, plan->slot);
 			MemoryContextSwitchTo(old);
-			ResetExprContext(plan->row);
+			end_row(plan);
 			if (++n_rows % CHECK_ROWS == 0)
 				CHECK_FOR_INTERRUPTS();
 		}
@@ -906,7 +916,7 @@ emit_groups(MrScanPlan *plan, const MrScanRun *run, MrGroupSink sink, void *arg)
 			plan->out_nulls[plan->n_keys + j] = nulls[plan->n_keys + plan->agg_transition[j]];
 		}
 		sink(arg, is_late ? 'l' : 'b', plan->out_values, plan->out_nulls);
-		ResetExprContext(plan->row);
+		end_row(plan);
 		if (i % CHECK_ROWS == 0)
 			CHECK_FOR_INTERRUPTS();
 	}
@@ -961,7 +971,7 @@ mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSi
 		MemoryContextSwitchTo(plan->row->ecxt_per_tuple_memory);
 		aggregate_row(plan, run);
 		MemoryContextSwitchTo(old);
-		ResetExprContext(plan->row);
+		end_row(plan);
 		if (++n_rows % CHECK_ROWS != 0 && plan->n_groups < n_groups + CHECK_GROUPS)
 			continue;
 		CHECK_FOR_INTERRUPTS();
