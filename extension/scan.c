@@ -43,7 +43,7 @@
 /* New groups between looks at memory. */
 #define CHECK_GROUPS 64
 #define MAX_GROUPS (UINT32_C(1) << 27)
-#define N_PANES 256
+#define N_PANES 1024
 
 /* Where a value of a row comes from: a column, a constant, or an expression to evaluate. */
 typedef struct Input
@@ -367,11 +367,11 @@ make_plan(MrScan *scan)
 	plan->pane = plan->panes;
 	if (scan->window.kind != MR_SESSION)
 	{
-		/* A cache entry is for an eighth to a quarter of a pane, so that it seldom has to hold two. */
+		/* A cache entry is for a quarter to half of a pane, so that not many have to hold two. */
 		uint64 us = slide->time + (uint64) slide->day * USECS_PER_DAY +
 			(uint64) slide->month * DAYS_PER_MONTH * USECS_PER_DAY;
 
-		plan->pane_shift = Max(pg_leftmost_one_pos64(us | 1) - 2, 0);
+		plan->pane_shift = Max(pg_leftmost_one_pos64(us | 1) - 1, 0);
 	}
 	if (scan->is_simple)
 		make_groups(plan, scan);
