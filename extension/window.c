@@ -47,8 +47,10 @@ interval_text(const Interval *interval)
 	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(interval)));
 }
 
+static void out_of_range(void) __attribute__((noreturn));
+
 static void
-pg_attribute_noreturn() out_of_range(void)
+out_of_range(void)
 {
 	ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 }
