@@ -37,6 +37,9 @@ PG_FUNCTION_INFO_V1(mr_window_counts);
 #define MAX_YEAR 294276
 #define MAX_ZONES 1024
 
+/* Index entries that take about as long as a search in the index. */
+#define PANE_SKIPS 100
+
 /* Later than any time, and an offset from UTC can still be added to it. */
 #define FAR_FUTURE (END_TIMESTAMP + 2 * USECS_PER_DAY)
 
@@ -945,35 +948,32 @@ open_pane_index(Relation rel, AttrNumber column)
 	return NULL;
 }
 
-static bool
-next_in_index(PaneScan *panes, TimestampTz *pane)
-{
-	bool isnull;
-
-	if (!index_getnext_slot(panes->scan, ForwardScanDirection, panes->slot))
-		return false;
-	*pane = DatumGetTimestampTz(slot_getattr(panes->slot, panes->column, &isnull));
-	return true;
-}
-
-/* The first pane at or after from, which grows from call to call. */
+/* The first pane at or after from, which grows from call to call, of a row that is visible. */
 static bool
 next_pane(PaneScan *panes, TimestampTz from, TimestampTz *pane)
 {
-	ScanKeyData key;
+	IndexScanDesc scan = panes->scan;
 
-	/* It is often the next row or so; else the index knows the way. */
-	for (int i = 0; panes->started && i < 3; i++)
+	/* Going on in the index is cheap, rows are looked at for new panes only.  Over many rows, search. */
+	for (int n_skipped = 0;; n_skipped++)
 	{
-		if (!next_in_index(panes, pane))
+		bool isnull;
+
+		if (!panes->started || (n_skipped == PANE_SKIPS && *pane < from))
+		{
+			ScanKeyData key;
+
+			ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE, TimestampTzGetDatum(from));
+			index_rescan(scan, &key, 1, NULL, 0);
+			panes->started = true;
+		}
+		CHECK_FOR_INTERRUPTS();
+		if (index_getnext_tid(scan, ForwardScanDirection) == NULL)
 			return false;
-		if (*pane >= from)
+		*pane = DatumGetTimestampTz(index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull));
+		if (*pane >= from && index_fetch_heap(scan, panes->slot))
 			return true;
 	}
-	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE, TimestampTzGetDatum(from));
-	index_rescan(panes->scan, &key, 1, NULL, 0);
-	panes->started = true;
-	return next_in_index(panes, pane);
 }
 
 static bool
@@ -1059,6 +1059,7 @@ mr_hop_starts(PG_FUNCTION_ARGS)
 	{
 		panes.slot = table_slot_create(state, NULL);
 		panes.scan = mr_index_beginscan(state, panes.index, GetActiveSnapshot(), 1);
+		panes.scan->xs_want_itup = true;
 	}
 	else
 		has_null |= read_panes(state, &list);
