@@ -49,8 +49,7 @@ interval_text(const Interval *interval)
 	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(interval)));
 }
 
-static void
-pg_attribute_noreturn() out_of_range(void)
+static void __attribute__((noreturn)) out_of_range(void)
 {
 	ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 }
@@ -776,10 +775,7 @@ session_start(FunctionCallInfo fcinfo, int n_times)
 	session->has_previous = true;
 	session->previous = first;
 	if (TIMESTAMP_NOT_FINITE(first))
-	{
-		session->is_open = false;
 		PG_RETURN_TIMESTAMPTZ(first);
-	}
 	if (!session->is_open || (!pg_add_s64_overflow(session->last, gap, &limit) && first > limit))
 	{
 		session->is_open = true;
@@ -1009,8 +1005,6 @@ put_windows(ReturnSetInfo *rsinfo, const Calendar *calendar, int64 n_panes, Time
 		return;
 	}
 	pane = start = pane_start(calendar, pane, end);
-	if (pane <= *last)
-		return;
 	if (!go_back(calendar, &start, n_panes - 1, *last))
 		out_of_range();
 	*last = pane;

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(99);
+SELECT plan(103);
 
 -- tumble: fixed sizes, in UTC
 SELECT is(millrace.tumble('2024-03-10 10:37:12.5+00', '1 minute'), '2024-03-10 10:37:00+00'::timestamptz, 'minute');
@@ -56,6 +56,10 @@ SELECT is_empty($$SELECT zone, ts FROM moments, unnest('{MSK,IST,PST,-3}'::text[
 SELECT is(millrace.tumble('9999-07-01 12:00+00', '1 day', timezone => 'Europe/Paris'), '9999-06-30 22:00+00'::timestamptz, 'daylight saving in a far year');
 SELECT is(millrace.tumble('2024-03-31 01:10+00', '2 hours', '2024-01-01 01:30+00', 'Europe/Paris'), '2024-03-31 01:00+00'::timestamptz, 'a start that clocks skip is the moment at which they do');
 SELECT is(millrace.tumble('2024-10-27 01:10+00', '90 minutes', '2024-10-26 23:00+00', 'Europe/Paris'), '2024-10-27 00:30+00'::timestamptz, 'clocks that are put back do not go back to the window before');
+
+SELECT is(millrace.tumble('2024-04-06 15:10+00', '1 hour', timezone => 'Australia/Lord_Howe'), '2024-04-06 14:00+00'::timestamptz, 'an hour during which clocks are put back by half an hour');
+SELECT results_eq($$SELECT millrace.hop('2024-04-06 15:40+00', '2 hours', '1 hour', timezone => 'Australia/Lord_Howe')$$, $$VALUES ('2024-04-06 14:00+00'::timestamptz), ('2024-04-06 15:30+00')$$, '… ends where the next one starts');
+SELECT is(millrace.tumble('2024-10-27 02:10+00', '2 hours', '2024-01-01 00:00+00', 'Europe/Paris'), '2024-10-27 02:00+00'::timestamptz, 'a window that starts when the hour has been shown twice');
 
 -- Panes of many kinds: from, to, n as in windows of n panes; windows by brute force
 CREATE TABLE kinds (id int GENERATED ALWAYS AS IDENTITY, slide interval, n int, origin timestamptz, zone text, from_time timestamptz, to_time timestamptz);
@@ -156,6 +160,8 @@ CREATE INDEX s_hash ON s_state USING hash (window_start);
 SELECT results_eq('hop_starts', 'hop_starts_expected', '_hop_starts: with indexes that do not serve');
 CREATE INDEX s_index ON s_state (window_start);
 SELECT results_eq('hop_starts', 'hop_starts_expected', '_hop_starts: with an index');
+SELECT results_eq($$SELECT * FROM millrace._hop_starts('s_state', 's_delta', '3 hours', '5 minutes', NULL, NULL)$$,
+	$$SELECT DISTINCT w FROM (SELECT window_start FROM s_state UNION SELECT window_start FROM s_delta) p, millrace.hop(window_start, '3 hours', '5 minutes') w ORDER BY w$$, '_hop_starts: UTC');
 INSERT INTO s_state (window_start) VALUES (NULL), (NULL);
 SELECT results_eq('hop_starts', 'hop_starts_expected', '_hop_starts: NULL');
 INSERT INTO s_delta (window_start) VALUES (NULL), ('-infinity'), ('infinity'), ('1995-05-05 05:05+00'), ('2090-05-05 05:05+00');
