@@ -355,8 +355,10 @@ mr_aggregate_lock(const MrAggregatePlan *plan)
 typedef struct StateWriter
 {
 	DestReceiver dest;
-	char part;				/* of what a plan makes */
-	TimestampTz gone_bound; /* late groups that start at or before it are given up */
+	char part;				 /* of what a plan makes */
+	TimestampTz gone_bound;	 /* late groups that start at or before it are given up */
+	TimestampTz closed;		 /* start of the last closed window, if it slides, else DT_NOBEGIN */
+	TimestampTz closed_pane; /* its last pane */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -397,12 +399,16 @@ writer_put(void *arg, char part, Datum *values, bool *nulls)
 	TupleTableSlot *slot = writer->slots[writer->n_slots];
 	int n_columns = RelationGetDescr(writer->rel)->natts - MR_STATE_KEYS;
 
-	if (part == MR_PART_LIVE && !nulls[0] && DatumGetTimestampTz(values[0]) <= writer->gone_bound)
+	if (part == MR_PART_LIVE && !nulls[0] && writer->gone_bound != DT_NOBEGIN &&
+		DatumGetTimestampTz(values[0]) <= writer->gone_bound)
 		return;
 	memcpy(writer->nulls + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
 	memcpy(writer->values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
-	writer->values[1] = CharGetDatum(part);
 	writer->values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	writer->values[1] = CharGetDatum(part);
+	writer->values[2] = TimestampTzGetDatum(writer->closed);
+	writer->nulls[2] =
+		part != MR_PART_BOTH || nulls[0] || DatumGetTimestampTz(values[0]) > writer->closed_pane;
 	old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	if (slot == NULL)
 		slot = writer->slots[writer->n_slots] = MakeSingleTupleTableSlot(writer->desc, &TTSOpsHeapTuple);
@@ -537,6 +543,9 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 {
 	StateWriter *writer = writer_open(plan->target, run->gone_bound);
 
+	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
+	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
+
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);
 	else if (plan->scan->is_simple)
@@ -566,7 +575,7 @@ Datum
 mr_aggregate_backfill(PG_FUNCTION_ARGS)
 {
 	List *depends = NIL;
-	MrAggregateRun run = {.gone_bound = DT_NOBEGIN, .part = MR_PART_BOTH};
+	MrAggregateRun run = {.gone_bound = DT_NOBEGIN, .closed = DT_NOBEGIN, .part = MR_PART_BOTH};
 	MrAggregatePlan *plan =
 		mr_aggregate_plan(PG_GETARG_OID(0), InvalidOid, PG_GETARG_OID(1), CurrentMemoryContext, &depends);
 

@@ -737,26 +737,43 @@ mr_last_closed_start(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(last_closed(&calendar, n_panes, PG_GETARG_TIMESTAMPTZ(0)));
 }
 
+static TimestampTz
+last_pane(const Calendar *calendar, int64 n_panes, TimestampTz pane)
+{
+	TimestampTz start, end;
+
+	for (int64 i = 1; i < n_panes && find_pane(calendar, pane, &start, &end); i++)
+		pane = end;
+	return pane;
+}
+
+TimestampTz
+mr_last_pane(const MrWindow *window, TimestampTz window_start)
+{
+	Calendar calendar;
+
+	if (TIMESTAMP_NOT_FINITE(window_start) || window->kind != MR_HOP)
+		return window_start;
+	calendar = window_calendar(window);
+	return last_pane(&calendar, count_panes(&window->size, &window->slide), window_start);
+}
+
 /* _hop_last(window_start, size, slide, origin, timezone) returns timestamptz: start of the last pane of a window */
 Datum
 mr_hop_last(PG_FUNCTION_ARGS)
 {
 	int slide_arg = PG_ARGISNULL(2) ? 1 : 2;
 	Calendar calendar;
-	TimestampTz pane, start, end;
-	int64 n_panes;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	pane = PG_GETARG_TIMESTAMPTZ(0);
-	if (TIMESTAMP_NOT_FINITE(pane))
-		PG_RETURN_TIMESTAMPTZ(pane);
+	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(0)))
+		PG_RETURN_TIMESTAMPTZ(PG_GETARG_TIMESTAMPTZ(0));
 	check_size_and_slide(fcinfo, 1, slide_arg, "_hop_last");
-	n_panes = count_panes(PG_GETARG_INTERVAL_P(1), PG_GETARG_INTERVAL_P(slide_arg));
 	calendar = argument_calendar(fcinfo, PG_GETARG_INTERVAL_P(slide_arg), "window slide", 3);
-	for (int64 i = 1; i < n_panes && find_pane(&calendar, pane, &start, &end); i++)
-		pane = end;
-	PG_RETURN_TIMESTAMPTZ(pane);
+	PG_RETURN_TIMESTAMPTZ(last_pane(&calendar,
+									count_panes(PG_GETARG_INTERVAL_P(1), PG_GETARG_INTERVAL_P(slide_arg)),
+									PG_GETARG_TIMESTAMPTZ(0)));
 }
 
 /*
