@@ -691,8 +691,12 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	CommandCounterIncrement();
 	counts->n_late += run.scan.n_late;
 	counts->max_time = Max(counts->max_time, run.scan.max_time);
-	if (run.scan.late_rows && run.scan.n_late > 0)
-		mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+	if (run.scan.late_rows)
+	{
+		if (run.scan.n_late > 0)
+			mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+		tuplestore_end(run.scan.late_rows);
+	}
 	return run.n_written;
 }
 
