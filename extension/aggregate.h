@@ -46,6 +46,9 @@ typedef struct MrStateType
 extern MrDefinition *mr_read_definition(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
+
+/* Output column with the window's start, NULL if there is none; *keys: those with the other keys. */
+extern char *mr_definition_keys(MrDefinition *def, List **keys);
 /* Statement that folds what batches left into NAME_state; $1 bigint: about so many rows of NAME_delta
  * at most; $2 bool: also where that rewrites much more than it removes. */
 extern char *mr_fold_sql(Oid definition, Oid state, Oid delta);

@@ -42,6 +42,7 @@
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
+PG_FUNCTION_INFO_V1(mr_aggregate_keys);
 
 static void refuse(const char *what, const char *hint) __attribute__((noreturn));
 
@@ -1081,6 +1082,63 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
 	values[0] = CStringGetTextDatum(view_text(&texts, false));
 	values[1] = CStringGetTextDatum(view_text(&texts, true));
 	values[2] = CStringGetTextDatum(changes_text(&texts));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * Keys
+ */
+
+char *
+mr_definition_keys(MrDefinition *def, List **keys)
+{
+	char *window = NULL;
+	ListCell *lc, *lc2;
+
+	*keys = NIL;
+	foreach (lc, def->query->targetList)
+	{
+		TargetEntry *tle = lfirst(lc);
+
+		if (tle->resjunk)
+			continue;
+		foreach (lc2, def->keys)
+		{
+			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
+				continue;
+			if (foreach_current_index(lc2) > 0)
+				*keys = lappend(*keys, pstrdup(tle->resname));
+			else if (window == NULL)
+				window = pstrdup(tle->resname);
+			break;
+		}
+	}
+	return window;
+}
+
+/*
+ * _aggregate_keys(definition regclass, OUT window_column name, OUT keys name[]): the output columns that hold the
+ * window's start (NULL: none does) and the other keys
+ */
+Datum
+mr_aggregate_keys(PG_FUNCTION_ARGS)
+{
+	List *keys;
+	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
+	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	TupleDesc desc;
+	Datum values[2] = {0, 0};
+	bool nulls[2] = {window == NULL, false};
+	ListCell *lc;
+
+	foreach (lc, keys)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	if (window)
+		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+	values[1] = PointerGetDatum(
+		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
