@@ -39,6 +39,7 @@
 #include "utils/regproc.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
@@ -477,8 +478,6 @@ check_session(MrDefinition *def, WindowFunc *call)
 	WindowClause *window = list_nth_node(WindowClause, inner->windowClause, call->winref - 1);
 	int n_funcs = 0;
 	ListCell *lc;
-	Oid opfamily, opcintype;
-	int16 strategy;
 
 	count_window_funcs((Node *) inner->targetList, &n_funcs);
 	if (inner->setOperations || inner->cteList || inner->distinctClause || inner->groupClause ||
@@ -491,9 +490,8 @@ check_session(MrDefinition *def, WindowFunc *call)
 	if (list_length(window->orderClause) != 1 ||
 		!equal(get_sortgroupclause_expr(linitial(window->orderClause), inner->targetList),
 			   linitial(call->args)) ||
-		!get_ordering_op_properties(linitial_node(SortGroupClause, window->orderClause)->sortop, &opfamily,
-									&opcintype, &strategy) ||
-		strategy != BTLessStrategyNumber)
+		linitial_node(SortGroupClause, window->orderClause)->sortop !=
+			lookup_type_cache(exprType((Node *) def->time), TYPECACHE_LT_OPR)->lt_opr)
 		refuse("a session that is not ordered by its time", form);
 	if (list_length(window->partitionClause) != list_length(def->keys) - 1)
 		refuse("a session that is not partitioned by the other columns of GROUP BY", form);
