@@ -32,10 +32,12 @@ typedef struct MrStateType
 } MrStateType;
 
 /*
- * Columns of NAME_delta and NAME_state: xid, part, window_start, k1 …, s1 …; of a session s1 … end with window_last.
+ * Columns of NAME_delta and NAME_state: xid, part, open_from, window_start, k1 …, s1 …; of a session s1 … end with
+ * window_last.
  * part: 'b' counts in NAME and NAME_final, 'l' in NAME only, 'f' in NAME_final only.
+ * open_from: of a pane, when some of its windows were closed already: in NAME_final it counts in windows that start later.
  */
-#define MR_STATE_KEYS 2 /* columns before window_start */
+#define MR_STATE_KEYS 3 /* columns before window_start */
 #define MR_PART_BOTH 'b'
 #define MR_PART_LIVE 'l'
 #define MR_PART_FINAL 'f'
@@ -44,6 +46,9 @@ typedef struct MrStateType
 extern MrDefinition *mr_read_definition(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
+
+/* Output column with the window's start, NULL if there is none; *keys: those with the other keys. */
+extern char *mr_definition_keys(MrDefinition *def, List **keys);
 /* Statement that folds what batches left into NAME_state; $1 bigint: about so many rows of NAME_delta
  * at most; $2 bool: also where that rewrites much more than it removes. */
 extern char *mr_fold_sql(Oid definition, Oid state, Oid delta);

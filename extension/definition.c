@@ -39,9 +39,11 @@
 #include "utils/regproc.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
+PG_FUNCTION_INFO_V1(mr_aggregate_keys);
 
 static void refuse(const char *what, const char *hint) __attribute__((noreturn));
 
@@ -476,8 +478,6 @@ check_session(MrDefinition *def, WindowFunc *call)
 	WindowClause *window = list_nth_node(WindowClause, inner->windowClause, call->winref - 1);
 	int n_funcs = 0;
 	ListCell *lc;
-	Oid opfamily, opcintype;
-	int16 strategy;
 
 	count_window_funcs((Node *) inner->targetList, &n_funcs);
 	if (inner->setOperations || inner->cteList || inner->distinctClause || inner->groupClause ||
@@ -490,9 +490,8 @@ check_session(MrDefinition *def, WindowFunc *call)
 	if (list_length(window->orderClause) != 1 ||
 		!equal(get_sortgroupclause_expr(linitial(window->orderClause), inner->targetList),
 			   linitial(call->args)) ||
-		!get_ordering_op_properties(linitial_node(SortGroupClause, window->orderClause)->sortop, &opfamily,
-									&opcintype, &strategy) ||
-		strategy != BTLessStrategyNumber)
+		linitial_node(SortGroupClause, window->orderClause)->sortop !=
+			lookup_type_cache(exprType((Node *) def->time), TYPECACHE_LT_OPR)->lt_opr)
 		refuse("a session that is not ordered by its time", form);
 	if (list_length(window->partitionClause) != list_length(def->keys) - 1)
 		refuse("a session that is not partitioned by the other columns of GROUP BY", form);
@@ -676,7 +675,8 @@ mr_aggregate_parts(PG_FUNCTION_ARGS)
 	int n = 0;
 
 	initStringInfo(&columns);
-	appendStringInfoString(&columns, "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL");
+	appendStringInfoString(&columns,
+						   "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL, open_from timestamptz");
 	foreach (lc, def->keys)
 	{
 		Node *expr = (Node *) ((TargetEntry *) lfirst(lc))->expr;
@@ -884,7 +884,7 @@ column_list(TextContext *texts, const char *alias, const char *window)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%s.xid, %s.part", alias, alias);
+	appendStringInfo(&buf, "%s.xid, %s.part, %s.open_from", alias, alias, alias);
 	for (int i = 0; i < n_state_columns(texts->def); i++)
 		if (i == 0 && window)
 			appendStringInfo(&buf, ", %s AS window_start", window);
@@ -950,6 +950,7 @@ static char *
 window_states(TextContext *texts, char but_part)
 {
 	MrDefinition *def = texts->def;
+	const char *is_open = but_part == MR_PART_LIVE ? " AND (t.open_from IS NULL OR w.w > t.open_from)" : "";
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -965,14 +966,15 @@ window_states(TextContext *texts, char but_part)
 				"SELECT %s FROM " MR_SCHEMA
 				"._hop_starts(%s::pg_catalog.regclass, %s::pg_catalog.regclass, %s) AS w(w)"
 				" JOIN %s t ON t.window_start >= w.w AND t.window_start <= " MR_SCHEMA "._hop_last(w.w, %s)"
-				" WHERE t.part <> '%c'"
+				" WHERE t.part <> '%c'%s"
 				" UNION ALL SELECT %s FROM %s t, LATERAL " MR_SCHEMA ".hop(t.window_start, %s) AS w(w)"
-				" WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND t.part "
-				"<> '%c'",
+				" WHERE t.part <> '%c'%s UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND "
+				"t.part <> '%c'",
 				column_list(texts, "t", "w.w"), quote_literal_cstr(texts->state_name),
 				quote_literal_cstr(texts->delta_name), texts->window_args, texts->state_name,
-				texts->window_args, but_part, column_list(texts, "t", "w.w"), texts->delta_name,
-				texts->window_args, but_part, column_list(texts, "t", NULL), texts->state_name, but_part);
+				texts->window_args, but_part, is_open, column_list(texts, "t", "w.w"), texts->delta_name,
+				texts->window_args, but_part, is_open, column_list(texts, "t", NULL), texts->state_name,
+				but_part);
 			break;
 		case MR_SESSION:
 		{
@@ -1108,6 +1110,63 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Keys
+ */
+
+char *
+mr_definition_keys(MrDefinition *def, List **keys)
+{
+	char *window = NULL;
+	ListCell *lc, *lc2;
+
+	*keys = NIL;
+	foreach (lc, def->query->targetList)
+	{
+		TargetEntry *tle = lfirst(lc);
+
+		if (tle->resjunk)
+			continue;
+		foreach (lc2, def->keys)
+		{
+			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
+				continue;
+			if (foreach_current_index(lc2) > 0)
+				*keys = lappend(*keys, pstrdup(tle->resname));
+			else if (window == NULL)
+				window = pstrdup(tle->resname);
+			break;
+		}
+	}
+	return window;
+}
+
+/*
+ * _aggregate_keys(definition regclass, OUT window_column name, OUT keys name[]): the output columns that hold the
+ * window's start (NULL: none does) and the other keys
+ */
+Datum
+mr_aggregate_keys(PG_FUNCTION_ARGS)
+{
+	List *keys;
+	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
+	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	TupleDesc desc;
+	Datum values[2] = {0, 0};
+	bool nulls[2] = {window == NULL, false};
+	ListCell *lc;
+
+	foreach (lc, keys)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	if (window)
+		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+	values[1] = PointerGetDatum(
+		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
  * Folding
  */
 
@@ -1160,7 +1219,8 @@ fold_sessions_sql(TextContext *texts)
 		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
-		" INSERT INTO %s SELECT " MR_SCHEMA "._max_xid(w.xid), w.part, %s%s FROM w GROUP BY w.part, %s",
+		" INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(w.xid), w.part, NULL::timestamptz, %s%s FROM w GROUP BY w.part, %s",
 		texts->delta_name, column_list(texts, "t", NULL), texts->state_name, texts->gap, texts->gap,
 		keys[0] ? psprintf(" AND %s IN (SELECT %s FROM d t)", row, row) : "", column_list(texts, "t", NULL),
 		column_list(texts, "u",
@@ -1185,7 +1245,7 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 	start_texts(&texts, definition, state, delta);
 	if (texts.def->window.kind == MR_SESSION)
 		return fold_sessions_sql(&texts);
-	keys = key_list(&texts, "u", 0);
+	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
 	columns = column_list(&texts, "t", NULL);
 	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
 	initStringInfo(&buf);

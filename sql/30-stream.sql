@@ -243,6 +243,9 @@ COMMENT ON FUNCTION millrace._aggregate_parts(regclass) IS 'Internal: checks the
 CREATE FUNCTION millrace._aggregate_texts(definition regclass, state regclass, delta regclass, OUT live text, OUT final text, OUT changes text)
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_texts';
 COMMENT ON FUNCTION millrace._aggregate_texts(regclass, regclass, regclass) IS 'Internal: queries over the states: what the definition returns, its final windows, and what has changed';
+CREATE FUNCTION millrace._aggregate_keys(definition regclass, OUT window_column name, OUT keys name[])
+	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_keys';
+COMMENT ON FUNCTION millrace._aggregate_keys(regclass) IS 'Internal: columns of a continuous aggregate that hold the window''s start (NULL: none does) and the other keys';
 CREATE FUNCTION millrace._aggregate_backfill(definition regclass, state regclass) RETURNS bigint
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_backfill';
 COMMENT ON FUNCTION millrace._aggregate_backfill(regclass, regclass) IS 'Internal: writes the states of the rows that the source has';
