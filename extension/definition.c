@@ -810,8 +810,9 @@ typedef struct TextContext
 	const char *window_args; /* size, slide, origin, zone as _last_closed and its like take them */
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
-	const char *last_gone;	 /* … that retention has dropped; of sessions the time before which they are */
-	const char *group_by;	 /* s.window_start, s.k1, … */
+	const char
+		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
+	const char *group_by; /* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -864,8 +865,8 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
 	texts->last_gone =
-		psprintf("(SELECT coalesce(pg_catalog.max(%s), '-infinity') FROM " MR_SCHEMA
-				 ".stream r WHERE r.state = %s::pg_catalog.regclass)",
+		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
+				 " AND r.retained_from IS NOT NULL)",
 				 window->kind == MR_SESSION
 					 ? "r.retained_from"
 					 : psprintf(MR_SCHEMA "._last_closed(r.retained_from, %s)", texts->window_args),
@@ -930,9 +931,9 @@ static char *
 kept_text(TextContext *texts)
 {
 	if (texts->def->window.kind == MR_SESSION)
-		return psprintf("coalesce(pg_catalog.max(s.window_last) + %s + %s > %s, true)", texts->gap,
-						texts->gap, texts->last_gone);
-	return psprintf("(s.window_start > %s OR s.window_start IS NULL)", texts->last_gone);
+		return psprintf("(pg_catalog.max(s.window_last) + %s + %s > %s) IS NOT FALSE", texts->gap, texts->gap,
+						texts->last_gone);
+	return psprintf("(s.window_start > %s) IS NOT FALSE", texts->last_gone);
 }
 
 /* All rows of states but those of one part, from both tables. */
