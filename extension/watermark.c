@@ -92,18 +92,9 @@ time_of(const ProgressScan *progress, int column)
 	return progress->nulls[column] ? DT_NOBEGIN : DatumGetTimestampTz(progress->values[column]);
 }
 
-/* The list lies in memory that goes with the transaction. */
-static void
-forget_at_end(XactEvent event, void *arg)
-{
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		seen_list = NIL;
-}
-
 MrSeen *
 mr_watermark_seen(Oid state)
 {
-	static bool registered = false;
 	static bool registered = false;
 	ProgressScan progress;
 	Snapshot snapshot;
