@@ -441,21 +441,54 @@ streams_json(List *streams)
  * what is there of an aggregate and drops what its retention lets go, unless somebody else is at it; and once in
  * PRUNE_BATCHES transactions the oldest rows of millrace.batches go.  Which one, its xid decides, so it does not matter
  * how the work is spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
- * in the way.
+ * in the way.  A session folds for at most one part in FOLD_PAUSE of its time: under a load that leaves states faster than
+ * that removes them, they wait for a quieter time or for millrace.maintain.
  */
 #define FOLD_ROWS 8192
 #define FOLD_LIMIT (4 * FOLD_ROWS)
+#define FOLD_PAUSE 16
 #define PRUNE_BATCHES 256
+
+/* When this session may fold an aggregate again */
+typedef struct FoldPause
+{
+	Oid state; /* hash key */
+	double until_ms;
+} FoldPause;
+
+static FoldPause *
+fold_pause(Oid state)
+{
+	static HTAB *pauses = NULL;
+	FoldPause *pause;
+	bool found;
+
+	if (pauses == NULL)
+	{
+		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(FoldPause)};
+
+		pauses = hash_create("millrace fold pauses", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	pause = hash_search(pauses, &state, HASH_ENTER, &found);
+	if (!found)
+		pause->until_ms = 0;
+	return pause;
+}
 
 static void
 fold_now_and_then(const StreamWork *stream)
 {
 	FullTransactionId xid = GetTopFullTransactionId();
 	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), stream->state);
+	double start = mr_now_ms();
+	FoldPause *pause;
 	MrGuard guard;
 
 	if (!OidIsValid(stream->state) || stream->rows == 0 || IsolationUsesXactSnapshot() ||
-		chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows || !mr_state_lock(stream->state, false))
+		chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows)
+		return;
+	pause = fold_pause(stream->state);
+	if (start < pause->until_ms || !mr_state_lock(stream->state, false))
 		return;
 	mr_enter(&guard, stream->owner, stream->settings);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -465,6 +498,7 @@ fold_now_and_then(const StreamWork *stream)
 	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
+	pause->until_ms = mr_now_ms() + (FOLD_PAUSE - 1) * (mr_now_ms() - start);
 }
 
 static void
