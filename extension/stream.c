@@ -289,6 +289,20 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+void
+mr_stream_failed(const char *name, Oid source, const char *error)
+{
+	static Oid types[2] = {TEXTOID, TEXTOID};
+	Datum values[2] = {CStringGetTextDatum(name), CStringGetTextDatum(error)};
+
+	/* Writers fail at the same time: none of them waits for another. */
+	if (catalog_exec("UPDATE " MR_SCHEMA ".stream SET status = 'failed', error = $2 WHERE name ="
+					 " (SELECT s.name FROM " MR_SCHEMA
+					 ".stream s WHERE s.name = $1 AND s.status <> 'failed' FOR UPDATE SKIP LOCKED)",
+					 SPI_OK_UPDATE, 2, types, values, NULL) > 0)
+		invalidate_tree(source, NoLock);
+}
+
 /*
  * Removing streams
  */
