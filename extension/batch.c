@@ -689,13 +689,15 @@ prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 	const MrWindow *window = mr_aggregate_window(stream->aggregate);
 
 	run->scan.late_bound = run->gone_bound = mr_last_closed(window, stream->retained_from);
+	run->closed = DT_NOBEGIN;
 	run->scan.max_time = DT_NOBEGIN;
 	run->has_watermark = stream->has_watermark || run->gone_bound != DT_NOBEGIN;
 	if (!stream->has_watermark)
 		return;
 	counts->seen = mr_watermark_seen(stream->state);
 	counts->watermark = stream->is_filling ? DT_NOBEGIN : mr_watermark(counts->seen, &stream->delay);
-	run->scan.late_bound = Max(run->gone_bound, mr_last_closed(window, counts->watermark));
+	run->closed = mr_last_closed(window, counts->watermark);
+	run->scan.late_bound = Max(run->gone_bound, run->closed);
 	run->scan.max_allowed = GetCurrentTimestamp() + mr_max_future_s * USECS_PER_SEC;
 	run->scan.keep_late = stream->late_policy == LATE_UPDATE;
 	if (stream->late_policy == LATE_DIVERT)
@@ -730,8 +732,12 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	CommandCounterIncrement();
 	counts->n_late += run.scan.n_late;
 	counts->max_time = Max(counts->max_time, run.scan.max_time);
-	if (run.scan.late_rows && run.scan.n_late > 0)
-		mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+	if (run.scan.late_rows)
+	{
+		if (run.scan.n_late > 0)
+			mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+		tuplestore_end(run.scan.late_rows);
+	}
 	return run.n_written;
 }
 

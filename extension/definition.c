@@ -39,6 +39,7 @@
 #include "utils/regproc.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
@@ -477,8 +478,6 @@ check_session(MrDefinition *def, WindowFunc *call)
 	WindowClause *window = list_nth_node(WindowClause, inner->windowClause, call->winref - 1);
 	int n_funcs = 0;
 	ListCell *lc;
-	Oid opfamily, opcintype;
-	int16 strategy;
 
 	count_window_funcs((Node *) inner->targetList, &n_funcs);
 	if (inner->setOperations || inner->cteList || inner->distinctClause || inner->groupClause ||
@@ -491,9 +490,8 @@ check_session(MrDefinition *def, WindowFunc *call)
 	if (list_length(window->orderClause) != 1 ||
 		!equal(get_sortgroupclause_expr(linitial(window->orderClause), inner->targetList),
 			   linitial(call->args)) ||
-		!get_ordering_op_properties(linitial_node(SortGroupClause, window->orderClause)->sortop, &opfamily,
-									&opcintype, &strategy) ||
-		strategy != BTLessStrategyNumber)
+		linitial_node(SortGroupClause, window->orderClause)->sortop !=
+			lookup_type_cache(exprType((Node *) def->time), TYPECACHE_LT_OPR)->lt_opr)
 		refuse("a session that is not ordered by its time", form);
 	if (list_length(window->partitionClause) != list_length(def->keys) - 1)
 		refuse("a session that is not partitioned by the other columns of GROUP BY", form);
@@ -677,7 +675,8 @@ mr_aggregate_parts(PG_FUNCTION_ARGS)
 	int n = 0;
 
 	initStringInfo(&columns);
-	appendStringInfoString(&columns, "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL");
+	appendStringInfoString(&columns,
+						   "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL, open_from timestamptz");
 	foreach (lc, def->keys)
 	{
 		Node *expr = (Node *) ((TargetEntry *) lfirst(lc))->expr;
@@ -877,7 +876,7 @@ column_list(TextContext *texts, const char *alias, const char *window)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%s.xid, %s.part", alias, alias);
+	appendStringInfo(&buf, "%s.xid, %s.part, %s.open_from", alias, alias, alias);
 	for (int i = 0; i < n_state_columns(texts->def); i++)
 		if (i == 0 && window)
 			appendStringInfo(&buf, ", %s AS window_start", window);
@@ -930,6 +929,7 @@ static char *
 window_states(TextContext *texts, char but_part)
 {
 	MrDefinition *def = texts->def;
+	const char *is_open = but_part == MR_PART_LIVE ? " AND (t.open_from IS NULL OR w.w > t.open_from)" : "";
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -945,14 +945,15 @@ window_states(TextContext *texts, char but_part)
 				"SELECT %s FROM " MR_SCHEMA
 				"._hop_starts(%s::pg_catalog.regclass, %s::pg_catalog.regclass, %s) AS w(w)"
 				" JOIN %s t ON t.window_start >= w.w AND t.window_start <= " MR_SCHEMA "._hop_last(w.w, %s)"
-				" WHERE t.part <> '%c'"
+				" WHERE t.part <> '%c'%s"
 				" UNION ALL SELECT %s FROM %s t, LATERAL " MR_SCHEMA ".hop(t.window_start, %s) AS w(w)"
-				" WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND t.part "
-				"<> '%c'",
+				" WHERE t.part <> '%c'%s UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND "
+				"t.part <> '%c'",
 				column_list(texts, "t", "w.w"), quote_literal_cstr(texts->state_name),
 				quote_literal_cstr(texts->delta_name), texts->window_args, texts->state_name,
-				texts->window_args, but_part, column_list(texts, "t", "w.w"), texts->delta_name,
-				texts->window_args, but_part, column_list(texts, "t", NULL), texts->state_name, but_part);
+				texts->window_args, but_part, is_open, column_list(texts, "t", "w.w"), texts->delta_name,
+				texts->window_args, but_part, is_open, column_list(texts, "t", NULL), texts->state_name,
+				but_part);
 			break;
 		case MR_SESSION:
 		{
@@ -1192,7 +1193,8 @@ fold_sessions_sql(TextContext *texts)
 		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
-		" INSERT INTO %s SELECT " MR_SCHEMA "._max_xid(w.xid), w.part, %s%s FROM w GROUP BY w.part, %s",
+		" INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(w.xid), w.part, NULL::timestamptz, %s%s FROM w GROUP BY w.part, %s",
 		texts->delta_name, column_list(texts, "t", NULL), texts->state_name, texts->gap, texts->gap,
 		keys[0] ? psprintf(" AND %s IN (SELECT %s FROM d t)", row, row) : "", column_list(texts, "t", NULL),
 		column_list(texts, "u",
@@ -1217,7 +1219,7 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 	start_texts(&texts, definition, state, delta);
 	if (texts.def->window.kind == MR_SESSION)
 		return fold_sessions_sql(&texts);
-	keys = key_list(&texts, "u", 0);
+	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
 	columns = column_list(&texts, "t", NULL);
 	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
 	initStringInfo(&buf);

@@ -184,6 +184,9 @@ extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *
  */
 extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
 
+/* Start of the last pane of a window; the window's own start if it does not slide. */
+extern TimestampTz mr_last_pane(const MrWindow *window, TimestampTz window_start);
+
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
  * handlers see it under this name.
@@ -301,8 +304,10 @@ typedef struct MrAggregateRun
 	MrScanRun scan;
 	bool has_watermark; /* fill scan's results, and look for late rows */
 	TimestampTz
-		gone_bound;	  /* late windows that start at or before it are given up: their states were dropped */
-	char part;		  /* over the source: of the states */
+	TimestampTz
+		gone_bound;		/* late windows that start at or before it are given up: their states were dropped */
+	TimestampTz closed; /* start of the last closed window; DT_NOBEGIN: none */
+	char part;			/* over the source: of the states */
 	const struct MrRefreshRange *refresh; /* over the source: what is computed anew, or NULL */
 	uint64 n_written;					  /* result */
 } MrAggregateRun;
