@@ -463,10 +463,10 @@ mr_aggregate_lock(const MrAggregatePlan *plan)
 typedef struct StateWriter
 {
 	DestReceiver dest;
-	char part;				 /* of what a plan makes */
-	TimestampTz gone_bound;	 /* late groups that start at or before it are given up */
-	TimestampTz closed;		 /* start of the last closed window, if it slides, else DT_NOBEGIN */
-	TimestampTz closed_pane; /* its last pane */
+	char part;					   /* of what a plan makes */
+	TimestampTz gone_bound;		   /* late groups that start at or before it are given up */
+	TimestampTz closed;			   /* start of the last closed window, if it slides, else DT_NOBEGIN */
+	TimestampTz closed_pane;	   /* its last pane */
 	const MrRefreshRange *refresh; /* what a plan makes, is of these windows; or NULL */
 	bool is_session;
 	Relation rel;

@@ -658,8 +658,9 @@ check_constraints(Oid target)
 	table_close(rel, NoLock);
 }
 
+/* The plan is kept in *kept. */
 static uint64
-run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
+run_command(SPIPlanPtr *kept, const char *command, Oid target, Oid relid, Tuplestorestate *rows)
 {
 	SPIPlanPtr plan;
 	uint64 n_written;
@@ -668,8 +669,8 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 	SPI_connect();
 	if (SPI_register_relation(mr_new_rows_relation(MR_NEW_ROWS, relid, rows)) < 0)
 		elog(ERROR, "could not register the rows of the batch");
-	plan = mr_prepare(&stream->pipe, stream->command, 0, NULL);
-	if (pipe_target(plan, stream->command) != stream->target)
+	plan = mr_prepare(kept, command, 0, NULL);
+	if (pipe_target(plan, command) != target)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the command of the pipe names another table than it did"),
@@ -679,6 +680,22 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 		elog(ERROR, "unexpected result of a pipe: %s", SPI_result_code_string(rc));
 	n_written = SPI_processed;
 	SPI_finish();
+	return n_written;
+}
+
+static uint64
+run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
+{
+	return run_command(&stream->pipe, stream->command, stream->target, relid, rows);
+}
+
+uint64
+mr_run_pipe(const char *command, Oid target, Oid relid, Tuplestorestate *rows)
+{
+	SPIPlanPtr plan = NULL;
+	uint64 n_written = run_command(&plan, command, target, relid, rows);
+
+	SPI_freeplan(plan);
 	return n_written;
 }
 

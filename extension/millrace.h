@@ -287,6 +287,16 @@ extern void mr_partition_ranges(const MrScan *scan, Oid source, Oid rel, MrRange
 /* batch.c: mark the windows of all that a table of a source can hold, for each aggregate of the source. */
 extern void mr_mark_table(Oid rel, const char *reason);
 
+/* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
+extern void mr_check_stream_owner(const char *name);
+
+/* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
+extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,
+						  const char *window_text);
+
+/* batch.c: run the command of a pipe over rows like those of a table, as the current user; returns rows written. */
+extern uint64 mr_run_pipe(const char *command, Oid target, Oid relid, Tuplestorestate *rows);
+
 /* stream.c: write that a stream has failed, unless somebody else holds its row. */
 extern void mr_stream_failed(const char *name, Oid source, const char *error);
 
@@ -303,7 +313,6 @@ typedef struct MrAggregateRun
 {
 	MrScanRun scan;
 	bool has_watermark; /* fill scan's results, and look for late rows */
-	TimestampTz
 	TimestampTz
 		gone_bound;		/* late windows that start at or before it are given up: their states were dropped */
 	TimestampTz closed; /* start of the last closed window; DT_NOBEGIN: none */
