@@ -66,6 +66,7 @@ typedef struct Stream
 	Interval delay;				/* … of the watermark */
 	LatePolicy late_policy;		/* … */
 	TimestampTz retained_from;	/* … states before it were dropped; DT_NOBEGIN: none */
+	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
 } Stream;
@@ -100,6 +101,7 @@ typedef struct StreamWork
 	Oid definition;
 	Oid state;
 	Oid delta;
+	bool has_retention;
 	MrSeen *seen; /* NULL: no watermark */
 	TimestampTz watermark;
 	TimestampTz max_time;
@@ -194,18 +196,18 @@ check_rights(const Stream *stream, Oid source_owner, Oid source)
 				 errhint("%s", hint)));
 }
 
-/* Columns 15 to 18 of the query below */
+/* Columns 16 to 19 of the query below */
 static void
 read_status(Stream *stream, HeapTuple tuple, TupleDesc desc)
 {
-	const char *status = SPI_getvalue(tuple, desc, 15);
-	const char *error = SPI_getvalue(tuple, desc, 17);
+	const char *status = SPI_getvalue(tuple, desc, 16);
+	const char *error = SPI_getvalue(tuple, desc, 18);
 
 	stream->is_suspended = strcmp(status, "stopped") == 0 || strcmp(status, "failed") == 0;
 	stream->is_filling = strcmp(status, "filling") == 0;
-	stream->may_fail = strcmp(SPI_getvalue(tuple, desc, 16), "suspend") == 0;
+	stream->may_fail = strcmp(SPI_getvalue(tuple, desc, 17), "suspend") == 0;
 	stream->reason = strcmp(status, "failed") == 0 && error ? error : status;
-	stream->window_text = SPI_getvalue(tuple, desc, 18);
+	stream->window_text = SPI_getvalue(tuple, desc, 19);
 }
 
 static void
@@ -230,7 +232,7 @@ read_streams(Leaf *leaf)
 	mr_exec_args(
 		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from, t.status, t.on_error, t.error, t.window_text"
+		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
 		" LEFT JOIN " MR_SCHEMA
 		".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
@@ -271,6 +273,7 @@ read_streams(Leaf *leaf)
 		stream->retained_from = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 14, &isnull));
 		if (isnull)
 			stream->retained_from = DT_NOBEGIN;
+		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 		read_status(stream, tuple, desc);
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
@@ -454,13 +457,15 @@ streams_json(List *streams)
 }
 
 /*
- * Compaction without a cron job: now and then, and on average once for FOLD_ROWS states written, a transaction folds
- * what is there of an aggregate, unless somebody else is at it.  Which one, its xid decides, so it does not matter how
- * the states are spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
+ * Maintenance without a cron job.  Now and then, and on average once for FOLD_ROWS states written, a transaction folds
+ * what is there of an aggregate and drops what its retention lets go, unless somebody else is at it; and once in
+ * PRUNE_BATCHES transactions the oldest rows of millrace.batches go.  Which one, its xid decides, so it does not matter
+ * how the work is spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
  * in the way.
  */
 #define FOLD_ROWS 8192
 #define FOLD_LIMIT (4 * FOLD_ROWS)
+#define PRUNE_BATCHES 256
 
 static void
 fold_now_and_then(const StreamWork *stream)
@@ -475,10 +480,25 @@ fold_now_and_then(const StreamWork *stream)
 		return;
 	mr_enter(&guard, stream->owner, stream->settings);
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (stream->has_retention)
+		(void) mr_drop_expired_windows(cstring_to_text(stream->name), false);
 	(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
 	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
+}
+
+static void
+prune_now_and_then(Oid source)
+{
+	FullTransactionId xid = GetTopFullTransactionId();
+
+	if (IsolationUsesXactSnapshot() ||
+		hash_bytes_extended((unsigned char *) &xid, sizeof(xid), source) % PRUNE_BATCHES != 0)
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mr_batches_prune(source);
+	PopActiveSnapshot();
 }
 
 static void
@@ -523,6 +543,8 @@ write_work(bool may_fold)
 		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 		CatalogTupleInsert(rel, tuple);
 		heap_freetuple(tuple);
+		if (may_fold)
+			prune_now_and_then(batch->source);
 	}
 	table_close(rel, NoLock);
 }
@@ -537,13 +559,11 @@ on_xact_event(XactEvent event, void *arg)
 			if (work != NIL)
 				write_work(event == XACT_EVENT_PRE_COMMIT);
 			work = NIL;
-			mr_watermark_forget();
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
 			work = NIL;
-			mr_watermark_forget();
 			free_stale_leaves();
 			break;
 		default:
@@ -772,6 +792,7 @@ note_stream(StreamWork *counts, const Stream *stream)
 	counts->definition = stream->definition;
 	counts->state = stream->state;
 	counts->delta = stream->delta;
+	counts->has_retention = stream->has_retention;
 	MemoryContextSwitchTo(old);
 }
 

@@ -810,7 +810,9 @@ typedef struct TextContext
 	const char *window_args; /* size, slide, origin, zone as _last_closed and its like take them */
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
-	const char *group_by;	 /* s.window_start, s.k1, … */
+	const char
+		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
+	const char *group_by; /* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -862,6 +864,13 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
+	texts->last_gone =
+		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
+				 " AND r.retained_from IS NOT NULL)",
+				 window->kind == MR_SESSION
+					 ? "r.retained_from"
+					 : psprintf(MR_SCHEMA "._last_closed(r.retained_from, %s)", texts->window_args),
+				 quote_literal_cstr(texts->state_name));
 
 	initStringInfo(&group_by);
 	for (int i = 0; i < list_length(texts->def->keys); i++)
@@ -912,6 +921,19 @@ final_text(TextContext *texts, bool is_grouped)
 	return psprintf(is_grouped ? "pg_catalog.max(s.window_last) + %s + %s <= %s"
 							   : "s.window_last + %s + %s <= %s",
 					texts->gap, texts->gap, texts->last_closed);
+}
+
+/*
+ * Has retention left the window?  Asked because a window may have panes that later ones need, and because a batch that
+ * does not know yet may write into one that is gone.
+ */
+static char *
+kept_text(TextContext *texts)
+{
+	if (texts->def->window.kind == MR_SESSION)
+		return psprintf("(pg_catalog.max(s.window_last) + %s + %s > %s) IS NOT FALSE", texts->gap, texts->gap,
+						texts->last_gone);
+	return psprintf("(s.window_start > %s) IS NOT FALSE", texts->last_gone);
 }
 
 /* All rows of states but those of one part, from both tables. */
@@ -984,6 +1006,7 @@ view_text(TextContext *texts, bool is_final)
 	MrDefinition *def = texts->def;
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
+	bool is_session = def->window.kind == MR_SESSION;
 	const char *in_delta = psprintf(
 		"(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
 	StringInfoData buf;
@@ -997,8 +1020,8 @@ view_text(TextContext *texts, bool is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
 						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
-						 " AND s.window_start IS NOT NULL",
-						 texts->state_name, but_part, in_delta);
+						 " AND s.window_start IS NOT NULL AND %s",
+						 texts->state_name, but_part, in_delta, kept_text(texts));
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1010,13 +1033,13 @@ view_text(TextContext *texts, bool is_final)
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
 	appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
-	appendStringInfoString(&buf, " WHERE true");
+	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (def->window.kind == MR_TUMBLE)
 		appendStringInfo(&buf, " AND (s.window_start = ANY %s OR s.window_start IS NULL)", in_delta);
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	appendStringInfo(&buf, " GROUP BY %s", texts->group_by);
-	appendStringInfoString(&buf, " HAVING true");
+	appendStringInfo(&buf, " HAVING %s", is_session ? kept_text(texts) : "true");
 	if (is_final && def->window.kind == MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	if (having)
@@ -1050,13 +1073,17 @@ changes_text(TextContext *texts)
 	appendStringInfo(&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true),
 					 window_states(texts, MR_PART_FINAL));
 	if (def->window.kind == MR_TUMBLE)
-		appendStringInfo(&buf, " WHERE s.window_start = ANY (ARRAY(%s)) OR s.window_start IS NULL", changed);
+		appendStringInfo(&buf, " WHERE %s AND (s.window_start = ANY (ARRAY(%s)) OR s.window_start IS NULL)",
+						 kept_text(texts), changed);
 	else if (def->window.kind == MR_HOP)
-		appendStringInfo(&buf,
-						 " WHERE s.window_start = ANY (ARRAY(SELECT h.h FROM (%s) p, LATERAL " MR_SCHEMA
-						 ".hop(p.window_start, %s) AS h(h))) OR s.window_start IS NULL",
-						 changed, texts->window_args);
+		appendStringInfo(
+			&buf,
+			" WHERE %s AND (s.window_start = ANY (ARRAY(SELECT h.h FROM (%s) p, LATERAL " MR_SCHEMA
+			".hop(p.window_start, %s) AS h(h))) OR s.window_start IS NULL)",
+			kept_text(texts), changed, texts->window_args);
 	appendStringInfo(&buf, " GROUP BY %s HAVING pg_catalog.bool_or(%s)", texts->group_by, since_text("s"));
+	if (def->window.kind == MR_SESSION)
+		appendStringInfo(&buf, " AND %s", kept_text(texts));
 	if (having)
 		appendStringInfo(&buf, " AND (%s)", to_state_text(&texts->merge, having, texts->state));
 	return buf.data;

@@ -383,7 +383,6 @@ typedef struct MrSeen
 } MrSeen;
 
 extern MrSeen *mr_watermark_seen(Oid state);
-extern void mr_watermark_forget(void);
 
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
@@ -393,6 +392,17 @@ extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, Timest
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
+
+/*
+ * maintain.c
+ */
+extern int mr_keep_batches; /* millrace.keep_batches: rows of millrace.batches for each source */
+
+/* Drop the states that retain lets go, for an owner of the stream; 0 if it must not wait and somebody is at it. */
+extern uint64 mr_drop_expired_windows(text *name, bool wait);
+
+/* Delete the rows of millrace.batches of a source that are too many, unless somebody else is at it. */
+extern void mr_batches_prune(Oid source);
 
 /*
  * late.c: keep rows of a leaf that a stream does not take, as the current user, for millrace.replay_late.

@@ -104,7 +104,8 @@ CREATE TABLE millrace.progress (
 	xid xid8 NOT NULL,
 	max_time timestamptz,
 	closed_to timestamptz,
-	horizon xid8 NOT NULL
+	horizon xid8 NOT NULL,
+	arrived timestamptz
 );
 CREATE INDEX progress_state ON millrace.progress (state);
 SELECT pg_catalog.pg_extension_config_dump('millrace.progress', '');
@@ -115,11 +116,13 @@ COMMENT ON COLUMN millrace.progress.xid IS 'Transaction that wrote the row';
 COMMENT ON COLUMN millrace.progress.max_time IS 'Greatest event time that it inserted';
 COMMENT ON COLUMN millrace.progress.closed_to IS 'Watermark that it saw: rows of windows before it were late';
 COMMENT ON COLUMN millrace.progress.horizon IS 'Transactions from here on have seen as much';
+COMMENT ON COLUMN millrace.progress.arrived IS 'When the row was written';
 
 CREATE FUNCTION millrace._restored() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	NEW.xid := '0';
 	NEW.horizon := '0';
+	NEW.arrived := clock_timestamp();
 	RETURN NEW;
 END $$;
 COMMENT ON FUNCTION millrace._restored() IS 'Internal: a restored row of millrace.progress loses its transaction ids (C code, which writes them, fires no triggers)';
@@ -159,8 +162,8 @@ COMMENT ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, r
 CREATE FUNCTION millrace._stream_drop(name text, kind text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_drop';
 COMMENT ON FUNCTION millrace._stream_drop(text, text) IS 'Internal: drops a stream and what was made for it';
 
-CREATE FUNCTION millrace._drop_changes(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_drop_changes';
-COMMENT ON FUNCTION millrace._drop_changes(text) IS 'Internal: drops the function NAME_changes of a continuous aggregate';
+CREATE FUNCTION millrace._stream_lift(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_lift';
+COMMENT ON FUNCTION millrace._stream_lift(text) IS 'Internal: takes a continuous aggregate that is about to be replaced off its relations, and drops its function NAME_changes';
 
 /* Pipes. */
 CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS regclass
@@ -322,7 +325,7 @@ BEGIN
 		delta := pg_catalog.format('%s.%I', schema, name || '_delta');
 		changes := pg_catalog.format('%s.%I', schema, name || '_changes');
 		PERFORM millrace._lock_source(before.source);
-		PERFORM millrace._drop_changes(name);
+		PERFORM millrace._stream_lift(name);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.state, 'old_' || before.state::oid);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.delta, 'old_' || before.delta::oid);
 	END IF;
@@ -383,11 +386,11 @@ REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, 
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	TO @extowner@ WITH GRANT OPTION;
