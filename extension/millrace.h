@@ -184,6 +184,9 @@ extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *
  */
 extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
 
+/* Start of the first window (tumble or hop) that holds ts. */
+extern TimestampTz mr_first_window(const MrWindow *window, TimestampTz ts);
+
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
  * handlers see it under this name.
@@ -310,6 +313,9 @@ extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, Timest
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
+
+/* rollup.c: the catalog forgets a rollup whose stored rows are gone. */
+extern void mr_rollup_forget(Oid state);
 
 /*
  * late.c: keep rows of a leaf that a stream does not take, as the current user, for millrace.replay_late.
