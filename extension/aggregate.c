@@ -37,7 +37,6 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/typcache.h"
 #include "utils/xid8.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_backfill);
@@ -191,23 +190,6 @@ reads_only(Node *expr, Index rti)
 	return true;
 }
 
-static bool
-is_hashable(List *keys)
-{
-	ListCell *lc;
-
-	foreach (lc, keys)
-	{
-		TypeCacheEntry *type =
-			lookup_type_cache(exprType((Node *) ((TargetEntry *) lfirst(lc))->expr),
-							  TYPECACHE_HASH_PROC | TYPECACHE_HASH_EXTENDED_PROC | TYPECACHE_EQ_OPR);
-
-		if (!OidIsValid(type->hash_proc) || !OidIsValid(type->eq_opr))
-			return false;
-	}
-	return true;
-}
-
 /* What one pass over the rows of a batch computes; all of it if the definition reads nothing but its source. */
 static MrScan *
 make_scan(MrDefinition *def, Relation source, Relation leaf)
@@ -231,8 +213,7 @@ make_scan(MrDefinition *def, Relation source, Relation leaf)
 			scan->quals = lappend(scan->quals, over_leaf(lfirst(lc), def->source_rti, map));
 
 	scan->is_simple = def->window.kind != MR_SESSION && list_length(query->jointree->fromlist) == 1 &&
-		IsA(linitial(query->jointree->fromlist), RangeTblRef) && !query->hasSubLinks &&
-		is_hashable(def->keys);
+		IsA(linitial(query->jointree->fromlist), RangeTblRef) && !query->hasSubLinks;
 	if (!scan->is_simple)
 		return scan;
 	foreach (lc, def->keys)
@@ -367,19 +348,25 @@ mr_aggregate_lock(const MrAggregatePlan *plan)
 }
 
 /*
- * Writing states: a thousand rows at a time.  A DestReceiver where a plan makes them.
+ * Writing states: STATE_ROWS rows at a time.  A DestReceiver where a plan makes them.
  */
-#define STATE_ROWS 1000
+#define STATE_ROWS 128
 
 typedef struct StateWriter
 {
 	DestReceiver dest;
-	char part;				/* of what a plan makes */
-	TimestampTz gone_bound; /* late groups that start at or before it are given up */
+	char part;				 /* of what a plan makes */
+	TimestampTz gone_bound;	 /* late groups that start at or before it are given up */
+	TimestampTz closed;		 /* start of the last closed window, if it slides, else DT_NOBEGIN */
+	TimestampTz closed_pane; /* its last pane */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
 	BulkInsertState bulk;
+	TupleDesc
+		desc; /* a copy that is not reference-counted: a slot costs as much as a row if its descriptor is */
+	Datum *values;
+	bool *nulls;
 	TupleTableSlot *slots[STATE_ROWS];
 	int n_slots;
 	uint64 n_written;
@@ -408,28 +395,26 @@ static void
 writer_put(void *arg, char part, Datum *values, bool *nulls)
 {
 	StateWriter *writer = arg;
+	MemoryContext old;
 	TupleTableSlot *slot = writer->slots[writer->n_slots];
 	int n_columns = RelationGetDescr(writer->rel)->natts - MR_STATE_KEYS;
 
-	if (part == MR_PART_LIVE && !nulls[0] && DatumGetTimestampTz(values[0]) <= writer->gone_bound)
+	if (part == MR_PART_LIVE && !nulls[0] && writer->gone_bound != DT_NOBEGIN &&
+		DatumGetTimestampTz(values[0]) <= writer->gone_bound)
 		return;
+	memcpy(writer->nulls + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
+	memcpy(writer->values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
+	writer->values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	writer->values[1] = CharGetDatum(part);
+	writer->values[2] = TimestampTzGetDatum(writer->closed);
+	writer->nulls[2] =
+		part != MR_PART_BOTH || nulls[0] || DatumGetTimestampTz(values[0]) > writer->closed_pane;
+	old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	if (slot == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
-
-		slot = writer->slots[writer->n_slots] =
-			table_slot_create(writer->rel, &writer->estate->es_tupleTable);
-		MemoryContextSwitchTo(old);
-	}
-	ExecClearTuple(slot);
-	slot->tts_values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
-	slot->tts_isnull[0] = false;
-	slot->tts_values[1] = CharGetDatum(part);
-	slot->tts_isnull[1] = false;
-	memcpy(slot->tts_values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
-	memcpy(slot->tts_isnull + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
-	ExecStoreVirtualTuple(slot);
-	ExecMaterializeSlot(slot);
+		slot = writer->slots[writer->n_slots] = MakeSingleTupleTableSlot(writer->desc, &TTSOpsHeapTuple);
+	ExecStoreHeapTuple(heap_form_tuple(writer->desc, writer->values, writer->nulls), slot, true);
+	slot->tts_tableOid = RelationGetRelid(writer->rel);
+	MemoryContextSwitchTo(old);
 	if (++writer->n_slots == STATE_ROWS)
 		writer_flush(writer);
 }
@@ -471,6 +456,9 @@ writer_open(Oid target, TimestampTz gone_bound)
 	InitResultRelInfo(writer->rri, writer->rel, 0, NULL, 0);
 	ExecOpenIndices(writer->rri, false);
 	writer->bulk = GetBulkInsertState();
+	writer->desc = CreateTupleDescCopy(RelationGetDescr(writer->rel));
+	writer->values = palloc0(writer->desc->natts * sizeof(Datum));
+	writer->nulls = palloc0(writer->desc->natts * sizeof(bool));
 	return writer;
 }
 
@@ -480,7 +468,6 @@ writer_close(StateWriter *writer)
 	uint64 n_written;
 
 	writer_flush(writer);
-	ExecResetTupleTable(writer->estate->es_tupleTable, false);
 	FreeBulkInsertState(writer->bulk);
 	table_finish_bulk_insert(writer->rel, 0);
 	ExecCloseIndices(writer->rri);
@@ -556,6 +543,9 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 {
 	StateWriter *writer = writer_open(plan->target, run->gone_bound);
 
+	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
+	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
+
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);
 	else if (plan->scan->is_simple)
@@ -571,6 +561,8 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 				run_statement(plan, leaf, late, writer, MR_PART_LIVE);
 			else if (run->scan.late_rows)
 				move_rows(late, run->scan.late_rows, plan->scan->desc);
+			tuplestore_end(on_time);
+			tuplestore_end(late);
 		}
 		else
 			run_statement(plan, leaf, rows, writer, MR_PART_BOTH);
@@ -583,7 +575,7 @@ Datum
 mr_aggregate_backfill(PG_FUNCTION_ARGS)
 {
 	List *depends = NIL;
-	MrAggregateRun run = {.gone_bound = DT_NOBEGIN, .part = MR_PART_BOTH};
+	MrAggregateRun run = {.gone_bound = DT_NOBEGIN, .closed = DT_NOBEGIN, .part = MR_PART_BOTH};
 	MrAggregatePlan *plan =
 		mr_aggregate_plan(PG_GETARG_OID(0), InvalidOid, PG_GETARG_OID(1), CurrentMemoryContext, &depends);
 

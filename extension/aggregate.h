@@ -32,10 +32,12 @@ typedef struct MrStateType
 } MrStateType;
 
 /*
- * Columns of NAME_delta and NAME_state: xid, part, window_start, k1 …, s1 …; of a session s1 … end with window_last.
+ * Columns of NAME_delta and NAME_state: xid, part, open_from, window_start, k1 …, s1 …; of a session s1 … end with
+ * window_last.
  * part: 'b' counts in NAME and NAME_final, 'l' in NAME only, 'f' in NAME_final only.
+ * open_from: of a pane, when some of its windows were closed already: in NAME_final it counts in windows that start later.
  */
-#define MR_STATE_KEYS 2 /* columns before window_start */
+#define MR_STATE_KEYS 3 /* columns before window_start */
 #define MR_PART_BOTH 'b'
 #define MR_PART_LIVE 'l'
 #define MR_PART_FINAL 'f'

@@ -61,6 +61,7 @@ typedef struct Stream
 	Interval delay;				/* … of the watermark */
 	LatePolicy late_policy;		/* … */
 	TimestampTz retained_from;	/* … states before it were dropped; DT_NOBEGIN: none */
+	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
 } Stream;
@@ -95,6 +96,7 @@ typedef struct StreamWork
 	Oid definition;
 	Oid state;
 	Oid delta;
+	bool has_retention;
 	MrSeen *seen; /* NULL: no watermark */
 	TimestampTz watermark;
 	TimestampTz max_time;
@@ -211,7 +213,7 @@ read_streams(Leaf *leaf)
 	mr_exec_args(
 		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from"
+		" t.retained_from, t.retain IS NOT NULL"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
 		" LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source AND t.kind <> 'rollup' LEFT JOIN "
 		"pg_catalog.pg_class c ON c.oid = t.state"
@@ -252,6 +254,7 @@ read_streams(Leaf *leaf)
 		stream->retained_from = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 14, &isnull));
 		if (isnull)
 			stream->retained_from = DT_NOBEGIN;
+		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -434,13 +437,15 @@ streams_json(List *streams)
 }
 
 /*
- * Compaction without a cron job: now and then, and on average once for FOLD_ROWS states written, a transaction folds
- * what is there of an aggregate, unless somebody else is at it.  Which one, its xid decides, so it does not matter how
- * the states are spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
+ * Maintenance without a cron job.  Now and then, and on average once for FOLD_ROWS states written, a transaction folds
+ * what is there of an aggregate and drops what its retention lets go, unless somebody else is at it; and once in
+ * PRUNE_BATCHES transactions the oldest rows of millrace.batches go.  Which one, its xid decides, so it does not matter
+ * how the work is spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
  * in the way.
  */
 #define FOLD_ROWS 8192
 #define FOLD_LIMIT (4 * FOLD_ROWS)
+#define PRUNE_BATCHES 256
 
 static void
 fold_now_and_then(const StreamWork *stream)
@@ -454,10 +459,25 @@ fold_now_and_then(const StreamWork *stream)
 		return;
 	mr_enter(&guard, stream->owner, stream->settings);
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (stream->has_retention)
+		(void) mr_drop_expired_windows(cstring_to_text(stream->name), false);
 	(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
 	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
+}
+
+static void
+prune_now_and_then(Oid source)
+{
+	FullTransactionId xid = GetTopFullTransactionId();
+
+	if (IsolationUsesXactSnapshot() ||
+		hash_bytes_extended((unsigned char *) &xid, sizeof(xid), source) % PRUNE_BATCHES != 0)
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mr_batches_prune(source);
+	PopActiveSnapshot();
 }
 
 static void
@@ -502,6 +522,8 @@ write_work(bool may_fold)
 		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 		CatalogTupleInsert(rel, tuple);
 		heap_freetuple(tuple);
+		if (may_fold)
+			prune_now_and_then(batch->source);
 	}
 	table_close(rel, NoLock);
 }
@@ -516,13 +538,11 @@ on_xact_event(XactEvent event, void *arg)
 			if (work != NIL)
 				write_work(event == XACT_EVENT_PRE_COMMIT);
 			work = NIL;
-			mr_watermark_forget();
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
 			work = NIL;
-			mr_watermark_forget();
 			free_stale_leaves();
 			break;
 		default:
@@ -656,13 +676,15 @@ prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 	const MrWindow *window = mr_aggregate_window(stream->aggregate);
 
 	run->scan.late_bound = run->gone_bound = mr_last_closed(window, stream->retained_from);
+	run->closed = DT_NOBEGIN;
 	run->scan.max_time = DT_NOBEGIN;
 	run->has_watermark = stream->has_watermark || run->gone_bound != DT_NOBEGIN;
 	if (!stream->has_watermark)
 		return;
 	counts->seen = mr_watermark_seen(stream->state);
 	counts->watermark = mr_watermark(counts->seen, &stream->delay);
-	run->scan.late_bound = Max(run->gone_bound, mr_last_closed(window, counts->watermark));
+	run->closed = mr_last_closed(window, counts->watermark);
+	run->scan.late_bound = Max(run->gone_bound, run->closed);
 	run->scan.max_allowed = GetCurrentTimestamp() + mr_max_future_s * USECS_PER_SEC;
 	run->scan.keep_late = stream->late_policy == LATE_UPDATE;
 	if (stream->late_policy == LATE_DIVERT)
@@ -691,8 +713,12 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	CommandCounterIncrement();
 	counts->n_late += run.scan.n_late;
 	counts->max_time = Max(counts->max_time, run.scan.max_time);
-	if (run.scan.late_rows && run.scan.n_late > 0)
-		mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+	if (run.scan.late_rows)
+	{
+		if (run.scan.n_late > 0)
+			mr_divert(stream->name, leaf->relid, run.scan.late_rows, "late");
+		tuplestore_end(run.scan.late_rows);
+	}
 	return run.n_written;
 }
 
@@ -710,6 +736,7 @@ note_stream(StreamWork *counts, const Stream *stream)
 	counts->definition = stream->definition;
 	counts->state = stream->state;
 	counts->delta = stream->delta;
+	counts->has_retention = stream->has_retention;
 	MemoryContextSwitchTo(old);
 }
 

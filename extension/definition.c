@@ -39,6 +39,7 @@
 #include "utils/regproc.h"
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
@@ -477,8 +478,6 @@ check_session(MrDefinition *def, WindowFunc *call)
 	WindowClause *window = list_nth_node(WindowClause, inner->windowClause, call->winref - 1);
 	int n_funcs = 0;
 	ListCell *lc;
-	Oid opfamily, opcintype;
-	int16 strategy;
 
 	count_window_funcs((Node *) inner->targetList, &n_funcs);
 	if (inner->setOperations || inner->cteList || inner->distinctClause || inner->groupClause ||
@@ -491,9 +490,8 @@ check_session(MrDefinition *def, WindowFunc *call)
 	if (list_length(window->orderClause) != 1 ||
 		!equal(get_sortgroupclause_expr(linitial(window->orderClause), inner->targetList),
 			   linitial(call->args)) ||
-		!get_ordering_op_properties(linitial_node(SortGroupClause, window->orderClause)->sortop, &opfamily,
-									&opcintype, &strategy) ||
-		strategy != BTLessStrategyNumber)
+		linitial_node(SortGroupClause, window->orderClause)->sortop !=
+			lookup_type_cache(exprType((Node *) def->time), TYPECACHE_LT_OPR)->lt_opr)
 		refuse("a session that is not ordered by its time", form);
 	if (list_length(window->partitionClause) != list_length(def->keys) - 1)
 		refuse("a session that is not partitioned by the other columns of GROUP BY", form);
@@ -755,7 +753,8 @@ mr_aggregate_parts(PG_FUNCTION_ARGS)
 	int n = 0;
 
 	initStringInfo(&columns);
-	appendStringInfoString(&columns, "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL");
+	appendStringInfoString(&columns,
+						   "xid pg_catalog.xid8 NOT NULL, part \"char\" NOT NULL, open_from timestamptz");
 	foreach (lc, def->keys)
 	{
 		Node *expr = (Node *) ((TargetEntry *) lfirst(lc))->expr;
@@ -889,7 +888,9 @@ typedef struct TextContext
 	const char *window_args; /* size, slide, origin, zone as _last_closed and its like take them */
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
-	const char *group_by;	 /* s.window_start, s.k1, … */
+	const char
+		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
+	const char *group_by; /* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -941,6 +942,13 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
+	texts->last_gone =
+		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
+				 " AND r.retained_from IS NOT NULL)",
+				 window->kind == MR_SESSION
+					 ? "r.retained_from"
+					 : psprintf(MR_SCHEMA "._last_closed(r.retained_from, %s)", texts->window_args),
+				 quote_literal_cstr(texts->state_name));
 
 	initStringInfo(&group_by);
 	for (int i = 0; i < list_length(texts->def->keys); i++)
@@ -955,7 +963,7 @@ column_list(TextContext *texts, const char *alias, const char *window)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%s.xid, %s.part", alias, alias);
+	appendStringInfo(&buf, "%s.xid, %s.part, %s.open_from", alias, alias, alias);
 	for (int i = 0; i < n_state_columns(texts->def); i++)
 		if (i == 0 && window)
 			appendStringInfo(&buf, ", %s AS window_start", window);
@@ -993,6 +1001,19 @@ final_text(TextContext *texts, bool is_grouped)
 					texts->gap, texts->gap, texts->last_closed);
 }
 
+/*
+ * Has retention left the window?  Asked because a window may have panes that later ones need, and because a batch that
+ * does not know yet may write into one that is gone.
+ */
+static char *
+kept_text(TextContext *texts)
+{
+	if (texts->def->window.kind == MR_SESSION)
+		return psprintf("(pg_catalog.max(s.window_last) + %s + %s > %s) IS NOT FALSE", texts->gap, texts->gap,
+						texts->last_gone);
+	return psprintf("(s.window_start > %s) IS NOT FALSE", texts->last_gone);
+}
+
 /* All rows of states but those of one part, from both tables. */
 static char *
 all_states(TextContext *texts, char but_part)
@@ -1008,6 +1029,7 @@ static char *
 window_states(TextContext *texts, char but_part)
 {
 	MrDefinition *def = texts->def;
+	const char *is_open = but_part == MR_PART_LIVE ? " AND (t.open_from IS NULL OR w.w > t.open_from)" : "";
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1023,14 +1045,15 @@ window_states(TextContext *texts, char but_part)
 				"SELECT %s FROM " MR_SCHEMA
 				"._hop_starts(%s::pg_catalog.regclass, %s::pg_catalog.regclass, %s) AS w(w)"
 				" JOIN %s t ON t.window_start >= w.w AND t.window_start <= " MR_SCHEMA "._hop_last(w.w, %s)"
-				" WHERE t.part <> '%c'"
+				" WHERE t.part <> '%c'%s"
 				" UNION ALL SELECT %s FROM %s t, LATERAL " MR_SCHEMA ".hop(t.window_start, %s) AS w(w)"
-				" WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND t.part "
-				"<> '%c'",
+				" WHERE t.part <> '%c'%s UNION ALL SELECT %s FROM %s t WHERE t.window_start IS NULL AND "
+				"t.part <> '%c'",
 				column_list(texts, "t", "w.w"), quote_literal_cstr(texts->state_name),
 				quote_literal_cstr(texts->delta_name), texts->window_args, texts->state_name,
-				texts->window_args, but_part, column_list(texts, "t", "w.w"), texts->delta_name,
-				texts->window_args, but_part, column_list(texts, "t", NULL), texts->state_name, but_part);
+				texts->window_args, but_part, is_open, column_list(texts, "t", "w.w"), texts->delta_name,
+				texts->window_args, but_part, is_open, column_list(texts, "t", NULL), texts->state_name,
+				but_part);
 			break;
 		case MR_SESSION:
 		{
@@ -1061,6 +1084,7 @@ view_text(TextContext *texts, bool is_final)
 	MrDefinition *def = texts->def;
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
+	bool is_session = def->window.kind == MR_SESSION;
 	const char *in_delta = psprintf(
 		"(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
 	StringInfoData buf;
@@ -1074,8 +1098,8 @@ view_text(TextContext *texts, bool is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
 						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
-						 " AND s.window_start IS NOT NULL",
-						 texts->state_name, but_part, in_delta);
+						 " AND s.window_start IS NOT NULL AND %s",
+						 texts->state_name, but_part, in_delta, kept_text(texts));
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1087,13 +1111,13 @@ view_text(TextContext *texts, bool is_final)
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
 	appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
-	appendStringInfoString(&buf, " WHERE true");
+	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (def->window.kind == MR_TUMBLE)
 		appendStringInfo(&buf, " AND (s.window_start = ANY %s OR s.window_start IS NULL)", in_delta);
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	appendStringInfo(&buf, " GROUP BY %s", texts->group_by);
-	appendStringInfoString(&buf, " HAVING true");
+	appendStringInfo(&buf, " HAVING %s", is_session ? kept_text(texts) : "true");
 	if (is_final && def->window.kind == MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	if (having)
@@ -1127,13 +1151,17 @@ changes_text(TextContext *texts)
 	appendStringInfo(&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true),
 					 window_states(texts, MR_PART_FINAL));
 	if (def->window.kind == MR_TUMBLE)
-		appendStringInfo(&buf, " WHERE s.window_start = ANY (ARRAY(%s)) OR s.window_start IS NULL", changed);
+		appendStringInfo(&buf, " WHERE %s AND (s.window_start = ANY (ARRAY(%s)) OR s.window_start IS NULL)",
+						 kept_text(texts), changed);
 	else if (def->window.kind == MR_HOP)
-		appendStringInfo(&buf,
-						 " WHERE s.window_start = ANY (ARRAY(SELECT h.h FROM (%s) p, LATERAL " MR_SCHEMA
-						 ".hop(p.window_start, %s) AS h(h))) OR s.window_start IS NULL",
-						 changed, texts->window_args);
+		appendStringInfo(
+			&buf,
+			" WHERE %s AND (s.window_start = ANY (ARRAY(SELECT h.h FROM (%s) p, LATERAL " MR_SCHEMA
+			".hop(p.window_start, %s) AS h(h))) OR s.window_start IS NULL)",
+			kept_text(texts), changed, texts->window_args);
 	appendStringInfo(&buf, " GROUP BY %s HAVING pg_catalog.bool_or(%s)", texts->group_by, since_text("s"));
+	if (def->window.kind == MR_SESSION)
+		appendStringInfo(&buf, " AND %s", kept_text(texts));
 	if (having)
 		appendStringInfo(&buf, " AND (%s)", to_state_text(&texts->merge, having, texts->state));
 	return buf.data;
@@ -1270,7 +1298,8 @@ fold_sessions_sql(TextContext *texts)
 		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
-		" INSERT INTO %s SELECT " MR_SCHEMA "._max_xid(w.xid), w.part, %s%s FROM w GROUP BY w.part, %s",
+		" INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(w.xid), w.part, NULL::timestamptz, %s%s FROM w GROUP BY w.part, %s",
 		texts->delta_name, column_list(texts, "t", NULL), texts->state_name, texts->gap, texts->gap,
 		keys[0] ? psprintf(" AND %s IN (SELECT %s FROM d t)", row, row) : "", column_list(texts, "t", NULL),
 		column_list(texts, "u",
@@ -1295,7 +1324,7 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 	start_texts(&texts, definition, state, delta);
 	if (texts.def->window.kind == MR_SESSION)
 		return fold_sessions_sql(&texts);
-	keys = key_list(&texts, "u", 0);
+	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
 	columns = column_list(&texts, "t", NULL);
 	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
 	initStringInfo(&buf);

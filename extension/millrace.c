@@ -23,6 +23,7 @@ PG_MODULE_MAGIC;
 int mr_max_memory_kb = 2 * 1024 * 1024;
 int mr_threads = 0;
 int mr_max_future_s = 3600;
+int mr_keep_batches = 10000;
 
 /* The settings that decide what the text of a query means; stored with every stream and model. */
 static const char *const MEANING[] = {"search_path",
@@ -52,6 +53,9 @@ _PG_init(void)
 							"How far ahead of the clock an event time may be and still move a watermark.",
 							"Later ones are counted in their windows, but close no others.", &mr_max_future_s,
 							3600, 0, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.keep_batches",
+							"How many rows of millrace.batches are kept for each source, the newest.", NULL,
+							&mr_keep_batches, 10000, 0, INT_MAX, PGC_SUSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("millrace");
 }
 

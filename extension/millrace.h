@@ -187,6 +187,9 @@ extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to)
 /* Start of the first window (tumble or hop) that holds ts. */
 extern TimestampTz mr_first_window(const MrWindow *window, TimestampTz ts);
 
+/* Start of the last pane of a window; the window's own start if it does not slide. */
+extern TimestampTz mr_last_pane(const MrWindow *window, TimestampTz window_start);
+
 /*
  * Streams.  A batch is the rows of one INSERT or COPY statement on a source, in the trigger's transition table;
  * handlers see it under this name.
@@ -254,9 +257,10 @@ typedef struct MrAggregateRun
 	MrScanRun scan;
 	bool has_watermark; /* fill scan's results, and look for late rows */
 	TimestampTz
-		gone_bound;	  /* late windows that start at or before it are given up: their states were dropped */
-	char part;		  /* over the whole source: of the states */
-	uint64 n_written; /* result */
+		gone_bound;		/* late windows that start at or before it are given up: their states were dropped */
+	TimestampTz closed; /* start of the last closed window; DT_NOBEGIN: none */
+	char part;			/* over the whole source: of the states */
+	uint64 n_written;	/* result */
 } MrAggregateRun;
 
 /*
@@ -303,7 +307,6 @@ typedef struct MrSeen
 } MrSeen;
 
 extern MrSeen *mr_watermark_seen(Oid state);
-extern void mr_watermark_forget(void);
 
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
@@ -316,6 +319,17 @@ extern void mr_watermark_prune(Oid state, bool all);
 
 /* rollup.c: the catalog forgets a rollup whose stored rows are gone. */
 extern void mr_rollup_forget(Oid state);
+
+/*
+ * maintain.c
+ */
+extern int mr_keep_batches; /* millrace.keep_batches: rows of millrace.batches for each source */
+
+/* Drop the states that retain lets go, for an owner of the stream; 0 if it must not wait and somebody is at it. */
+extern uint64 mr_drop_expired_windows(text *name, bool wait);
+
+/* Delete the rows of millrace.batches of a source that are too many, unless somebody else is at it. */
+extern void mr_batches_prune(Oid source);
 
 /*
  * late.c: keep rows of a leaf that a stream does not take, as the current user, for millrace.replay_late.

@@ -43,7 +43,7 @@
 /* New groups between looks at memory. */
 #define CHECK_GROUPS 64
 #define MAX_GROUPS (UINT32_C(1) << 27)
-#define N_PANES 256
+#define N_PANES 1024
 
 /* Where a value of a row comes from: a column, a constant, or an expression to evaluate. */
 typedef struct Input
@@ -367,11 +367,11 @@ make_plan(MrScan *scan)
 	plan->pane = plan->panes;
 	if (scan->window.kind != MR_SESSION)
 	{
-		/* A cache entry is for an eighth to a quarter of a pane, so that it seldom has to hold two. */
+		/* A cache entry is for a quarter to half of a pane, so that not many have to hold two. */
 		uint64 us = slide->time + (uint64) slide->day * USECS_PER_DAY +
 			(uint64) slide->month * DAYS_PER_MONTH * USECS_PER_DAY;
 
-		plan->pane_shift = Max(pg_leftmost_one_pos64(us | 1) - 2, 0);
+		plan->pane_shift = Max(pg_leftmost_one_pos64(us | 1) - 1, 0);
 	}
 	if (scan->is_simple)
 		make_groups(plan, scan);
@@ -450,6 +450,16 @@ next_row(MrScanPlan *plan, Tuplestorestate *rows)
 		slot_getsomeattrs(plan->slot, plan->n_columns);
 	}
 	return true;
+}
+
+/* Free what the row left; mostly nothing, and this runs for every row. */
+static inline void
+end_row(MrScanPlan *plan)
+{
+	MemoryContext memory = plan->row->ecxt_per_tuple_memory;
+
+	if (!memory->isReset || memory->firstchild)
+		MemoryContextReset(memory);
 }
 
 static inline Datum
@@ -536,7 +546,7 @@ mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestoresta
 			else
 				tuplestore_puttupleslot(is_late ? *late : *on_time, plan->slot);
 			MemoryContextSwitchTo(old);
-			ResetExprContext(plan->row);
+			end_row(plan);
 			if (++n_rows % CHECK_ROWS == 0)
 				CHECK_FOR_INTERRUPTS();
 		}
@@ -906,7 +916,7 @@ emit_groups(MrScanPlan *plan, const MrScanRun *run, MrGroupSink sink, void *arg)
 			plan->out_nulls[plan->n_keys + j] = nulls[plan->n_keys + plan->agg_transition[j]];
 		}
 		sink(arg, is_late ? 'l' : 'b', plan->out_values, plan->out_nulls);
-		ResetExprContext(plan->row);
+		end_row(plan);
 		if (i % CHECK_ROWS == 0)
 			CHECK_FOR_INTERRUPTS();
 	}
@@ -961,7 +971,7 @@ mr_scan_aggregate(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, MrGroupSi
 		MemoryContextSwitchTo(plan->row->ecxt_per_tuple_memory);
 		aggregate_row(plan, run);
 		MemoryContextSwitchTo(old);
-		ResetExprContext(plan->row);
+		end_row(plan);
 		if (++n_rows % CHECK_ROWS != 0 && plan->n_groups < n_groups + CHECK_GROUPS)
 			continue;
 		CHECK_FOR_INTERRUPTS();

@@ -37,10 +37,18 @@ enum
 	MAX_TIME,
 	CLOSED_TO,
 	HORIZON,
+	ARRIVED,
 	N_COLUMNS
 };
 
 static List *seen_list = NIL; /* MrSeen, in TopTransactionContext */
+
+static void
+forget_seen(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE || event == XACT_EVENT_ABORT)
+		seen_list = NIL;
+}
 
 /* Rows of one aggregate, as a snapshot shows them. */
 typedef struct ProgressScan
@@ -87,6 +95,7 @@ time_of(const ProgressScan *progress, int column)
 MrSeen *
 mr_watermark_seen(Oid state)
 {
+	static bool registered = false;
 	ProgressScan progress;
 	Snapshot snapshot;
 	FullTransactionId own = GetTopFullTransactionId();
@@ -97,6 +106,9 @@ mr_watermark_seen(Oid state)
 	foreach (lc, seen_list)
 		if (((MrSeen *) lfirst(lc))->state == state)
 			return lfirst(lc);
+	if (!registered)
+		RegisterXactCallback(forget_seen, NULL);
+	registered = true;
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	seen = palloc0(sizeof(MrSeen));
 	seen->state = state;
@@ -117,12 +129,6 @@ mr_watermark_seen(Oid state)
 	end_scan(&progress);
 	UnregisterSnapshot(snapshot);
 	return seen;
-}
-
-void
-mr_watermark_forget(void)
-{
-	seen_list = NIL;
 }
 
 TimestampTz
@@ -151,6 +157,7 @@ mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_ti
 	values[MAX_TIME] = TimestampTzGetDatum(max_time);
 	values[CLOSED_TO] = TimestampTzGetDatum(watermark);
 	values[HORIZON] = FullTransactionIdGetDatum(seen->horizon);
+	values[ARRIVED] = TimestampTzGetDatum(GetCurrentTimestamp());
 	rel = table_open(mr_catalog("progress"), RowExclusiveLock);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsert(rel, tuple);

@@ -38,6 +38,9 @@ PG_FUNCTION_INFO_V1(mr_window_counts);
 #define MAX_YEAR 294276
 #define MAX_ZONES 1024
 
+/* Index entries that take about as long as a search in the index. */
+#define PANE_SKIPS 100
+
 /* Later than any time, and an offset from UTC can still be added to it. */
 #define FAR_FUTURE (END_TIMESTAMP + 2 * USECS_PER_DAY)
 
@@ -47,8 +50,7 @@ interval_text(const Interval *interval)
 	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(interval)));
 }
 
-static void
-pg_attribute_noreturn() out_of_range(void)
+static void __attribute__((noreturn)) out_of_range(void)
 {
 	ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 }
@@ -750,26 +752,43 @@ mr_last_closed_start(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(last_closed(&calendar, n_panes, PG_GETARG_TIMESTAMPTZ(0)));
 }
 
+static TimestampTz
+last_pane(const Calendar *calendar, int64 n_panes, TimestampTz pane)
+{
+	TimestampTz start, end;
+
+	for (int64 i = 1; i < n_panes && find_pane(calendar, pane, &start, &end); i++)
+		pane = end;
+	return pane;
+}
+
+TimestampTz
+mr_last_pane(const MrWindow *window, TimestampTz window_start)
+{
+	Calendar calendar;
+
+	if (TIMESTAMP_NOT_FINITE(window_start) || window->kind != MR_HOP)
+		return window_start;
+	calendar = window_calendar(window);
+	return last_pane(&calendar, count_panes(&window->size, &window->slide), window_start);
+}
+
 /* _hop_last(window_start, size, slide, origin, timezone) returns timestamptz: start of the last pane of a window */
 Datum
 mr_hop_last(PG_FUNCTION_ARGS)
 {
 	int slide_arg = PG_ARGISNULL(2) ? 1 : 2;
 	Calendar calendar;
-	TimestampTz pane, start, end;
-	int64 n_panes;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	pane = PG_GETARG_TIMESTAMPTZ(0);
-	if (TIMESTAMP_NOT_FINITE(pane))
-		PG_RETURN_TIMESTAMPTZ(pane);
+	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(0)))
+		PG_RETURN_TIMESTAMPTZ(PG_GETARG_TIMESTAMPTZ(0));
 	check_size_and_slide(fcinfo, 1, slide_arg, "_hop_last");
-	n_panes = count_panes(PG_GETARG_INTERVAL_P(1), PG_GETARG_INTERVAL_P(slide_arg));
 	calendar = argument_calendar(fcinfo, PG_GETARG_INTERVAL_P(slide_arg), "window slide", 3);
-	for (int64 i = 1; i < n_panes && find_pane(&calendar, pane, &start, &end); i++)
-		pane = end;
-	PG_RETURN_TIMESTAMPTZ(pane);
+	PG_RETURN_TIMESTAMPTZ(last_pane(&calendar,
+									count_panes(PG_GETARG_INTERVAL_P(1), PG_GETARG_INTERVAL_P(slide_arg)),
+									PG_GETARG_TIMESTAMPTZ(0)));
 }
 
 /*
@@ -811,10 +830,7 @@ session_start(FunctionCallInfo fcinfo, int n_times)
 	session->has_previous = true;
 	session->previous = first;
 	if (TIMESTAMP_NOT_FINITE(first))
-	{
-		session->is_open = false;
 		PG_RETURN_TIMESTAMPTZ(first);
-	}
 	if (!session->is_open || (!pg_add_s64_overflow(session->last, gap, &limit) && first > limit))
 	{
 		session->is_open = true;
@@ -905,6 +921,30 @@ pane_column(Relation rel)
 	return column;
 }
 
+/*
+ * A function in a view runs as the view's reader, who need not be allowed to read the tables behind it: it is enough if he
+ * may read the continuous aggregate.
+ */
+static bool
+may_read_view(Oid state)
+{
+	static Oid types[2] = {OIDOID, OIDOID};
+	Datum values[2] = {ObjectIdGetDatum(state), ObjectIdGetDatum(GetUserId())};
+	MrGuard guard;
+	bool may;
+
+	mr_enter_catalog(&guard, "stream");
+	SPI_connect();
+	mr_exec_args(
+		"SELECT FROM " MR_SCHEMA ".stream WHERE (state = $1 OR delta = $1)"
+		" AND (has_table_privilege($2, target, 'SELECT') OR has_table_privilege($2, final, 'SELECT'))",
+		SPI_OK_SELECT, true, 2, types, values, NULL);
+	may = SPI_processed > 0;
+	SPI_finish();
+	mr_leave(&guard);
+	return may;
+}
+
 /* A table that the current user may read whole. */
 static Relation
 open_panes(Oid relid)
@@ -915,7 +955,7 @@ open_panes(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not an ordinary table", RelationGetRelationName(rel))));
-	if (pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK && !may_read_view(relid))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(rel));
 	if (check_enable_rls(relid, InvalidOid, false) == RLS_ENABLED)
 		ereport(ERROR,
@@ -983,35 +1023,32 @@ open_pane_index(Relation rel, AttrNumber column)
 	return NULL;
 }
 
-static bool
-next_in_index(PaneScan *panes, TimestampTz *pane)
-{
-	bool isnull;
-
-	if (!index_getnext_slot(panes->scan, ForwardScanDirection, panes->slot))
-		return false;
-	*pane = DatumGetTimestampTz(slot_getattr(panes->slot, panes->column, &isnull));
-	return true;
-}
-
-/* The first pane at or after from, which grows from call to call. */
+/* The first pane at or after from, which grows from call to call, of a row that is visible. */
 static bool
 next_pane(PaneScan *panes, TimestampTz from, TimestampTz *pane)
 {
-	ScanKeyData key;
+	IndexScanDesc scan = panes->scan;
 
-	/* It is often the next row or so; else the index knows the way. */
-	for (int i = 0; panes->started && i < 3; i++)
+	/* Going on in the index is cheap, rows are looked at for new panes only.  Over many rows, search. */
+	for (int n_skipped = 0;; n_skipped++)
 	{
-		if (!next_in_index(panes, pane))
+		bool isnull;
+
+		if (!panes->started || (n_skipped == PANE_SKIPS && *pane < from))
+		{
+			ScanKeyData key;
+
+			ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE, TimestampTzGetDatum(from));
+			index_rescan(scan, &key, 1, NULL, 0);
+			panes->started = true;
+		}
+		CHECK_FOR_INTERRUPTS();
+		if (index_getnext_tid(scan, ForwardScanDirection) == NULL)
 			return false;
-		if (*pane >= from)
+		*pane = DatumGetTimestampTz(index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull));
+		if (*pane >= from && index_fetch_heap(scan, panes->slot))
 			return true;
 	}
-	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE, TimestampTzGetDatum(from));
-	index_rescan(panes->scan, &key, 1, NULL, 0);
-	panes->started = true;
-	return next_in_index(panes, pane);
 }
 
 static bool
@@ -1047,8 +1084,6 @@ put_windows(ReturnSetInfo *rsinfo, const Calendar *calendar, int64 n_panes, Time
 		return;
 	}
 	pane = start = pane_start(calendar, pane, end);
-	if (pane <= *last)
-		return;
 	if (!go_back(calendar, &start, n_panes - 1, *last))
 		out_of_range();
 	*last = pane;
@@ -1097,6 +1132,7 @@ mr_hop_starts(PG_FUNCTION_ARGS)
 	{
 		panes.slot = table_slot_create(state, NULL);
 		panes.scan = mr_index_beginscan(state, panes.index, GetActiveSnapshot(), 1);
+		panes.scan->xs_want_itup = true;
 	}
 	else
 		has_null |= read_panes(state, &list);

@@ -102,7 +102,8 @@ CREATE TABLE millrace.progress (
 	xid xid8 NOT NULL,
 	max_time timestamptz,
 	closed_to timestamptz,
-	horizon xid8 NOT NULL
+	horizon xid8 NOT NULL,
+	arrived timestamptz
 );
 CREATE INDEX progress_state ON millrace.progress (state);
 SELECT pg_catalog.pg_extension_config_dump('millrace.progress', '');
@@ -113,11 +114,13 @@ COMMENT ON COLUMN millrace.progress.xid IS 'Transaction that wrote the row';
 COMMENT ON COLUMN millrace.progress.max_time IS 'Greatest event time that it inserted';
 COMMENT ON COLUMN millrace.progress.closed_to IS 'Watermark that it saw: rows of windows before it were late';
 COMMENT ON COLUMN millrace.progress.horizon IS 'Transactions from here on have seen as much';
+COMMENT ON COLUMN millrace.progress.arrived IS 'When the row was written';
 
 CREATE FUNCTION millrace._restored() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	NEW.xid := '0';
 	NEW.horizon := '0';
+	NEW.arrived := clock_timestamp();
 	RETURN NEW;
 END $$;
 COMMENT ON FUNCTION millrace._restored() IS 'Internal: a restored row of millrace.progress loses its transaction ids (C code, which writes them, fires no triggers)';
