@@ -319,6 +319,8 @@ extern void mr_watermark_prune(Oid state, bool all);
 
 /* rollup.c: the catalog forgets a rollup whose stored rows are gone. */
 extern void mr_rollup_forget(Oid state);
+/* Start of the first window of a view that a rollup over it must still read: retention keeps those; DT_NOEND: none. */
+extern TimestampTz mr_rollup_needed_from(Oid view);
 
 /*
  * maintain.c

@@ -29,6 +29,7 @@
 #include "parser/parser.h"
 #include "parser/parsetree.h"
 #include "utils/acl.h"
+#include "utils/guc.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/ruleutils.h"
@@ -44,11 +45,9 @@ PG_FUNCTION_INFO_V1(mr_rollup_last_before);
 PG_FUNCTION_INFO_V1(mr_rollup_redo);
 PG_FUNCTION_INFO_V1(mr_rollup_redo_inputs);
 PG_FUNCTION_INFO_V1(mr_rollup_changed);
-PG_FUNCTION_INFO_V1(mr_rollup_expired_to);
 PG_FUNCTION_INFO_V1(mr_rollup_put);
-PG_FUNCTION_INFO_V1(mr_rollup_lock);
+PG_FUNCTION_INFO_V1(mr_settle);
 PG_FUNCTION_INFO_V1(mr_rollup_window);
-PG_FUNCTION_INFO_V1(mr_rollup_needed_from);
 
 /*
  * What a rollup reads
@@ -57,10 +56,14 @@ PG_FUNCTION_INFO_V1(mr_rollup_needed_from);
 /* A stream of the chain from a rollup down to the aggregate over a table. */
 typedef struct Level
 {
+	Oid view; /* NAME */
+	Oid final;
 	Oid definition;
 	Oid state;
 	Oid delta;
 	Oid input; /* view; of the aggregate InvalidOid */
+	Oid owner;
+	ArrayType *settings;
 	bool has_retain;
 	Interval retain;
 	TimestampTz retained_from; /* DT_NOBEGIN: nothing was dropped */
@@ -80,35 +83,35 @@ read_level(Oid state, Oid view)
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
-	mr_exec_args(
-		"SELECT t.definition, t.state, t.delta, t.inputs[1], t.retain, t.retained_from, r.settled_to, r.since"
-		" FROM " MR_SCHEMA ".stream t LEFT JOIN " MR_SCHEMA ".rollup r ON r.state = t.state"
-		" WHERE (t.state = $1 OR t.target = $2) AND t.kind IN ('aggregate', 'rollup')",
-		SPI_OK_SELECT, true, 2, types, values, NULL);
+	mr_exec_args("SELECT t.target, t.final, t.definition, t.state, t.delta, t.inputs[1], c.relowner, "
+				 "t.settings, t.retain,"
+				 " t.retained_from, r.settled_to, r.since FROM " MR_SCHEMA ".stream t LEFT JOIN " MR_SCHEMA
+				 ".rollup r ON r.state = t.state LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+				 " WHERE (t.state = $1 OR t.target = $2) AND t.kind IN ('aggregate', 'rollup')",
+				 SPI_OK_SELECT, true, 2, types, values, NULL);
 	if (SPI_processed == 1)
 	{
-		HeapTuple row = SPI_tuptable->vals[0];
-		TupleDesc desc = SPI_tuptable->tupdesc;
-		bool isnull;
-		Datum value;
+		Datum columns[12];
+		bool nulls[12];
+		MemoryContext spi = MemoryContextSwitchTo(context);
 
-		level = MemoryContextAllocZero(context, sizeof(Level));
-		level->definition = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
-		level->state = DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
-		value = SPI_getbinval(row, desc, 3, &isnull);
-		level->delta = isnull ? InvalidOid : DatumGetObjectId(value);
-		value = SPI_getbinval(row, desc, 4, &isnull);
-		level->input = isnull ? InvalidOid : DatumGetObjectId(value);
-		value = SPI_getbinval(row, desc, 5, &isnull);
-		level->has_retain = !isnull;
-		if (!isnull)
-			level->retain = *DatumGetIntervalP(value);
-		value = SPI_getbinval(row, desc, 6, &isnull);
-		level->retained_from = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
-		value = SPI_getbinval(row, desc, 7, &isnull);
-		level->settled_to = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
-		value = SPI_getbinval(row, desc, 8, &isnull);
-		level->since = isnull ? FullTransactionIdFromU64(0) : DatumGetFullTransactionId(value);
+		heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, columns, nulls);
+		level = palloc0(sizeof(Level));
+		level->view = DatumGetObjectId(columns[0]);
+		level->final = DatumGetObjectId(columns[1]);
+		level->definition = DatumGetObjectId(columns[2]);
+		level->state = DatumGetObjectId(columns[3]);
+		level->delta = nulls[4] ? InvalidOid : DatumGetObjectId(columns[4]);
+		level->input = nulls[5] ? InvalidOid : DatumGetObjectId(columns[5]);
+		level->owner = nulls[6] ? InvalidOid : DatumGetObjectId(columns[6]);
+		level->settings = DatumGetArrayTypePCopy(columns[7]);
+		level->has_retain = !nulls[8];
+		if (level->has_retain)
+			level->retain = *DatumGetIntervalP(columns[8]);
+		level->retained_from = nulls[9] ? DT_NOBEGIN : DatumGetTimestampTz(columns[9]);
+		level->settled_to = nulls[10] ? DT_NOBEGIN : DatumGetTimestampTz(columns[10]);
+		level->since = nulls[11] ? FullTransactionIdFromU64(0) : DatumGetFullTransactionId(columns[11]);
+		MemoryContextSwitchTo(spi);
 	}
 	SPI_finish();
 	mr_leave(&guard);
@@ -392,12 +395,19 @@ changed_windows(List *chain, FullTransactionId since, FullTransactionId before)
 
 #define NEVER FullTransactionIdFromU64(PG_UINT64_MAX)
 
+/* Start of the first window that has not been dropped. */
+static TimestampTz
+first_kept(const Level *level)
+{
+	return next_start(&level->window, mr_last_closed(&level->window, level->retained_from));
+}
+
 /* Settled windows whose stored rows are out of date, as far as the input still has all that is in them. */
 static Times
 redo_windows(List *chain)
 {
 	Level *self = linitial(chain);
-	Level *input = lsecond(chain);
+	TimestampTz kept_from = Max(first_kept(self), first_kept(lsecond(chain)));
 	Times set = {0}, changed;
 
 	if (self->settled_to == DT_NOBEGIN)
@@ -405,7 +415,7 @@ redo_windows(List *chain)
 	changed = changed_windows(chain, self->since, NEVER);
 	for (int64 i = 0; i < changed.n; i++)
 		if (!TIMESTAMP_NOT_FINITE(changed.times[i]) && changed.times[i] <= self->settled_to &&
-			changed.times[i] >= self->retained_from && changed.times[i] >= input->retained_from)
+			changed.times[i] >= kept_from)
 			add_time(&set, changed.times[i]);
 	return set;
 }
@@ -495,9 +505,8 @@ mr_rollup_changed(PG_FUNCTION_ARGS)
 	return return_times(fcinfo, &set);
 }
 
-/* The earliest of the windows of a view that a rollup over it will have to read again; infinity: none. */
-static TimestampTz
-needed_from(Oid view)
+TimestampTz
+mr_rollup_needed_from(Oid view)
 {
 	static Oid types[1] = {OIDOID};
 	Datum values[1] = {ObjectIdGetDatum(view)};
@@ -528,34 +537,6 @@ needed_from(Oid view)
 	return needed;
 }
 
-/* _needed_from(view regclass) returns timestamptz */
-Datum
-mr_rollup_needed_from(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_TIMESTAMPTZ(needed_from(PG_GETARG_OID(0)));
-}
-
-/*
- * _rollup_expired_to(state regclass, view regclass) returns timestamptz: start of the first window that is kept.  All
- * before it are settled, are out of the time for which the rollup keeps them, and no rollup over it needs them.
- */
-Datum
-mr_rollup_expired_to(PG_FUNCTION_ARGS)
-{
-	List *chain = read_chain(PG_GETARG_OID(0));
-	Level *self = linitial(chain);
-	TimestampTz end, limit, start;
-
-	if (!self->has_retain || self->settled_to == DT_NOBEGIN)
-		PG_RETURN_TIMESTAMPTZ(self->retained_from);
-	end = window_end(&self->window, self->settled_to);
-	limit = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(end),
-													IntervalPGetDatum(&self->retain)));
-	limit = Min(limit, needed_from(PG_GETARG_OID(1)));
-	start = next_start(&self->window, mr_last_closed(&self->window, limit));
-	PG_RETURN_TIMESTAMPTZ(Max(self->retained_from, Min(start, open_from(self))));
-}
-
 /*
  * The catalog
  */
@@ -567,26 +548,14 @@ check_state_owner(Oid state)
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(state));
 }
 
-/* _rollup_lock(state regclass): as compaction, refresh and retention take it, before the snapshot */
-Datum
-mr_rollup_lock(PG_FUNCTION_ARGS)
-{
-	check_state_owner(PG_GETARG_OID(0));
-	mr_state_lock(PG_GETARG_OID(0), true);
-	PG_RETURN_VOID();
-}
-
-/* _rollup_put(state regclass, settled_to timestamptz, since xid8, retained_from timestamptz): for the owner */
-Datum
-mr_rollup_put(PG_FUNCTION_ARGS)
+static void
+put(Oid state, TimestampTz settled_to, FullTransactionId since, TimestampTz retained_from)
 {
 	static Oid types[4] = {OIDOID, TIMESTAMPTZOID, XID8OID, TIMESTAMPTZOID};
-	Datum values[4];
+	Datum values[4] = {ObjectIdGetDatum(state), TimestampTzGetDatum(settled_to),
+					   FullTransactionIdGetDatum(since), TimestampTzGetDatum(retained_from)};
 	MrGuard guard;
 
-	check_state_owner(PG_GETARG_OID(0));
-	for (int i = 0; i < 4; i++)
-		values[i] = PG_GETARG_DATUM(i);
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
 	mr_exec_args("UPDATE " MR_SCHEMA ".rollup SET settled_to = $2, since = $3 WHERE state = $1",
@@ -594,11 +563,23 @@ mr_rollup_put(PG_FUNCTION_ARGS)
 	if (SPI_processed == 0)
 		mr_exec_args("INSERT INTO " MR_SCHEMA ".rollup (state, settled_to, since) VALUES ($1, $2, $3)",
 					 SPI_OK_INSERT, false, 3, types, values, NULL);
-	mr_exec_args("UPDATE " MR_SCHEMA ".stream SET retained_from = nullif($4, '-infinity')"
-				 " WHERE state = $1 AND retained_from IS DISTINCT FROM nullif($4, '-infinity')",
-				 SPI_OK_UPDATE, false, 4, types, values, NULL);
+	if (retained_from != DT_NOBEGIN)
+		mr_exec_args("UPDATE " MR_SCHEMA
+					 ".stream SET retained_from = $4 WHERE state = $1 AND retained_from IS DISTINCT"
+					 " FROM $4",
+					 SPI_OK_UPDATE, false, 4, types, values, NULL);
 	SPI_finish();
 	mr_leave(&guard);
+}
+
+/* _rollup_put(state regclass, settled_to timestamptz, since xid8): for the owner, who holds the lock then */
+Datum
+mr_rollup_put(PG_FUNCTION_ARGS)
+{
+	check_state_owner(PG_GETARG_OID(0));
+	(void) mr_state_lock(PG_GETARG_OID(0), true);
+	put(PG_GETARG_OID(0), PG_GETARG_TIMESTAMPTZ(1), DatumGetFullTransactionId(PG_GETARG_DATUM(2)),
+		DT_NOBEGIN);
 	PG_RETURN_VOID();
 }
 
@@ -619,7 +600,7 @@ mr_rollup_forget(Oid state)
 }
 
 /*
- * Definitions
+ * Texts
  */
 
 static char *
@@ -627,6 +608,176 @@ relation_name(Oid rel)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
 }
+
+typedef enum ColumnNames
+{
+	COLUMNS_SHOWN,	/* of NAME */
+	COLUMNS_STORED, /* of NAME_state */
+	COLUMNS_RENAMED /* of NAME_state, renamed to those of NAME */
+} ColumnNames;
+
+/* The columns of a rollup's query as a list, behind an alias if there is one. */
+static char *
+result_columns(MrDefinition *def, const char *alias, ColumnNames names)
+{
+	StringInfoData buf;
+	ListCell *lc;
+
+	initStringInfo(&buf);
+	foreach (lc, def->query->targetList)
+	{
+		TargetEntry *tle = lfirst(lc);
+		const char *shown = quote_identifier(tle->resname);
+		const char *stored =
+			tle->resno == mr_window_column(def) ? "window_start" : psprintf("c%d", tle->resno);
+
+		if (tle->resjunk)
+			continue;
+		appendStringInfo(&buf, "%s%s%s%s", buf.len ? ", " : "", alias ? alias : "", alias ? "." : "",
+						 names == COLUMNS_SHOWN ? shown : stored);
+		if (names == COLUMNS_RENAMED)
+			appendStringInfo(&buf, " AS %s", shown);
+	}
+	return buf.data;
+}
+
+/*
+ * Settling
+ */
+
+/*
+ * One statement computes, stores and tells the snapshot of it: windows that have become final, and those that were
+ * settled and have changed.  Rows that NAME and NAME_final show alike are stored once, as part b.
+ */
+static char *
+settle_sql(const Level *self)
+{
+	MrDefinition *def = mr_read_rollup(self->definition);
+	const char *own = quote_identifier(get_attname(self->view, mr_window_column(def), false));
+	const char *state = relation_name(self->state);
+	char *own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(state));
+	char *shown = result_columns(def, "n", COLUMNS_SHOWN), *stored = result_columns(def, "s", COLUMNS_STORED);
+	char *both = result_columns(def, "p", COLUMNS_STORED);
+	char *becoming = psprintf("n.%s > (SELECT before FROM g) AND n.%s <= (SELECT upto FROM g)", own, own);
+	const char *redo = "((SELECT redo FROM g)::pg_catalog.timestamptz[])";
+	char *names = result_columns(def, NULL, COLUMNS_STORED);
+	char *row = psprintf("ROW(%s)::pg_catalog.text", stored);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql,
+					 "WITH g AS MATERIALIZED (SELECT b.b AS before, GREATEST(b.b, " MR_SCHEMA
+					 "._rollup_final_to(%s)) AS "
+					 "upto, pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS since, "
+					 "ARRAY(SELECT " MR_SCHEMA "._rollup_redo(%s)) AS redo FROM " MR_SCHEMA
+					 "._rollup_settled_to(%s) b(b)),",
+					 own_state, own_state, own_state);
+	appendStringInfo(
+		&sql,
+		" u AS (SELECT 'l' AS part, %s, %s AS row_text FROM (SELECT %s FROM %s n WHERE %s UNION ALL"
+		" SELECT %s FROM %s n WHERE n.%s = ANY %s) s(%s)",
+		stored, row, shown, relation_name(self->view), becoming, shown, relation_name(self->view), own, redo,
+		names);
+	appendStringInfo(
+		&sql,
+		" UNION ALL SELECT 'f', %s, %s FROM (SELECT %s FROM %s n WHERE %s UNION ALL SELECT %s FROM %s s"
+		" WHERE s.part <> 'l' AND s.window_start = ANY %s) s(%s)),",
+		stored, row, shown, relation_name(self->final), becoming, stored, state, redo, names);
+	appendStringInfo(
+		&sql,
+		" n AS (SELECT u.*, pg_catalog.row_number() OVER (PARTITION BY u.part, u.row_text) AS nth FROM u),"
+		" p AS (SELECT n.*, pg_catalog.count(*) OVER (PARTITION BY n.row_text, n.nth) AS n_parts FROM n),"
+		" d AS (DELETE FROM %s s WHERE s.window_start = ANY %s),",
+		state, redo);
+	appendStringInfo(
+		&sql,
+		" i AS (INSERT INTO %s (xid, part, %s) SELECT CASE WHEN p.window_start > (SELECT before FROM g)"
+		" THEN '0' ELSE pg_catalog.pg_current_xact_id() END, CASE p.n_parts WHEN 2 THEN 'b' ELSE p.part "
+		"END::\"char\", %s FROM p WHERE p.n_parts = 1 OR p.part = 'l' ORDER BY p.window_start RETURNING 1)"
+		" SELECT g.upto, g.since, (SELECT pg_catalog.count(*) FROM i) FROM g",
+		state, names, both);
+	return sql.data;
+}
+
+/*
+ * Drop the settled windows that ended before what retain keeps, counted from the end of the last one, and that no
+ * rollup reads any more.  Returns the time before which they are gone.
+ */
+static TimestampTz
+drop_expired(const Level *self, TimestampTz settled_to)
+{
+	static Oid types[1] = {TIMESTAMPTZOID};
+	Datum values[1];
+	TimestampTz end, limit;
+
+	if (!self->has_retain)
+		return self->retained_from;
+	end = window_end(&self->window, settled_to);
+	limit = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(end),
+													IntervalPGetDatum(&self->retain)));
+	limit = Min(limit, mr_rollup_needed_from(self->view));
+	if (limit <= self->retained_from)
+		return self->retained_from;
+	values[0] = TimestampTzGetDatum(mr_last_closed(&self->window, limit));
+	mr_exec_args(psprintf("DELETE FROM %s WHERE window_start <= $1", relation_name(self->state)),
+				 SPI_OK_DELETE, false, 1, types, values, NULL);
+	return limit;
+}
+
+/*
+ * _settle(state regclass) returns bigint: settle the windows of a rollup, for an owner of it, and drop those that are
+ * kept no longer; the number of rows stored
+ */
+Datum
+mr_settle(PG_FUNCTION_ARGS)
+{
+	Level *self = linitial(read_chain(PG_GETARG_OID(0)));
+	TimestampTz settled_to, retained_from;
+	FullTransactionId since;
+	uint64 n_rows;
+	bool isnull;
+	MrGuard guard;
+
+	if (!has_privs_of_role(GetUserId(), self->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of rollup \"%s\"", get_rel_name(self->view))));
+	/* One settles at a time, and with a snapshot of its own. */
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("windows of a rollup cannot be settled in a transaction of isolation level "
+						"REPEATABLE READ or "
+						"higher"),
+				 errhint("Use READ COMMITTED.")));
+	(void) mr_state_lock(self->state, true);
+	mr_enter(&guard, self->owner, self->settings);
+	/* Rows are compared as text. */
+	(void) set_config_option("extra_float_digits", "1", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+							 false);
+	SPI_connect();
+	mr_exec(settle_sql(self), SPI_OK_SELECT, false);
+	settled_to = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	since =
+		DatumGetFullTransactionId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	n_rows = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
+	if (settled_to != DT_NOBEGIN)
+	{
+		/* What it was when the lock was taken. */
+		PushActiveSnapshot(GetTransactionSnapshot());
+		self = read_level(self->state, InvalidOid);
+		PopActiveSnapshot();
+		retained_from = drop_expired(self, settled_to);
+		put(self->state, settled_to, since, retained_from);
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	PG_RETURN_INT64((int64) n_rows);
+}
+
+/*
+ * Definitions
+ */
 
 /*
  * The definition of a rollup, checked, whose source is then the view of its input, *input; NULL if its query reads no
@@ -758,30 +909,6 @@ query_over(Oid definition, Oid input, const char *subquery)
 					sql + find.found->location + strlen(name));
 }
 
-static char *
-result_columns(MrDefinition *def, const char *alias, bool stored)
-{
-	StringInfoData buf;
-	ListCell *lc;
-
-	initStringInfo(&buf);
-	foreach (lc, def->query->targetList)
-	{
-		TargetEntry *tle = lfirst(lc);
-		char *column;
-
-		if (tle->resjunk)
-			continue;
-		column = tle->resno == mr_window_column(def) ? "window_start" : psprintf("c%d", tle->resno);
-		if (stored)
-			appendStringInfo(&buf, "%s%s.%s AS %s", buf.len ? ", " : "", alias, column,
-							 quote_identifier(tle->resname));
-		else
-			appendStringInfo(&buf, "%s%s.%s", buf.len ? ", " : "", alias, quote_identifier(tle->resname));
-	}
-	return buf.data;
-}
-
 /*
  * _rollup_texts(definition regclass, state regclass, input_final regclass, target text, OUT live text, OUT final_text
  * text, OUT changes text): the queries of NAME, NAME_final and NAME_changes, over the input's view and its NAME_final
@@ -813,15 +940,16 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 						"._rollup_redo_inputs(%s) UNION ALL SELECT '-infinity'::pg_catalog.timestamptz"
 						" WHERE '-infinity' < (SELECT " MR_SCHEMA "._rollup_open_from(%s)))) OR i.%s IS NULL",
 						in_name, in, own_state, in, in_name, in, own_state, own_state, in);
-	values[0] = CStringGetTextDatum(psprintf(
-		"SELECT %s, true AS final FROM %s s WHERE s.part <> 'f' AND s.window_start <> ALL "
-		"(ARRAY(SELECT " MR_SCHEMA
-		"._rollup_redo(%s))) UNION ALL SELECT %s, coalesce(q.%s <= (SELECT " MR_SCHEMA
-		"._rollup_final_to(%s)), false) FROM (%s) q WHERE q.%s > (SELECT " MR_SCHEMA
-		"._rollup_settled_to(%s)) OR q.%s = ANY (ARRAY(SELECT " MR_SCHEMA
-		"._rollup_redo(%s))) OR q.%s = '-infinity' OR q.%s IS NULL",
-		result_columns(def, "s", true), state_name, own_state, result_columns(def, "q", false), own,
-		own_state, query_over(definition, def->source, subquery), own, own_state, own, own_state, own, own));
+	values[0] = CStringGetTextDatum(
+		psprintf("SELECT %s, true AS final FROM %s s WHERE s.part <> 'f' AND s.window_start <> ALL "
+				 "(ARRAY(SELECT " MR_SCHEMA
+				 "._rollup_redo(%s))) UNION ALL SELECT %s, coalesce(q.%s <= (SELECT " MR_SCHEMA
+				 "._rollup_final_to(%s)), false) FROM (%s) q WHERE q.%s > (SELECT " MR_SCHEMA
+				 "._rollup_settled_to(%s)) OR q.%s = ANY (ARRAY(SELECT " MR_SCHEMA
+				 "._rollup_redo(%s))) OR q.%s = '-infinity' OR q.%s IS NULL",
+				 result_columns(def, "s", COLUMNS_RENAMED), state_name, own_state,
+				 result_columns(def, "q", COLUMNS_SHOWN), own, own_state,
+				 query_over(definition, def->source, subquery), own, own_state, own, own_state, own, own));
 
 	subquery = psprintf("SELECT i.*, true AS final FROM %s i WHERE i.%s >= (SELECT " MR_SCHEMA
 						"._rollup_open_from(%s)) AND i.%s <= "
@@ -832,7 +960,7 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 		"SELECT %s FROM %s s WHERE s.part <> 'l' UNION ALL SELECT %s FROM (%s) q WHERE (q.%s > "
 		"(SELECT " MR_SCHEMA "._rollup_settled_to(%s)) OR q.%s = '-infinity') AND q.%s <= (SELECT " MR_SCHEMA
 		"._rollup_final_to(%s))",
-		result_columns(def, "s", true), state_name, result_columns(def, "q", false),
+		result_columns(def, "s", COLUMNS_RENAMED), state_name, result_columns(def, "q", COLUMNS_SHOWN),
 		query_over(definition, def->source, subquery), own, own_state, own, own, own_state));
 
 	values[2] = CStringGetTextDatum(psprintf(

@@ -46,21 +46,15 @@ COMMENT ON FUNCTION millrace._rollup_redo_inputs(regclass) IS 'Internal: the win
 CREATE FUNCTION millrace._rollup_changed(state regclass, since xid8, before xid8) RETURNS SETOF timestamptz
 	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED ROWS 100 AS 'MODULE_PATHNAME', 'mr_rollup_changed';
 COMMENT ON FUNCTION millrace._rollup_changed(regclass, xid8, xid8) IS 'Internal: windows of a rollup that were changed by a transaction from since on, before another';
-CREATE FUNCTION millrace._rollup_needed_from(view regclass) RETURNS timestamptz
-	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_rollup_needed_from';
-COMMENT ON FUNCTION millrace._rollup_needed_from(regclass) IS 'Internal: start of the first window of a continuous aggregate that a rollup over it must still read, infinity if none; retention keeps it';
-CREATE FUNCTION millrace._rollup_expired_to(state regclass, view regclass) RETURNS timestamptz
-	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_rollup_expired_to';
-COMMENT ON FUNCTION millrace._rollup_expired_to(regclass, regclass) IS 'Internal: start of the first window that a rollup keeps, by its retain';
 CREATE FUNCTION millrace._rollup_window(definition regclass) RETURNS int
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_rollup_window';
 COMMENT ON FUNCTION millrace._rollup_window(regclass) IS 'Internal: number of the column of a definition that holds the start of the window';
-CREATE FUNCTION millrace._rollup_lock(state regclass) RETURNS void
-	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_rollup_lock';
-COMMENT ON FUNCTION millrace._rollup_lock(regclass) IS 'Internal: lets one transaction at a time settle the windows of a rollup';
-CREATE FUNCTION millrace._rollup_put(state regclass, settled_to timestamptz, since xid8, retained_from timestamptz) RETURNS void
+CREATE FUNCTION millrace._rollup_put(state regclass, settled_to timestamptz, since xid8) RETURNS void
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_rollup_put';
-COMMENT ON FUNCTION millrace._rollup_put(regclass, timestamptz, xid8, timestamptz) IS 'Internal: writes millrace.rollup';
+COMMENT ON FUNCTION millrace._rollup_put(regclass, timestamptz, xid8) IS 'Internal: writes millrace.rollup';
+CREATE FUNCTION millrace._settle(state regclass) RETURNS bigint
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_settle';
+COMMENT ON FUNCTION millrace._settle(regclass) IS 'Internal: stores the rows of the windows of a rollup that have become final, or have changed since, and drops those that are kept no longer; returns the number of rows stored';
 
 /* Names are qualified, so that the texts mean the same whatever the caller's search_path. */
 CREATE FUNCTION millrace._rollup_build(target text, definition text, final text, state text, changes text, input regclass) RETURNS void
@@ -94,12 +88,14 @@ BEGIN
 	SELECT * INTO base FROM millrace.stream s WHERE s.target = input;
 	PERFORM millrace._stream_put(name, 'rollup', base.source, target::regclass, NULL, definition::regclass, state::regclass, NULL,
 		final::regclass, query, NULL, 'update', retain, NULL, 'fail', ARRAY[input], before IS NOT NULL);
-	PERFORM millrace._rollup_put(state::regclass, '-infinity', '0', '-infinity');
+	PERFORM millrace._rollup_put(state::regclass, '-infinity', '0');
 	IF before IS NOT NULL THEN
 		EXECUTE 'DROP TABLE ' || before;
 		PERFORM millrace._rollup_renew(target::regclass);
 	END IF;
-	PERFORM millrace._settle(name);
+	IF pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN
+		PERFORM millrace._settle(state::regclass);
+	END IF;
 END $$;
 COMMENT ON FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass) IS 'Internal: makes a rollup';
 
@@ -117,85 +113,23 @@ BEGIN
 			JOIN millrace.stream i ON i.target = input
 		WHERE s.kind = 'rollup' AND s.inputs[1] = input ORDER BY s.seq
 	LOOP
-		PERFORM millrace._rollup_lock(r.state);
+		PERFORM millrace._rollup_put(r.state, r.settled_to, r.since);
 		PERFORM millrace._drop_changes(r.name);
 		PERFORM millrace._rollup_build(r.target::text, r.definition::text, r.final::text, r.state::text, format('%I.%I', r.nspname, r.name || '_changes'), input);
 		EXECUTE format('SELECT min(i.%I) FROM %s i', r.input_window, input) INTO first;
 		bound := least(r.settled_to, millrace._rollup_last_before(r.state, first));
 		EXECUTE format('DELETE FROM %s WHERE window_start > $1', r.state) USING bound;
-		PERFORM millrace._rollup_put(r.state, bound, r.since, coalesce(r.retained_from, '-infinity'));
+		PERFORM millrace._rollup_put(r.state, bound, r.since);
 		PERFORM millrace._rollup_renew(r.target);
 	END LOOP;
 END $$;
 COMMENT ON FUNCTION millrace._rollup_renew(regclass) IS 'Internal: what reads a continuous aggregate whose definition has changed is computed anew, but for windows before its first';
 
-/*
- * One statement computes, stores and tells the snapshot of it.  Rows that NAME and NAME_final show alike are stored
- * once, as part b.
- */
-CREATE FUNCTION millrace._settle(name text) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
-DECLARE
-	s record;
-	columns text;
-	shown text;
-	done record;
-	expired timestamptz;
-BEGIN
-	SELECT t.*, millrace._rollup_window(t.definition) AS window_number INTO s
-		FROM millrace.stream t WHERE t.name = _settle.name AND t.kind = 'rollup';
-	IF s.name IS NULL THEN
-		RAISE EXCEPTION 'rollup "%" does not exist', name USING ERRCODE = '42704', HINT = 'See millrace.streams.';
-	END IF;
-	PERFORM millrace._rollup_lock(s.state);
-	SELECT string_agg(CASE a.attnum WHEN s.window_number THEN 'window_start' ELSE 'c' || a.attnum END, ', ' ORDER BY a.attnum),
-		string_agg(format('%I', a.attname), ', ' ORDER BY a.attnum)
-		INTO columns, shown FROM pg_attribute a WHERE a.attrelid = s.definition AND a.attnum > 0 AND NOT a.attisdropped;
-	EXECUTE format($q$
-		WITH g AS MATERIALIZED (
-			SELECT b.b AS before, greatest(b.b, millrace._rollup_final_to(%1$L)) AS upto,
-				pg_snapshot_xmin(pg_current_snapshot()) AS since, ARRAY(SELECT millrace._rollup_redo(%1$L)) AS redo
-			FROM millrace._rollup_settled_to(%1$L) b(b)),
-		u AS (
-			SELECT 'l' AS part, %3$s, ROW(%3$s)::text AS "row" FROM (
-				SELECT %2$s FROM %4$s WHERE %6$I > (SELECT before FROM g) AND %6$I <= (SELECT upto FROM g)
-				UNION ALL SELECT %2$s FROM %4$s WHERE %6$I = ANY ((SELECT redo FROM g)::timestamptz[])) l(%3$s)
-			UNION ALL
-			SELECT 'f', %3$s, ROW(%3$s)::text FROM (
-				SELECT %2$s FROM %5$s WHERE %6$I > (SELECT before FROM g) AND %6$I <= (SELECT upto FROM g)
-				UNION ALL SELECT %3$s FROM %1$s WHERE part <> 'l' AND window_start = ANY ((SELECT redo FROM g)::timestamptz[])) f(%3$s)),
-		n AS (SELECT u.*, row_number() OVER (PARTITION BY u.part, u.row) AS nth FROM u),
-		p AS (SELECT n.*, count(*) OVER (PARTITION BY n.row, n.nth) AS n_parts FROM n),
-		d AS (DELETE FROM %1$s WHERE window_start = ANY ((SELECT redo FROM g)::timestamptz[])),
-		i AS (
-			INSERT INTO %1$s (xid, part, %3$s)
-			SELECT CASE WHEN p.window_start > (SELECT before FROM g) THEN '0' ELSE pg_current_xact_id() END,
-				CASE p.n_parts WHEN 2 THEN 'b' ELSE p.part END::"char", %3$s
-			FROM p WHERE p.n_parts = 1 OR p.part = 'l' ORDER BY p.window_start
-			RETURNING 1)
-		SELECT g.before, g.upto, g.since, (SELECT count(*) FROM i) AS n FROM g$q$,
-		s.state, shown, columns, s.target, s.final,
-		(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = s.definition AND a.attnum = s.window_number)) INTO done;
-	IF done.upto = '-infinity' THEN
-		RETURN 0;
-	END IF;
-	PERFORM millrace._rollup_put(s.state, done.upto, done.since, coalesce(s.retained_from, '-infinity'));
-	IF s.retain IS NOT NULL THEN
-		expired := millrace._rollup_expired_to(s.state, s.target);
-		IF expired > coalesce(s.retained_from, '-infinity') THEN
-			EXECUTE format('DELETE FROM %s WHERE window_start < $1', s.state) USING expired;
-			PERFORM millrace._rollup_put(s.state, done.upto, done.since, expired);
-		END IF;
-	END IF;
-	RETURN done.n;
-END $$;
-COMMENT ON FUNCTION millrace._settle(text) IS 'Internal: stores the rows of the windows of a rollup that have become final, or have changed since, and drops those that are kept no longer; returns the number of rows stored';
-
-REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), millrace._rollup_lock(regclass),
-	millrace._rollup_put(regclass, timestamptz, xid8, timestamptz), millrace._rollup_build(text, text, text, text, text, regclass),
-	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(text)
+REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), 
+	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
+	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), millrace._rollup_lock(regclass),
-	millrace._rollup_put(regclass, timestamptz, xid8, timestamptz), millrace._rollup_build(text, text, text, text, text, regclass),
-	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(text)
+GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), 
+	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
+	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	TO @extowner@ WITH GRANT OPTION;
