@@ -572,14 +572,21 @@ put(Oid state, TimestampTz settled_to, FullTransactionId since, TimestampTz reta
 	mr_leave(&guard);
 }
 
-/* _rollup_put(state regclass, settled_to timestamptz, since xid8): for the owner, who holds the lock then */
+/*
+ * _rollup_put(state regclass, settled_to timestamptz, since xid8): for the owner, who holds the lock then; with NULL
+ * for settled_to the row goes
+ */
 Datum
 mr_rollup_put(PG_FUNCTION_ARGS)
 {
-	check_state_owner(PG_GETARG_OID(0));
-	(void) mr_state_lock(PG_GETARG_OID(0), true);
-	put(PG_GETARG_OID(0), PG_GETARG_TIMESTAMPTZ(1), DatumGetFullTransactionId(PG_GETARG_DATUM(2)),
-		DT_NOBEGIN);
+	Oid state = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
+
+	check_state_owner(state);
+	(void) mr_state_lock(state, true);
+	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		mr_rollup_forget(state);
+	else
+		put(state, PG_GETARG_TIMESTAMPTZ(1), DatumGetFullTransactionId(PG_GETARG_DATUM(2)), DT_NOBEGIN);
 	PG_RETURN_VOID();
 }
 
@@ -910,7 +917,7 @@ query_over(Oid definition, Oid input, const char *subquery)
 }
 
 /*
- * _rollup_texts(definition regclass, state regclass, input_final regclass, target text, OUT live text, OUT final_text
+ * _rollup_texts(definition regclass, state regclass, input_final regclass, OUT live text, OUT final_text
  * text, OUT changes text): the queries of NAME, NAME_final and NAME_changes, over the input's view and its NAME_final
  */
 Datum
@@ -920,6 +927,7 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 	Level *input;
 	AttrNumber input_column;
 	MrDefinition *def = read_rollup(definition, &input, &input_column);
+	char *live;
 	const char *in, *in_name, *own, *own_state, *state_name, *subquery;
 	TupleDesc desc;
 	Datum values[3];
@@ -940,16 +948,16 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 						"._rollup_redo_inputs(%s) UNION ALL SELECT '-infinity'::pg_catalog.timestamptz"
 						" WHERE '-infinity' < (SELECT " MR_SCHEMA "._rollup_open_from(%s)))) OR i.%s IS NULL",
 						in_name, in, own_state, in, in_name, in, own_state, own_state, in);
-	values[0] = CStringGetTextDatum(
-		psprintf("SELECT %s, true AS final FROM %s s WHERE s.part <> 'f' AND s.window_start <> ALL "
-				 "(ARRAY(SELECT " MR_SCHEMA
-				 "._rollup_redo(%s))) UNION ALL SELECT %s, coalesce(q.%s <= (SELECT " MR_SCHEMA
-				 "._rollup_final_to(%s)), false) FROM (%s) q WHERE q.%s > (SELECT " MR_SCHEMA
-				 "._rollup_settled_to(%s)) OR q.%s = ANY (ARRAY(SELECT " MR_SCHEMA
-				 "._rollup_redo(%s))) OR q.%s = '-infinity' OR q.%s IS NULL",
-				 result_columns(def, "s", COLUMNS_RENAMED), state_name, own_state,
-				 result_columns(def, "q", COLUMNS_SHOWN), own, own_state,
-				 query_over(definition, def->source, subquery), own, own_state, own, own_state, own, own));
+	live = psprintf("SELECT %s, true AS final FROM %s s WHERE s.part <> 'f' AND s.window_start <> ALL "
+					"(ARRAY(SELECT " MR_SCHEMA
+					"._rollup_redo(%s))) UNION ALL SELECT %s, coalesce(q.%s <= (SELECT " MR_SCHEMA
+					"._rollup_final_to(%s)), false) FROM (%s) q WHERE q.%s > (SELECT " MR_SCHEMA
+					"._rollup_settled_to(%s)) OR q.%s = ANY (ARRAY(SELECT " MR_SCHEMA
+					"._rollup_redo(%s))) OR q.%s = '-infinity' OR q.%s IS NULL",
+					result_columns(def, "s", COLUMNS_RENAMED), state_name, own_state,
+					result_columns(def, "q", COLUMNS_SHOWN), own, own_state,
+					query_over(definition, def->source, subquery), own, own_state, own, own_state, own, own);
+	values[0] = CStringGetTextDatum(live);
 
 	subquery = psprintf("SELECT i.*, true AS final FROM %s i WHERE i.%s >= (SELECT " MR_SCHEMA
 						"._rollup_open_from(%s)) AND i.%s <= "
@@ -969,9 +977,9 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 		"._rollup_changed(%s, coalesce($1, '0'::pg_catalog.xid8), (SELECT h.h "
 		"FROM h)) AS c UNION SELECT s.window_start FROM %s s WHERE s.xid > '0' AND s.xid >= coalesce($1, "
 		"'0'::pg_catalog.xid8) AND s.xid < (SELECT h.h FROM h))"
-		" SELECT (SELECT h.h FROM h) AS cursor, q.* FROM %s q WHERE q.%s = ANY (ARRAY(SELECT c.c FROM c))"
+		" SELECT (SELECT h.h FROM h) AS cursor, q.* FROM (%s) q WHERE q.%s = ANY (ARRAY(SELECT c.c FROM c))"
 		" OR q.%s IS NULL AND EXISTS (SELECT FROM c WHERE c.c IS NULL)",
-		own_state, state_name, text_to_cstring(PG_GETARG_TEXT_PP(3)), own, own));
+		own_state, state_name, live, own, own));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));

@@ -22,9 +22,9 @@ CREATE TRIGGER restored BEFORE INSERT ON millrace.rollup FOR EACH ROW EXECUTE FU
 CREATE FUNCTION millrace._rollup_parts(definition regclass, OUT input regclass, OUT columns text)
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_rollup_parts';
 COMMENT ON FUNCTION millrace._rollup_parts(regclass) IS 'Internal: view of the continuous aggregate that a query rolls up, NULL if none, and the columns of NAME_state';
-CREATE FUNCTION millrace._rollup_texts(definition regclass, state regclass, input_final regclass, target text, OUT live text, OUT final_text text, OUT changes text)
+CREATE FUNCTION millrace._rollup_texts(definition regclass, state regclass, input_final regclass, OUT live text, OUT final_text text, OUT changes text)
 	LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'mr_rollup_texts';
-COMMENT ON FUNCTION millrace._rollup_texts(regclass, regclass, regclass, text) IS 'Internal: queries of the views and the function of a rollup';
+COMMENT ON FUNCTION millrace._rollup_texts(regclass, regclass, regclass) IS 'Internal: queries of the views and the function of a rollup';
 CREATE FUNCTION millrace._rollup_last_before(state regclass, "time" timestamptz) RETURNS timestamptz
 	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_rollup_last_before';
 COMMENT ON FUNCTION millrace._rollup_last_before(regclass, timestamptz) IS 'Internal: start of the last window of a rollup that ended at or before a time';
@@ -50,7 +50,7 @@ CREATE FUNCTION millrace._rollup_window(definition regclass) RETURNS int
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_rollup_window';
 COMMENT ON FUNCTION millrace._rollup_window(regclass) IS 'Internal: number of the column of a definition that holds the start of the window';
 CREATE FUNCTION millrace._rollup_put(state regclass, settled_to timestamptz, since xid8) RETURNS void
-	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_rollup_put';
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_rollup_put';
 COMMENT ON FUNCTION millrace._rollup_put(regclass, timestamptz, xid8) IS 'Internal: writes millrace.rollup';
 CREATE FUNCTION millrace._settle(state regclass) RETURNS bigint
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_settle';
@@ -62,7 +62,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	texts record;
 BEGIN
-	texts := millrace._rollup_texts(definition::regclass, state::regclass, (SELECT s.final FROM millrace.stream s WHERE s.target = input), target);
+	texts := millrace._rollup_texts(definition::regclass, state::regclass, (SELECT s.final FROM millrace.stream s WHERE s.target = input));
 	PERFORM millrace._replace_view(target, texts.live, 'Rollup of ' || input::text);
 	PERFORM millrace._replace_view(final, texts.final_text, 'Final windows of rollup ' || target || ', each as it was when it closed');
 	EXECUTE (SELECT format('CREATE FUNCTION %s(after xid8) RETURNS TABLE (cursor xid8, %s) LANGUAGE sql STABLE BEGIN ATOMIC %s; END',
@@ -90,6 +90,7 @@ BEGIN
 		final::regclass, query, NULL, 'update', retain, NULL, 'fail', ARRAY[input], before IS NOT NULL);
 	PERFORM millrace._rollup_put(state::regclass, '-infinity', '0');
 	IF before IS NOT NULL THEN
+		PERFORM millrace._rollup_put(before, NULL, NULL);
 		EXECUTE 'DROP TABLE ' || before;
 		PERFORM millrace._rollup_renew(target::regclass);
 	END IF;
@@ -107,15 +108,14 @@ DECLARE
 	bound timestamptz;
 BEGIN
 	FOR r IN
-		SELECT s.*, u.settled_to, u.since, n.nspname,
+		SELECT s.*, u.settled_to, u.since,
 			(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = input AND a.attnum = millrace._rollup_window(i.definition)) AS input_window
-		FROM millrace.stream s JOIN millrace.rollup u USING (state) JOIN pg_class c ON c.oid = s.target JOIN pg_namespace n ON n.oid = c.relnamespace
-			JOIN millrace.stream i ON i.target = input
+		FROM millrace.stream s JOIN millrace.rollup u USING (state) JOIN millrace.stream i ON i.target = input
 		WHERE s.kind = 'rollup' AND s.inputs[1] = input ORDER BY s.seq
 	LOOP
 		PERFORM millrace._rollup_put(r.state, r.settled_to, r.since);
-		PERFORM millrace._drop_changes(r.name);
-		PERFORM millrace._rollup_build(r.target::text, r.definition::text, r.final::text, r.state::text, format('%I.%I', r.nspname, r.name || '_changes'), input);
+		/* The window must still be the column over which the rollup has its own. */
+		PERFORM millrace._rollup_parts(r.definition);
 		EXECUTE format('SELECT min(i.%I) FROM %s i', r.input_window, input) INTO first;
 		bound := least(r.settled_to, millrace._rollup_last_before(r.state, first));
 		EXECUTE format('DELETE FROM %s WHERE window_start > $1', r.state) USING bound;
@@ -125,11 +125,11 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION millrace._rollup_renew(regclass) IS 'Internal: what reads a continuous aggregate whose definition has changed is computed anew, but for windows before its first';
 
-REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), 
+REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
 	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
 	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass, text), 
+GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
 	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
 	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -1,5 +1,5 @@
 -- Rollups.  Windows become final when transactions end, so this file commits, and drops what it made.
-SELECT no_plan();
+SELECT plan(50);
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA rolling;
@@ -101,7 +101,7 @@ END $$;
 CALL stress(0.25, 80);
 SELECT is(count(*), 0::bigint, 'rollups equal their queries after every step, and final rows stay: ' || coalesce(min(what), '')) FROM wrong;
 SELECT cmp_ok(count(*), '>', 50::bigint, 'windows are settled') FROM per_hour_state;
-SELECT cmp_ok(count(*), '>', 1::bigint, 'days are, too') FROM per_day_state;
+SELECT cmp_ok(count(*), '>', 1::bigint, 'days are, too') FROM per_day_final;
 SELECT cmp_ok(count(*), '>', 30::bigint, 'and windows that slide') FROM last_three_state;
 SELECT cmp_ok(count(*), '>', 30::bigint, 'and those over windows that slide') FROM of_sliding_state;
 SELECT cmp_ok(count(*), '>', 10::bigint, 'late rows changed settled windows') FROM per_hour_state WHERE part = 'f';
@@ -133,14 +133,15 @@ END $$;
 SELECT millrace.compact('per_minute');
 ANALYZE per_minute_state, per_hour_state;
 SET enable_seqscan = off;
-SELECT cmp_ok(rows_read('SELECT * FROM per_hour'), '<', (SELECT count(*) / 4 FROM per_minute), 'reading a rollup reads the open windows of its input only');
+SELECT cmp_ok(rows_read('SELECT * FROM per_hour'), '<', (SELECT count(*) / 3 FROM per_minute), 'reading a rollup reads the open windows of its input only');
 SELECT cmp_ok(rows_read('SELECT * FROM per_hour_query'), '>', (SELECT count(*) / 2 FROM per_minute), 'its query reads all');
 RESET enable_seqscan;
 
 -- Retention: the input lets windows go, but not before they are settled; the rollup keeps them
 SELECT millrace.create_continuous_aggregate('per_minute',
 	'SELECT action, millrace.tumble(at, ''1 minute'') AS window_start, count(*) AS n, sum(amount) AS amount FROM events GROUP BY 1, 2', watermark => '2 minutes', retain => '5 hours');
-SELECT is(state('redefined'), '', 'an input with another retention');
+DELETE FROM seen;
+SELECT is(state('redefined'), '', 'an input that is replaced: all is computed anew');
 CREATE TABLE before AS SELECT * FROM per_hour_query;
 INSERT INTO events SELECT max(at) + interval '20 minutes', 'Open', 1 FROM events WHERE at < 'infinity';
 CALL millrace.maintain('per_minute');
@@ -150,7 +151,7 @@ INSERT INTO events SELECT max(at) + interval '30 minutes', 'Open', 1 FROM events
 CALL millrace.maintain();
 CALL millrace.maintain();
 SELECT cmp_ok(min(window_start), '>', (SELECT max(at) - interval '8 hours' FROM events WHERE at < 'infinity'), 'the input has dropped its old windows') FROM per_minute WHERE window_start > '-infinity';
-SELECT is(count(*), 0::bigint, 'the rollup has them all') FROM (SELECT action, window_start, n, mean, list FROM before WHERE window_start < (SELECT max(window_start) FROM before WHERE window_start < 'infinity')
+SELECT is(count(*), 0::bigint, 'the rollup has them all') FROM (SELECT action, window_start, n, mean, list FROM before WHERE window_start > '-infinity' AND window_start < (SELECT max(window_start) FROM before WHERE window_start < 'infinity')
 	EXCEPT ALL SELECT action, window_start, n, mean, list FROM per_hour) d;
 CREATE TABLE kept AS SELECT * FROM per_hour;
 INSERT INTO events VALUES ('2024-01-01 00:00', 'Open', 5);
