@@ -201,8 +201,8 @@ check_name(const char *name)
 }
 
 /* 42501 unless the current user has the rights of the stream's owner, 42704 if there is none of that name. */
-static void
-check_stream_owner(const char *name)
+void
+mr_check_stream_owner(const char *name)
 {
 	static Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
@@ -276,7 +276,10 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	values[17] = PointerGetDatum(mr_current_settings());
 	nulls[16] = nulls[17] = ' ';
 	if (replace)
-		check_stream_owner(TextDatumGetCString(values[0]));
+	{
+		mr_check_stream_owner(TextDatumGetCString(values[0]));
+		mr_late_forget(TextDatumGetCString(values[0]));
+	}
 	catalog_exec(
 		"INSERT INTO " MR_SCHEMA
 		".stream (name, kind, source, target, command, definition, state, delta, final,"
@@ -291,6 +294,48 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		" error = NULL",
 		SPI_OK_INSERT, 18, types, values, nulls);
 	PG_RETURN_VOID();
+}
+
+void
+mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,
+			  const char *window_text)
+{
+	static Oid types[5] = {TEXTOID, TEXTOID, TEXTOID, REGCLASSOID, TEXTOID};
+	Datum values[5] = {CStringGetTextDatum(name)};
+	char nulls[5] = {' ', 'n', 'n', 'n', 'n'};
+	const char *texts[5] = {NULL, status, error, NULL, window_text};
+
+	for (int i = 1; i < 5; i++)
+		if (texts[i])
+		{
+			values[i] = CStringGetTextDatum(texts[i]);
+			nulls[i] = ' ';
+		}
+	if (OidIsValid(definition))
+	{
+		values[3] = ObjectIdGetDatum(definition);
+		nulls[3] = ' ';
+	}
+	catalog_exec(
+		"UPDATE " MR_SCHEMA
+		".stream SET status = coalesce($2, status), error = nullif(coalesce($3, error), ''), definition ="
+		" coalesce($4, definition), window_text = coalesce($5, window_text) WHERE name = $1",
+		SPI_OK_UPDATE, 5, types, values, nulls);
+	invalidate_tree(source, NoLock);
+}
+
+void
+mr_stream_failed(const char *name, Oid source, const char *error)
+{
+	static Oid types[2] = {TEXTOID, TEXTOID};
+	Datum values[2] = {CStringGetTextDatum(name), CStringGetTextDatum(error)};
+
+	/* Writers fail at the same time: none of them waits for another. */
+	if (catalog_exec("UPDATE " MR_SCHEMA ".stream SET status = 'failed', error = $2 WHERE name ="
+					 " (SELECT s.name FROM " MR_SCHEMA
+					 ".stream s WHERE s.name = $1 AND s.status <> 'failed' FOR UPDATE SKIP LOCKED)",
+					 SPI_OK_UPDATE, 2, types, values, NULL) > 0)
+		invalidate_tree(source, NoLock);
 }
 
 /*
@@ -358,6 +403,7 @@ delete_rows(const char *name)
 {
 	List *deleted = NIL;
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ListCell *lc;
 
 	for (int catalog = 0; catalog < (name ? 1 : 2); catalog++)
 	{
@@ -388,6 +434,8 @@ delete_rows(const char *name)
 		table_close(rel, NoLock);
 	}
 	UnregisterSnapshot(snapshot);
+	foreach (lc, deleted)
+		mr_late_forget(((StreamRow *) lfirst(lc))->name);
 	CommandCounterIncrement();
 	return deleted;
 }
@@ -445,7 +493,7 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 	Oid state;
 	bool isnull;
 
-	check_stream_owner(TextDatumGetCString(values[0]));
+	mr_check_stream_owner(TextDatumGetCString(values[0]));
 	SPI_connect();
 	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types,
 				 values, NULL);

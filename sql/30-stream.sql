@@ -24,7 +24,8 @@ CREATE TABLE millrace.stream (
 	retain interval,
 	retained_from timestamptz,
 	idle_after interval,
-	inputs regclass[]
+	inputs regclass[],
+	window_text text
 );
 CREATE INDEX stream_source ON millrace.stream (source);
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream', '');
@@ -51,6 +52,7 @@ COMMENT ON COLUMN millrace.stream.retain IS 'How long its windows are kept; NULL
 COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its windows have been dropped';
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
 COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that it reads';
+COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
