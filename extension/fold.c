@@ -80,8 +80,10 @@ typedef struct StateGroup
 	Window *window;
 	uint32 hash;
 	FullTransactionId xid;
-	const Datum *values; /* a row of it */
-	const bool *nulls;
+	int rank; /* of the row from which the keys are */
+	Datum *
+		values; /* the first row that came; keys, of which equal ones may look different, those to be shown */
+	bool *nulls;
 	Part parts[N_PARTS];
 } StateGroup;
 
@@ -469,6 +471,30 @@ make_group(Fold *fold, const StateGroup *probe, TupleTableSlot *slot)
 	return group;
 }
 
+/*
+ * Keys that are equal may look different (numeric 1.0 and 1.00).  Those that NAME_state has go on being shown, else
+ * those of a row that is not late.
+ */
+static void
+choose_keys(Fold *fold, StateGroup *group, TupleTableSlot *slot, int rank)
+{
+	MemoryContext old;
+
+	if (group->rank >= rank)
+		return;
+	group->rank = rank;
+	old = MemoryContextSwitchTo(fold->memory);
+	for (int i = FIRST_KEY; i < FIRST_KEY + fold->n_keys; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(fold->desc, i);
+
+		if (!group->nulls[i] &&
+			!datum_image_eq(group->values[i], slot->tts_values[i], column->attbyval, column->attlen))
+			group->values[i] = datumCopy(slot->tts_values[i], column->attbyval, column->attlen);
+	}
+	MemoryContextSwitchTo(old);
+}
+
 /* Add the row to its group.  False if it has none and is_delta is false. */
 static bool
 add_row(Fold *fold, Window *window, TupleTableSlot *slot, bool is_delta)
@@ -477,6 +503,7 @@ add_row(Fold *fold, Window *window, TupleTableSlot *slot, bool is_delta)
 	StateGroup probe = {.window = window};
 	GroupEntry *entry;
 	StateGroup *group;
+	PartName name;
 	Part *part;
 	bool found;
 
@@ -500,7 +527,9 @@ add_row(Fold *fold, Window *window, TupleTableSlot *slot, bool is_delta)
 	group = entry->group;
 	if (FullTransactionIdPrecedes(group->xid, DatumGetFullTransactionId(slot->tts_values[XID])))
 		group->xid = DatumGetFullTransactionId(slot->tts_values[XID]);
-	part = &group->parts[part_name(DatumGetChar(slot->tts_values[PART]))];
+	name = part_name(DatumGetChar(slot->tts_values[PART]));
+	choose_keys(fold, group, slot, is_delta ? name != LIVE : 2);
+	part = &group->parts[name];
 	if (!found)
 		add_states(fold, part, group->values + first, group->nulls + first);
 	else if (part->values)
