@@ -390,6 +390,9 @@ extern MrSeen *mr_watermark_seen(Oid state);
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
 
+/* Up to which event time the windows are final for the active snapshot; DT_NOBEGIN: none are. */
+extern TimestampTz mr_closed_to_for(Oid state);
+
 /* Record, at commit, what a transaction brought and what it saw. */
 extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
 
