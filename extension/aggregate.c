@@ -359,6 +359,7 @@ typedef struct StateWriter
 	TimestampTz gone_bound;	 /* late groups that start at or before it are given up */
 	TimestampTz closed;		 /* start of the last closed window, if it slides, else DT_NOBEGIN */
 	TimestampTz closed_pane; /* its last pane */
+	MrTimes *panes;			 /* NULL, or those that are written */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -402,6 +403,8 @@ writer_put(void *arg, char part, Datum *values, bool *nulls)
 	if (part == MR_PART_LIVE && !nulls[0] && writer->gone_bound != DT_NOBEGIN &&
 		DatumGetTimestampTz(values[0]) <= writer->gone_bound)
 		return;
+	if (writer->panes && !nulls[0])
+		mr_times_add(writer->panes, DatumGetTimestampTz(values[0]));
 	memcpy(writer->nulls + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
 	memcpy(writer->values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
 	writer->values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -545,6 +548,7 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 
 	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
 	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
+	writer->panes = run->panes;
 
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);

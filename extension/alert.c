@@ -1,15 +1,38 @@
 /*
  * alert.c: alerts: queries over continuous aggregates that are run for the windows that a batch has changed or closed.
+ *
+ * An alert is a view.  When the aggregates that it reads have taken in a batch, its rows for the windows that the batch
+ * wrote become rows of millrace.alert_row, unless they are there: (window, key) is reported once, the key being the
+ * columns that are keys of an aggregate.
+ *
+ * Two transactions that run at the same time do not see each other's states, and so may both miss what they amount to
+ * together.  So an alert looks once more at each window when it has become final: then every transaction that wrote it
+ * has ended and is seen.  How far it has looked, each transaction that looks further notes in millrace.progress, under
+ * the alert's view, as watermarks are.
+ *
+ * Nobody waits for anybody: there is no unique index, a row is written unless one is committed or our own.  Two
+ * transactions may both report; the view millrace.alerts shows one row, and NOTIFY is sent by both.
  */
-#include "millrace.h"
+#include "aggregate.h"
 
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
+#include "commands/async.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parsetree.h"
+#include "rewrite/rewriteHandler.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/json.h"
 #include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+PG_FUNCTION_INFO_V1(mr_alert_parts);
+PG_FUNCTION_INFO_V1(mr_alert_start);
 
 /*
  * Sets of windows
@@ -138,4 +161,607 @@ mr_times_add_windows(MrTimes *windows, const MrWindow *window, MrTimes *panes)
 		for (int64 j = 1; j < n_panes && !TIMESTAMP_NOT_FINITE(start); j++)
 			mr_times_add(windows, start = mr_pane(window, start - 1, &end));
 	}
+}
+
+void
+mr_times_merge(MrTimes *into, const MrTimes *from)
+{
+	if (from->is_range)
+		mr_times_add_range(into, from->first, from->last);
+	for (int i = 0; i < from->n; i++)
+		mr_times_add(into, from->values[i]);
+}
+
+/*
+ * What an alert reads
+ */
+
+/* A continuous aggregate that an alert may read. */
+typedef struct Input
+{
+	Oid target;
+	Oid final;
+	Oid definition;
+	Oid state;
+	Oid source;
+	bool has_watermark;
+	List *keys;		 /* names of columns; read when it is used */
+	MrWindow window; /* the same */
+	bool is_used;
+} Input;
+
+static List *
+read_inputs(void)
+{
+	MemoryContext context = CurrentMemoryContext, spi;
+	List *inputs = NIL;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	PushActiveSnapshot(GetLatestSnapshot());
+	SPI_connect();
+	mr_exec("SELECT target, final, definition, state, source, watermark IS NOT NULL FROM " MR_SCHEMA
+			".stream WHERE kind = 'aggregate' ORDER BY seq",
+			SPI_OK_SELECT, true);
+	spi = MemoryContextSwitchTo(context);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Input *input = palloc0(sizeof(Input));
+		Datum values[6];
+		bool nulls[6];
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, values, nulls);
+		if (nulls[0] || nulls[2] || nulls[3])
+			continue;
+		input->target = DatumGetObjectId(values[0]);
+		input->final = nulls[1] ? InvalidOid : DatumGetObjectId(values[1]);
+		input->definition = DatumGetObjectId(values[2]);
+		input->state = DatumGetObjectId(values[3]);
+		input->source = DatumGetObjectId(values[4]);
+		input->has_watermark = DatumGetBool(values[5]);
+		inputs = lappend(inputs, input);
+	}
+	MemoryContextSwitchTo(spi);
+	SPI_finish();
+	PopActiveSnapshot();
+	mr_leave(&guard);
+	return inputs;
+}
+
+static Input *
+find_input(List *inputs, Oid rel)
+{
+	ListCell *lc;
+
+	foreach (lc, inputs)
+	{
+		Input *input = lfirst(lc);
+
+		if (input->target != rel && input->final != rel)
+			continue;
+		if (!input->is_used)
+		{
+			MrDefinition *def = mr_read_definition(input->definition);
+
+			input->is_used = true;
+			(void) mr_definition_keys(def, &input->keys);
+			input->window = def->window;
+		}
+		return input;
+	}
+	return NULL;
+}
+
+static Query *
+view_query(Oid view)
+{
+	Relation rel = table_open(view, AccessShareLock);
+	Query *query = copyObject(get_view_query(rel));
+
+	table_close(rel, NoLock);
+	return query;
+}
+
+/* Marks the aggregates that a query reads, also through plain views. */
+static bool
+input_walker(Node *node, List *inputs)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblEntry))
+	{
+		RangeTblEntry *rte = (RangeTblEntry *) node;
+
+		/* Before PostgreSQL 16 views carry entries for themselves that are not in FROM. */
+		if (rte->rtekind == RTE_RELATION && rte->inFromCl && rte->relkind == RELKIND_VIEW &&
+			find_input(inputs, rte->relid) == NULL)
+		{
+			check_stack_depth();
+			query_tree_walker(view_query(rte->relid), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
+		}
+		return false;
+	}
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
+	return expression_tree_walker(node, input_walker, inputs);
+}
+
+/* Is the expression of a query's SELECT list a key of an aggregate, as it is? */
+static bool
+is_key(Query *query, Node *node, List *inputs)
+{
+	RangeTblEntry *rte;
+	Var *var;
+	Query *inner = NULL;
+	TargetEntry *tle;
+	ListCell *lc;
+
+	check_stack_depth();
+	while (node && IsA(node, RelabelType))
+		node = (Node *) ((RelabelType *) node)->arg;
+	if (node == NULL || !IsA(node, Var) || ((Var *) node)->varlevelsup != 0 || ((Var *) node)->varattno <= 0)
+		return false;
+	var = (Var *) node;
+	rte = rt_fetch(var->varno, query->rtable);
+	switch (rte->rtekind)
+	{
+		case RTE_RELATION:
+		{
+			Input *input = find_input(inputs, rte->relid);
+
+			if (input)
+			{
+				const char *name = get_attname(rte->relid, var->varattno, false);
+
+				foreach (lc, input->keys)
+					if (strcmp(lfirst(lc), name) == 0)
+						return true;
+			}
+			else if (rte->relkind == RELKIND_VIEW)
+				inner = view_query(rte->relid);
+			break;
+		}
+		case RTE_SUBQUERY:
+			inner = rte->subquery;
+			break;
+		case RTE_JOIN:
+			return is_key(query, list_nth(rte->joinaliasvars, var->varattno - 1), inputs);
+#if MR_HAS_GROUP_RTE
+		case RTE_GROUP:
+			return is_key(query, list_nth(rte->groupexprs, var->varattno - 1), inputs);
+#endif
+		case RTE_CTE:
+			foreach (lc, rte->ctelevelsup == 0 ? query->cteList : NIL)
+				if (strcmp(lfirst_node(CommonTableExpr, lc)->ctename, rte->ctename) == 0)
+					inner = (Query *) lfirst_node(CommonTableExpr, lc)->ctequery;
+			break;
+		default:
+			break;
+	}
+	if (inner == NULL || inner->commandType != CMD_SELECT)
+		return false;
+	tle = get_tle_by_resno(inner->targetList, var->varattno);
+	return tle && is_key(inner, (Node *) tle->expr, inputs);
+}
+
+/*
+ * _alert_parts(view regclass, OUT source regclass, OUT sources regclass[], OUT inputs regclass[]): the aggregates that it
+ * reads and the tables behind them; 42703 if it has no column window_start, 42809 if it reads no aggregate
+ */
+Datum
+mr_alert_parts(PG_FUNCTION_ARGS)
+{
+	Oid view = PG_GETARG_OID(0);
+	AttrNumber attno = get_attnum(view, "window_start");
+	List *inputs = read_inputs(), *sources = NIL;
+	Oid first = InvalidOid;
+	Datum *oids = palloc((list_length(inputs) + 1) * sizeof(Datum));
+	Datum values[3];
+	bool nulls[3] = {false, false, false};
+	TupleDesc desc;
+	int n = 0;
+	ListCell *lc;
+
+	if (get_rel_relkind(view) != RELKIND_VIEW || get_rel_persistence(view) == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("alert \"%s\" must not read temporary tables", get_rel_name(view)),
+				 errdetail("Batches of other sessions run it.")));
+	if (attno == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("the query of alert \"%s\" has no column window_start", get_rel_name(view)),
+				 errhint("As in: SELECT window_start, action, count FROM per_minute WHERE count > 100")));
+	if (get_atttype(view, attno) != TIMESTAMPTZOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column window_start of alert \"%s\" is of type %s", get_rel_name(view),
+						format_type_be(get_atttype(view, attno))),
+				 errhint("It must be the start of a window, of type timestamp with time zone.")));
+	query_tree_walker(view_query(view), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
+	foreach (lc, inputs)
+	{
+		Input *input = lfirst(lc);
+
+		if (!input->is_used)
+			continue;
+		oids[n++] = ObjectIdGetDatum(input->target);
+		sources = list_append_unique_oid(sources, input->source);
+		if (!OidIsValid(first))
+			first = input->source;
+	}
+	if (n == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("the query of alert \"%s\" reads no continuous aggregate", get_rel_name(view)),
+				 errhint("An alert is a query over views that " MR_SCHEMA
+						 ".create_continuous_aggregate has made.")));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = ObjectIdGetDatum(first);
+	values[2] = PointerGetDatum(construct_array(oids, n, REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT));
+	n = 0;
+	list_sort(sources, list_oid_cmp);
+	foreach (lc, sources)
+		oids[n++] = ObjectIdGetDatum(lfirst_oid(lc));
+	values[1] = PointerGetDatum(construct_array(oids, n, REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * Plans
+ */
+
+struct MrAlert
+{
+	Oid view;
+	List *inputs;	  /* Input */
+	SPIPlanPtr plan;  /* for single windows */
+	SPIPlanPtr range; /* for all of a range of time */
+};
+
+MrAlert *
+mr_alert_plan(Oid view, MemoryContext keep, List **depends)
+{
+	MemoryContext scratch =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(scratch);
+	List *inputs = read_inputs();
+	MrAlert *alert;
+	ListCell *lc, *lc2;
+
+	query_tree_walker(view_query(view), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
+	MemoryContextSwitchTo(keep);
+	alert = palloc0(sizeof(MrAlert));
+	alert->view = view;
+	foreach (lc, inputs)
+	{
+		Input *input = palloc(sizeof(Input));
+
+		memcpy(input, lfirst(lc), sizeof(Input));
+		if (!input->is_used)
+			continue;
+		if (input->window.timezone)
+			input->window.timezone = DatumGetTextPCopy(PointerGetDatum(input->window.timezone));
+		input->keys = NIL;
+		foreach (lc2, ((Input *) lfirst(lc))->keys)
+			input->keys = lappend(input->keys, pstrdup(lfirst(lc2)));
+		alert->inputs = lappend(alert->inputs, input);
+		*depends = lappend_oid(
+			lappend_oid(lappend_oid(lappend_oid(*depends, input->target), input->definition), input->state),
+			input->source);
+	}
+	*depends = lappend_oid(*depends, view);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(scratch);
+	return alert;
+}
+
+void
+mr_alert_free(MrAlert *alert)
+{
+	if (alert->plan)
+		SPI_freeplan(alert->plan);
+	if (alert->range)
+		SPI_freeplan(alert->range);
+}
+
+/* Rows of the alert: window_start, key and value. */
+static char *
+rows_sql(MrAlert *alert, bool is_range)
+{
+	Relation rel = table_open(alert->view, AccessShareLock);
+	Query *query = copyObject(get_view_query(rel));
+	StringInfoData key, hidden, rows;
+	ListCell *lc;
+
+	initStringInfo(&key);
+	initStringInfo(&hidden);
+	initStringInfo(&rows);
+	foreach (lc, query->targetList)
+	{
+		TargetEntry *tle = lfirst(lc);
+		const char *name;
+
+		if (tle->resjunk)
+			continue;
+		name = NameStr(TupleDescAttr(RelationGetDescr(rel), tle->resno - 1)->attname);
+		if (strcmp(name, "window_start") == 0 || !is_key(query, (Node *) tle->expr, alert->inputs))
+			continue;
+		appendStringInfo(&key, " OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object(%s, v.%s)",
+						 quote_literal_cstr(name), quote_identifier(name));
+		appendStringInfo(&hidden, ", %s", quote_literal_cstr(name));
+	}
+	appendStringInfo(&rows,
+					 "SELECT v.window_start, '{}'::pg_catalog.jsonb%s AS key, pg_catalog.to_jsonb(v) "
+					 "OPERATOR(pg_catalog.-)"
+					 " ARRAY['window_start'%s]::pg_catalog.text[] AS value FROM %s v WHERE v.window_start",
+					 key.data, hidden.data,
+					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+												RelationGetRelationName(rel)));
+	table_close(rel, NoLock);
+	if (is_range)
+		appendStringInfoString(&rows, " BETWEEN $1 AND $2");
+	else
+	{
+		/* OFFSET 0: window by window, so the condition reaches all aggregates that are joined by their windows. */
+		appendStringInfoString(&rows, " OPERATOR(pg_catalog.=) w.w OFFSET 0");
+		return psprintf("SELECT r.* FROM pg_catalog.unnest($1) AS w(w), LATERAL (%s) r", rows.data);
+	}
+	return rows.data;
+}
+
+/* Run it for the windows, as the current user; the rows are in SPI_tuptable. */
+static void
+select_rows(MrAlert *alert, MrTimes *windows)
+{
+	static Oid array_type[1] = {TIMESTAMPTZARRAYOID};
+	static Oid range_types[2] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
+	SPIPlanPtr *kept = windows->is_range ? &alert->range : &alert->plan;
+	Datum args[2];
+	const char *sql;
+	int rc;
+
+	/* Locked, the view does not change, and a kept plan that is valid stays so. */
+	LockRelationOid(alert->view, AccessShareLock);
+	sql = *kept && SPI_plan_is_valid(*kept) ? "" : rows_sql(alert, windows->is_range);
+	if (windows->is_range)
+	{
+		args[0] = TimestampTzGetDatum(windows->first);
+		args[1] = TimestampTzGetDatum(windows->last);
+	}
+	else
+		args[0] = PointerGetDatum(mr_times_array(windows));
+	rc = SPI_execute_plan(
+		mr_prepare(kept, sql, windows->is_range ? 2 : 1, windows->is_range ? range_types : array_type), args,
+		NULL, false, 0);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "unexpected result of an alert: %s", SPI_result_code_string(rc));
+}
+
+/*
+ * Reporting
+ */
+
+/* Columns of millrace.alert_row */
+enum
+{
+	ALERT,
+	WINDOW_START,
+	KEY_HASH,
+	KEY,
+	VALUE,
+	RAISED,
+	XID,
+	N_COLUMNS
+};
+
+/* Has somebody who has committed, or this transaction, reported it? */
+static bool
+is_reported(Relation rel, Oid index, Datum *values)
+{
+	ScanKeyData keys[3];
+	SysScanDesc scan;
+	HeapTuple tuple;
+	bool found = false;
+
+	ScanKeyInit(&keys[0], ALERT + 1, BTEqualStrategyNumber, F_OIDEQ, values[ALERT]);
+	ScanKeyInit(&keys[1], WINDOW_START + 1, BTEqualStrategyNumber, F_TIMESTAMPTZ_EQ, values[WINDOW_START]);
+	ScanKeyInit(&keys[2], KEY_HASH + 1, BTEqualStrategyNumber, F_INT4EQ, values[KEY_HASH]);
+	scan = systable_beginscan(rel, index, true, SnapshotSelf, 3, keys);
+	while (!found && (tuple = systable_getnext(scan)) != NULL)
+	{
+		bool isnull;
+
+		found = DatumGetBool(DirectFunctionCall2(
+			jsonb_eq, heap_getattr(tuple, KEY + 1, RelationGetDescr(rel), &isnull), values[KEY]));
+	}
+	systable_endscan(scan);
+	return found;
+}
+
+/* Write the rows of SPI_tuptable that are new. */
+static uint64
+report_rows(MrAlert *alert, MrTimes *fired)
+{
+	Relation rel = table_open(mr_catalog("alert_row"), RowExclusiveLock);
+	Oid index = mr_catalog("alert_row_key");
+	Datum values[N_COLUMNS];
+	bool nulls[N_COLUMNS] = {false};
+	uint64 n_reported = 0;
+
+	values[ALERT] = ObjectIdGetDatum(alert->view);
+	values[RAISED] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i], tuple;
+		bool isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		values[WINDOW_START] = SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull);
+		values[KEY] = SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull);
+		values[VALUE] = SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull);
+		values[KEY_HASH] = DirectFunctionCall1(jsonb_hash, values[KEY]);
+		if (is_reported(rel, index, values))
+			continue;
+		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+		CatalogTupleInsert(rel, tuple);
+		heap_freetuple(tuple);
+		mr_times_add(fired, DatumGetTimestampTz(values[WINDOW_START]));
+		n_reported++;
+	}
+	table_close(rel, NoLock);
+	return n_reported;
+}
+
+/* Up to which time all windows that it reads are final for this transaction; DT_NOBEGIN if none has a watermark. */
+static TimestampTz
+final_to(const MrAlert *alert)
+{
+	TimestampTz result = DT_NOEND;
+	bool found = false;
+	ListCell *lc;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	foreach (lc, alert->inputs)
+	{
+		Input *input = lfirst(lc);
+
+		if (!input->has_watermark)
+			continue;
+		found = true;
+		result = Min(result,
+					 DatumGetTimestampTz(DirectFunctionCall1(mr_closed_to, ObjectIdGetDatum(input->state))));
+	}
+	PopActiveSnapshot();
+	return found ? result : DT_NOBEGIN;
+}
+
+/* Add the windows that ended after from, and at or before to. */
+static void
+add_closed(const MrAlert *alert, TimestampTz from, TimestampTz to, MrTimes *windows)
+{
+	ListCell *lc;
+
+	foreach (lc, alert->inputs)
+	{
+		const MrWindow *window = &((Input *) lfirst(lc))->window;
+		TimestampTz first = mr_last_closed(window, from), end;
+		TimestampTz start = mr_last_closed(window, to);
+
+		if (!((Input *) lfirst(lc))->has_watermark || start <= first)
+			continue;
+		if (window->kind == MR_SESSION)
+			mr_times_add_range(windows, DT_NOBEGIN, start);
+		for (int n = 0; start > first && !windows->is_range; n++)
+		{
+			if (n == MAX_TIMES || TIMESTAMP_NOT_FINITE(start))
+				mr_times_add_range(windows, first, start);
+			else
+				mr_times_add(windows, start);
+			start = mr_pane(window, start - 1, &end);
+		}
+		if (windows->is_range && start > first)
+			mr_times_add_range(windows, first, start);
+	}
+}
+
+void
+mr_alert_changed(const MrAlert *alert, Oid target, MrTimes *panes, MrTimes *windows)
+{
+	ListCell *lc;
+
+	foreach (lc, alert->inputs)
+		if (((Input *) lfirst(lc))->target == target)
+			mr_times_add_windows(windows, &((Input *) lfirst(lc))->window, panes);
+}
+
+uint64
+mr_alert_run(MrAlert *alert, MrTimes *windows, MrSeen *seen, TimestampTz *looked_to, MrTimes *fired)
+{
+	TimestampTz from = Max(seen->closed_to, *looked_to);
+	TimestampTz to = final_to(alert);
+	uint64 n_reported;
+
+	if (to > from)
+	{
+		add_closed(alert, from, to, windows);
+		*looked_to = to;
+	}
+	if (mr_times_is_empty(windows))
+		return 0;
+	SPI_connect();
+	select_rows(alert, windows);
+	n_reported = report_rows(alert, fired);
+	SPI_finish();
+	return n_reported;
+}
+
+/* So many windows are named in one message, which must have less than 8000 bytes. */
+#define NOTIFIED_TIMES 100
+
+void
+mr_alert_notify(const char *name, MrTimes *fired)
+{
+	StringInfoData buf;
+	char time[MAXDATELEN + 1];
+
+	if (mr_times_is_empty(fired))
+		return;
+	sort_times(fired);
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "{\"alert\": ");
+	escape_json(&buf, name);
+	JsonEncodeDateTime(time, TimestampTzGetDatum(fired->first), TIMESTAMPTZOID, NULL);
+	appendStringInfo(&buf, ", \"window_start\": \"%s\", \"windows\": [", time);
+	for (int i = 0; i < Min(fired->n, NOTIFIED_TIMES); i++)
+	{
+		JsonEncodeDateTime(time, TimestampTzGetDatum(fired->values[i]), TIMESTAMPTZOID, NULL);
+		appendStringInfo(&buf, "%s\"%s\"", i ? ", " : "", time);
+	}
+	appendStringInfo(&buf, "], \"more\": %s}",
+					 fired->is_range || fired->n > NOTIFIED_TIMES ? "true" : "false");
+	Async_Notify("millrace", buf.data);
+	pfree(buf.data);
+}
+
+/* Forget what an alert that is dropped has reported. */
+void
+mr_alert_forget(Oid view)
+{
+	Relation rel = table_open(mr_catalog("alert_row"), RowExclusiveLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, ALERT + 1, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(view));
+	scan = systable_beginscan(rel, mr_catalog("alert_row_key"), true, snapshot, 1, &key);
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		simple_heap_delete(rel, &tuple->t_self);
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	mr_watermark_prune(view, true);
+}
+
+/* _alert_start(view regclass): windows that are final already are of no interest */
+Datum
+mr_alert_start(PG_FUNCTION_ARGS)
+{
+	Oid view = PG_GETARG_OID(0);
+	List *depends = NIL;
+	MrSeen seen = {view, DT_NOBEGIN, DT_NOBEGIN};
+	TimestampTz to;
+
+	if (!mr_owns_relation(view, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_VIEW, get_rel_name(view));
+	to = final_to(mr_alert_plan(view, CurrentMemoryContext, &depends));
+	seen.horizon = ReadNextFullTransactionId();
+	mr_watermark_write(&seen, to, DT_NOBEGIN);
+	PG_RETURN_VOID();
 }

@@ -64,6 +64,8 @@ typedef struct Stream
 	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
+	bool is_alert;				/* alert: target is its view */
+	MrAlert *alert;				/* … NULL until first used */
 } Stream;
 
 typedef struct Leaf
@@ -75,6 +77,7 @@ typedef struct Leaf
 	Oid source;			   /* InvalidOid: no source */
 	List *streams;
 	List *depends; /* relations whose change makes the plans stale */
+	bool has_alerts;
 } Leaf;
 
 typedef struct LeafEntry
@@ -100,6 +103,9 @@ typedef struct StreamWork
 	MrSeen *seen; /* NULL: no watermark */
 	TimestampTz watermark;
 	TimestampTz max_time;
+	/* of an alert, whose watermark says how far it has looked at final windows */
+	Oid alert;	   /* its view */
+	MrTimes fired; /* windows reported */
 } StreamWork;
 
 typedef struct BatchWork
@@ -155,8 +161,14 @@ free_stale_leaves(void)
 		Leaf *leaf = lfirst(lc);
 
 		foreach (lc2, leaf->streams)
-			if (((Stream *) lfirst(lc2))->pipe)
-				SPI_freeplan(((Stream *) lfirst(lc2))->pipe);
+		{
+			Stream *stream = lfirst(lc2);
+
+			if (stream->pipe)
+				SPI_freeplan(stream->pipe);
+			if (stream->alert)
+				mr_alert_free(stream->alert);
+		}
 		MemoryContextDelete(leaf->context);
 	}
 	list_free(stale_leaves);
@@ -213,11 +225,13 @@ read_streams(Leaf *leaf)
 	mr_exec_args(
 		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from, t.retain IS NOT NULL"
+		" t.retained_from, t.retain IS NOT NULL, t.kind = 'alert'"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
 		" LEFT JOIN " MR_SCHEMA
-		".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
-		" WHERE s.source = ANY ($1) ORDER BY t.seq",
+		".stream t ON t.source = s.source OR (t.kind = 'alert' AND EXISTS (SELECT FROM " MR_SCHEMA
+		".stream a WHERE a.source = s.source AND a.target = ANY (t.inputs)))"
+		" LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE t.kind WHEN 'alert' THEN t.target ELSE t.state END"
+		" WHERE s.source = ANY ($1) ORDER BY t.kind = 'alert', t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -255,6 +269,8 @@ read_streams(Leaf *leaf)
 		if (isnull)
 			stream->retained_from = DT_NOBEGIN;
 		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
+		stream->is_alert = DatumGetBool(SPI_getbinval(tuple, desc, 16, &isnull));
+		leaf->has_alerts |= stream->is_alert;
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -319,9 +335,13 @@ get_leaf(Oid relid)
  * Counting
  */
 
+static void on_xact_event(XactEvent event, void *arg);
+static void on_subxact_event(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void *arg);
+
 static BatchWork *
 batch_work(Oid source)
 {
+	static bool registered = false;
 	int level = GetCurrentTransactionNestLevel();
 	MemoryContext old;
 	BatchWork *batch;
@@ -332,6 +352,12 @@ batch_work(Oid source)
 		batch = lfirst(lc);
 		if (batch->source == source && batch->level == level)
 			return batch;
+	}
+	if (!registered)
+	{
+		RegisterXactCallback(on_xact_event, NULL);
+		RegisterSubXactCallback(on_subxact_event, NULL);
+		registered = true;
 	}
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	batch = palloc0(sizeof(BatchWork));
@@ -380,6 +406,8 @@ merge_work(BatchWork *into, const BatchWork *from)
 		sum->ms += before.ms;
 		sum->n_late += before.n_late;
 		sum->max_time = Max(sum->max_time, before.max_time);
+		if (OidIsValid(before.alert))
+			mr_times_merge(&sum->fired, &before.fired);
 	}
 }
 
@@ -424,7 +452,7 @@ streams_json(List *streams)
 		push_number(&state, "rows", psprintf(UINT64_FORMAT, stream->rows));
 		if (stream->n_late)
 			push_number(&state, "late", psprintf(UINT64_FORMAT, stream->n_late));
-		if (stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
+		if (OidIsValid(stream->state) && stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
 		{
 			push_string(&state, WJB_KEY, "watermark");
 			push_string(&state, WJB_VALUE,
@@ -465,6 +493,17 @@ fold_now_and_then(const StreamWork *stream)
 	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
+}
+
+/* A prepared transaction may not send messages. */
+static void
+finish_alert(StreamWork *stream)
+{
+	mr_alert_notify(stream->name, &stream->fired);
+	if (stream->watermark > stream->seen->closed_to && !IsolationUsesXactSnapshot() &&
+		XidFromFullTransactionId(GetTopFullTransactionId()) % PRUNE_BATCHES == 0 &&
+		mr_state_lock(stream->alert, false))
+		mr_watermark_prune(stream->alert, false);
 }
 
 static void
@@ -510,6 +549,8 @@ write_work(bool may_fold)
 				mr_watermark_write(stream->seen, stream->watermark, stream->max_time);
 			if (may_fold)
 				fold_now_and_then(stream);
+			if (may_fold && OidIsValid(stream->alert))
+				finish_alert(stream);
 		}
 
 		values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -692,9 +733,9 @@ prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 }
 
 static uint64
-run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows, MrTimes *panes)
 {
-	MrAggregateRun run = {0};
+	MrAggregateRun run = {.panes = panes};
 
 	/* A kept plan is good if nothing has changed once its relations are locked; a new one has locked them itself. */
 	if (stream->aggregate)
@@ -728,7 +769,7 @@ note_stream(StreamWork *counts, const Stream *stream)
 {
 	MemoryContext old;
 
-	if (stream->is_pipe || OidIsValid(counts->state))
+	if (stream->is_pipe || stream->is_alert || OidIsValid(counts->state))
 		return;
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	counts->owner = stream->owner;
@@ -740,8 +781,43 @@ note_stream(StreamWork *counts, const Stream *stream)
 	MemoryContextSwitchTo(old);
 }
 
+/* What was written of an aggregate, for the alerts that read it. */
+typedef struct Change
+{
+	Oid target;
+	MrTimes panes;
+} Change;
+
+static uint64
+run_alert(Stream *stream, Leaf *leaf, StreamWork *counts, List *changes)
+{
+	MrTimes windows;
+	ListCell *lc;
+
+	if (!OidIsValid(counts->alert))
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		counts->alert = stream->target;
+		mr_times_init(&counts->fired);
+		MemoryContextSwitchTo(old);
+	}
+	if (stream->alert == NULL)
+		stream->alert = mr_alert_plan(stream->target, leaf->context, &leaf->depends);
+	counts->seen = mr_watermark_seen(stream->target);
+	mr_times_init(&windows);
+	foreach (lc, changes)
+	{
+		Change *change = lfirst(lc);
+
+		mr_alert_changed(stream->alert, change->target, &change->panes, &windows);
+	}
+	return mr_alert_run(stream->alert, &windows, counts->seen, &counts->watermark, &counts->fired);
+}
+
+/* Run the streams of a leaf over the rows of a batch; or, if rows is NULL, its alerts for what has changed otherwise. */
 static void
-run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
+run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows, List *changes)
 {
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace batch", ALLOCSET_DEFAULT_SIZES);
@@ -754,14 +830,30 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 		ErrorContextCallback callback = {error_context_stack, stream_error_context, stream};
 		double start = mr_now_ms();
 		StreamWork *counts = stream_work(batch, stream->name);
+		Change *change = NULL;
 		double ms;
 		MrGuard guard;
 
+		if (rows == NULL && !stream->is_alert)
+			continue;
+		if (leaf->has_alerts && !stream->is_pipe && !stream->is_alert)
+		{
+			MemoryContextSwitchTo(old);
+			change = palloc0(sizeof(Change));
+			change->target = stream->target;
+			mr_times_init(&change->panes);
+			changes = lappend(changes, change);
+			MemoryContextSwitchTo(context);
+		}
 		error_context_stack = &callback;
 		note_stream(counts, stream);
 		mr_enter(&guard, stream->owner, stream->settings);
-		counts->rows +=
-			stream->is_pipe ? run_pipe(stream, leaf->relid, rows) : run_aggregate(stream, leaf, counts, rows);
+		if (stream->is_pipe)
+			counts->rows += run_pipe(stream, leaf->relid, rows);
+		else if (stream->is_alert)
+			counts->rows += run_alert(stream, leaf, counts, changes);
+		else
+			counts->rows += run_aggregate(stream, leaf, counts, rows, change ? &change->panes : NULL);
 		mr_leave(&guard);
 		error_context_stack = callback.previous;
 
@@ -777,7 +869,6 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 Datum
 mr_on_batch(PG_FUNCTION_ARGS)
 {
-	static bool registered = false;
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	BatchWork *batch;
 	Leaf *leaf;
@@ -793,19 +884,27 @@ mr_on_batch(PG_FUNCTION_ARGS)
 	n_rows = tuplestore_tuple_count(trigger->tg_newtable);
 	if (n_rows == 0)
 		return PointerGetDatum(NULL);
-	if (!registered)
-	{
-		RegisterXactCallback(on_xact_event, NULL);
-		RegisterSubXactCallback(on_subxact_event, NULL);
-		registered = true;
-	}
 	leaf = get_leaf(RelationGetRelid(trigger->tg_relation));
 	if (!OidIsValid(leaf->source))
 		return PointerGetDatum(NULL);
 	batch = batch_work(leaf->source);
 	batch->rows += n_rows;
-	run_streams(leaf, batch, trigger->tg_newtable);
+	run_streams(leaf, batch, trigger->tg_newtable, NIL);
 	return PointerGetDatum(NULL);
+}
+
+void
+mr_alerts_changed(Oid source, Oid target, const MrTimes *panes)
+{
+	Leaf *leaf = get_leaf(source);
+	Change change = {target};
+
+	if (!leaf->has_alerts)
+		return;
+	mr_times_init(&change.panes);
+	if (panes)
+		mr_times_merge(&change.panes, panes);
+	run_streams(leaf, batch_work(leaf->source), NULL, list_make1(&change));
 }
 
 /*

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "executor/tstoreReceiver.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -136,7 +137,8 @@ mr_late_forget(const char *stream)
 	SysScanDesc scan;
 	HeapTuple tuple;
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(stream));
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid, DEFAULT_COLLATION_OID, F_TEXTEQ,
+						   CStringGetTextDatum(stream));
 	scan = systable_beginscan(rel, mr_catalog("late_row_stream"), true, snapshot, 1, &key);
 	while ((tuple = systable_getnext(scan)) != NULL)
 	{
@@ -310,20 +312,20 @@ as_source_rows(Oid source, Tuplestorestate *stored)
 
 /* Their states: those of closed windows count in NAME only. */
 static uint64
-merge_rows(Aggregate *agg, Tuplestorestate *rows)
+merge_rows(Aggregate *agg, Tuplestorestate *rows, MrTimes *panes)
 {
 	List *depends = NIL;
 	MrAggregatePlan *plan =
 		mr_aggregate_plan(agg->definition, agg->source, agg->delta, CurrentMemoryContext, &depends);
 	const MrWindow *window = mr_aggregate_window(plan);
-	MrAggregateRun run = {.has_watermark = true};
+	MrAggregateRun run = {.has_watermark = true, .closed = DT_NOBEGIN, .panes = panes};
 
 	run.gone_bound = run.scan.late_bound = mr_last_closed(window, agg->retained_from);
 	run.scan.max_time = run.scan.max_allowed = DT_NOBEGIN;
 	run.scan.keep_late = true;
 	if (agg->has_watermark)
-		run.scan.late_bound = Max(
-			run.gone_bound, mr_last_closed(window, mr_watermark(mr_watermark_seen(agg->state), &agg->delay)));
+		run.closed = mr_last_closed(window, mr_watermark(mr_watermark_seen(agg->state), &agg->delay));
+	run.scan.late_bound = Max(run.gone_bound, run.closed);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	mr_aggregate_run(plan, agg->source, rows, &run);
 	PopActiveSnapshot();
@@ -338,6 +340,7 @@ mr_replay_late(PG_FUNCTION_ARGS)
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Aggregate *agg = read_aggregate(name);
 	Tuplestorestate *stored, *rows;
+	MrTimes panes;
 	int64 n_rows;
 	MrGuard guard;
 	Oid source = agg->source;
@@ -361,9 +364,11 @@ mr_replay_late(PG_FUNCTION_ARGS)
 		mr_enter(&guard, agg->owner, agg->settings);
 		rows = as_source_rows(agg->source, stored);
 		tuplestore_end(stored);
-		(void) merge_rows(agg, rows);
+		mr_times_init(&panes);
+		(void) merge_rows(agg, rows, &panes);
 		tuplestore_end(rows);
 		mr_leave(&guard);
+		mr_alerts_changed(agg->source, agg->target, &panes);
 	}
 	SPI_finish();
 	PG_RETURN_INT64(n_rows);
@@ -385,7 +390,8 @@ revised_windows(Aggregate *agg, const MrWindow *window, MrTimes *windows)
 	mr_times_init(windows);
 	for (int i = 0; i < 2; i++)
 	{
-		mr_exec(psprintf("SELECT DISTINCT window_start FROM %s WHERE part OPERATOR(pg_catalog.<>) '%c' AND "
+		mr_exec(psprintf("SELECT DISTINCT window_start FROM %s WHERE (part OPERATOR(pg_catalog.<>) '%c' OR "
+						 "open_from IS NOT NULL) AND "
 						 "window_start IS NOT NULL",
 						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(rels[i])),
 													get_rel_name(rels[i])),
