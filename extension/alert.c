@@ -184,10 +184,12 @@ typedef struct Input
 	Oid definition;
 	Oid state;
 	Oid source;
+	Oid below; /* of a rollup: the view that it reads */
 	bool has_watermark;
-	List *keys;		 /* names of columns; read when it is used */
+	List *keys;		 /* numbers of columns; known once it is needed */
 	MrWindow window; /* the same */
-	bool is_used;
+	bool is_needed;
+	bool is_read; /* by the alert itself, not by a rollup that it reads */
 } Input;
 
 static List *
@@ -200,18 +202,19 @@ read_inputs(void)
 	mr_enter_catalog(&guard, "sources");
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
-	mr_exec("SELECT target, final, definition, state, source, watermark IS NOT NULL FROM " MR_SCHEMA
-			".stream WHERE kind = 'aggregate' ORDER BY seq",
+	mr_exec("SELECT target, final, definition, state, source, watermark IS NOT NULL,"
+			" CASE kind WHEN 'rollup' THEN inputs[1] END FROM " MR_SCHEMA
+			".stream WHERE kind IN ('aggregate', 'rollup') ORDER BY seq",
 			SPI_OK_SELECT, true);
 	spi = MemoryContextSwitchTo(context);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		Input *input = palloc0(sizeof(Input));
-		Datum values[6];
-		bool nulls[6];
+		Datum values[7];
+		bool nulls[7];
 
 		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, values, nulls);
-		if (nulls[0] || nulls[2] || nulls[3])
+		if (nulls[2] || nulls[3])
 			continue;
 		input->target = DatumGetObjectId(values[0]);
 		input->final = nulls[1] ? InvalidOid : DatumGetObjectId(values[1]);
@@ -219,6 +222,7 @@ read_inputs(void)
 		input->state = DatumGetObjectId(values[3]);
 		input->source = DatumGetObjectId(values[4]);
 		input->has_watermark = DatumGetBool(values[5]);
+		input->below = nulls[6] ? InvalidOid : DatumGetObjectId(values[6]);
 		inputs = lappend(inputs, input);
 	}
 	MemoryContextSwitchTo(spi);
@@ -237,19 +241,30 @@ find_input(List *inputs, Oid rel)
 	{
 		Input *input = lfirst(lc);
 
-		if (input->target != rel && input->final != rel)
-			continue;
-		if (!input->is_used)
-		{
-			MrDefinition *def = mr_read_definition(input->definition);
-
-			input->is_used = true;
-			(void) mr_definition_keys(def, &input->keys);
-			input->window = def->window;
-		}
-		return input;
+		if (input->target == rel || input->final == rel)
+			return input;
 	}
 	return NULL;
+}
+
+/* The aggregate or rollup of that name, which is wanted, with all that is below it. */
+static Input *
+need_input(List *inputs, Oid rel)
+{
+	Input *input = find_input(inputs, rel);
+
+	if (input == NULL || input->is_needed)
+		return input;
+	check_stack_depth();
+	MrDefinition *def =
+		OidIsValid(input->below) ? mr_read_rollup(input->definition) : mr_read_definition(input->definition);
+
+	input->is_needed = true;
+	input->keys = mr_key_columns(def);
+	input->window = def->window;
+	if (OidIsValid(input->below))
+		(void) need_input(inputs, input->below);
+	return input;
 }
 
 static Query *
@@ -273,11 +288,15 @@ input_walker(Node *node, List *inputs)
 		RangeTblEntry *rte = (RangeTblEntry *) node;
 
 		/* Before PostgreSQL 16 views carry entries for themselves that are not in FROM. */
-		if (rte->rtekind == RTE_RELATION && rte->inFromCl && rte->relkind == RELKIND_VIEW &&
-			find_input(inputs, rte->relid) == NULL)
+		if (rte->rtekind == RTE_RELATION && rte->inFromCl && rte->relkind == RELKIND_VIEW)
 		{
+			Input *input = need_input(inputs, rte->relid);
+
 			check_stack_depth();
-			query_tree_walker(view_query(rte->relid), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
+			if (input)
+				input->is_read = true;
+			else
+				query_tree_walker(view_query(rte->relid), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
 		}
 		return false;
 	}
@@ -286,10 +305,13 @@ input_walker(Node *node, List *inputs)
 	return expression_tree_walker(node, input_walker, inputs);
 }
 
-/* Is the expression of a query's SELECT list a key of an aggregate, as it is? */
+/*
+ * Is an expression of a query's SELECT list a key of an aggregate, as it is?  queries: the query, then those around it.
+ */
 static bool
-is_key(Query *query, Node *node, List *inputs)
+is_key(List *queries, Node *node, List *inputs)
 {
+	Query *query = linitial_node(Query, queries);
 	RangeTblEntry *rte;
 	Var *var;
 	Query *inner = NULL;
@@ -309,29 +331,27 @@ is_key(Query *query, Node *node, List *inputs)
 		{
 			Input *input = find_input(inputs, rte->relid);
 
-			if (input)
+			if (input && input->is_read)
+				return list_member_int(input->keys, var->varattno);
+			if (rte->relkind == RELKIND_VIEW)
 			{
-				const char *name = get_attname(rte->relid, var->varattno, false);
-
-				foreach (lc, input->keys)
-					if (strcmp(lfirst(lc), name) == 0)
-						return true;
-			}
-			else if (rte->relkind == RELKIND_VIEW)
 				inner = view_query(rte->relid);
+				queries = NIL;
+			}
 			break;
 		}
 		case RTE_SUBQUERY:
 			inner = rte->subquery;
 			break;
 		case RTE_JOIN:
-			return is_key(query, list_nth(rte->joinaliasvars, var->varattno - 1), inputs);
+			return is_key(queries, list_nth(rte->joinaliasvars, var->varattno - 1), inputs);
 #if MR_HAS_GROUP_RTE
 		case RTE_GROUP:
-			return is_key(query, list_nth(rte->groupexprs, var->varattno - 1), inputs);
+			return is_key(queries, list_nth(rte->groupexprs, var->varattno - 1), inputs);
 #endif
 		case RTE_CTE:
-			foreach (lc, rte->ctelevelsup == 0 ? query->cteList : NIL)
+			queries = list_copy_tail(queries, rte->ctelevelsup);
+			foreach (lc, queries ? linitial_node(Query, queries)->cteList : NIL)
 				if (strcmp(lfirst_node(CommonTableExpr, lc)->ctename, rte->ctename) == 0)
 					inner = (Query *) lfirst_node(CommonTableExpr, lc)->ctequery;
 			break;
@@ -341,7 +361,7 @@ is_key(Query *query, Node *node, List *inputs)
 	if (inner == NULL || inner->commandType != CMD_SELECT)
 		return false;
 	tle = get_tle_by_resno(inner->targetList, var->varattno);
-	return tle && is_key(inner, (Node *) tle->expr, inputs);
+	return tle && is_key(lcons(inner, list_copy(queries)), (Node *) tle->expr, inputs);
 }
 
 /*
@@ -383,7 +403,7 @@ mr_alert_parts(PG_FUNCTION_ARGS)
 	{
 		Input *input = lfirst(lc);
 
-		if (!input->is_used)
+		if (!input->is_read)
 			continue;
 		oids[n++] = ObjectIdGetDatum(input->target);
 		sources = list_append_unique_oid(sources, input->source);
@@ -415,9 +435,8 @@ mr_alert_parts(PG_FUNCTION_ARGS)
 struct MrAlert
 {
 	Oid view;
-	List *inputs;	  /* Input */
-	SPIPlanPtr plan;  /* for single windows */
-	SPIPlanPtr range; /* for all of a range of time */
+	List *inputs;	 /* Input */
+	SPIPlanPtr plan; /* for few windows */
 };
 
 MrAlert *
@@ -428,7 +447,7 @@ mr_alert_plan(Oid view, MemoryContext keep, List **depends)
 	MemoryContext old = MemoryContextSwitchTo(scratch);
 	List *inputs = read_inputs();
 	MrAlert *alert;
-	ListCell *lc, *lc2;
+	ListCell *lc;
 
 	query_tree_walker(view_query(view), input_walker, inputs, QTW_EXAMINE_RTES_BEFORE);
 	MemoryContextSwitchTo(keep);
@@ -439,13 +458,11 @@ mr_alert_plan(Oid view, MemoryContext keep, List **depends)
 		Input *input = palloc(sizeof(Input));
 
 		memcpy(input, lfirst(lc), sizeof(Input));
-		if (!input->is_used)
+		if (!input->is_needed)
 			continue;
 		if (input->window.timezone)
 			input->window.timezone = DatumGetTextPCopy(PointerGetDatum(input->window.timezone));
-		input->keys = NIL;
-		foreach (lc2, ((Input *) lfirst(lc))->keys)
-			input->keys = lappend(input->keys, pstrdup(lfirst(lc2)));
+		input->keys = list_copy(input->keys);
 		alert->inputs = lappend(alert->inputs, input);
 		*depends = lappend_oid(
 			lappend_oid(lappend_oid(lappend_oid(*depends, input->target), input->definition), input->state),
@@ -462,13 +479,24 @@ mr_alert_free(MrAlert *alert)
 {
 	if (alert->plan)
 		SPI_freeplan(alert->plan);
-	if (alert->range)
-		SPI_freeplan(alert->range);
 }
+
+/*
+ * Up to so many windows are looked at one by one, so that the condition reaches all aggregates that a query joins by
+ * their windows; which for many is more than to compute one side of the join as a whole.
+ */
+#define FEW_TIMES 20
+
+typedef enum Form
+{
+	FEW,  /* $1: array of windows, one by one */
+	MANY, /* $1 the same, all at once */
+	RANGE /* $1 and $2: first and last window */
+} Form;
 
 /* Rows of the alert: window_start, key and value. */
 static char *
-rows_sql(MrAlert *alert, bool is_range)
+rows_sql(MrAlert *alert, Form form)
 {
 	Relation rel = table_open(alert->view, AccessShareLock);
 	Query *query = copyObject(get_view_query(rel));
@@ -486,7 +514,8 @@ rows_sql(MrAlert *alert, bool is_range)
 		if (tle->resjunk)
 			continue;
 		name = NameStr(TupleDescAttr(RelationGetDescr(rel), tle->resno - 1)->attname);
-		if (strcmp(name, "window_start") == 0 || !is_key(query, (Node *) tle->expr, alert->inputs))
+		if (strcmp(name, "window_start") == 0 ||
+			!is_key(list_make1(query), (Node *) tle->expr, alert->inputs))
 			continue;
 		appendStringInfo(&key, " OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object(%s, v.%s)",
 						 quote_literal_cstr(name), quote_identifier(name));
@@ -500,13 +529,18 @@ rows_sql(MrAlert *alert, bool is_range)
 					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
 												RelationGetRelationName(rel)));
 	table_close(rel, NoLock);
-	if (is_range)
-		appendStringInfoString(&rows, " BETWEEN $1 AND $2");
-	else
+	switch (form)
 	{
-		/* OFFSET 0: window by window, so the condition reaches all aggregates that are joined by their windows. */
-		appendStringInfoString(&rows, " OPERATOR(pg_catalog.=) w.w OFFSET 0");
-		return psprintf("SELECT r.* FROM pg_catalog.unnest($1) AS w(w), LATERAL (%s) r", rows.data);
+		case FEW:
+			appendStringInfoString(&rows, " OPERATOR(pg_catalog.=) w.w OFFSET 0");
+			return psprintf("SELECT r.* FROM pg_catalog.unnest($1) AS w(w), LATERAL (%s) r", rows.data);
+		case MANY:
+			appendStringInfoString(&rows, " OPERATOR(pg_catalog.=) ANY ($1)");
+			break;
+		case RANGE:
+			appendStringInfoString(
+				&rows, " OPERATOR(pg_catalog.>=) $1 AND v.window_start OPERATOR(pg_catalog.<=) $2");
+			break;
 	}
 	return rows.data;
 }
@@ -515,26 +549,27 @@ rows_sql(MrAlert *alert, bool is_range)
 static void
 select_rows(MrAlert *alert, MrTimes *windows)
 {
-	static Oid array_type[1] = {TIMESTAMPTZARRAYOID};
+	static Oid array_types[1] = {TIMESTAMPTZARRAYOID};
 	static Oid range_types[2] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
-	SPIPlanPtr *kept = windows->is_range ? &alert->range : &alert->plan;
-	Datum args[2];
+	Datum args[2] = {TimestampTzGetDatum(windows->first), TimestampTzGetDatum(windows->last)};
 	const char *sql;
 	int rc;
 
 	/* Locked, the view does not change, and a kept plan that is valid stays so. */
 	LockRelationOid(alert->view, AccessShareLock);
-	sql = *kept && SPI_plan_is_valid(*kept) ? "" : rows_sql(alert, windows->is_range);
 	if (windows->is_range)
 	{
-		args[0] = TimestampTzGetDatum(windows->first);
-		args[1] = TimestampTzGetDatum(windows->last);
+		mr_exec_args(rows_sql(alert, RANGE), SPI_OK_SELECT, false, 2, range_types, args, NULL);
+		return;
 	}
-	else
-		args[0] = PointerGetDatum(mr_times_array(windows));
-	rc = SPI_execute_plan(
-		mr_prepare(kept, sql, windows->is_range ? 2 : 1, windows->is_range ? range_types : array_type), args,
-		NULL, false, 0);
+	args[0] = PointerGetDatum(mr_times_array(windows));
+	if (windows->n > FEW_TIMES)
+	{
+		mr_exec_args(rows_sql(alert, MANY), SPI_OK_SELECT, false, 1, array_types, args, NULL);
+		return;
+	}
+	sql = alert->plan && SPI_plan_is_valid(alert->plan) ? "" : rows_sql(alert, FEW);
+	rc = SPI_execute_plan(mr_prepare(&alert->plan, sql, 1, array_types), args, NULL, false, 0);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "unexpected result of an alert: %s", SPI_result_code_string(rc));
 }
@@ -615,27 +650,42 @@ report_rows(MrAlert *alert, MrTimes *fired)
 	return n_reported;
 }
 
-/* Up to which time all windows that it reads are final for this transaction; DT_NOBEGIN if none has a watermark. */
+/* Up to which time the windows of an input are final for this transaction; DT_NOEND if it has no watermark. */
+static TimestampTz
+input_final_to(const MrAlert *alert, const Input *input)
+{
+	TimestampTz start, end;
+	Input *below;
+
+	if (!OidIsValid(input->below))
+		return input->has_watermark
+			? DatumGetTimestampTz(DirectFunctionCall1(mr_closed_to, ObjectIdGetDatum(input->state)))
+			: DT_NOEND;
+	/* A window of a rollup is final when all windows in it are. */
+	below = find_input(alert->inputs, input->below);
+	if (below == NULL)
+		return DT_NOEND;
+	end = input_final_to(alert, below);
+	if (TIMESTAMP_NOT_FINITE(end))
+		return end;
+	start = mr_last_closed(&below->window, end);
+	(void) mr_pane(&below->window, start, &end);
+	return end;
+}
+
+/* Up to which time all windows that the alert reads are final; DT_NOBEGIN if none has a watermark. */
 static TimestampTz
 final_to(const MrAlert *alert)
 {
 	TimestampTz result = DT_NOEND;
-	bool found = false;
 	ListCell *lc;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	foreach (lc, alert->inputs)
-	{
-		Input *input = lfirst(lc);
-
-		if (!input->has_watermark)
-			continue;
-		found = true;
-		result = Min(result,
-					 DatumGetTimestampTz(DirectFunctionCall1(mr_closed_to, ObjectIdGetDatum(input->state))));
-	}
+		if (((Input *) lfirst(lc))->is_read)
+			result = Min(result, input_final_to(alert, lfirst(lc)));
 	PopActiveSnapshot();
-	return found ? result : DT_NOBEGIN;
+	return result == DT_NOEND ? DT_NOBEGIN : result;
 }
 
 /* Add the windows that ended after from, and at or before to. */
@@ -646,11 +696,12 @@ add_closed(const MrAlert *alert, TimestampTz from, TimestampTz to, MrTimes *wind
 
 	foreach (lc, alert->inputs)
 	{
-		const MrWindow *window = &((Input *) lfirst(lc))->window;
+		const Input *input = lfirst(lc);
+		const MrWindow *window = &input->window;
 		TimestampTz first = mr_last_closed(window, from), end;
 		TimestampTz start = mr_last_closed(window, to);
 
-		if (!((Input *) lfirst(lc))->has_watermark || start <= first)
+		if (!input->is_read || start <= first)
 			continue;
 		if (window->kind == MR_SESSION)
 			mr_times_add_range(windows, DT_NOBEGIN, start);
@@ -660,11 +711,40 @@ add_closed(const MrAlert *alert, TimestampTz from, TimestampTz to, MrTimes *wind
 				mr_times_add_range(windows, first, start);
 			else
 				mr_times_add(windows, start);
-			start = mr_pane(window, start - 1, &end);
+			if (!TIMESTAMP_NOT_FINITE(start))
+				start = mr_pane(window, start - 1, &end);
 		}
 		if (windows->is_range && start > first)
 			mr_times_add_range(windows, first, start);
 	}
+}
+
+/* Add the windows of an input that panes of an aggregate change, itself or one below. */
+static void
+add_changed(const MrAlert *alert, const Input *input, Oid target, MrTimes *panes, MrTimes *windows)
+{
+	Input *below = find_input(alert->inputs, input->below);
+	MrTimes times, own;
+	TimestampTz end;
+
+	if (input->target == target)
+	{
+		mr_times_add_windows(windows, &input->window, panes);
+		return;
+	}
+	if (!OidIsValid(input->below) || below == NULL)
+		return;
+	mr_times_init(&times);
+	mr_times_init(&own);
+	add_changed(alert, below, target, panes, &times);
+	if (mr_times_is_empty(&times))
+		return;
+	if (times.is_range)
+		mr_times_add_range(&own, mr_pane(&input->window, times.first, &end),
+						   mr_pane(&input->window, times.last, &end));
+	for (int i = 0; i < times.n; i++)
+		mr_times_add(&own, mr_pane(&input->window, times.values[i], &end));
+	mr_times_add_windows(windows, &input->window, &own);
 }
 
 void
@@ -673,8 +753,8 @@ mr_alert_changed(const MrAlert *alert, Oid target, MrTimes *panes, MrTimes *wind
 	ListCell *lc;
 
 	foreach (lc, alert->inputs)
-		if (((Input *) lfirst(lc))->target == target)
-			mr_times_add_windows(windows, &((Input *) lfirst(lc))->window, panes);
+		if (((Input *) lfirst(lc))->is_read)
+			add_changed(alert, lfirst(lc), target, panes, windows);
 }
 
 uint64
@@ -706,6 +786,7 @@ mr_alert_notify(const char *name, MrTimes *fired)
 {
 	StringInfoData buf;
 	char time[MAXDATELEN + 1];
+	int utc = 0; /* whatever the time zone of the writer */
 
 	if (mr_times_is_empty(fired))
 		return;
@@ -713,11 +794,11 @@ mr_alert_notify(const char *name, MrTimes *fired)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "{\"alert\": ");
 	escape_json(&buf, name);
-	JsonEncodeDateTime(time, TimestampTzGetDatum(fired->first), TIMESTAMPTZOID, NULL);
+	JsonEncodeDateTime(time, TimestampTzGetDatum(fired->first), TIMESTAMPTZOID, &utc);
 	appendStringInfo(&buf, ", \"window_start\": \"%s\", \"windows\": [", time);
 	for (int i = 0; i < Min(fired->n, NOTIFIED_TIMES); i++)
 	{
-		JsonEncodeDateTime(time, TimestampTzGetDatum(fired->values[i]), TIMESTAMPTZOID, NULL);
+		JsonEncodeDateTime(time, TimestampTzGetDatum(fired->values[i]), TIMESTAMPTZOID, &utc);
 		appendStringInfo(&buf, "%s\"%s\"", i ? ", " : "", time);
 	}
 	appendStringInfo(&buf, "], \"more\": %s}",

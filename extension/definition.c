@@ -544,8 +544,9 @@ last_event(MrDefinition *def)
 	return max;
 }
 
-MrDefinition *
-mr_read_definition(Oid view)
+/* The query of a view, its keys and its window; what it reads is not looked at. */
+static MrDefinition *
+read_query(Oid view)
 {
 	Relation rel;
 	MrDefinition *def = palloc0(sizeof(MrDefinition));
@@ -606,6 +607,16 @@ mr_read_definition(Oid view)
 	if (set_walker((Node *) query->targetList, def))
 		refuse("set-returning functions", "Use them in a query over the continuous aggregate.");
 	read_window(def, mr_call_arguments(def->window_call));
+	return def;
+}
+
+MrDefinition *
+mr_read_definition(Oid view)
+{
+	MrDefinition *def = read_query(view);
+	Query *query = def->query;
+	ListCell *lc;
+
 	find_source(def);
 	if (def->window.kind == MR_SESSION)
 		check_session(def, (WindowFunc *) def->window_call);
@@ -621,6 +632,73 @@ mr_read_definition(Oid view)
 	foreach (lc, def->aggs)
 		(void) mr_state_type(lfirst(lc));
 	return def;
+}
+
+/*
+ * Rollups
+ */
+
+MrWindow
+mr_definition_window(Oid view)
+{
+	return read_query(view)->window;
+}
+
+AttrNumber
+mr_window_column(MrDefinition *def)
+{
+	TargetEntry *tle = linitial(def->keys);
+
+	return tle->resjunk ? InvalidAttrNumber : tle->resno;
+}
+
+Oid
+mr_rollup_view(MrDefinition *def)
+{
+	ListCell *lc;
+
+	foreach (lc, pull_var_clause((Node *) def->time, 0))
+	{
+		RangeTblEntry *rte = rt_fetch(lfirst_node(Var, lc)->varno, def->inner->rtable);
+
+		if (rte->rtekind == RTE_RELATION && rte->relkind == RELKIND_VIEW)
+			return rte->relid;
+	}
+	return InvalidOid;
+}
+
+MrDefinition *
+mr_read_rollup(Oid view)
+{
+	return read_query(view);
+}
+
+void
+mr_check_rollup(MrDefinition *def, AttrNumber window_column)
+{
+	Var *time = (Var *) def->time;
+	RangeTblEntry *rte;
+	SourceUse use = {0};
+
+	if (def->window.kind == MR_SESSION)
+		refuse("sessions of windows", "Roll up by tumble or hop.");
+	if (!IsA(time, Var) || time->varlevelsup != 0 || time->varattno != window_column ||
+		window_column == InvalidAttrNumber)
+		refuse("a window over anything but the window of the continuous aggregate that it reads",
+			   "As in: SELECT " MR_SCHEMA
+			   ".tumble(window_start, '1 hour') AS window_start, sum(n) FROM per_minute GROUP BY 1");
+	rte = rt_fetch(time->varno, def->query->rtable);
+	if (!rte->inh)
+		refuse("ONLY before the continuous aggregate that it reads", NULL);
+	if (is_nullable((Node *) def->query->jointree, time->varno, false))
+		refuse("the continuous aggregate that it reads on the nullable side of an outer join", NULL);
+	def->source_rti = time->varno;
+	def->source = rte->relid;
+	use.source = def->source;
+	use.rti = def->source_rti;
+	query_tree_walker(def->query, source_use_walker, &use, QTW_EXAMINE_RTES_BEFORE);
+	if (use.n_found != 1)
+		refuse("the continuous aggregate that it reads more than once", NULL);
 }
 
 /*
@@ -1120,31 +1198,27 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
  * Keys
  */
 
-char *
-mr_definition_keys(MrDefinition *def, List **keys)
+List *
+mr_key_columns(MrDefinition *def)
 {
-	char *window = NULL;
+	List *columns = NIL;
 	ListCell *lc, *lc2;
 
-	*keys = NIL;
 	foreach (lc, def->query->targetList)
 	{
 		TargetEntry *tle = lfirst(lc);
 
 		if (tle->resjunk)
 			continue;
-		foreach (lc2, def->keys)
+		for_each_from(lc2, def->keys, 1)
 		{
 			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
 				continue;
-			if (foreach_current_index(lc2) > 0)
-				*keys = lappend(*keys, pstrdup(tle->resname));
-			else if (window == NULL)
-				window = pstrdup(tle->resname);
+			columns = lappend_int(columns, tle->resno);
 			break;
 		}
 	}
-	return window;
+	return columns;
 }
 
 /*
@@ -1154,20 +1228,23 @@ mr_definition_keys(MrDefinition *def, List **keys)
 Datum
 mr_aggregate_keys(PG_FUNCTION_ARGS)
 {
-	List *keys;
-	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
-	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	List *columns = mr_key_columns(def);
+	AttrNumber window = mr_window_column(def);
+	Datum *names = palloc0((list_length(columns) + 1) * sizeof(Datum));
 	TupleDesc desc;
 	Datum values[2] = {0, 0};
-	bool nulls[2] = {window == NULL, false};
+	bool nulls[2] = {window == 0, false};
 	ListCell *lc;
 
-	foreach (lc, keys)
-		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	foreach (lc, columns)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(
+			namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), lfirst_int(lc), false)));
 	if (window)
-		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+		values[0] =
+			DirectFunctionCall1(namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), window, false)));
 	values[1] = PointerGetDatum(
-		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+		construct_array(names, list_length(columns), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
@@ -1288,4 +1365,132 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 					 " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
 					 texts.state_name);
 	return buf.data;
+}
+
+/*
+ * Computing windows anew (refresh.c)
+ */
+
+char *
+mr_time_text(MrDefinition *def)
+{
+	return inner_expression(def, def->time);
+}
+
+char *
+mr_window_text(MrDefinition *def)
+{
+	MrWindow *window = &def->window;
+	char *time = inner_expression(def, def->time);
+	char *slide = constant_text(INTERVALOID, IntervalPGetDatum(&window->slide), false);
+	char *pane;
+
+	if (window->kind == MR_SESSION)
+		return psprintf("(%s) - %s, (%s) + %s", time,
+						constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false), time,
+						constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false));
+	pane = psprintf(MR_SCHEMA ".tumble(%s, %s, %s, %s)", time, slide,
+					constant_text(TIMESTAMPTZOID, TimestampTzGetDatum(window->origin), !window->has_origin),
+					constant_text(TEXTOID, PointerGetDatum(window->timezone), window->timezone == NULL));
+	return psprintf("%s, %s", pane, pane);
+}
+
+/* ROW(…)::text of keys and states */
+static char *
+row_text(TextContext *texts, const char *alias)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 1; i < n_state_columns(texts->def); i++)
+		appendStringInfo(&buf, "%s%s.%s", i > 1 ? ", " : "", alias, state_column(texts->def, i));
+	return psprintf("ROW(%s)::pg_catalog.text", buf.data);
+}
+
+static void
+refresh_sessions_sql(TextContext *texts, MrRefreshSql *sql)
+{
+	char *keys = key_list(texts, "u", 1), *q_keys = key_list(texts, "q", 1),
+		 *t_keys = key_list(texts, "t", 1);
+	char *p_keys = key_list(texts, "p", 1), *l_keys = key_list(texts, "l", 1),
+		 *f_keys = key_list(texts, "f", 1);
+	const char *comma = keys[0] ? ", " : "";
+	char *parts = psprintf("t.part <> 'f' AND t.window_last >= $5 - %s AND t.window_start <= $6 + %s",
+						   texts->gap, texts->gap);
+	char *session =
+		psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s) OVER (%s%s ORDER BY u.window_start)",
+				 texts->gap, keys[0] ? "PARTITION BY " : "", keys);
+	char *touching = psprintf(
+		"SELECT pg_catalog.min(q.window_start) AS first, pg_catalog.max(q.window_last) AS last%s%s FROM"
+		" (SELECT u.*, %s AS session FROM (SELECT %s%st.window_start, t.window_last FROM %s t WHERE %s"
+		" UNION ALL SELECT %s%st.window_start, t.window_last FROM %s t WHERE %s) u) q GROUP BY q.session%s%s"
+		" HAVING pg_catalog.max(q.window_last) >= $1 AND pg_catalog.min(q.window_start) <= $2",
+		comma, q_keys, session, t_keys, comma, texts->state_name, parts, t_keys, comma, texts->delta_name,
+		parts, comma, q_keys);
+	char *match = keys[0]
+		? psprintf(
+			  "t.window_start >= p.first AND t.window_last <= p.last AND pg_catalog.hash_record(ROW(%s)) ="
+			  " pg_catalog.hash_record(ROW(%s)) AND ROW(%s) IS NOT DISTINCT FROM ROW(%s)",
+			  t_keys, p_keys, t_keys, p_keys)
+		: "t.part <> 'f' AND t.window_start >= p.first AND t.window_last <= p.last";
+	char *columns = column_list(texts, "t", NULL);
+
+	sql->hull = psprintf("SELECT pg_catalog.min(p.first), pg_catalog.max(p.last) FROM (%s) p", touching);
+	sql->remove = psprintf(
+		"WITH p AS MATERIALIZED (%s), d AS (DELETE FROM %s t USING p WHERE %s RETURNING %s),"
+		" s AS (DELETE FROM %s t USING p WHERE %s RETURNING %s),"
+		" dn AS (DELETE FROM %s t WHERE $3 AND t.window_start IS NULL), sn AS (DELETE FROM %s t WHERE $3 AND"
+		" t.window_start IS NULL), u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
+		" w AS (SELECT %s FROM u WHERE u.part <> 'l')"
+		" INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(w.xid), 'f'::\"char\", NULL::timestamptz, %s%s FROM w GROUP BY %s"
+		" HAVING pg_catalog.max(w.window_last) <= $4",
+		touching, texts->delta_name, match, columns, texts->state_name, match, columns, texts->delta_name,
+		texts->state_name, column_list(texts, "u", session), texts->state_name, key_list(texts, "w", 0),
+		folded_columns(texts, "w", ""), key_list(texts, "w", 0));
+	sql->live = psprintf(
+		"UPDATE %s l SET part = 'l' WHERE l.part = 'b' AND l.window_last >= $1 AND l.window_start <= $2 AND "
+		"EXISTS"
+		" (SELECT FROM %s f WHERE f.part = 'f' AND f.window_last >= l.window_start - %s AND f.window_start <="
+		" l.window_last + %s%s)",
+		texts->state_name, texts->state_name, texts->gap, texts->gap,
+		keys[0] ? psprintf(" AND pg_catalog.hash_record(ROW(%s)) = pg_catalog.hash_record(ROW(%s))", l_keys,
+						   f_keys)
+				: "");
+}
+
+void
+mr_refresh_sql(Oid definition, Oid state, Oid delta, MrRefreshSql *sql)
+{
+	TextContext texts;
+	char *columns, *keys;
+	const char *chosen = "(t.window_start >= $1 AND t.window_start <= $2) OR ($3 AND t.window_start IS NULL)";
+
+	start_texts(&texts, definition, state, delta);
+	/* A group with several parts 'f' is left as it is. */
+	sql->equal = psprintf(
+		"WITH e AS (DELETE FROM %s f USING %s l WHERE f.part = 'f' AND l.part = 'l' AND f.window_start >= $1 "
+		"AND"
+		" f.window_start <= $2 AND l.window_start >= $1 AND l.window_start <= $2 AND f.window_start = "
+		"l.window_start"
+		" AND %s = %s AND NOT EXISTS (SELECT FROM %s o WHERE o.part = 'f' AND o.open_from IS NOT NULL AND"
+		" o.window_start = f.window_start) RETURNING l.ctid AS other)"
+		" UPDATE %s t SET part = 'b' WHERE t.ctid = ANY (ARRAY(SELECT e.other FROM e))",
+		texts.state_name, texts.state_name, row_text(&texts, "f"), row_text(&texts, "l"), texts.state_name,
+		texts.state_name);
+	sql->hull = sql->live = NULL;
+	if (texts.def->window.kind == MR_SESSION)
+	{
+		refresh_sessions_sql(&texts, sql);
+		return;
+	}
+	columns = column_list(&texts, "t", NULL);
+	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
+	sql->remove = psprintf(
+		"WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), s AS (DELETE FROM %s t WHERE %s RETURNING %s),"
+		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(u.xid), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start <= $4 GROUP BY "
+		"%s",
+		texts.delta_name, chosen, columns, texts.state_name, chosen, columns, texts.state_name, keys,
+		folded_columns(&texts, "u", ""), keys);
 }
