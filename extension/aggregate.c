@@ -172,7 +172,10 @@ over_leaf(Node *expr, Index rti, AttrMap *map)
 {
 	bool whole_row;
 
-	expr = map ? map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row) : copyObject(expr);
+	/* Copied in any case: what maps the numbers leaves constants where they were. */
+	expr = copyObject(expr);
+	if (map)
+		expr = map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row);
 	ChangeVarNodes(expr, rti, 1, 0);
 	return expression_planner((Expr *) expr);
 }
