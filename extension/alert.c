@@ -762,19 +762,31 @@ mr_alert_run(MrAlert *alert, MrTimes *windows, MrSeen *seen, TimestampTz *looked
 {
 	TimestampTz from = Max(seen->closed_to, *looked_to);
 	TimestampTz to = final_to(alert);
-	uint64 n_reported;
+	MrTimes closed;
+	MrTimes *sets[2] = {windows, &closed};
+	uint64 n_reported = 0;
 
+	mr_times_init(&closed);
 	if (to > from)
 	{
-		add_closed(alert, from, to, windows);
+		add_closed(alert, from, to, &closed);
 		*looked_to = to;
 	}
-	if (mr_times_is_empty(windows))
-		return 0;
-	SPI_connect();
-	select_rows(alert, windows);
-	n_reported = report_rows(alert, fired);
-	SPI_finish();
+	/* Two ranges must not become one that holds more. */
+	if (!windows->is_range && !closed.is_range)
+	{
+		mr_times_merge(windows, &closed);
+		mr_times_init(&closed);
+	}
+	for (int i = 0; i < 2; i++)
+	{
+		if (mr_times_is_empty(sets[i]))
+			continue;
+		SPI_connect();
+		select_rows(alert, sets[i]);
+		n_reported += report_rows(alert, fired);
+		SPI_finish();
+	}
 	return n_reported;
 }
 
