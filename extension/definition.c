@@ -1289,17 +1289,20 @@ key_list(TextContext *texts, const char *alias, int first)
 }
 
 /*
- * Sessions: parts that touch become one, part by part.  State rows that may touch are those of the same keys, by
+ * Parts of sessions that touch become one, part by part.  State rows that may touch are those of the same keys, by
  * their hash, in the span of time of the rows that are folded.
  */
-static char *
-fold_sessions_sql(TextContext *texts)
+char *
+mr_fold_sessions_sql(Oid definition, Oid state, Oid delta)
 {
-	char *keys = key_list(texts, "u", 1);
-	char *row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
+	TextContext context, *texts = &context;
+	char *keys, *row;
 
+	start_texts(texts, definition, state, delta);
+	keys = key_list(texts, "u", 1);
+	row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
 	return psprintf(
-		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND $1 > 0 AND $2 IS NOT NULL RETURNING %s),"
+		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " RETURNING %s),"
 		" s AS (DELETE FROM %s t WHERE t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
 		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
@@ -1313,59 +1316,6 @@ fold_sessions_sql(TextContext *texts)
 									   " OVER (PARTITION BY u.part%s%s ORDER BY u.window_start)",
 							 texts->gap, keys[0] ? ", " : "", keys)),
 		texts->state_name, key_list(texts, "w", 0), folded_columns(texts, "w", ""), key_list(texts, "w", 0));
-}
-
-/*
- * Panes and tumbling windows, whole windows at a time.  Afterwards each group has one row 'b', or, where late rows
- * came or a closed window was computed anew, 'l' with all that NAME shows and 'f' with what NAME_final does.
- * Windows of which NAME_state has more than twice the rows that would be folded wait, unless $2.
- */
-char *
-mr_fold_sql(Oid definition, Oid state, Oid delta)
-{
-	TextContext texts;
-	char *keys, *columns, *chosen;
-	StringInfoData buf;
-
-	start_texts(&texts, definition, state, delta);
-	if (texts.def->window.kind == MR_SESSION)
-		return fold_sessions_sql(&texts);
-	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
-	columns = column_list(&texts, "t", NULL);
-	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
-	initStringInfo(&buf);
-	appendStringInfo(&buf,
-					 "WITH w AS MATERIALIZED (SELECT q.window_start FROM (SELECT p.window_start, p.n,"
-					 " pg_catalog.sum(p.n) OVER (ORDER BY p.window_start) - p.n AS before FROM"
-					 " (SELECT t.window_start, pg_catalog.count(*) AS n FROM %s t WHERE t.xid < " HORIZON
-					 " AND t.window_start IS NOT NULL GROUP BY 1) p"
-					 " WHERE $2 OR (SELECT pg_catalog.count(*) FROM (SELECT FROM %s t WHERE t.window_start = "
-					 "p.window_start"
-					 " LIMIT 2 * p.n + 1) c) <= 2 * p.n) q WHERE q.before < $1),"
-					 " d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND (%s) RETURNING %s),"
-					 " s AS (DELETE FROM %s t WHERE (%s) AND EXISTS (SELECT FROM d) RETURNING %s),"
-					 " u AS MATERIALIZED (SELECT * FROM d UNION ALL SELECT * FROM s),"
-					 " m AS MATERIALIZED (SELECT DISTINCT u.window_start FROM u WHERE u.part <> 'b'),"
-					 " g AS (SELECT " MR_SCHEMA "._max_xid(u.xid) AS xid, 'b'::\"char\" AS part, %s%s FROM u"
-					 " WHERE u.window_start IS NULL OR NOT u.window_start = ANY (ARRAY(SELECT m.window_start "
-					 "FROM m)) GROUP BY %s)",
-					 texts.delta_name, texts.state_name, texts.delta_name, chosen, columns, texts.state_name,
-					 chosen, columns, keys, folded_columns(&texts, "u", ""), keys);
-	for (const char *part = "lf"; *part; part++)
-		appendStringInfo(
-			&buf,
-			", %c AS (SELECT " MR_SCHEMA
-			"._max_xid(u.xid) AS xid, CASE WHEN pg_catalog.bool_and(u.part = 'b') THEN 'b'"
-			" ELSE '%c' END::\"char\" AS part, %s%s FROM u WHERE u.window_start = ANY (ARRAY(SELECT "
-			"m.window_start FROM m))"
-			" GROUP BY %s HAVING pg_catalog.bool_or(u.part <> '%c')%s)",
-			*part, *part, keys,
-			folded_columns(&texts, "u", psprintf(" FILTER (WHERE u.part <> '%c')", *part == 'l' ? 'f' : 'l')),
-			keys, *part == 'l' ? 'f' : 'l', *part == 'l' ? "" : " AND NOT pg_catalog.bool_and(u.part = 'b')");
-	appendStringInfo(&buf,
-					 " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
-					 texts.state_name);
-	return buf.data;
 }
 
 /*

@@ -365,7 +365,10 @@ extern void mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *r
 #define MR_STREAM_LOCK_CLASS 4
 extern bool mr_state_lock(Oid state, bool wait);
 
-/* Fold about limit rows of NAME_delta into NAME_state, as the current user, who holds the lock; returns groups written. */
+/*
+ * fold.c: fold up to limit rows of NAME_delta (all, of sessions) into NAME_state, as the current user, who holds the
+ * lock; returns rows written.  Windows of which NAME_state has much more rows than would be folded wait, unless all.
+ */
 extern uint64 mr_fold(Oid definition, Oid state, Oid delta, int64 limit, bool all);
 
 /* definition.c: a function of the extension; by the catalog, because the current user may lack USAGE on its schema. */
@@ -397,6 +400,9 @@ extern TimestampTz mr_closed_to_for(Oid state);
 
 /* Record, at commit, what a transaction brought and what it saw. */
 extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
+
+/* xmin of a snapshot, with its epoch */
+extern FullTransactionId mr_oldest_running(Snapshot snapshot);
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
