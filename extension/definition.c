@@ -1204,31 +1204,27 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
  * Keys
  */
 
-char *
-mr_definition_keys(MrDefinition *def, List **keys)
+List *
+mr_key_columns(MrDefinition *def)
 {
-	char *window = NULL;
+	List *columns = NIL;
 	ListCell *lc, *lc2;
 
-	*keys = NIL;
 	foreach (lc, def->query->targetList)
 	{
 		TargetEntry *tle = lfirst(lc);
 
 		if (tle->resjunk)
 			continue;
-		foreach (lc2, def->keys)
+		for_each_from(lc2, def->keys, 1)
 		{
 			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
 				continue;
-			if (foreach_current_index(lc2) > 0)
-				*keys = lappend(*keys, pstrdup(tle->resname));
-			else if (window == NULL)
-				window = pstrdup(tle->resname);
+			columns = lappend_int(columns, tle->resno);
 			break;
 		}
 	}
-	return window;
+	return columns;
 }
 
 /*
@@ -1238,20 +1234,23 @@ mr_definition_keys(MrDefinition *def, List **keys)
 Datum
 mr_aggregate_keys(PG_FUNCTION_ARGS)
 {
-	List *keys;
-	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
-	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	List *columns = mr_key_columns(def);
+	AttrNumber window = mr_window_column(def);
+	Datum *names = palloc0((list_length(columns) + 1) * sizeof(Datum));
 	TupleDesc desc;
 	Datum values[2] = {0, 0};
-	bool nulls[2] = {window == NULL, false};
+	bool nulls[2] = {window == 0, false};
 	ListCell *lc;
 
-	foreach (lc, keys)
-		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	foreach (lc, columns)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(
+			namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), lfirst_int(lc), false)));
 	if (window)
-		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+		values[0] =
+			DirectFunctionCall1(namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), window, false)));
 	values[1] = PointerGetDatum(
-		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+		construct_array(names, list_length(columns), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
