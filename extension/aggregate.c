@@ -470,6 +470,7 @@ struct MrStateWriter
 	TimestampTz closed_pane;	   /* its last pane */
 	const MrRefreshRange *refresh; /* what a plan makes, is of these windows; or NULL */
 	bool is_session;
+	MrTimes *panes; /* NULL, or those that are written */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -527,6 +528,8 @@ put_group(void *arg, char part, Datum *values, bool *nulls)
 	if (part == MR_PART_LIVE && !nulls[0] && writer->gone_bound != DT_NOBEGIN &&
 		DatumGetTimestampTz(values[0]) <= writer->gone_bound)
 		return;
+	if (writer->panes && !nulls[0])
+		mr_times_add(writer->panes, DatumGetTimestampTz(values[0]));
 	memcpy(writer->nulls + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
 	memcpy(writer->values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
 	writer->values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -681,6 +684,7 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 	writer->is_session = plan->window.kind == MR_SESSION;
 	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
 	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
+	writer->panes = run->panes;
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);
 	else if (plan->scan->is_simple)

@@ -58,8 +58,8 @@ extern MrWindow mr_definition_window(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
 
-/* Output column with the window's start, NULL if there is none; *keys: those with the other keys. */
-extern char *mr_definition_keys(MrDefinition *def, List **keys);
+/* Numbers of the columns with keys other than the window, in the view's result. */
+extern List *mr_key_columns(MrDefinition *def);
 /* Statement that folds what batches left of sessions into NAME_state, all of it. */
 extern char *mr_fold_sessions_sql(Oid definition, Oid state, Oid delta);
 

@@ -896,8 +896,9 @@ typedef struct TextContext
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
 	const char
-		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
-	const char *group_by; /* s.window_start, s.k1, … */
+		*last_gone; /* … that retention dropped, NULL: none; of sessions the time before which they are */
+	const char *first_kept; /* the same for rows that have a window: none starts earlier */
+	const char *group_by;	/* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -949,6 +950,10 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
+	texts->first_kept = psprintf(
+		"(SELECT coalesce(pg_catalog.max(" MR_SCHEMA "._last_closed(r.retained_from, %s)) + '1 microsecond',"
+		" '-infinity') FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass)",
+		texts->window_args, quote_literal_cstr(texts->state_name));
 	texts->last_gone =
 		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
 				 " AND r.retained_from IS NOT NULL)",
@@ -1105,8 +1110,8 @@ view_text(TextContext *texts, bool is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
 						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
-						 " AND s.window_start IS NOT NULL AND %s",
-						 texts->state_name, but_part, in_delta, kept_text(texts));
+						 " AND (s.window_start >= %s) IS TRUE",
+						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1199,31 +1204,27 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
  * Keys
  */
 
-char *
-mr_definition_keys(MrDefinition *def, List **keys)
+List *
+mr_key_columns(MrDefinition *def)
 {
-	char *window = NULL;
+	List *columns = NIL;
 	ListCell *lc, *lc2;
 
-	*keys = NIL;
 	foreach (lc, def->query->targetList)
 	{
 		TargetEntry *tle = lfirst(lc);
 
 		if (tle->resjunk)
 			continue;
-		foreach (lc2, def->keys)
+		for_each_from(lc2, def->keys, 1)
 		{
 			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
 				continue;
-			if (foreach_current_index(lc2) > 0)
-				*keys = lappend(*keys, pstrdup(tle->resname));
-			else if (window == NULL)
-				window = pstrdup(tle->resname);
+			columns = lappend_int(columns, tle->resno);
 			break;
 		}
 	}
-	return window;
+	return columns;
 }
 
 /*
@@ -1233,20 +1234,23 @@ mr_definition_keys(MrDefinition *def, List **keys)
 Datum
 mr_aggregate_keys(PG_FUNCTION_ARGS)
 {
-	List *keys;
-	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
-	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	List *columns = mr_key_columns(def);
+	AttrNumber window = mr_window_column(def);
+	Datum *names = palloc0((list_length(columns) + 1) * sizeof(Datum));
 	TupleDesc desc;
 	Datum values[2] = {0, 0};
-	bool nulls[2] = {window == NULL, false};
+	bool nulls[2] = {window == 0, false};
 	ListCell *lc;
 
-	foreach (lc, keys)
-		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	foreach (lc, columns)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(
+			namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), lfirst_int(lc), false)));
 	if (window)
-		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+		values[0] =
+			DirectFunctionCall1(namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), window, false)));
 	values[1] = PointerGetDatum(
-		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+		construct_array(names, list_length(columns), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
