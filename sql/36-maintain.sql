@@ -1,5 +1,5 @@
 /*
- * Maintenance: compaction, retention, windows of quiet streams (maintain.c).
+ * Maintenance: compaction, retention, windows of quiet streams (maintain.c).  What there is to see of streams.
  */
 CREATE FUNCTION millrace._compact(name text, "all" bool) RETURNS bigint LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_compact';
 COMMENT ON FUNCTION millrace._compact(text, bool) IS 'Internal: merges the states of a continuous aggregate; all: also where that rewrites much more than it removes';
@@ -30,7 +30,7 @@ BEGIN
 	PERFORM millrace._check_maintain();
 	SELECT pg_catalog.array_agg(s.name ORDER BY s.seq) INTO names
 		FROM millrace.stream s JOIN pg_catalog.pg_class c ON c.oid = s.state
-		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
+		WHERE maintain.name IS NULL AND s.kind = 'aggregate' AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
 	IF maintain.name IS NOT NULL THEN
 		names := ARRAY[maintain.name];
 	END IF;
@@ -65,3 +65,47 @@ GRANT EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(
 	TO @extowner@ WITH GRANT OPTION;
 REVOKE EXECUTE ON PROCEDURE millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON PROCEDURE millrace.maintain(text) TO @extowner@ WITH GRANT OPTION;
+
+CREATE VIEW millrace.streams AS
+	WITH recent AS (
+		SELECT b.source, w.key AS name, b.rows, (w.value ->> 'ms')::float8 AS ms
+		FROM millrace.batches b, pg_catalog.jsonb_each(b.streams) w
+		WHERE b.started > pg_catalog.now() - interval '1 minute'),
+	work AS (
+		SELECT r.source, r.name, pg_catalog.sum(r.rows)::float8 / 60 AS rows_per_second, pg_catalog.avg(r.ms) AS ms_per_batch
+		FROM recent r GROUP BY 1, 2),
+	times AS (
+		SELECT p.state, pg_catalog.max(p.max_time) AS max_time FROM millrace.progress p GROUP BY 1)
+	SELECT s.name, s.kind, s.source, s.target, coalesce(c.relowner::regrole, s.owner) AS owner,
+		coalesce(s.command, pg_catalog.pg_get_viewdef(s.definition)) AS definition, s.status, s.error,
+		t.max_time - s.watermark AS watermark,
+		CASE WHEN s.watermark IS NOT NULL THEN nullif(millrace._closed_to(s.state), '-infinity') END AS closed_to,
+		CASE WHEN s.watermark IS NOT NULL THEN s.late_policy END AS late_policy, s.retained_from,
+		(nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint AS state_rows,
+		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) + coalesce(pg_catalog.pg_total_relation_size(s.delta), 0) END AS state_bytes,
+		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
+		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
+		s.created
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
+		LEFT JOIN times t ON t.state = s.state LEFT JOIN work w ON w.source = s.source AND w.name = s.name
+	ORDER BY s.source, s.seq;
+GRANT SELECT ON millrace.streams TO PUBLIC;
+COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
+COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
+COMMENT ON COLUMN millrace.streams.kind IS 'What it is, as pipe or aggregate';
+COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate';
+COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
+COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
+COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
+COMMENT ON COLUMN millrace.streams.error IS 'Why it failed';
+COMMENT ON COLUMN millrace.streams.watermark IS 'Event time before which the next batch''s rows are late: the greatest one so far less the delay';
+COMMENT ON COLUMN millrace.streams.closed_to IS 'Event time up to which windows are final for this reader; behind the watermark until the next batch or millrace.maintain';
+COMMENT ON COLUMN millrace.streams.late_policy IS 'What becomes of late rows: update, drop or divert; NULL without a watermark';
+COMMENT ON COLUMN millrace.streams.retained_from IS 'Event time before which windows have been dropped';
+COMMENT ON COLUMN millrace.streams.state_rows IS 'Rows of stored states, as the server estimated them when it last looked (ANALYZE, autovacuum); NULL: never';
+COMMENT ON COLUMN millrace.streams.state_bytes IS 'Size of the stored states, folded or not, with their indexes';
+COMMENT ON COLUMN millrace.streams.rows_per_second IS 'Rows inserted into the source and given to it, over the last minute';
+COMMENT ON COLUMN millrace.streams.ms_per_batch IS 'Milliseconds that it took for each batch of the last minute; NULL if there was none';
+COMMENT ON COLUMN millrace.streams.last_batch IS 'When the source''s last batch began';
+COMMENT ON COLUMN millrace.streams.created IS 'When it was created';

@@ -4,7 +4,7 @@ SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA maintain_test;
 SET search_path = maintain_test, public;
-SELECT plan(46);
+SELECT plan(54);
 \ir ../lib/streams.sql
 
 CREATE TABLE e (batch int, at timestamptz, k text, v numeric);
@@ -129,6 +129,26 @@ SELECT millrace.compact('late');
 SELECT is((SELECT count(*) FROM late_delta) + (SELECT count(*) FROM late_state WHERE xid > '8888888887'), 0::bigint, 'rows of another server are merged like others');
 SELECT ok(EXISTS (SELECT FROM late_changes(:'before') WHERE k = 'restored'), 'and are changes');
 DELETE FROM e WHERE k = 'restored';
+
+-- What millrace.streams and millrace.batches tell
+INSERT INTO e VALUES (99, '2025-01-01 00:02', 'streams', 1);
+ANALYZE late_state, late_delta;
+SELECT results_eq($$SELECT status, error, watermark, late_policy, state_rows, last_batch = (SELECT max(started) FROM millrace.batches WHERE source = 'e'::regclass)
+	FROM millrace.streams WHERE name = 'late'$$, $$SELECT 'running', NULL::text, '2025-01-01 00:00'::timestamptz, 'update',
+	(SELECT count(*) FROM late_state) + (SELECT count(*) FROM late_delta), true$$, 'millrace.streams: state, watermark, rows');
+SELECT is((SELECT closed_to < watermark FROM millrace.streams WHERE name = 'late'), true, 'the watermark is ahead');
+CALL millrace.maintain('late');
+SELECT is((SELECT closed_to = watermark FROM millrace.streams WHERE name = 'late'), true, 'until somebody sees it');
+SELECT is((SELECT state_bytes FROM millrace.streams WHERE name = 'late'), pg_total_relation_size('late_state') + pg_total_relation_size('late_delta'), 'bytes with indexes');
+UPDATE millrace.batches SET started = started - interval '2 minutes' WHERE source = 'e'::regclass;
+SELECT results_eq($$SELECT rows_per_second, ms_per_batch FROM millrace.streams WHERE name = 'late'$$, $$SELECT 0::float8, NULL::float8$$, 'no work in the last minute');
+INSERT INTO e SELECT 99, '2025-01-01 01:00', 'streams', 1 FROM generate_series(1, 120);
+SELECT results_eq($$SELECT s.rows_per_second, s.ms_per_batch FROM millrace.streams s WHERE name = 'late'$$,
+	$$SELECT 2::float8, (streams -> 'late' ->> 'ms')::float8 FROM millrace.batches ORDER BY xid DESC LIMIT 1$$, '120 rows in the last minute');
+SELECT is(count(*), 0::bigint, 'each column is described') FROM pg_attribute WHERE attnum > 0 AND attrelid IN ('millrace.streams'::regclass, 'millrace.batches'::regclass)
+	AND col_description(attrelid, attnum) IS NULL;
+SELECT results_eq($$SELECT rows, late_rows, jsonb_object_keys(streams) FROM millrace.batches WHERE xid = (SELECT max(xid::text::bigint) FROM millrace.batches)::text::xid8 ORDER BY 3$$,
+	$$VALUES (120::bigint, 0::bigint, 'dropping'), (120, 0, 'late'), (120, 0, 'sessions'), (120, 0, 'sliding')$$, 'millrace.batches: rows and streams');
 SELECT millrace.drop_continuous_aggregate(name) FROM aggregate;
 
 -- A quiet stream: its last windows close when nothing has come for a while, by one call
