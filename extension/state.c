@@ -43,11 +43,12 @@ mr_is_order_sensitive(Oid trans_fn)
  * merge_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the aggregate that
  * combines stored states and returns the final value, as the leader of a parallel query does.
  */
-typedef struct MergeState
+typedef struct MergeFunctions
 {
+	Oid agg_fn;
 	FmgrInfo combine_fn;
 	FmgrInfo deserial_fn;
-	FmgrInfo serial_fn; /* fold_state */
+	FmgrInfo serial_fn;
 	FmgrInfo final_fn;
 	bool is_internal;
 	bool has_final;
@@ -55,8 +56,14 @@ typedef struct MergeState
 	Oid collation;
 	int16 len;
 	bool by_value;
-	Datum value;
-	bool is_null;
+	NullableDatum initial;
+} MergeFunctions;
+
+/* One group */
+typedef struct MergeState
+{
+	MergeFunctions *fn;
+	NullableDatum state;
 	bool
 		is_empty; /* no initial value, and nothing combined yet: a strict function starts from the first state */
 } MergeState;
@@ -87,7 +94,8 @@ types_fit(Oid agg_fn, Form_pg_aggregate form, Oid state, Oid result)
 
 /* The final function, with the types of the aggregate's arguments if it is declared to see them. */
 static void
-merge_final_function(MergeState *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type, Oid result_type)
+merge_final_function(MergeFunctions *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type,
+					 Oid result_type)
 {
 	Oid input_types[FUNC_MAX_ARGS];
 	Oid *arg_types;
@@ -117,11 +125,11 @@ merge_final_function(MergeState *merge, Oid agg_fn, Form_pg_aggregate form, Oid 
 /*
  * Function lookups and the initial value, in the given memory.  result_type is InvalidOid if states are to be folded.
  */
-static MergeState *
-merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
+static MergeFunctions *
+merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	MergeState *merge = palloc0(sizeof(MergeState));
+	MergeFunctions *merge = palloc0(sizeof(MergeFunctions));
 	HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(agg_fn));
 	Form_pg_aggregate form;
 	Oid trans_type, combine_types[2];
@@ -133,6 +141,7 @@ merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryCo
 			ERROR,
 			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
 	form = (Form_pg_aggregate) GETSTRUCT(tuple);
+	merge->agg_fn = agg_fn;
 	merge->is_internal = form->aggtranstype == INTERNALOID;
 	trans_type = merge->is_internal ? INTERNALOID : state_type;
 	if (form->aggkind != AGGKIND_NORMAL || !OidIsValid(form->aggcombinefn) ||
@@ -169,17 +178,16 @@ merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryCo
 		merge_final_function(merge, agg_fn, form, trans_type, result_type);
 	get_typlenbyval(trans_type, &merge->len, &merge->by_value);
 
-	initial = SysCacheGetAttr(AGGFNOID, tuple, Anum_pg_aggregate_agginitval, &merge->is_null);
-	if (!merge->is_null && !merge->is_internal)
+	initial = SysCacheGetAttr(AGGFNOID, tuple, Anum_pg_aggregate_agginitval, &merge->initial.isnull);
+	if (!merge->initial.isnull && !merge->is_internal)
 	{
 		Oid input, io_param;
 
 		getTypeInputInfo(trans_type, &input, &io_param);
-		merge->value = OidInputFunctionCall(input, TextDatumGetCString(initial), io_param, -1);
+		merge->initial.value = OidInputFunctionCall(input, TextDatumGetCString(initial), io_param, -1);
 	}
 	else
-		merge->is_null = true;
-	merge->is_empty = merge->is_null;
+		merge->initial.isnull = true;
 	ReleaseSysCache(tuple);
 	MemoryContextSwitchTo(old);
 	return merge;
@@ -187,13 +195,13 @@ merge_begin(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryCo
 
 /* The value of a stored state, NULL or not: deserialised where the aggregate works on something internal. */
 static NullableDatum
-stored_value(MergeState *merge, NullableDatum stored, fmNodePtr context)
+stored_value(MergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 {
 	LOCAL_FCINFO(call, 2);
 
-	if (!merge->is_internal || (stored.isnull && merge->deserial_fn.fn_strict))
+	if (!fn->is_internal || (stored.isnull && fn->deserial_fn.fn_strict))
 		return stored;
-	InitFunctionCallInfoData(*call, &merge->deserial_fn, 2, InvalidOid, context, NULL);
+	InitFunctionCallInfoData(*call, &fn->deserial_fn, 2, InvalidOid, context, NULL);
 	call->args[0] = stored;
 	call->args[1].value = (Datum) 0;
 	call->args[1].isnull = false;
@@ -202,86 +210,113 @@ stored_value(MergeState *merge, NullableDatum stored, fmNodePtr context)
 	return stored;
 }
 
-/*
- * Transition function of merge_state(aggregate, result, state) and fold_state(aggregate, state): calls the combine
- * function as advance_combine_function of nodeAgg.c does.
- */
+static void
+merge_start(MergeState *merge, MergeFunctions *fn, MemoryContext memory)
+{
+	merge->fn = fn;
+	merge->state = fn->initial;
+	merge->is_empty = fn->initial.isnull;
+	if (!fn->initial.isnull)
+	{
+		MemoryContext old = MemoryContextSwitchTo(memory);
+
+		merge->state.value = datumCopy(fn->initial.value, fn->by_value, fn->len);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/* Combine one more stored state, as advance_combine_function of nodeAgg.c does. */
+static void
+merge_next(MergeState *merge, NullableDatum stored, fmNodePtr context, MemoryContext memory)
+{
+	LOCAL_FCINFO(call, 2);
+	MergeFunctions *fn = merge->fn;
+	MemoryContext old;
+	Datum result;
+
+	call->args[1] = stored_value(fn, stored, context);
+	if (fn->combine_fn.fn_strict)
+	{
+		if (call->args[1].isnull)
+			return;
+		if (merge->is_empty)
+		{
+			old = MemoryContextSwitchTo(memory);
+			merge->state.value = datumCopy(call->args[1].value, fn->by_value, fn->len);
+			merge->state.isnull = merge->is_empty = false;
+			MemoryContextSwitchTo(old);
+			return;
+		}
+		if (merge->state.isnull)
+			return;
+	}
+	merge->is_empty = false;
+	InitFunctionCallInfoData(*call, &fn->combine_fn, 2, fn->collation, context, NULL);
+	call->args[0] = merge->state;
+	result = FunctionCallInvoke(call);
+	if (!fn->by_value && !call->isnull &&
+		(merge->state.isnull || DatumGetPointer(result) != DatumGetPointer(merge->state.value)))
+	{
+		old = MemoryContextSwitchTo(memory);
+		result = datumCopy(result, false, fn->len);
+		MemoryContextSwitchTo(old);
+		if (!merge->state.isnull)
+			pfree(DatumGetPointer(merge->state.value));
+	}
+	merge->state.value = result;
+	merge->state.isnull = call->isnull;
+}
+
+/* Transition function of merge_state(aggregate, result, state) and fold_state(aggregate, state) */
 Datum
 mr_merge_state_trans(PG_FUNCTION_ARGS)
 {
-	LOCAL_FCINFO(call, 2);
 	int n_state = PG_NARGS() - 1; /* the state is the last argument */
-	MemoryContext context;
+	MemoryContext memory;
 	MergeState *merge;
-	Datum result;
 
-	if (!AggCheckCallContext(fcinfo, &context))
+	if (!AggCheckCallContext(fcinfo, &memory))
 		elog(ERROR, "merge_state called in non-aggregate context");
 	if (PG_ARGISNULL(1))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
 	if (PG_ARGISNULL(0))
-		merge =
-			merge_begin(PG_GETARG_OID(1), n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
-						get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), context);
+	{
+		MergeFunctions *fn = fcinfo->flinfo->fn_extra;
+
+		/* Looked up once for all groups */
+		if (fn == NULL || fn->agg_fn != PG_GETARG_OID(1))
+			fn = fcinfo->flinfo->fn_extra = merge_functions(
+				PG_GETARG_OID(1), n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
+				get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), fcinfo->flinfo->fn_mcxt);
+		merge = MemoryContextAlloc(memory, sizeof(MergeState));
+		merge_start(merge, fn, memory);
+	}
 	else
 		merge = (MergeState *) PG_GETARG_POINTER(0);
-	call->args[1] = stored_value(merge, fcinfo->args[n_state], fcinfo->context);
-	if (merge->combine_fn.fn_strict)
-	{
-		if (call->args[1].isnull)
-			PG_RETURN_POINTER(merge);
-		if (merge->is_empty)
-		{
-			MemoryContext old = MemoryContextSwitchTo(context);
-
-			merge->value = datumCopy(call->args[1].value, merge->by_value, merge->len);
-			merge->is_null = merge->is_empty = false;
-			MemoryContextSwitchTo(old);
-			PG_RETURN_POINTER(merge);
-		}
-		if (merge->is_null)
-			PG_RETURN_POINTER(merge);
-	}
-	merge->is_empty = false;
-	InitFunctionCallInfoData(*call, &merge->combine_fn, 2, merge->collation, fcinfo->context, NULL);
-	call->args[0].value = merge->value;
-	call->args[0].isnull = merge->is_null;
-	result = FunctionCallInvoke(call);
-	if (!merge->by_value && !call->isnull &&
-		(merge->is_null || DatumGetPointer(result) != DatumGetPointer(merge->value)))
-	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-
-		result = datumCopy(result, false, merge->len);
-		MemoryContextSwitchTo(old);
-		if (!merge->is_null)
-			pfree(DatumGetPointer(merge->value));
-	}
-	merge->value = result;
-	merge->is_null = call->isnull;
+	merge_next(merge, fcinfo->args[n_state], fcinfo->context, memory);
 	PG_RETURN_POINTER(merge);
 }
 
 /* The aggregate's value of a transition value. */
 static Datum
-final_value(MergeState *merge, NullableDatum state, FunctionCallInfo fcinfo, fmNodePtr context)
+final_value(MergeFunctions *fn, NullableDatum state, FunctionCallInfo fcinfo, fmNodePtr context)
 {
 	LOCAL_FCINFO(call, FUNC_MAX_ARGS);
 	Datum result;
 
-	if (!merge->has_final)
+	if (!fn->has_final)
 	{
 		if (state.isnull)
 			PG_RETURN_NULL();
 		PG_RETURN_DATUM(state.value);
 	}
-	if (merge->final_fn.fn_strict && (state.isnull || merge->n_final_args > 1))
+	if (fn->final_fn.fn_strict && (state.isnull || fn->n_final_args > 1))
 		PG_RETURN_NULL();
-	InitFunctionCallInfoData(*call, &merge->final_fn, merge->n_final_args, merge->collation, context, NULL);
+	InitFunctionCallInfoData(*call, &fn->final_fn, fn->n_final_args, fn->collation, context, NULL);
 	call->args[0] = state;
-	for (int i = 1; i < merge->n_final_args; i++)
+	for (int i = 1; i < fn->n_final_args; i++)
 	{
 		call->args[i].value = (Datum) 0;
 		call->args[i].isnull = true;
@@ -296,81 +331,89 @@ Datum
 mr_merge_state_final(PG_FUNCTION_ARGS)
 {
 	MergeState *merge;
-	NullableDatum state;
 
 	if (!AggCheckCallContext(fcinfo, NULL))
 		elog(ERROR, "merge_state called in non-aggregate context");
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	merge = (MergeState *) PG_GETARG_POINTER(0);
-	state.value = merge->value;
-	state.isnull = merge->is_null;
-	return final_value(merge, state, fcinfo, fcinfo->context);
+	return final_value(merge->fn, merge->state, fcinfo, fcinfo->context);
+}
+
+/* The state as it is stored */
+static NullableDatum
+serial_value(MergeState *merge, fmNodePtr context)
+{
+	LOCAL_FCINFO(call, 1);
+	MergeFunctions *fn = merge->fn;
+	NullableDatum result = merge->state;
+
+	if (!fn->is_internal || (result.isnull && fn->serial_fn.fn_strict))
+		return result;
+	InitFunctionCallInfoData(*call, &fn->serial_fn, 1, InvalidOid, context, NULL);
+	call->args[0] = result;
+	result.value = FunctionCallInvoke(call);
+	result.isnull = call->isnull;
+	return result;
 }
 
 /* fold_state(aggregate regprocedure, state anyelement) returns anyelement: one state for many */
 Datum
 mr_fold_state_final(PG_FUNCTION_ARGS)
 {
-	LOCAL_FCINFO(call, 1);
-	MergeState *merge;
-	Datum result;
+	NullableDatum result;
 
 	if (!AggCheckCallContext(fcinfo, NULL))
 		elog(ERROR, "fold_state called in non-aggregate context");
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	merge = (MergeState *) PG_GETARG_POINTER(0);
-	if (merge->is_null && (!merge->is_internal || merge->serial_fn.fn_strict))
+	result = serial_value((MergeState *) PG_GETARG_POINTER(0), fcinfo->context);
+	if (result.isnull)
 		PG_RETURN_NULL();
-	if (!merge->is_internal)
-		PG_RETURN_DATUM(merge->value);
-	InitFunctionCallInfoData(*call, &merge->serial_fn, 1, InvalidOid, fcinfo->context, NULL);
-	call->args[0].value = merge->value;
-	call->args[0].isnull = merge->is_null;
-	result = FunctionCallInvoke(call);
-	if (call->isnull)
-		PG_RETURN_NULL();
-	PG_RETURN_DATUM(result);
+	PG_RETURN_DATUM(result.value);
 }
 
 /* final_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the value of one state */
 typedef struct FinalState
 {
-	Oid agg_fn;
-	MergeState *merge;
+	MergeFunctions *fn;
 	AggState *agg;
 } FinalState;
+
+/* What passes for an Agg node with functions that want to be called by one. */
+static AggState *
+make_agg_node(void)
+{
+	AggState *agg = makeNode(AggState);
+
+	agg->curaggcontext = CreateStandaloneExprContext();
+	return agg;
+}
 
 Datum
 mr_final_state(PG_FUNCTION_ARGS)
 {
 	FinalState *final = fcinfo->flinfo->fn_extra;
 	NullableDatum state;
-	MemoryContext old;
 
 	if (PG_ARGISNULL(0))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of final_state must not be null")));
-	if (final == NULL || final->agg_fn != PG_GETARG_OID(0))
+	if (final == NULL || final->fn->agg_fn != PG_GETARG_OID(0))
 	{
-		old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-		if (final == NULL)
-		{
-			final = palloc0(sizeof(FinalState));
-			final->agg = makeNode(AggState);
-			final->agg->curaggcontext = CreateStandaloneExprContext();
-		}
-		final->merge =
-			merge_begin(PG_GETARG_OID(0), get_fn_expr_argtype(fcinfo->flinfo, 1),
-						get_fn_expr_argtype(fcinfo->flinfo, 2), PG_GET_COLLATION(), fcinfo->flinfo->fn_mcxt);
-		final->agg_fn = PG_GETARG_OID(0);
+		MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+
+		final = palloc(sizeof(FinalState));
+		final->agg = make_agg_node();
+		final->fn =
+			merge_functions(PG_GETARG_OID(0), get_fn_expr_argtype(fcinfo->flinfo, 1),
+							get_fn_expr_argtype(fcinfo->flinfo, 2), PG_GET_COLLATION(), CurrentMemoryContext);
 		fcinfo->flinfo->fn_extra = final;
 		MemoryContextSwitchTo(old);
 	}
 	/* A value that the function returns may lie in the Agg node's memory; it lives until the next call. */
 	ResetExprContext(final->agg->curaggcontext);
-	state = stored_value(final->merge, fcinfo->args[2], (fmNodePtr) final->agg);
-	return final_value(final->merge, state, fcinfo, (fmNodePtr) final->agg);
+	state = stored_value(final->fn, fcinfo->args[2], (fmNodePtr) final->agg);
+	return final_value(final->fn, state, fcinfo, (fmNodePtr) final->agg);
 }

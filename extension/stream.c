@@ -32,7 +32,7 @@ PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
-PG_FUNCTION_INFO_V1(mr_drop_changes);
+PG_FUNCTION_INFO_V1(mr_stream_lift);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
 
@@ -429,9 +429,12 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 	SPI_finish();
 }
 
-/* _drop_changes(name text): for the stream's owner */
+/*
+ * _stream_lift(name text): for the stream's owner, who is about to replace it: drops NAME_changes, and takes the catalog row
+ * off the relations, so that dropping one of them does not drop the stream
+ */
 Datum
-mr_drop_changes(PG_FUNCTION_ARGS)
+mr_stream_lift(PG_FUNCTION_ARGS)
 {
 	static Oid types[1] = {TEXTOID};
 	Datum values[1] = {PG_GETARG_DATUM(0)};
@@ -447,6 +450,10 @@ mr_drop_changes(PG_FUNCTION_ARGS)
 		: InvalidOid;
 	SPI_finish();
 	drop_changes(state, InvalidOid, "RESTRICT");
+	catalog_exec("UPDATE " MR_SCHEMA
+				 ".stream SET target = source, definition = NULL, state = NULL, delta = NULL,"
+				 " final = NULL WHERE name = $1",
+				 SPI_OK_UPDATE, 1, types, values, NULL);
 	PG_RETURN_VOID();
 }
 

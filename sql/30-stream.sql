@@ -143,8 +143,8 @@ COMMENT ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, r
 CREATE FUNCTION millrace._stream_drop(name text, kind text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_drop';
 COMMENT ON FUNCTION millrace._stream_drop(text, text) IS 'Internal: drops a stream and what was made for it';
 
-CREATE FUNCTION millrace._drop_changes(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_drop_changes';
-COMMENT ON FUNCTION millrace._drop_changes(text) IS 'Internal: drops the function NAME_changes of a continuous aggregate';
+CREATE FUNCTION millrace._stream_lift(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_lift';
+COMMENT ON FUNCTION millrace._stream_lift(text) IS 'Internal: takes a continuous aggregate that is about to be replaced off its relations, and drops its function NAME_changes';
 
 /* Pipes. */
 CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS regclass
@@ -306,7 +306,7 @@ BEGIN
 		delta := pg_catalog.format('%s.%I', schema, name || '_delta');
 		changes := pg_catalog.format('%s.%I', schema, name || '_changes');
 		PERFORM millrace._lock_source(before.source);
-		PERFORM millrace._drop_changes(name);
+		PERFORM millrace._stream_lift(name);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.state, 'old_' || before.state::oid);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.delta, 'old_' || before.delta::oid);
 	END IF;
@@ -367,11 +367,11 @@ REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, 
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._drop_changes(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	TO @extowner@ WITH GRANT OPTION;
