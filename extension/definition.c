@@ -1216,8 +1216,10 @@ fold_sessions_sql(TextContext *texts)
 
 	return psprintf(
 		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND $1 > 0 AND $2 IS NOT NULL RETURNING %s),"
-		" s AS (DELETE FROM %s t WHERE t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
-		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
+		" s AS (DELETE FROM %s t WHERE ((t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
+		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d))"
+		" OR (t.window_start IS NULL AND (SELECT pg_catalog.bool_or(d.window_start IS NULL) FROM d)))%s "
+		"RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
 		" INSERT INTO %s SELECT " MR_SCHEMA

@@ -4,7 +4,7 @@ SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA maintain_test;
 SET search_path = maintain_test, public;
-SELECT plan(54);
+SELECT plan(55);
 \ir ../lib/streams.sql
 
 CREATE TABLE e (batch int, at timestamptz, k text, v numeric);
@@ -97,6 +97,9 @@ SELECT is((SELECT count(*) FROM late_delta) + (SELECT count(*) FROM dropping_del
 SELECT is(string_agg(DISTINCT parts, ' ' ORDER BY parts), 'b fl l', 'a row for each group, or two where late rows came')
 	FROM (SELECT string_agg(part::text, '' ORDER BY part) AS parts FROM late_state GROUP BY window_start, k1) q;
 SELECT is((SELECT count(*) FROM dropping_state), (SELECT count(*) FROM dropping), 'one row for each group');
+SELECT is((SELECT count(*) FROM sessions_state WHERE part = 'b'), (SELECT count(*) FROM (SELECT DISTINCT k, window_start FROM
+	(SELECT k, millrace.session(at, '40 seconds') OVER (PARTITION BY k ORDER BY at) AS window_start FROM e JOIN seen USING (batch)
+	WHERE watermark IS NULL OR at IS NULL OR at + '40 seconds' > watermark) q) r), 'one row for each session of rows in time');
 SELECT is(millrace.compact('late'), 0::bigint, 'a second compaction has nothing to do');
 SELECT look();
 SELECT is((SELECT count(*) FROM found), 0::bigint, 'all of them right');
@@ -192,7 +195,8 @@ SELECT millrace.create_continuous_aggregate('halves', $$SELECT millrace.hop(at, 
 SELECT millrace.create_continuous_aggregate('visits', $$SELECT k, window_start, count(*) AS n FROM (SELECT *, millrace.session(at, '30 minutes') OVER (PARTITION BY k ORDER BY at)
 	AS window_start FROM old) q GROUP BY 1, 2$$, retain => '1 day');
 SELECT millrace.create_continuous_aggregate('kept', $$SELECT millrace.tumble(at, '1 hour') AS window_start, count(*) AS n FROM old GROUP BY 1$$);
-INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-03 00:00', '20 minutes') at;
+INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-01 11:40', '20 minutes') at;
+INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 12:00'::timestamptz, '2024-01-03 00:00', '20 minutes') at;
 INSERT INTO old SELECT at, 'every 2 hours' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-03 00:00', '2 hours') at;
 INSERT INTO old VALUES (NULL, 'none'), ('infinity', 'never'), ('-infinity', 'ever'), ('9999-01-01', 'future');
 CALL millrace.maintain();
