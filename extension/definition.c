@@ -170,12 +170,17 @@ is_nullable(Node *jointree, Index rti, bool nullable)
 	}
 }
 
-/* Virtual generated columns (PostgreSQL 18) are not in the rows of a batch. */
+/*
+ * Virtual generated columns (PostgreSQL 18) are not in the rows of a batch; nor are the values of stored ones, which
+ * PostgreSQL computes in the partition, if the batch comes through the partitioned table.
+ */
 static bool
-is_virtual(Oid rel, AttrNumber attno)
+is_missing(Oid rel, AttrNumber attno)
 {
 	HeapTuple tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(rel), Int16GetDatum(attno));
-	bool result = HeapTupleIsValid(tuple) && ((Form_pg_attribute) GETSTRUCT(tuple))->attgenerated == 'v';
+	char generated = HeapTupleIsValid(tuple) ? ((Form_pg_attribute) GETSTRUCT(tuple))->attgenerated : '\0';
+	bool result =
+		generated == 'v' || (generated != '\0' && get_rel_relkind(rel) == RELKIND_PARTITIONED_TABLE);
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
@@ -226,8 +231,9 @@ source_use_walker(Node *node, SourceUse *use)
 			return false;
 		if (var->varattno <= 0)
 			refuse(var->varattno == 0 ? "a whole row of its source" : "system columns of its source", NULL);
-		if (is_virtual(use->source, var->varattno))
-			refuse("virtual generated columns of its source", "Write the expression of the column instead.");
+		if (is_missing(use->source, var->varattno))
+			refuse("virtual generated columns of its source, or any if it is partitioned",
+				   "Write the expression of the column instead.");
 		return false;
 	}
 	if (IsA(node, RangeTblEntry))

@@ -330,6 +330,33 @@ extern void mr_batches_prune(Oid source);
  */
 extern void mr_divert(const char *stream, Oid leaf, Tuplestorestate *rows, const char *reason);
 
+/* Forget the rows of a stream that is dropped, or filled anew from its source. */
+extern void mr_late_forget(const char *stream);
+
+/*
+ * alert.c: a set of windows (or panes), by their starts: each of them, or if they are many the range of time that
+ * holds them.  In the memory context of mr_times_init.
+ */
+typedef struct MrTimes
+{
+	MemoryContext context;
+	TimestampTz *values;
+	int n, size;
+	bool is_range;
+	TimestampTz first, last; /* of all */
+} MrTimes;
+
+extern void mr_times_init(MrTimes *times);
+extern void mr_times_add(MrTimes *times, TimestampTz time);
+extern void mr_times_add_range(MrTimes *times, TimestampTz first, TimestampTz last);
+extern bool mr_times_is_empty(const MrTimes *times);
+
+/* Add the windows to which the panes belong. */
+extern void mr_times_add_windows(MrTimes *windows, const MrWindow *window, MrTimes *panes);
+
+/* timestamptz[], sorted and distinct */
+extern ArrayType *mr_times_array(MrTimes *times);
+
 /*
  * The plan for a stored text, as the current user: *kept if it is still good, else a new one that takes its place
  * (*kept is NULL before the first call).  The relations that it reads are locked until the transaction ends.

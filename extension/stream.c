@@ -272,7 +272,10 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	values[17] = PointerGetDatum(mr_current_settings());
 	nulls[16] = nulls[17] = ' ';
 	if (replace)
+	{
 		check_stream_owner(TextDatumGetCString(values[0]));
+		mr_late_forget(TextDatumGetCString(values[0]));
+	}
 	catalog_exec(
 		"INSERT INTO " MR_SCHEMA
 		".stream (name, kind, source, target, command, definition, state, delta, final,"
@@ -354,6 +357,7 @@ delete_rows(const char *name)
 {
 	List *deleted = NIL;
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ListCell *lc;
 
 	for (int catalog = 0; catalog < (name ? 1 : 2); catalog++)
 	{
@@ -384,6 +388,8 @@ delete_rows(const char *name)
 		table_close(rel, NoLock);
 	}
 	UnregisterSnapshot(snapshot);
+	foreach (lc, deleted)
+		mr_late_forget(((StreamRow *) lfirst(lc))->name);
 	CommandCounterIncrement();
 	return deleted;
 }
