@@ -16,6 +16,7 @@
 #include "access/heapam.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
@@ -171,7 +172,10 @@ over_leaf(Node *expr, Index rti, AttrMap *map)
 {
 	bool whole_row;
 
-	expr = map ? map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row) : copyObject(expr);
+	/* Copied in any case: what maps the numbers leaves constants where they were. */
+	expr = copyObject(expr);
+	if (map)
+		expr = map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row);
 	ChangeVarNodes(expr, rti, 1, 0);
 	return expression_planner((Expr *) expr);
 }
@@ -235,9 +239,94 @@ pane_call(FuncExpr *hop)
 								 hop->inputcollid, COERCE_EXPLICIT_CALL);
 }
 
+static Node *
+comparison(const char *operator, Node * left, Oid type, Datum value)
+{
+	Oid op = OpernameGetOprid(list_make2(makeString("pg_catalog"), makeString(unconstify(char *, operator))),
+							  type, type);
+	int16 len;
+	bool by_value;
+	Expr *expr;
+
+	get_typlenbyval(type, &len, &by_value);
+	expr = make_opclause(op, BOOLOID, false, copyObject((Expr *) left),
+						 (Expr *) makeConst(type, -1, InvalidOid, len, value, false, by_value), InvalidOid,
+						 InvalidOid);
+	set_opfuncid((OpExpr *) expr);
+	return (Node *) expr;
+}
+
+/*
+ * A column without a time zone from which the event time is made: it differs from it by less than a day, so bounds a
+ * day further out let an index on it, or its partitions, be used.
+ */
+static Node *
+raw_time_column(Expr *time)
+{
+	FuncExpr *func = (FuncExpr *) time;
+	Node *arg;
+
+	if (!IsA(time, FuncExpr) ||
+		(func->funcid != F_TIMESTAMPTZ_TIMESTAMP && func->funcid != F_TIMESTAMPTZ_DATE &&
+		 func->funcid != F_TIMEZONE_TEXT_TIMESTAMP && func->funcid != F_TIMEZONE_INTERVAL_TIMESTAMP))
+		return NULL;
+	arg = llast(func->args);
+	return IsA(arg, Var) ? arg : NULL;
+}
+
+/* A bound on the event time as one on that column. */
+static Node *
+raw_bound(const char *operator, Node * column, TimestampTz bound, int64 margin_us)
+{
+	Oid type = exprType(column);
+	Datum value = TimestampGetDatum((Timestamp) bound + margin_us);
+
+	if (TIMESTAMP_NOT_FINITE(bound) || !IS_VALID_TIMESTAMP((Timestamp) bound + margin_us) ||
+		(type != TIMESTAMPOID && type != DATEOID))
+		return NULL;
+	return comparison(operator, column, type,
+					  type == DATEOID ? DirectFunctionCall1(timestamp_date, value) : value);
+}
+
+/* Let the query read only rows whose event time is in the range. */
+static void
+add_range(MrDefinition *def, const MrRefreshRange *range)
+{
+	Query *query = def->inner;
+	Node *column = raw_time_column(def->time);
+	List *quals = NIL;
+	Node *qual = NULL, *raw;
+
+	if (range->from == DT_NOBEGIN && range->to == DT_NOEND && range->with_null)
+		return;
+	if (range->from <= range->to)
+	{
+		quals = list_make1(
+			comparison(">=", (Node *) def->time, TIMESTAMPTZOID, TimestampTzGetDatum(range->from)));
+		if (range->to != DT_NOEND)
+			quals = lappend(
+				quals, comparison("<", (Node *) def->time, TIMESTAMPTZOID, TimestampTzGetDatum(range->to)));
+		if (column && (raw = raw_bound(">=", column, range->from, -2 * USECS_PER_DAY)) != NULL)
+			quals = lappend(quals, raw);
+		if (column && (raw = raw_bound("<=", column, range->to, 2 * USECS_PER_DAY)) != NULL)
+			quals = lappend(quals, raw);
+		qual = (Node *) make_ands_explicit(quals);
+	}
+	if (range->with_null)
+	{
+		NullTest *test = makeNode(NullTest);
+
+		test->arg = copyObject(def->time);
+		test->nulltesttype = IS_NULL;
+		test->location = -1;
+		qual = qual ? (Node *) make_orclause(list_make2(qual, test)) : (Node *) test;
+	}
+	query->jointree->quals = make_and_qual(query->jointree->quals, qual);
+}
+
 /* The definition with keys and bare aggregates as its target list, planned to stop before the final functions. */
 static PlannedStmt *
-plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target)
+plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target, const MrRefreshRange *range)
 {
 	Query *query = def->query;
 	PlannedStmt *stmt;
@@ -262,6 +351,8 @@ plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target)
 	query->hasTargetSRFs = false;
 	query->havingQual = NULL;
 
+	if (range)
+		add_range(def, range);
 	AcquireRewriteLocks(query, true, false);
 	if (leaf)
 	{
@@ -291,8 +382,9 @@ plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target)
 	return stmt;
 }
 
-MrAggregatePlan *
-mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List **depends)
+static MrAggregatePlan *
+make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *range, MemoryContext keep,
+					List **depends)
 {
 	MemoryContext scratch =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace plan", ALLOCSET_DEFAULT_SIZES);
@@ -318,7 +410,7 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List
 	}
 	MemoryContextSwitchTo(scratch);
 	/* Planned in any case: it checks what scan.c relies on. */
-	stmt = plan_states(def, source_rel, leaf_rel, target);
+	stmt = plan_states(def, source_rel, leaf_rel, target, range);
 	MemoryContextSwitchTo(keep);
 	if (plan->scan == NULL || !plan->scan->is_simple)
 		plan->stmt = copyObject(stmt);
@@ -330,6 +422,25 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 	return plan;
+}
+
+MrAggregatePlan *
+mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List **depends)
+{
+	return make_aggregate_plan(definition, leaf, target, NULL, keep, depends);
+}
+
+MrAggregatePlan *
+mr_aggregate_plan_source(Oid definition, Oid target, const MrRefreshRange *range, MemoryContext keep,
+						 List **depends)
+{
+	return make_aggregate_plan(definition, InvalidOid, target, range, keep, depends);
+}
+
+MrScan *
+mr_aggregate_scan(const MrAggregatePlan *plan)
+{
+	return plan->scan;
 }
 
 void
@@ -355,10 +466,12 @@ mr_aggregate_lock(const MrAggregatePlan *plan)
 typedef struct StateWriter
 {
 	DestReceiver dest;
-	char part;				 /* of what a plan makes */
-	TimestampTz gone_bound;	 /* late groups that start at or before it are given up */
-	TimestampTz closed;		 /* start of the last closed window, if it slides, else DT_NOBEGIN */
-	TimestampTz closed_pane; /* its last pane */
+	char part;					   /* of what a plan makes */
+	TimestampTz gone_bound;		   /* late groups that start at or before it are given up */
+	TimestampTz closed;			   /* start of the last closed window, if it slides, else DT_NOBEGIN */
+	TimestampTz closed_pane;	   /* its last pane */
+	const MrRefreshRange *refresh; /* what a plan makes, is of these windows; or NULL */
+	bool is_session;
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -423,9 +536,24 @@ static bool
 writer_receive(TupleTableSlot *row, DestReceiver *dest)
 {
 	StateWriter *writer = (StateWriter *) dest;
+	const MrRefreshRange *refresh = writer->refresh;
+	char part = writer->part;
 
 	slot_getallattrs(row);
-	writer_put(writer, writer->part, row->tts_values, row->tts_isnull);
+	if (refresh && !row->tts_isnull[0])
+	{
+		TimestampTz start = DatumGetTimestampTz(row->tts_values[0]), last = start;
+
+		if (writer->is_session)
+		{
+			last = DatumGetTimestampTz(row->tts_values[row->tts_tupleDescriptor->natts - 1]);
+			if (last < refresh->keep_from || start > refresh->keep_to)
+				return true;
+		}
+		if (last <= refresh->closed_bound && refresh->closed_bound != DT_NOBEGIN)
+			part = MR_PART_LIVE;
+	}
+	writer_put(writer, part, row->tts_values, row->tts_isnull);
 	return true;
 }
 
@@ -543,9 +671,10 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 {
 	StateWriter *writer = writer_open(plan->target, run->gone_bound);
 
+	writer->refresh = run->refresh;
+	writer->is_session = plan->window.kind == MR_SESSION;
 	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
 	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
-
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);
 	else if (plan->scan->is_simple)

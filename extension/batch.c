@@ -49,6 +49,11 @@ typedef struct Stream
 {
 	char *name;
 	bool is_pipe;
+	bool is_suspended;	/* stopped or failed: it takes no rows, which are kept or marked */
+	bool is_filling;	/* older rows are missing: no window can be closed */
+	bool may_fail;		/* an error suspends it, and not the batch */
+	const char *reason; /* of rows that it does not take */
+	char *window_text; /* … of an aggregate: the range of windows of a row, should its definition be gone */
 	Oid owner;
 	ArrayType *settings;
 	char *command;				/* pipe */
@@ -191,6 +196,20 @@ check_rights(const Stream *stream, Oid source_owner, Oid source)
 				 errhint("%s", hint)));
 }
 
+/* Columns 16 to 19 of the query below */
+static void
+read_status(Stream *stream, HeapTuple tuple, TupleDesc desc)
+{
+	const char *status = SPI_getvalue(tuple, desc, 16);
+	const char *error = SPI_getvalue(tuple, desc, 18);
+
+	stream->is_suspended = strcmp(status, "stopped") == 0 || strcmp(status, "failed") == 0;
+	stream->is_filling = strcmp(status, "filling") == 0;
+	stream->may_fail = strcmp(SPI_getvalue(tuple, desc, 17), "suspend") == 0;
+	stream->reason = strcmp(status, "failed") == 0 && error ? error : status;
+	stream->window_text = SPI_getvalue(tuple, desc, 19);
+}
+
 static void
 read_streams(Leaf *leaf)
 {
@@ -213,10 +232,10 @@ read_streams(Leaf *leaf)
 	mr_exec_args(
 		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from, t.retain IS NOT NULL"
+		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
-		" LEFT JOIN " MR_SCHEMA
-		".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+		" LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source AND t.kind <> 'rollup' LEFT JOIN "
+		"pg_catalog.pg_class c ON c.oid = t.state"
 		" WHERE s.source = ANY ($1) ORDER BY t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
@@ -255,6 +274,7 @@ read_streams(Leaf *leaf)
 		if (isnull)
 			stream->retained_from = DT_NOBEGIN;
 		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
+		read_status(stream, tuple, desc);
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -441,21 +461,54 @@ streams_json(List *streams)
  * what is there of an aggregate and drops what its retention lets go, unless somebody else is at it; and once in
  * PRUNE_BATCHES transactions the oldest rows of millrace.batches go.  Which one, its xid decides, so it does not matter
  * how the work is spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
- * in the way.
+ * in the way.  A session folds for at most one part in FOLD_PAUSE of its time: under a load that leaves states faster than
+ * that removes them, they wait for a quieter time or for millrace.maintain.
  */
 #define FOLD_ROWS 8192
-#define FOLD_LIMIT (4 * FOLD_ROWS)
+#define FOLD_LIMIT FOLD_ROWS
+#define FOLD_PAUSE 16
 #define PRUNE_BATCHES 256
+
+/* When this session may fold an aggregate again */
+typedef struct FoldPause
+{
+	Oid state; /* hash key */
+	double until_ms;
+} FoldPause;
+
+static FoldPause *
+fold_pause(Oid state)
+{
+	static HTAB *pauses = NULL;
+	FoldPause *pause;
+	bool found;
+
+	if (pauses == NULL)
+	{
+		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(FoldPause)};
+
+		pauses = hash_create("millrace fold pauses", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	pause = hash_search(pauses, &state, HASH_ENTER, &found);
+	if (!found)
+		pause->until_ms = 0;
+	return pause;
+}
 
 static void
 fold_now_and_then(const StreamWork *stream)
 {
 	FullTransactionId xid = GetTopFullTransactionId();
 	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), stream->state);
+	double start = mr_now_ms();
+	FoldPause *pause;
 	MrGuard guard;
 
-	if (!OidIsValid(stream->state) || stream->rows == 0 || IsolationUsesXactSnapshot() ||
-		chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows || !mr_state_lock(stream->state, false))
+	if (!OidIsValid(stream->state) || stream->rows == 0 || get_rel_relkind(stream->definition) == '\0' ||
+		IsolationUsesXactSnapshot() || chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows)
+		return;
+	pause = fold_pause(stream->state);
+	if (start < pause->until_ms || !mr_state_lock(stream->state, false))
 		return;
 	mr_enter(&guard, stream->owner, stream->settings);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -465,6 +518,7 @@ fold_now_and_then(const StreamWork *stream)
 	PopActiveSnapshot();
 	mr_leave(&guard);
 	mr_watermark_prune(stream->state, false);
+	pause->until_ms = mr_now_ms() + (FOLD_PAUSE - 1) * (mr_now_ms() - start);
 }
 
 static void
@@ -583,6 +637,18 @@ on_subxact_event(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 	}
 }
 
+static void
+register_callbacks(void)
+{
+	static bool registered = false;
+
+	if (registered)
+		return;
+	RegisterXactCallback(on_xact_event, NULL);
+	RegisterSubXactCallback(on_subxact_event, NULL);
+	registered = true;
+}
+
 /*
  * Running the streams
  */
@@ -645,8 +711,9 @@ check_constraints(Oid target)
 	table_close(rel, NoLock);
 }
 
+/* The plan is kept in *kept. */
 static uint64
-run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
+run_command(SPIPlanPtr *kept, const char *command, Oid target, Oid relid, Tuplestorestate *rows)
 {
 	SPIPlanPtr plan;
 	uint64 n_written;
@@ -655,8 +722,8 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 	SPI_connect();
 	if (SPI_register_relation(mr_new_rows_relation(MR_NEW_ROWS, relid, rows)) < 0)
 		elog(ERROR, "could not register the rows of the batch");
-	plan = mr_prepare(&stream->pipe, stream->command, 0, NULL);
-	if (pipe_target(plan, stream->command) != stream->target)
+	plan = mr_prepare(kept, command, 0, NULL);
+	if (pipe_target(plan, command) != target)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the command of the pipe names another table than it did"),
@@ -666,6 +733,22 @@ run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
 		elog(ERROR, "unexpected result of a pipe: %s", SPI_result_code_string(rc));
 	n_written = SPI_processed;
 	SPI_finish();
+	return n_written;
+}
+
+static uint64
+run_pipe(Stream *stream, Oid relid, Tuplestorestate *rows)
+{
+	return run_command(&stream->pipe, stream->command, stream->target, relid, rows);
+}
+
+uint64
+mr_run_pipe(const char *command, Oid target, Oid relid, Tuplestorestate *rows)
+{
+	SPIPlanPtr plan = NULL;
+	uint64 n_written = run_command(&plan, command, target, relid, rows);
+
+	SPI_freeplan(plan);
 	return n_written;
 }
 
@@ -682,7 +765,7 @@ prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 	if (!stream->has_watermark)
 		return;
 	counts->seen = mr_watermark_seen(stream->state);
-	counts->watermark = mr_watermark(counts->seen, &stream->delay);
+	counts->watermark = stream->is_filling ? DT_NOBEGIN : mr_watermark(counts->seen, &stream->delay);
 	run->closed = mr_last_closed(window, counts->watermark);
 	run->scan.late_bound = Max(run->gone_bound, run->closed);
 	run->scan.max_allowed = GetCurrentTimestamp() + mr_max_future_s * USECS_PER_SEC;
@@ -691,12 +774,10 @@ prepare_late(Stream *stream, StreamWork *counts, MrAggregateRun *run)
 		run->scan.late_rows = tuplestore_begin_heap(false, false, work_mem);
 }
 
-static uint64
-run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+/* A kept plan is good if nothing has changed once its relations are locked; a new one has locked them itself. */
+static void
+plan_aggregate(Stream *stream, Leaf *leaf)
 {
-	MrAggregateRun run = {0};
-
-	/* A kept plan is good if nothing has changed once its relations are locked; a new one has locked them itself. */
 	if (stream->aggregate)
 		mr_aggregate_lock(stream->aggregate);
 	if (stream->aggregate == NULL || leaf->n_changes != stream->planned_at)
@@ -706,6 +787,14 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 		stream->aggregate =
 			mr_aggregate_plan(stream->definition, leaf->relid, stream->delta, leaf->context, &leaf->depends);
 	}
+}
+
+static uint64
+run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+{
+	MrAggregateRun run = {0};
+
+	plan_aggregate(stream, leaf);
 	prepare_late(stream, counts, &run);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	mr_aggregate_run(stream->aggregate, leaf->relid, rows, &run);
@@ -740,6 +829,191 @@ note_stream(StreamWork *counts, const Stream *stream)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * What is tried in a subtransaction.  The arguments of what is tried, and what it leaves.
+ */
+typedef struct Attempt
+{
+	Stream *stream;
+	Leaf *leaf;
+	StreamWork *counts;
+	Tuplestorestate *rows;
+	Tuplestorestate *more_rows; /* of an UPDATE */
+	MrRanges *ranges;
+	const char *error;
+} Attempt;
+
+/* Errors that are not the fault of a stream, or that go away when the transaction is tried again. */
+static bool
+is_passing(int code)
+{
+	switch (ERRCODE_TO_CATEGORY(code))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return true;
+		default:
+			return code == ERRCODE_LOCK_NOT_AVAILABLE || code == ERRCODE_ASSERT_FAILURE;
+	}
+}
+
+/* NULL if the function succeeds, else its error, and all that it did is undone. */
+static ErrorData *
+attempt(void (*function)(Attempt *), Attempt *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		function(arg);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
+}
+
+static void
+handle(Attempt *arg)
+{
+	Stream *stream = arg->stream;
+	MrGuard guard;
+	uint64 n_rows;
+
+	mr_enter(&guard, stream->owner, stream->settings);
+	n_rows = stream->is_pipe ? run_pipe(stream, arg->leaf->relid, arg->rows)
+							 : run_aggregate(stream, arg->leaf, arg->counts, arg->rows);
+	mr_leave(&guard);
+	arg->counts->rows += n_rows;
+}
+
+/* The windows of rows of an aggregate whose definition is gone. */
+static void
+find_windows_by_text(Attempt *arg, Tuplestorestate *rows)
+{
+	SPI_connect();
+	if (SPI_register_relation(mr_new_rows_relation(MR_NEW_ROWS, arg->leaf->relid, rows)) < 0)
+		elog(ERROR, "could not register the rows");
+	mr_exec(psprintf("SELECT DISTINCT f, t FROM (SELECT %s FROM " MR_NEW_ROWS ") q(f, t)",
+					 arg->stream->window_text),
+			SPI_OK_SELECT, true);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool isnull;
+		TimestampTz from =
+			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		TimestampTz to =
+			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+
+		if (isnull)
+			arg->ranges->with_null = true;
+		else
+			mr_ranges_add(arg->ranges, from, to, to);
+	}
+	SPI_finish();
+}
+
+static void
+find_windows(Attempt *arg)
+{
+	Stream *stream = arg->stream;
+	Tuplestorestate *stores[2] = {arg->rows, arg->more_rows};
+	MrGuard guard;
+
+	mr_enter(&guard, stream->owner, stream->settings);
+	for (int i = 0; i < 2; i++)
+		if (stores[i] && !SearchSysCacheExists1(RELOID, ObjectIdGetDatum(stream->definition)))
+			find_windows_by_text(arg, stores[i]);
+		else
+		{
+			plan_aggregate(stream, arg->leaf);
+			if (stores[i])
+				mr_scan_ranges(mr_aggregate_scan(stream->aggregate), stores[i], arg->ranges);
+			else if (arg->rows == NULL && i == 0)
+				mr_partition_ranges(mr_aggregate_scan(stream->aggregate), arg->leaf->source, arg->leaf->relid,
+									arg->ranges);
+		}
+	mr_leave(&guard);
+}
+
+/*
+ * Mark the windows of rows, or without rows those of all that the leaf can hold, as to be computed anew.  If they cannot
+ * be told, all are marked: whatever is wrong with a definition, nobody is kept from changing rows.
+ */
+static void
+mark_windows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, Tuplestorestate *more_rows,
+			 const char *reason)
+{
+	Attempt arg = {.stream = stream, .leaf = leaf, .rows = rows, .more_rows = more_rows};
+	ErrorData *error;
+
+	arg.ranges = mr_ranges_new();
+	error = attempt(find_windows, &arg);
+	if (error && is_passing(error->sqlerrcode))
+		ReThrowError(error);
+	if (error)
+		mr_mark(stream->state, DT_NOBEGIN, DT_NOEND, reason);
+	else
+		mr_mark_ranges(stream->state, arg.ranges, reason);
+}
+
+/* Rows that a suspended stream does not take. */
+static void
+keep_rows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, const char *reason)
+{
+	MrGuard guard;
+
+	if (!stream->is_pipe)
+	{
+		mark_windows(stream, leaf, rows, NULL, reason);
+		return;
+	}
+	mr_enter(&guard, stream->owner, stream->settings);
+	mr_divert(stream->name, leaf->relid, rows, reason);
+	mr_leave(&guard);
+}
+
+static void
+write_failure(Attempt *arg)
+{
+	mr_stream_failed(arg->stream->name, arg->leaf->source, arg->error);
+}
+
+/* One stream whose errors do not fail the batch. */
+static void
+try_stream(Attempt *arg)
+{
+	Stream *stream = arg->stream;
+	ErrorData *error = attempt(handle, arg);
+
+	if (error == NULL)
+		return;
+	if (is_passing(error->sqlerrcode))
+		ReThrowError(error);
+	arg->error = error->message;
+	/* Of several sessions, one writes it; that the others cannot is no harm. */
+	(void) attempt(write_failure, arg);
+	keep_rows(stream, arg->leaf, arg->rows, error->message);
+	ereport(WARNING,
+			(errcode(error->sqlerrcode), errmsg("stream \"%s\" has failed and is suspended", stream->name),
+			 errdetail("%s", error->message),
+			 errhint("Remove the cause, then call " MR_SCHEMA ".refresh(%s).",
+					 quote_literal_cstr(stream->name))));
+}
+
 static void
 run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 {
@@ -754,15 +1028,17 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 		ErrorContextCallback callback = {error_context_stack, stream_error_context, stream};
 		double start = mr_now_ms();
 		StreamWork *counts = stream_work(batch, stream->name);
+		Attempt arg = {.stream = stream, .leaf = leaf, .counts = counts, .rows = rows};
 		double ms;
-		MrGuard guard;
 
 		error_context_stack = &callback;
 		note_stream(counts, stream);
-		mr_enter(&guard, stream->owner, stream->settings);
-		counts->rows +=
-			stream->is_pipe ? run_pipe(stream, leaf->relid, rows) : run_aggregate(stream, leaf, counts, rows);
-		mr_leave(&guard);
+		if (stream->is_suspended)
+			keep_rows(stream, leaf, rows, stream->reason);
+		else if (stream->may_fail)
+			try_stream(&arg);
+		else
+			handle(&arg);
 		error_context_stack = callback.previous;
 
 		ms = mr_now_ms() - start;
@@ -774,18 +1050,63 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 	MemoryContextDelete(context);
 }
 
+void
+mr_mark_table(Oid rel, const char *reason)
+{
+	Leaf *leaf;
+	ListCell *lc;
+
+	register_callbacks();
+	leaf = get_leaf(rel);
+	foreach (lc, leaf->streams)
+		if (!((Stream *) lfirst(lc))->is_pipe)
+			mark_windows(lfirst(lc), leaf, NULL, NULL, reason);
+}
+
+/* UPDATE, DELETE or TRUNCATE: the windows that it touches are to be computed anew. */
+static void
+mark_change(TriggerData *trigger)
+{
+	Tuplestorestate *old_rows = trigger->tg_oldtable, *new_rows = trigger->tg_newtable;
+	const char *reason = "truncate";
+	Leaf *leaf;
+	ListCell *lc;
+
+	if (!TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+	{
+		reason = TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ? "delete" : "update";
+		if (old_rows == NULL || (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && new_rows == NULL))
+			ereport(ERROR,
+					(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+					 errmsg(MR_SCHEMA ".on_batch() needs the transition tables of an %s", reason),
+					 errhint("Let " MR_SCHEMA ".create_source create the trigger.")));
+		if (tuplestore_tuple_count(old_rows) == 0 &&
+			(new_rows == NULL || tuplestore_tuple_count(new_rows) == 0))
+			return;
+	}
+	register_callbacks();
+	leaf = get_leaf(RelationGetRelid(trigger->tg_relation));
+	foreach (lc, leaf->streams)
+		if (!((Stream *) lfirst(lc))->is_pipe)
+			mark_windows(lfirst(lc), leaf, old_rows, new_rows, reason);
+}
+
 Datum
 mr_on_batch(PG_FUNCTION_ARGS)
 {
-	static bool registered = false;
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	BatchWork *batch;
 	Leaf *leaf;
 	int64 n_rows;
 
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_AFTER(trigger->tg_event) &&
+		TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) && !TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+	{
+		mark_change(trigger);
+		return PointerGetDatum(NULL);
+	}
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) || !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ||
-		trigger->tg_newtable == NULL)
+		!TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) || trigger->tg_newtable == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg(MR_SCHEMA ".on_batch() must be an AFTER INSERT statement trigger with a NEW TABLE"),
@@ -793,12 +1114,7 @@ mr_on_batch(PG_FUNCTION_ARGS)
 	n_rows = tuplestore_tuple_count(trigger->tg_newtable);
 	if (n_rows == 0)
 		return PointerGetDatum(NULL);
-	if (!registered)
-	{
-		RegisterXactCallback(on_xact_event, NULL);
-		RegisterSubXactCallback(on_subxact_event, NULL);
-		registered = true;
-	}
+	register_callbacks();
 	leaf = get_leaf(RelationGetRelid(trigger->tg_relation));
 	if (!OidIsValid(leaf->source))
 		return PointerGetDatum(NULL);

@@ -43,6 +43,7 @@
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
+PG_FUNCTION_INFO_V1(mr_last_closed_window);
 PG_FUNCTION_INFO_V1(mr_aggregate_keys);
 
 static void refuse(const char *what, const char *hint) __attribute__((noreturn));
@@ -544,8 +545,9 @@ last_event(MrDefinition *def)
 	return max;
 }
 
-MrDefinition *
-mr_read_definition(Oid view)
+/* The query of a view, its keys and its window; what it reads is not looked at. */
+static MrDefinition *
+read_query(Oid view)
 {
 	Relation rel;
 	MrDefinition *def = palloc0(sizeof(MrDefinition));
@@ -606,6 +608,16 @@ mr_read_definition(Oid view)
 	if (set_walker((Node *) query->targetList, def))
 		refuse("set-returning functions", "Use them in a query over the continuous aggregate.");
 	read_window(def, mr_call_arguments(def->window_call));
+	return def;
+}
+
+MrDefinition *
+mr_read_definition(Oid view)
+{
+	MrDefinition *def = read_query(view);
+	Query *query = def->query;
+	ListCell *lc;
+
 	find_source(def);
 	if (def->window.kind == MR_SESSION)
 		check_session(def, (WindowFunc *) def->window_call);
@@ -621,6 +633,73 @@ mr_read_definition(Oid view)
 	foreach (lc, def->aggs)
 		(void) mr_state_type(lfirst(lc));
 	return def;
+}
+
+/*
+ * Rollups
+ */
+
+MrWindow
+mr_definition_window(Oid view)
+{
+	return read_query(view)->window;
+}
+
+AttrNumber
+mr_window_column(MrDefinition *def)
+{
+	TargetEntry *tle = linitial(def->keys);
+
+	return tle->resjunk ? InvalidAttrNumber : tle->resno;
+}
+
+Oid
+mr_rollup_view(MrDefinition *def)
+{
+	ListCell *lc;
+
+	foreach (lc, pull_var_clause((Node *) def->time, 0))
+	{
+		RangeTblEntry *rte = rt_fetch(lfirst_node(Var, lc)->varno, def->inner->rtable);
+
+		if (rte->rtekind == RTE_RELATION && rte->relkind == RELKIND_VIEW)
+			return rte->relid;
+	}
+	return InvalidOid;
+}
+
+MrDefinition *
+mr_read_rollup(Oid view)
+{
+	return read_query(view);
+}
+
+void
+mr_check_rollup(MrDefinition *def, AttrNumber window_column)
+{
+	Var *time = (Var *) def->time;
+	RangeTblEntry *rte;
+	SourceUse use = {0};
+
+	if (def->window.kind == MR_SESSION)
+		refuse("sessions of windows", "Roll up by tumble or hop.");
+	if (!IsA(time, Var) || time->varlevelsup != 0 || time->varattno != window_column ||
+		window_column == InvalidAttrNumber)
+		refuse("a window over anything but the window of the continuous aggregate that it reads",
+			   "As in: SELECT " MR_SCHEMA
+			   ".tumble(window_start, '1 hour') AS window_start, sum(n) FROM per_minute GROUP BY 1");
+	rte = rt_fetch(time->varno, def->query->rtable);
+	if (!rte->inh)
+		refuse("ONLY before the continuous aggregate that it reads", NULL);
+	if (is_nullable((Node *) def->query->jointree, time->varno, false))
+		refuse("the continuous aggregate that it reads on the nullable side of an outer join", NULL);
+	def->source_rti = time->varno;
+	def->source = rte->relid;
+	use.source = def->source;
+	use.rti = def->source_rti;
+	query_tree_walker(def->query, source_use_walker, &use, QTW_EXAMINE_RTES_BEFORE);
+	if (use.n_found != 1)
+		refuse("the continuous aggregate that it reads more than once", NULL);
 }
 
 /*
@@ -1290,4 +1369,176 @@ mr_fold_sql(Oid definition, Oid state, Oid delta)
 					 " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
 					 texts.state_name);
 	return buf.data;
+}
+
+/*
+ * Computing windows anew (refresh.c)
+ */
+
+char *
+mr_time_text(MrDefinition *def)
+{
+	return inner_expression(def, def->time);
+}
+
+char *
+mr_window_text(MrDefinition *def)
+{
+	MrWindow *window = &def->window;
+	char *time = inner_expression(def, def->time);
+	char *slide = constant_text(INTERVALOID, IntervalPGetDatum(&window->slide), false);
+	char *pane;
+
+	if (window->kind == MR_SESSION)
+		return psprintf("(%s) - %s, (%s) + %s", time,
+						constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false), time,
+						constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false));
+	pane = psprintf(MR_SCHEMA ".tumble(%s, %s, %s, %s)", time, slide,
+					constant_text(TIMESTAMPTZOID, TimestampTzGetDatum(window->origin), !window->has_origin),
+					constant_text(TEXTOID, PointerGetDatum(window->timezone), window->timezone == NULL));
+	return psprintf("%s, %s", pane, pane);
+}
+
+/* ROW(…)::text of keys and states */
+static char *
+row_text(TextContext *texts, const char *alias)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 1; i < n_state_columns(texts->def); i++)
+		appendStringInfo(&buf, "%s%s.%s", i > 1 ? ", " : "", alias, state_column(texts->def, i));
+	return psprintf("ROW(%s)::pg_catalog.text", buf.data);
+}
+
+static void
+refresh_sessions_sql(TextContext *texts, MrRefreshSql *sql)
+{
+	char *keys = key_list(texts, "u", 1), *q_keys = key_list(texts, "q", 1),
+		 *t_keys = key_list(texts, "t", 1);
+	char *p_keys = key_list(texts, "p", 1), *l_keys = key_list(texts, "l", 1),
+		 *f_keys = key_list(texts, "f", 1);
+	const char *comma = keys[0] ? ", " : "";
+	char *parts = psprintf("t.part <> 'f' AND t.window_last >= $5 - %s AND t.window_start <= $6 + %s",
+						   texts->gap, texts->gap);
+	char *session =
+		psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s) OVER (%s%s ORDER BY u.window_start)",
+				 texts->gap, keys[0] ? "PARTITION BY " : "", keys);
+	char *touching = psprintf(
+		"SELECT pg_catalog.min(q.window_start) AS first, pg_catalog.max(q.window_last) AS last%s%s FROM"
+		" (SELECT u.*, %s AS session FROM (SELECT %s%st.window_start, t.window_last FROM %s t WHERE %s"
+		" UNION ALL SELECT %s%st.window_start, t.window_last FROM %s t WHERE %s) u) q GROUP BY q.session%s%s"
+		" HAVING pg_catalog.max(q.window_last) >= $1 AND pg_catalog.min(q.window_start) <= $2",
+		comma, q_keys, session, t_keys, comma, texts->state_name, parts, t_keys, comma, texts->delta_name,
+		parts, comma, q_keys);
+	char *match = keys[0]
+		? psprintf(
+			  "t.window_start >= p.first AND t.window_last <= p.last AND pg_catalog.hash_record(ROW(%s)) ="
+			  " pg_catalog.hash_record(ROW(%s)) AND ROW(%s) IS NOT DISTINCT FROM ROW(%s)",
+			  t_keys, p_keys, t_keys, p_keys)
+		: "t.part <> 'f' AND t.window_start >= p.first AND t.window_last <= p.last";
+	char *columns = column_list(texts, "t", NULL);
+
+	sql->hull = psprintf("SELECT pg_catalog.min(p.first), pg_catalog.max(p.last) FROM (%s) p", touching);
+	sql->remove = psprintf(
+		"WITH p AS MATERIALIZED (%s), d AS (DELETE FROM %s t USING p WHERE %s RETURNING %s),"
+		" s AS (DELETE FROM %s t USING p WHERE %s RETURNING %s),"
+		" dn AS (DELETE FROM %s t WHERE $3 AND t.window_start IS NULL), sn AS (DELETE FROM %s t WHERE $3 AND"
+		" t.window_start IS NULL), u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
+		" w AS (SELECT %s FROM u WHERE u.part <> 'l')"
+		" INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(w.xid), 'f'::\"char\", NULL::timestamptz, %s%s FROM w GROUP BY %s"
+		" HAVING pg_catalog.max(w.window_last) <= $4",
+		touching, texts->delta_name, match, columns, texts->state_name, match, columns, texts->delta_name,
+		texts->state_name, column_list(texts, "u", session), texts->state_name, key_list(texts, "w", 0),
+		folded_columns(texts, "w", ""), key_list(texts, "w", 0));
+	sql->live = psprintf(
+		"UPDATE %s l SET part = 'l' WHERE l.part = 'b' AND l.window_last >= $1 AND l.window_start <= $2 AND "
+		"EXISTS"
+		" (SELECT FROM %s f WHERE f.part = 'f' AND f.window_last >= l.window_start - %s AND f.window_start <="
+		" l.window_last + %s%s)",
+		texts->state_name, texts->state_name, texts->gap, texts->gap,
+		keys[0] ? psprintf(" AND pg_catalog.hash_record(ROW(%s)) = pg_catalog.hash_record(ROW(%s))", l_keys,
+						   f_keys)
+				: "");
+}
+
+void
+mr_refresh_sql(Oid definition, Oid state, Oid delta, MrRefreshSql *sql)
+{
+	TextContext texts;
+	char *columns, *keys;
+	const char *chosen = "(t.window_start >= $1 AND t.window_start <= $2) OR ($3 AND t.window_start IS NULL)";
+
+	start_texts(&texts, definition, state, delta);
+	/* A group with several parts 'f' is left as it is. */
+	sql->equal = psprintf(
+		"WITH e AS (DELETE FROM %s f USING %s l WHERE f.part = 'f' AND l.part = 'l' AND f.window_start >= $1 "
+		"AND"
+		" f.window_start <= $2 AND l.window_start >= $1 AND l.window_start <= $2 AND f.window_start = "
+		"l.window_start"
+		" AND %s = %s AND NOT EXISTS (SELECT FROM %s o WHERE o.part = 'f' AND o.open_from IS NOT NULL AND"
+		" o.window_start = f.window_start) RETURNING l.ctid AS other)"
+		" UPDATE %s t SET part = 'b' WHERE t.ctid = ANY (ARRAY(SELECT e.other FROM e))",
+		texts.state_name, texts.state_name, row_text(&texts, "f"), row_text(&texts, "l"), texts.state_name,
+		texts.state_name);
+	sql->hull = sql->live = NULL;
+	if (texts.def->window.kind == MR_SESSION)
+	{
+		refresh_sessions_sql(&texts, sql);
+		return;
+	}
+	columns = column_list(&texts, "t", NULL);
+	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
+	sql->remove = psprintf(
+		"WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), s AS (DELETE FROM %s t WHERE %s RETURNING %s),"
+		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT " MR_SCHEMA
+		"._max_xid(u.xid), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start <= $4 GROUP BY "
+		"%s",
+		texts.delta_name, chosen, columns, texts.state_name, chosen, columns, texts.state_name, keys,
+		folded_columns(&texts, "u", ""), keys);
+}
+
+/*
+ * last_closed_window(name text) returns timestamptz: start of the last window that is final for the reader; computed from
+ * the watermark, so no window is read.  NULL if none is.
+ */
+Datum
+mr_last_closed_window(PG_FUNCTION_ARGS)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {PG_GETARG_DATUM(0)};
+	const char *name = TextDatumGetCString(values[0]);
+	MrDefinition *def;
+	TimestampTz start;
+	Oid definition = InvalidOid, state = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "stream");
+	SPI_connect();
+	mr_exec_args("SELECT definition, state FROM " MR_SCHEMA ".stream WHERE name = $1 AND kind = 'aggregate'",
+				 SPI_OK_SELECT, true, 1, types, values, NULL);
+	if (SPI_processed == 1)
+	{
+		definition =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		state = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	if (!OidIsValid(state))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("continuous aggregate \"%s\" does not exist", name),
+				 errhint("See " MR_SCHEMA ".streams.")));
+	def = mr_read_definition(definition);
+	if (def->window.kind == MR_SESSION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("the windows of \"%s\" are sessions", name),
+				 errhint("Sessions end at different times; read %s_final.", name)));
+	start = mr_last_closed(&def->window, mr_closed_to_for(state));
+	if (start == DT_NOBEGIN)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(start);
 }

@@ -184,6 +184,9 @@ extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *
  */
 extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
 
+/* Start of the first window (tumble or hop) that holds ts. */
+extern TimestampTz mr_first_window(const MrWindow *window, TimestampTz ts);
+
 /* Start of the last pane of a window; the window's own start if it does not slide. */
 extern TimestampTz mr_last_pane(const MrWindow *window, TimestampTz window_start);
 
@@ -244,6 +247,66 @@ extern bool mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, T
 						  Tuplestorestate **late);
 
 /*
+ * refresh.c: ranges of windows (for sessions: of event times) that were touched.  Kept sorted and joined; when there
+ * are more than a limit the nearest are joined, so that a range may hold windows that were not touched.
+ */
+typedef struct MrRange
+{
+	TimestampTz from; /* start of the first window (pane) */
+	TimestampTz to;	  /* start of the last one */
+	TimestampTz end;  /* where that one ends; of a session to */
+} MrRange;
+
+typedef struct MrRanges
+{
+	MemoryContext context;
+	int n;
+	int n_sorted; /* the first so many are in order */
+	int n_max;
+	MrRange *items;
+	bool with_null; /* also rows without an event time */
+} MrRanges;
+
+#define MR_MAX_MARKS 1000 /* of one statement and aggregate */
+
+extern MrRanges *mr_ranges_new(void);
+extern void mr_ranges_add(MrRanges *ranges, TimestampTz from, TimestampTz to, TimestampTz end);
+extern void mr_ranges_join(MrRanges *ranges, int limit);
+
+/* ts + sign * interval; the ends of time are not left. */
+extern TimestampTz mr_plus_interval(TimestampTz ts, const Interval *interval, int sign);
+
+/*
+ * Mark the windows of an aggregate that start from from to to, both inclusive, as to be computed anew by
+ * millrace.refresh; -infinity to infinity: all, with the one of rows without an event time, which alone is DT_NOEND to
+ * DT_NOBEGIN.
+ */
+extern void mr_mark(Oid state, TimestampTz from, TimestampTz to, const char *reason);
+extern void mr_mark_ranges(Oid state, MrRanges *ranges, const char *reason);
+
+/* The windows of all rows that a table of the source can hold: of its range, if it is a partition by that time. */
+extern void mr_partition_ranges(const MrScan *scan, Oid source, Oid rel, MrRanges *ranges);
+
+/* batch.c: mark the windows of all that a table of a source can hold, for each aggregate of the source. */
+extern void mr_mark_table(Oid rel, const char *reason);
+
+/* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
+extern void mr_check_stream_owner(const char *name);
+
+/* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
+extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,
+						  const char *window_text);
+
+/* batch.c: run the command of a pipe over rows like those of a table, as the current user; returns rows written. */
+extern uint64 mr_run_pipe(const char *command, Oid target, Oid relid, Tuplestorestate *rows);
+
+/* stream.c: write that a stream has failed, unless somebody else holds its row. */
+extern void mr_stream_failed(const char *name, Oid source, const char *error);
+
+/* scan.c: the windows of the rows, added to ranges; of sessions event times with a gap on both sides. */
+extern void mr_scan_ranges(MrScan *scan, Tuplestorestate *rows, MrRanges *ranges);
+
+/*
  * aggregate.c: continuous aggregates.  A plan turns rows into group keys and partial states; running it appends them
  * to a table.
  */
@@ -256,9 +319,23 @@ typedef struct MrAggregateRun
 	TimestampTz
 		gone_bound;		/* late windows that start at or before it are given up: their states were dropped */
 	TimestampTz closed; /* start of the last closed window; DT_NOBEGIN: none */
-	char part;			/* over the whole source: of the states */
-	uint64 n_written;	/* result */
+	char part;			/* over the source: of the states */
+	const struct MrRefreshRange *refresh; /* over the source: what is computed anew, or NULL */
+	uint64 n_written;					  /* result */
 } MrAggregateRun;
+
+/* Windows to compute from the source, and which of them are closed. */
+typedef struct MrRefreshRange
+{
+	TimestampTz from; /* event times of the rows to read, from <= time < to; DT_NOEND: to the end */
+	TimestampTz to;
+	bool with_null; /* also rows without an event time */
+	/* Sessions are written if they touch this; else the same as from and to. */
+	TimestampTz keep_from;
+	TimestampTz keep_to;
+	/* Windows that start, sessions that end at or before it are closed: part 'l'. */
+	TimestampTz closed_bound;
+} MrRefreshRange;
 
 /*
  * Plan the definition (a view) over the batches of one leaf, or over the whole source if leaf is InvalidOid; states
@@ -267,6 +344,11 @@ typedef struct MrAggregateRun
  */
 extern MrAggregatePlan *
 mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List **depends);
+/* Plan it over the rows of the source in a range; NULL: all. */
+extern MrAggregatePlan *mr_aggregate_plan_source(Oid definition, Oid target, const MrRefreshRange *range,
+												 MemoryContext keep, List **depends);
+/* Of a plan over a leaf: its pass over the rows. */
+extern MrScan *mr_aggregate_scan(const MrAggregatePlan *plan);
 extern const MrWindow *mr_aggregate_window(const MrAggregatePlan *plan);
 
 /* Lock the relations of a kept plan, as planning does. */
@@ -308,11 +390,27 @@ extern MrSeen *mr_watermark_seen(Oid state);
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
 
+/* Up to which event time the windows are final for the active snapshot; DT_NOBEGIN: none are. */
+extern TimestampTz mr_closed_to_for(Oid state);
+
 /* Record, at commit, what a transaction brought and what it saw. */
 extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
+
+/*
+ * rollup.c
+ */
+
+/* Windows of a view were computed anew, with the given starts (of a sliding window: of panes): look at them again. */
+extern void mr_rollup_mark(Oid view, const MrWindow *window, const struct MrRanges *ranges);
+/* Settle the windows of the rollup with that NAME_state, for its owner; returns rows stored. */
+extern uint64 mr_rollup_settle(Oid state);
+/* The catalog forgets a rollup whose stored rows are gone. */
+extern void mr_rollup_forget(Oid state);
+/* Start of the first window of a view that a rollup over it must still read: retention keeps those; DT_NOEND: none. */
+extern TimestampTz mr_rollup_needed_from(Oid view);
 
 /*
  * maintain.c

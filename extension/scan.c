@@ -562,6 +562,43 @@ mr_scan_split(MrScan *scan, MrScanRun *run, Tuplestorestate *rows, Tuplestoresta
 	return run->n_late > 0;
 }
 
+void
+mr_scan_ranges(MrScan *scan, Tuplestorestate *rows, MrRanges *ranges)
+{
+	MrScanPlan *plan = acquire_plan(scan);
+	MrScanRun run = {.max_allowed = DT_NOBEGIN};
+	MemoryContext old = CurrentMemoryContext;
+	uint64 n_rows = 0;
+
+	begin_rows(rows);
+	while (next_row(plan, rows))
+	{
+		TimestampTz ts, start, end;
+
+		MemoryContextSwitchTo(plan->row->ecxt_per_tuple_memory);
+		if (!event_time(plan, &run, &ts))
+			ranges->with_null = true;
+		else if (plan->window->kind == MR_SESSION)
+		{
+			/* A session that it belongs to has an event no further than the gap, or is itself. */
+			start = mr_plus_interval(ts, &plan->window->size, -1);
+			end = mr_plus_interval(ts, &plan->window->size, 1);
+			mr_ranges_add(ranges, start, end, end);
+		}
+		else
+		{
+			start = pane_start(plan, ts);
+			mr_ranges_add(ranges, start, start, plan->pane->end);
+		}
+		MemoryContextSwitchTo(old);
+		ResetExprContext(plan->row);
+		if (++n_rows % CHECK_ROWS == 0)
+			CHECK_FOR_INTERRUPTS();
+	}
+	end_rows(rows);
+	release_plan(scan, plan);
+}
+
 /*
  * Groups
  */

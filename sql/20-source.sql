@@ -21,7 +21,7 @@ COMMENT ON COLUMN millrace.sources.retention IS 'Age after which a partition may
 
 CREATE FUNCTION millrace.on_batch() RETURNS trigger
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_on_batch';
-COMMENT ON FUNCTION millrace.on_batch() IS 'Trigger function on sources: runs the streams of the table over the rows of one statement';
+COMMENT ON FUNCTION millrace.on_batch() IS 'Trigger function on sources: runs the streams of the table over the rows of one INSERT or COPY; UPDATE, DELETE and TRUNCATE mark the windows that they touch';
 
 CREATE FUNCTION millrace._source_put(source regclass, time_column name, partition_interval interval, retention interval)
 	RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_source_put';
@@ -35,19 +35,22 @@ COMMENT ON FUNCTION millrace._lock_source(regclass) IS 'Internal: checks that a 
 CREATE FUNCTION millrace._install_triggers(source regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	leaf regclass;
+	leaf record;
 BEGIN
 	FOR leaf IN
-		SELECT r.rel FROM (SELECT source AS rel UNION SELECT t.relid FROM pg_partition_tree(source) t) r
-		JOIN pg_class c ON c.oid = r.rel AND c.relkind IN ('r', 'p') -- a foreign table cannot have the trigger
-		WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = r.rel AND g.tgfoid = 'millrace.on_batch()'::regprocedure)
-		ORDER BY r.rel
+		SELECT r.rel::regclass, w.event, w.tables
+		FROM (SELECT source AS rel UNION SELECT t.relid FROM pg_partition_tree(source) t) r
+		JOIN pg_class c ON c.oid = r.rel AND c.relkind IN ('r', 'p') -- a foreign table cannot have the triggers
+		CROSS JOIN (VALUES (4, 'INSERT', 'REFERENCING NEW TABLE AS new_rows'), (8, 'DELETE', 'REFERENCING OLD TABLE AS old_rows'),
+			(16, 'UPDATE', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'), (32, 'TRUNCATE', '')) w(bit, event, tables)
+		WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = r.rel AND g.tgfoid = 'millrace.on_batch()'::regprocedure AND g.tgtype & w.bit <> 0)
+		ORDER BY r.rel, w.bit
 	LOOP
-		EXECUTE format('CREATE TRIGGER millrace_on_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows
-			FOR EACH STATEMENT EXECUTE FUNCTION millrace.on_batch()', leaf);
+		EXECUTE format('CREATE TRIGGER millrace_on_%s AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION millrace.on_batch()',
+			lower(leaf.event), leaf.event, leaf.rel, leaf.tables);
 	END LOOP;
 END $$;
-COMMENT ON FUNCTION millrace._install_triggers(regclass) IS 'Internal: puts the batch trigger on a source and its partitions';
+COMMENT ON FUNCTION millrace._install_triggers(regclass) IS 'Internal: puts the triggers on a source and its partitions';
 
 CREATE FUNCTION millrace.create_source(source regclass, time_column name, partition_interval interval DEFAULT '1 day',
 	retention interval DEFAULT NULL) RETURNS void

@@ -15,10 +15,12 @@ CREATE FUNCTION millrace._check_maintain() RETURNS void LANGUAGE c AS 'MODULE_PA
 COMMENT ON FUNCTION millrace._check_maintain() IS 'Internal: refuses to run maintain in a transaction block';
 
 CREATE FUNCTION millrace.compact(name text) RETURNS bigint
-	LANGUAGE sql STRICT AS $$ SELECT millrace._compact($1, true) $$;
+	LANGUAGE sql STRICT AS $$
+		SELECT coalesce((SELECT millrace._settle(s.state) FROM millrace.stream s WHERE s.name = $1 AND s.kind = 'rollup'), millrace._compact($1, true))
+	$$;
 COMMENT ON FUNCTION millrace.compact(text) IS
 'Merges the states that batches have left to a continuous aggregate, to one for each group, and returns how many it wrote.
-Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
+Of a rollup, the rows of windows that have become final are stored.  Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
 
 CREATE PROCEDURE millrace.maintain(name text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
@@ -30,13 +32,16 @@ BEGIN
 	PERFORM millrace._check_maintain();
 	SELECT pg_catalog.array_agg(s.name ORDER BY s.seq) INTO names
 		FROM millrace.stream s JOIN pg_catalog.pg_class c ON c.oid = s.state
-		WHERE maintain.name IS NULL AND s.kind = 'aggregate' AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
+		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
 	IF maintain.name IS NOT NULL THEN
 		names := ARRAY[maintain.name];
 	END IF;
 	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
-		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', '_compact($1, false)', 'refresh($1)'] LOOP
-			CONTINUE WHEN step = 'refresh($1)' AND pg_catalog.to_regprocedure('millrace.refresh(text)') IS NULL;
+		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
+			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
+				CONTINUE WHEN step <> '_compact($1, false)';
+				step := 'compact($1)';
+			END IF;
 			BEGIN
 				EXECUTE 'SELECT millrace.' || step USING stream;
 			EXCEPTION WHEN OTHERS THEN
@@ -53,8 +58,8 @@ BEGIN
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
-Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, merges states, refreshes
-what is marked, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
+Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
+marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT cron.schedule(''millrace'', ''* * * * *'', ''CALL millrace.maintain()'');';
 
 REVOKE EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
@@ -83,6 +88,7 @@ CREATE VIEW millrace.streams AS
 		CASE WHEN s.watermark IS NOT NULL THEN s.late_policy END AS late_policy, s.retained_from,
 		(nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint AS state_rows,
 		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) + coalesce(pg_catalog.pg_total_relation_size(s.delta), 0) END AS state_bytes,
+		CASE WHEN s.state IS NOT NULL THEN (SELECT pg_catalog.count(*) FROM millrace.mark m WHERE m.state = s.state) END AS marks,
 		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
 		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
 		s.created
@@ -92,7 +98,7 @@ CREATE VIEW millrace.streams AS
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'What it is, as pipe or aggregate';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate or rollup';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
 COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
@@ -105,6 +111,7 @@ COMMENT ON COLUMN millrace.streams.late_policy IS 'What becomes of late rows: up
 COMMENT ON COLUMN millrace.streams.retained_from IS 'Event time before which windows have been dropped';
 COMMENT ON COLUMN millrace.streams.state_rows IS 'Rows of stored states, as the server estimated them when it last looked (ANALYZE, autovacuum); NULL: never';
 COMMENT ON COLUMN millrace.streams.state_bytes IS 'Size of the stored states, folded or not, with their indexes';
+COMMENT ON COLUMN millrace.streams.marks IS 'Ranges of windows that wait for millrace.refresh, because their rows were changed or not handled';
 COMMENT ON COLUMN millrace.streams.rows_per_second IS 'Rows inserted into the source and given to it, over the last minute';
 COMMENT ON COLUMN millrace.streams.ms_per_batch IS 'Milliseconds that it took for each batch of the last minute; NULL if there was none';
 COMMENT ON COLUMN millrace.streams.last_batch IS 'When the source''s last batch began';

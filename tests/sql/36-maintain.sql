@@ -4,7 +4,7 @@ SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA maintain_test;
 SET search_path = maintain_test, public;
-SELECT plan(55);
+SELECT plan(62);
 \ir ../lib/streams.sql
 
 CREATE TABLE e (batch int, at timestamptz, k text, v numeric);
@@ -133,6 +133,14 @@ SELECT is((SELECT count(*) FROM late_delta) + (SELECT count(*) FROM late_state W
 SELECT ok(EXISTS (SELECT FROM late_changes(:'before') WHERE k = 'restored'), 'and are changes');
 DELETE FROM e WHERE k = 'restored';
 
+-- Windows whose rows were changed
+UPDATE e SET v = v + 1 WHERE batch = 50;
+SELECT is((SELECT marks > 0 FROM millrace.streams WHERE name = 'late'), true, 'windows wait for a refresh');
+CALL millrace.maintain();
+SELECT is(differences('late') + differences('sliding') + differences('sessions'), 0::bigint, 'maintain refreshes them');
+SELECT is((SELECT marks FROM millrace.streams WHERE name = 'late'), 0::bigint, 'and none wait');
+SELECT is((SELECT count(*) FROM shown s WHERE name = 'late' AND NOT EXISTS (SELECT FROM late_final f WHERE to_jsonb(f) = s."row")), 0::bigint, 'what was final stays');
+
 -- What millrace.streams and millrace.batches tell
 INSERT INTO e VALUES (99, '2025-01-01 00:02', 'streams', 1);
 ANALYZE late_state, late_delta;
@@ -218,6 +226,11 @@ SELECT retained_from AS bound FROM millrace.stream WHERE name = 'hours' \gset
 CALL millrace.maintain('hours');
 SELECT is((SELECT count(*) FROM hours_delta) + (SELECT count(*) FROM hours_state WHERE k1 = 'unaware'), 0::bigint, 'and what it left goes');
 SELECT is((SELECT retained_from FROM millrace.stream WHERE name = 'hours'), :'bound', 'the bound moves only when a window goes');
+UPDATE old SET k = k || '!' WHERE at < '2024-01-01 06:00';
+CALL millrace.maintain();
+SELECT is((SELECT min(window_start) FROM hours_state), '2024-01-02 00:00'::timestamptz, 'a refresh brings none back');
+SELECT is((SELECT min(window_start) FROM halves), '2024-01-01 23:30'::timestamptz, 'nor of sliding ones');
+SELECT is((SELECT n FROM halves WHERE window_start = '2024-01-01 23:30' AND k = 'every 20 minutes'), 3::bigint, 'whole as they were');
 SELECT millrace.drop_continuous_aggregate('hours'), millrace.drop_continuous_aggregate('halves'), millrace.drop_continuous_aggregate('visits');
 
 -- Rows of millrace.batches
