@@ -3,6 +3,14 @@
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA maintain_test;
+-- A window is final when all older transactions have ended, so none may run beside this
+ALTER SYSTEM SET autovacuum = off;
+SELECT pg_reload_conf() AS reloaded \gset
+DO $$ BEGIN
+	WHILE EXISTS (SELECT FROM pg_stat_activity WHERE backend_type IN ('autovacuum worker', 'autovacuum launcher')) AND clock_timestamp() < now() + interval '1 minute' LOOP
+		PERFORM pg_sleep(0.01), pg_stat_clear_snapshot();
+	END LOOP;
+END $$;
 SET search_path = maintain_test, public;
 SELECT plan(62);
 \ir ../lib/streams.sql
@@ -248,6 +256,8 @@ CALL millrace.maintain();
 SELECT is((SELECT count(*) FROM millrace.batches b WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = b.source)), 0::bigint, 'rows of tables that are gone go');
 SELECT * FROM finish();
 RESET millrace.keep_batches;
+ALTER SYSTEM RESET autovacuum;
+SELECT pg_reload_conf() AS reloaded \gset
 DROP OWNED BY maintain_stranger;
 DROP ROLE maintain_stranger;
 SET client_min_messages = error;
