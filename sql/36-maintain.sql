@@ -86,21 +86,21 @@ CREATE VIEW millrace.streams AS
 		t.max_time - s.watermark AS watermark,
 		CASE WHEN s.watermark IS NOT NULL THEN nullif(millrace._closed_to(s.state), '-infinity') END AS closed_to,
 		CASE WHEN s.watermark IS NOT NULL THEN s.late_policy END AS late_policy, s.retained_from,
-		(nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint AS state_rows,
+		CASE WHEN s.state IS NOT NULL THEN (nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint END AS state_rows,
 		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) + coalesce(pg_catalog.pg_total_relation_size(s.delta), 0) END AS state_bytes,
 		CASE WHEN s.state IS NOT NULL THEN (SELECT pg_catalog.count(*) FROM millrace.mark m WHERE m.state = s.state) END AS marks,
 		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
 		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
 		s.created
-	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE s.kind WHEN 'alert' THEN s.target ELSE s.state END LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
 		LEFT JOIN times t ON t.state = s.state LEFT JOIN work w ON w.source = s.source AND w.name = s.name
 	ORDER BY s.source, s.seq;
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate or rollup';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup or alert';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
 COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
 COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
