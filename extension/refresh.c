@@ -213,7 +213,7 @@ mr_partition_ranges(const MrScan *scan, Oid source, Oid rel, MrRanges *ranges)
 		SPI_connect();
 		mr_exec_args("SELECT from_time, to_time FROM " MR_SCHEMA
 					 ".partitions($1::pg_catalog.regclass) WHERE partition = $2 AND from_time IS NOT NULL",
-					 SPI_OK_SELECT, true, 2, types, values, NULL);
+					 SPI_OK_SELECT, false, 2, types, values, NULL);
 		is_known = SPI_processed == 1;
 		if (is_known)
 		{

@@ -56,6 +56,48 @@ COMMENT ON COLUMN millrace.gone_range.source IS 'The source';
 COMMENT ON COLUMN millrace.gone_range.from_time IS 'Start of the range';
 COMMENT ON COLUMN millrace.gone_range.to_time IS 'End of the range';
 
+/* attached: a partition that has come with rows, so that those of its range are there again. */
+CREATE FUNCTION millrace._note_partitions(source regclass, attached regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	part millrace.known_partition;
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+		WHERE p.partrelid = source AND p.partstrat = 'r' AND p.partnatts = 1 AND a.atttypid = 'timestamptz'::regtype) THEN
+		RETURN;
+	END IF;
+	INSERT INTO millrace.known_partition AS k
+		SELECT source, p.partition, p.from_time, p.to_time FROM millrace.partitions(source) p WHERE p.from_time IS NOT NULL
+		ON CONFLICT (partition) DO UPDATE SET source = excluded.source, from_time = excluded.from_time, to_time = excluded.to_time
+		WHERE k.source <> excluded.source OR k.from_time <> excluded.from_time OR k.to_time <> excluded.to_time;
+	WITH gone AS (
+		DELETE FROM millrace.known_partition k WHERE k.source = _note_partitions.source AND NOT EXISTS (
+			SELECT FROM pg_inherits i WHERE i.inhrelid = k.partition AND i.inhparent = k.source AND NOT i.inhdetachpending)
+		RETURNING k.*)
+	INSERT INTO millrace.gone_range SELECT g.source, g.from_time, g.to_time FROM gone g;
+	SELECT * INTO part FROM millrace.known_partition k WHERE k.partition = attached;
+	IF FOUND THEN
+		WITH cut AS (
+			DELETE FROM millrace.gone_range g WHERE g.source = part.source AND g.from_time < part.to_time AND g.to_time > part.from_time
+			RETURNING g.*)
+		INSERT INTO millrace.gone_range SELECT c.source, lower(r.r), upper(r.r)
+			FROM cut c, unnest(tstzmultirange(tstzrange(c.from_time, c.to_time)) - tstzmultirange(tstzrange(part.from_time, part.to_time))) r(r);
+	END IF;
+END $$;
+COMMENT ON FUNCTION millrace._note_partitions(regclass, regclass) IS 'Internal: keeps millrace.known_partition and gone_range';
+
+CREATE FUNCTION millrace._forget_dropped() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	WITH gone AS (
+		DELETE FROM millrace.known_partition k WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = k.partition)
+			OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = k.source) RETURNING k.*)
+	INSERT INTO millrace.gone_range SELECT g.source, g.from_time, g.to_time FROM gone g JOIN pg_class c ON c.oid = g.source;
+	DELETE FROM millrace.gone_range g WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = g.source);
+	DELETE FROM millrace.mark m WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = m.state);
+END $$;
+COMMENT ON FUNCTION millrace._forget_dropped() IS 'Internal: notes partitions that were dropped, and removes what is kept of tables that are gone';
+
 CREATE FUNCTION millrace.refresh(name text, from_time timestamptz DEFAULT NULL, to_time timestamptz DEFAULT NULL) RETURNS bigint
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_refresh';
 COMMENT ON FUNCTION millrace.refresh(text, timestamptz, timestamptz) IS
@@ -64,5 +106,7 @@ came with a partition, or had rows while it was stopped or had failed; a stream 
 that it did not take through its command.  Returns the number of states (of a pipe: rows) written.  Writers are not kept out.
 from_time, to_time: compute the windows of event times from_time <= time < to_time, whether touched or not, also where partitions are gone.
 A final window keeps in NAME_final what it has shown.';
-REVOKE EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz) TO @extowner@ WITH GRANT OPTION;
+REVOKE EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz), millrace._note_partitions(regclass, regclass),
+	millrace._forget_dropped() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz), millrace._note_partitions(regclass, regclass),
+	millrace._forget_dropped() TO @extowner@ WITH GRANT OPTION;
