@@ -44,6 +44,16 @@ typedef struct MrStateType
 
 /* definition.c.  Errors say what a query must not contain. */
 extern MrDefinition *mr_read_definition(Oid view);
+
+/* The same of a rollup, a query over the view of a continuous aggregate (rollup.c), not checked yet. */
+extern MrDefinition *mr_read_rollup(Oid view);
+/* The view whose column its window reads; InvalidOid if it reads no view's. */
+extern Oid mr_rollup_view(MrDefinition *def);
+/* Check it, given the number of that view's column with the window. */
+extern void mr_check_rollup(MrDefinition *def, AttrNumber window_column);
+/* Number of the column with the window in the view's result; 0 if it is not shown. */
+extern AttrNumber mr_window_column(MrDefinition *def);
+extern MrWindow mr_definition_window(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
 

@@ -234,8 +234,8 @@ read_streams(Leaf *leaf)
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
 		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
-		" LEFT JOIN " MR_SCHEMA
-		".stream t ON t.source = s.source LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state"
+		" LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source AND t.kind <> 'rollup' LEFT JOIN "
+		"pg_catalog.pg_class c ON c.oid = t.state"
 		" WHERE s.source = ANY ($1) ORDER BY t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);

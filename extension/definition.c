@@ -544,8 +544,9 @@ last_event(MrDefinition *def)
 	return max;
 }
 
-MrDefinition *
-mr_read_definition(Oid view)
+/* The query of a view, its keys and its window; what it reads is not looked at. */
+static MrDefinition *
+read_query(Oid view)
 {
 	Relation rel;
 	MrDefinition *def = palloc0(sizeof(MrDefinition));
@@ -606,6 +607,16 @@ mr_read_definition(Oid view)
 	if (set_walker((Node *) query->targetList, def))
 		refuse("set-returning functions", "Use them in a query over the continuous aggregate.");
 	read_window(def, mr_call_arguments(def->window_call));
+	return def;
+}
+
+MrDefinition *
+mr_read_definition(Oid view)
+{
+	MrDefinition *def = read_query(view);
+	Query *query = def->query;
+	ListCell *lc;
+
 	find_source(def);
 	if (def->window.kind == MR_SESSION)
 		check_session(def, (WindowFunc *) def->window_call);
@@ -621,6 +632,73 @@ mr_read_definition(Oid view)
 	foreach (lc, def->aggs)
 		(void) mr_state_type(lfirst(lc));
 	return def;
+}
+
+/*
+ * Rollups
+ */
+
+MrWindow
+mr_definition_window(Oid view)
+{
+	return read_query(view)->window;
+}
+
+AttrNumber
+mr_window_column(MrDefinition *def)
+{
+	TargetEntry *tle = linitial(def->keys);
+
+	return tle->resjunk ? InvalidAttrNumber : tle->resno;
+}
+
+Oid
+mr_rollup_view(MrDefinition *def)
+{
+	ListCell *lc;
+
+	foreach (lc, pull_var_clause((Node *) def->time, 0))
+	{
+		RangeTblEntry *rte = rt_fetch(lfirst_node(Var, lc)->varno, def->inner->rtable);
+
+		if (rte->rtekind == RTE_RELATION && rte->relkind == RELKIND_VIEW)
+			return rte->relid;
+	}
+	return InvalidOid;
+}
+
+MrDefinition *
+mr_read_rollup(Oid view)
+{
+	return read_query(view);
+}
+
+void
+mr_check_rollup(MrDefinition *def, AttrNumber window_column)
+{
+	Var *time = (Var *) def->time;
+	RangeTblEntry *rte;
+	SourceUse use = {0};
+
+	if (def->window.kind == MR_SESSION)
+		refuse("sessions of windows", "Roll up by tumble or hop.");
+	if (!IsA(time, Var) || time->varlevelsup != 0 || time->varattno != window_column ||
+		window_column == InvalidAttrNumber)
+		refuse("a window over anything but the window of the continuous aggregate that it reads",
+			   "As in: SELECT " MR_SCHEMA
+			   ".tumble(window_start, '1 hour') AS window_start, sum(n) FROM per_minute GROUP BY 1");
+	rte = rt_fetch(time->varno, def->query->rtable);
+	if (!rte->inh)
+		refuse("ONLY before the continuous aggregate that it reads", NULL);
+	if (is_nullable((Node *) def->query->jointree, time->varno, false))
+		refuse("the continuous aggregate that it reads on the nullable side of an outer join", NULL);
+	def->source_rti = time->varno;
+	def->source = rte->relid;
+	use.source = def->source;
+	use.rti = def->source_rti;
+	query_tree_walker(def->query, source_use_walker, &use, QTW_EXAMINE_RTES_BEFORE);
+	if (use.n_found != 1)
+		refuse("the continuous aggregate that it reads more than once", NULL);
 }
 
 /*

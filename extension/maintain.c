@@ -30,6 +30,7 @@ typedef struct Maintained
 	Oid source;
 	Oid owner;
 	ArrayType *settings;
+	Oid target;
 	Oid definition;
 	Oid state;
 	Oid delta;
@@ -90,7 +91,7 @@ read_stream(text *name)
 	SPI_connect();
 	mr_exec_args(
 		"SELECT t.source, c.relowner, t.settings, t.definition, t.state, t.delta, t.status = 'running',"
-		" t.watermark, t.idle_after FROM " MR_SCHEMA
+		" t.watermark, t.idle_after, t.target FROM " MR_SCHEMA
 		".stream t JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
 		SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 0)
@@ -108,6 +109,7 @@ read_stream(text *name)
 		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull));
 	stream->watermark = result_pointer(8, context);
 	stream->idle_after = result_pointer(9, context);
+	stream->target = result_oid(10);
 	SPI_finish();
 	mr_leave(&guard);
 	if (!has_privs_of_role(GetUserId(), stream->owner))
@@ -292,6 +294,7 @@ move_retention(const Maintained *stream, const MrWindow *window)
 	{
 		after = DatumGetTimestampTz(DirectFunctionCall2(
 			timestamptz_mi_interval, TimestampTzGetDatum(greatest), IntervalPGetDatum(retain)));
+		after = Min(after, mr_rollup_needed_from(stream->target));
 		/* Sessions end at any time: every gap is often enough. */
 		if (mr_last_closed(window, after) <=
 			(window->kind == MR_SESSION && before != DT_NOBEGIN ? before : mr_last_closed(window, before)))

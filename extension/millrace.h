@@ -184,6 +184,9 @@ extern TimestampTz mr_pane(const MrWindow *window, TimestampTz ts, TimestampTz *
  */
 extern TimestampTz mr_last_closed(const MrWindow *window, TimestampTz closed_to);
 
+/* Start of the first window (tumble or hop) that holds ts. */
+extern TimestampTz mr_first_window(const MrWindow *window, TimestampTz ts);
+
 /* Start of the last pane of a window; the window's own start if it does not slide. */
 extern TimestampTz mr_last_pane(const MrWindow *window, TimestampTz window_start);
 
@@ -392,6 +395,11 @@ extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, Timest
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
+
+/* rollup.c: the catalog forgets a rollup whose stored rows are gone. */
+extern void mr_rollup_forget(Oid state);
+/* Start of the first window of a view that a rollup over it must still read: retention keeps those; DT_NOEND: none. */
+extern TimestampTz mr_rollup_needed_from(Oid view);
 
 /*
  * maintain.c

@@ -260,7 +260,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	char nulls[18];
 	bool replace = PG_GETARG_BOOL(16);
 	const char *kind;
-	bool is_pipe;
+	bool is_pipe, is_rollup;
 
 	for (int i = 0; i < 16; i++)
 	{
@@ -269,6 +269,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	}
 	kind = PG_ARGISNULL(1) ? "" : TextDatumGetCString(values[1]);
 	is_pipe = strcmp(kind, "pipe") == 0;
+	is_rollup = strcmp(kind, "rollup") == 0;
 	for (int i = 0; i < 10; i++)
 		if (PG_ARGISNULL(i) &&
 			(i < 4 || (is_pipe ? i == 4 : i == 5 || (i > 5 && strcmp(kind, "aggregate") == 0))))
@@ -277,13 +278,16 @@ mr_stream_put(PG_FUNCTION_ARGS)
 					 errmsg("argument %d of a stream must not be null", i + 1)));
 	if (!replace)
 		check_name(TextDatumGetCString(values[0]));
-	check_source(PG_GETARG_OID(2));
+	/* A rollup reads a view, and no batch runs it. */
+	if (!is_rollup)
+		check_source(PG_GETARG_OID(2));
 	for (int i = 5; i < 9; i++)
 		if (!PG_ARGISNULL(i))
 			check_owner(PG_GETARG_OID(i));
 	if (!is_pipe)
 		check_owner(PG_GETARG_OID(3));
-	invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
+	if (!is_rollup)
+		invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
 	values[16] = ObjectIdGetDatum(GetUserId());
 	values[17] = PointerGetDatum(mr_current_settings());
 	nulls[16] = nulls[17] = ' ';
@@ -532,6 +536,7 @@ drop_made(const StreamRow *row, Oid owner, const char *behavior)
 	drop_relation(row->delta, "TABLE", owner, behavior);
 	drop_relation(row->state, "TABLE", owner, behavior);
 	mr_watermark_prune(row->state, true);
+	mr_rollup_forget(row->state);
 }
 
 /* _stream_drop(name text, kind text): with the relations that were made for it, as the caller, who must own them */
@@ -543,13 +548,17 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	char *name = TextDatumGetCString(values[0]);
 	bool is_pipe = strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
 	Oid source, owner;
+	bool is_rollup;
 	bool isnull;
 	StreamRow *row;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
-	mr_exec_args("SELECT source, owner FROM " MR_SCHEMA ".stream WHERE name = $1 AND kind = $2",
+	mr_exec_args("SELECT t.source, t.owner, t.kind = 'rollup', (SELECT pg_catalog.string_agg("
+				 "pg_catalog.format('\"%s\"', r.name), ', ' ORDER BY r.seq) FROM " MR_SCHEMA
+				 ".stream r WHERE r.kind = 'rollup' AND t.target = ANY (r.inputs)) FROM " MR_SCHEMA
+				 ".stream t WHERE t.name = $1 AND (t.kind = $2 OR $2 = 'aggregate' AND t.kind = 'rollup')",
 				 SPI_OK_SELECT, false, 2, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,
@@ -558,13 +567,21 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 				 errhint("See " MR_SCHEMA ".streams.")));
 	source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	is_rollup = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
+	if (SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4))
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("continuous aggregate \"%s\" is read by %s", name,
+						SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4)),
+				 errhint("Drop what reads it first.")));
 	SPI_finish();
 	mr_leave(&guard);
 	/* The source's owner may drop what hangs on his table; a continuous aggregate's relations belong to its owner. */
 	if (!has_privs_of_role(GetUserId(), owner) && !(is_pipe && mr_owns_relation(source, GetUserId())))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
-	invalidate_tree(source, ShareRowExclusiveLock);
+	if (!is_rollup)
+		invalidate_tree(source, ShareRowExclusiveLock);
 	row = linitial(delete_rows(name));
 	if (!row->is_pipe)
 		drop_made(row, InvalidOid, "RESTRICT");

@@ -597,6 +597,21 @@ mr_last_closed(const MrWindow *window, TimestampTz closed_to)
 	return last_closed(&calendar, count_panes(&window->size, &window->slide), closed_to);
 }
 
+TimestampTz
+mr_first_window(const MrWindow *window, TimestampTz ts)
+{
+	Calendar calendar;
+	TimestampTz start, end;
+
+	if (TIMESTAMP_NOT_FINITE(ts))
+		return ts;
+	calendar = window_calendar(window);
+	start = pane_start(&calendar, ts, &end);
+	if (!go_back(&calendar, &start, count_panes(&window->size, &window->slide) - 1, DT_NOBEGIN))
+		out_of_range();
+	return start;
+}
+
 /*
  * SQL functions
  */

@@ -4,7 +4,7 @@
 CREATE TABLE millrace.stream (
 	name text PRIMARY KEY,
 	seq bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate')),
+	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup')),
 	source regclass NOT NULL,
 	target regclass NOT NULL,
 	command text,
@@ -34,7 +34,7 @@ GRANT SELECT ON millrace.stream, millrace.stream_seq_seq TO PUBLIC;
 COMMENT ON TABLE millrace.stream IS 'Catalog of streams; read millrace.streams instead';
 COMMENT ON COLUMN millrace.stream.name IS 'Name, unique in the database';
 COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run';
-COMMENT ON COLUMN millrace.stream.kind IS 'pipe or aggregate';
+COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, or rollup: a continuous aggregate over another';
 COMMENT ON COLUMN millrace.stream.source IS 'Table whose batches it handles';
 COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of a continuous aggregate';
 COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe';
@@ -66,7 +66,7 @@ CREATE VIEW millrace.streams AS
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Pipes and continuous aggregates, in the order in which they run';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe or aggregate';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate or rollup';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
 COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
@@ -256,6 +256,10 @@ CREATE FUNCTION millrace._progress_start(state regclass, max_time timestamptz) R
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_progress_start';
 COMMENT ON FUNCTION millrace._progress_start(regclass, timestamptz) IS 'Internal: the event time to which the rows go that a new continuous aggregate has been filled with';
 
+CREATE FUNCTION millrace._qualified_name(rel regclass) RETURNS text
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT rel::text $$;
+COMMENT ON FUNCTION millrace._qualified_name(regclass) IS 'Internal: name of a relation with its schema, quoted';
+
 /* CREATE OR REPLACE VIEW, but a view whose columns change is made anew, which fails if others depend on it. */
 CREATE FUNCTION millrace._replace_view(view text, query text, comment text) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -282,6 +286,7 @@ DECLARE
 	final text := pg_catalog.format('%s.%I', schema, name || '_final');
 	changes text := pg_catalog.format('%s.%I', schema, name || '_changes');
 	before millrace.stream;
+	rollup record;
 	parts record;
 	texts record;
 	max_time timestamptz;
@@ -311,25 +316,41 @@ BEGIN
 		RAISE EXCEPTION 'idle_after of "%" needs a watermark', name USING ERRCODE = '22023';
 	END IF;
 	SELECT * INTO before FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name;
-	IF before.kind <> 'aggregate' THEN
+	IF before.kind NOT IN ('aggregate', 'rollup') THEN
 		RAISE EXCEPTION 'stream "%" already exists and is a %', name, before.kind USING ERRCODE = '42710', HINT = 'See millrace.streams.';
 	END IF;
 	IF before.name IS NOT NULL THEN
 		/* Replaced where it stands; its tables make room, and go at the end. */
 		SELECT pg_catalog.quote_ident(n.nspname) INTO schema FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.oid = before.target;
-		target := before.target::text;
-		definition := before.definition::text;
-		final := before.final::text;
+		target := millrace._qualified_name(before.target);
+		definition := millrace._qualified_name(before.definition);
+		final := millrace._qualified_name(before.final);
 		state := pg_catalog.format('%s.%I', schema, name || '_state');
 		delta := pg_catalog.format('%s.%I', schema, name || '_delta');
 		changes := pg_catalog.format('%s.%I', schema, name || '_changes');
-		PERFORM millrace._lock_source(before.source);
+		IF before.kind = 'aggregate' THEN
+			PERFORM millrace._lock_source(before.source);
+			EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.delta, 'old_' || before.delta::oid);
+		END IF;
 		PERFORM millrace._stream_lift(name);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.state, 'old_' || before.state::oid);
-		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.delta, 'old_' || before.delta::oid);
 	END IF;
 	PERFORM millrace._replace_view(definition, pg_catalog.rtrim(query, E'; \n\t'), 'Query of continuous aggregate ' || target || ', computed from the source');
+	rollup := millrace._rollup_parts(definition::regclass);
+	IF before.kind <> (CASE WHEN rollup.input IS NULL THEN 'aggregate' ELSE 'rollup' END) THEN
+		RAISE EXCEPTION 'continuous aggregate "%" reads %, its new query %', name,
+			CASE before.kind WHEN 'rollup' THEN 'another' ELSE 'a table' END, CASE before.kind WHEN 'rollup' THEN 'a table' ELSE 'another' END
+			USING ERRCODE = '42710', HINT = 'Drop it first.';
+	END IF;
+	IF rollup.input IS NOT NULL THEN
+		IF watermark IS NOT NULL OR idle_after IS NOT NULL OR late_policy <> 'update' OR on_error <> 'fail' THEN
+			RAISE EXCEPTION 'rollup "%" cannot have a watermark, late_policy, idle_after or on_error of its own', name USING ERRCODE = '22023',
+				HINT = 'They are those of the continuous aggregate that it reads.';
+		END IF;
+		PERFORM millrace._rollup_create(name, query, retain, target, definition, final, state, changes, rollup.input, rollup.columns, before.state);
+		RETURN;
+	END IF;
 	parts := millrace._aggregate_parts(definition::regclass);
 	PERFORM millrace._lock_source(parts.source);
 	EXECUTE 'CREATE TABLE ' || state || ' (' || parts.columns || ')';
@@ -363,6 +384,7 @@ BEGIN
 			parts.time_text, parts.source) INTO max_time;
 		PERFORM millrace._progress_start(state::regclass, max_time);
 	END IF;
+	PERFORM millrace._rollup_renew(target::regclass);
 END $$;
 COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text) IS
 'Creates a continuous aggregate: view NAME always holds what the query returns, kept up to date in the transaction of each batch.
@@ -370,6 +392,8 @@ query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM
 millrace.hop(time, size, slide) in its place slides; sessions: FROM (SELECT *, millrace.session(time, gap) OVER (PARTITION BY keys
 ORDER BY time) AS window_start FROM source [WHERE …]) s GROUP BY keys, window_start.
 Any aggregate may be used that PostgreSQL can compute in parallel.  Rows that the source has already are included.
+A query over the view of a continuous aggregate and its window, as millrace.tumble(window_start, ''1 hour'') … FROM per_minute, makes
+a rollup, which may use any aggregate: its windows are final when those in them are, and then kept apart from what they were made of.
 watermark: how late a row may come, against the greatest event time of earlier batches; NULL: windows are never final.
 late_policy: what becomes of later rows: update (NAME changes, NAME_final does not), drop (counted in millrace.batches),
 divert (kept in millrace.late_rows).

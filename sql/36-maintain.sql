@@ -15,10 +15,12 @@ CREATE FUNCTION millrace._check_maintain() RETURNS void LANGUAGE c AS 'MODULE_PA
 COMMENT ON FUNCTION millrace._check_maintain() IS 'Internal: refuses to run maintain in a transaction block';
 
 CREATE FUNCTION millrace.compact(name text) RETURNS bigint
-	LANGUAGE sql STRICT AS $$ SELECT millrace._compact($1, true) $$;
+	LANGUAGE sql STRICT AS $$
+		SELECT coalesce((SELECT millrace._settle(s.state) FROM millrace.stream s WHERE s.name = $1 AND s.kind = 'rollup'), millrace._compact($1, true))
+	$$;
 COMMENT ON FUNCTION millrace.compact(text) IS
 'Merges the states that batches have left to a continuous aggregate, to one for each group, and returns how many it wrote.
-Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
+Of a rollup, the rows of windows that have become final are stored.  Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
 
 CREATE PROCEDURE millrace.maintain(name text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
@@ -36,6 +38,10 @@ BEGIN
 	END IF;
 	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
 		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', '_compact($1, false)', 'refresh($1)'] LOOP
+			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
+				CONTINUE WHEN step <> '_compact($1, false)';
+				step := 'compact($1)';
+			END IF;
 			CONTINUE WHEN step = 'refresh($1)' AND pg_catalog.to_regprocedure('millrace.refresh(text)') IS NULL;
 			BEGIN
 				EXECUTE 'SELECT millrace.' || step USING stream;
@@ -53,7 +59,7 @@ BEGIN
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
-Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, merges states, refreshes
+Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, merges states, settles rollups, refreshes
 what is marked, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT cron.schedule(''millrace'', ''* * * * *'', ''CALL millrace.maintain()'');';
 
