@@ -18,7 +18,7 @@ CREATE TABLE p (v int, x int, a text, at timestamptz);
 ALTER TABLE p DROP x;
 INSERT INTO p SELECT i, 'p', '2024-02-01'::timestamptz + i * interval '1 minute' FROM generate_series(1, 1000) i;
 ALTER TABLE ev ATTACH PARTITION p FOR VALUES FROM ('2024-02-01') TO ('2024-03-01');
-SELECT is((SELECT (from_time, to_time, reason) FROM millrace.mark), ('2024-02-01 00:00'::timestamptz, '2024-02-29 23:00'::timestamptz, 'attach'), 'its range of time is marked');
+SELECT is((SELECT (from_time, to_time, reason) FROM millrace.mark), ('2024-02-01 00:00'::timestamptz, '2024-02-29 23:00'::timestamptz, 'attach'::text), 'its range of time is marked');
 SELECT isnt(differences('m'), 0::bigint, 'its rows are missing');
 SELECT millrace.refresh('m');
 SELECT is(differences('m'), 0::bigint, 'until a refresh');
