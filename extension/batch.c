@@ -465,7 +465,7 @@ streams_json(List *streams)
  * that removes them, they wait for a quieter time or for millrace.maintain.
  */
 #define FOLD_ROWS 8192
-#define FOLD_LIMIT (4 * FOLD_ROWS)
+#define FOLD_LIMIT FOLD_ROWS
 #define FOLD_PAUSE 16
 #define PRUNE_BATCHES 256
 

@@ -43,6 +43,7 @@
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
+PG_FUNCTION_INFO_V1(mr_last_closed_window);
 PG_FUNCTION_INFO_V1(mr_aggregate_keys);
 
 static void refuse(const char *what, const char *hint) __attribute__((noreturn));
@@ -1495,4 +1496,48 @@ mr_refresh_sql(Oid definition, Oid state, Oid delta, MrRefreshSql *sql)
 		"%s",
 		texts.delta_name, chosen, columns, texts.state_name, chosen, columns, texts.state_name, keys,
 		folded_columns(&texts, "u", ""), keys);
+}
+
+/*
+ * last_closed_window(name text) returns timestamptz: start of the last window that is final for the reader; computed from
+ * the watermark, so no window is read.  NULL if none is.
+ */
+Datum
+mr_last_closed_window(PG_FUNCTION_ARGS)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {PG_GETARG_DATUM(0)};
+	const char *name = TextDatumGetCString(values[0]);
+	MrDefinition *def;
+	TimestampTz start;
+	Oid definition = InvalidOid, state = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "stream");
+	SPI_connect();
+	mr_exec_args("SELECT definition, state FROM " MR_SCHEMA ".stream WHERE name = $1 AND kind = 'aggregate'",
+				 SPI_OK_SELECT, true, 1, types, values, NULL);
+	if (SPI_processed == 1)
+	{
+		definition =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		state = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	if (!OidIsValid(state))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("continuous aggregate \"%s\" does not exist", name),
+				 errhint("See " MR_SCHEMA ".streams.")));
+	def = mr_read_definition(definition);
+	if (def->window.kind == MR_SESSION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("the windows of \"%s\" are sessions", name),
+				 errhint("Sessions end at different times; read %s_final.", name)));
+	start = mr_last_closed(&def->window, mr_closed_to_for(state));
+	if (start == DT_NOBEGIN)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(start);
 }

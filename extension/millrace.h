@@ -396,13 +396,24 @@ extern MrSeen *mr_watermark_seen(Oid state);
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
 
+/* Up to which event time the windows are final for the active snapshot; DT_NOBEGIN: none are. */
+extern TimestampTz mr_closed_to_for(Oid state);
+
 /* Record, at commit, what a transaction brought and what it saw. */
 extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
 
-/* rollup.c: the catalog forgets a rollup whose stored rows are gone. */
+/*
+ * rollup.c
+ */
+
+/* Windows of a view were computed anew, with the given starts (of a sliding window: of panes): look at them again. */
+extern void mr_rollup_mark(Oid view, const MrWindow *window, const struct MrRanges *ranges);
+/* Settle the windows of the rollup with that NAME_state, for its owner; returns rows stored. */
+extern uint64 mr_rollup_settle(Oid state);
+/* The catalog forgets a rollup whose stored rows are gone. */
 extern void mr_rollup_forget(Oid state);
 /* Start of the first window of a view that a rollup over it must still read: retention keeps those; DT_NOEND: none. */
 extern TimestampTz mr_rollup_needed_from(Oid view);

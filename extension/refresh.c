@@ -348,6 +348,7 @@ typedef struct Refresh
 {
 	char *name;
 	bool is_pipe;
+	bool is_rollup;
 	Oid source;
 	Oid target;
 	char *command;
@@ -399,7 +400,7 @@ read_stream(Refresh *refresh)
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
 	mr_exec_args(
-		"SELECT t.kind = 'pipe', t.source, t.target, t.command, t.definition, t.state, t.delta,"
+		"SELECT t.kind, t.source, t.target, t.command, t.definition, t.state, t.delta,"
 		" coalesce(c.relowner, t.owner), t.settings, t.status, t.query, t.watermark, t.retained_from,"
 		" t.late_policy = 'update' FROM " MR_SCHEMA
 		".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
@@ -408,7 +409,8 @@ read_stream(Refresh *refresh)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", refresh->name)));
 	spi = MemoryContextSwitchTo(context);
-	refresh->is_pipe = DatumGetBool(column(1, &isnull));
+	refresh->is_pipe = strcmp(text_column(1), "pipe") == 0;
+	refresh->is_rollup = strcmp(text_column(1), "rollup") == 0;
 	refresh->source = DatumGetObjectId(column(2, &isnull));
 	refresh->target = DatumGetObjectId(column(3, &isnull));
 	refresh->command = text_column(4);
@@ -823,6 +825,8 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 	mr_ranges_join(ranges, INT_MAX);
 	ranges = without_gone(refresh, ranges, is_forced || is_status(refresh, "filling"));
 	refresh_ranges(refresh, ranges);
+	if (refresh->window.kind != MR_SESSION)
+		mr_rollup_mark(refresh->target, &refresh->window, ranges);
 	note_max_time(refresh, ranges);
 	mr_late_recomputed(refresh->name, refresh->source, refresh->owner, refresh->settings, refresh->time_text,
 					   ranges);
@@ -859,6 +863,14 @@ mr_refresh(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("pipe \"%s\" has no windows", refresh.name),
 				 errhint("Call " MR_SCHEMA ".refresh with its name only.")));
 	check_isolation(refresh.name);
+	if (refresh.is_rollup)
+	{
+		/* What it reads is refreshed by its own name; this is what follows for the rollup. */
+		if (is_forced)
+			mr_mark(refresh.state, first, end == DT_NOEND ? end : end - 1, "refresh");
+		CommandCounterIncrement();
+		PG_RETURN_INT64((int64) mr_rollup_settle(refresh.state));
+	}
 	if (refresh.is_pipe)
 	{
 		refresh.n_written = mr_replay_pipe(refresh.name, refresh.source, refresh.command, refresh.target,

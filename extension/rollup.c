@@ -393,6 +393,78 @@ changed_windows(List *chain, FullTransactionId since, FullTransactionId before)
 	return set;
 }
 
+/*
+ * A refresh of the aggregate may leave no state of a group, so that no xid tells.  It marks the windows instead, in
+ * millrace.mark; marks go when the windows are settled again.
+ */
+enum
+{
+	MARK_STATE = 1,
+	MARK_XID,
+	MARK_FROM,
+	MARK_TO
+};
+
+/* Ranges of windows of the rollup that are marked, or (taken) remove the marks of transactions before since. */
+static MrRanges *
+read_marks(Oid state, Snapshot snapshot, FullTransactionId since, bool take)
+{
+	Relation rel = table_open(mr_catalog("mark"), take ? RowExclusiveLock : AccessShareLock);
+	MrRanges *ranges = mr_ranges_new();
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, MARK_STATE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(state));
+	scan = systable_beginscan(rel, mr_catalog("mark_state"), true, snapshot, 1, &key);
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		TupleDesc desc = RelationGetDescr(rel);
+		bool isnull;
+		TimestampTz to = DatumGetTimestampTz(heap_getattr(tuple, MARK_TO, desc, &isnull));
+
+		mr_ranges_add(ranges, DatumGetTimestampTz(heap_getattr(tuple, MARK_FROM, desc, &isnull)), to, to);
+		if (take &&
+			FullTransactionIdPrecedes(DatumGetFullTransactionId(heap_getattr(tuple, MARK_XID, desc, &isnull)),
+									  since))
+			CatalogTupleDelete(rel, &tuple->t_self);
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+	return ranges;
+}
+
+static void
+add_marked(Oid state, Times *set)
+{
+	MrRanges *ranges = read_marks(state, GetActiveSnapshot(), FullTransactionIdFromU64(0), false);
+	Relation rel;
+	AttrNumber column;
+	TupleTableSlot *slot;
+	TableScanDesc scan;
+
+	if (ranges->n == 0)
+		return;
+	mr_ranges_join(ranges, MR_MAX_MARKS);
+	rel = table_open(state, AccessShareLock);
+	column = state_attribute(rel, "window_start", TIMESTAMPTZOID);
+	slot = table_slot_create(rel, NULL);
+	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool isnull;
+		TimestampTz start = DatumGetTimestampTz(slot_getattr(slot, column, &isnull));
+
+		CHECK_FOR_INTERRUPTS();
+		for (int i = 0; i < ranges->n && ranges->items[i].from <= start; i++)
+			if (start <= ranges->items[i].to)
+				add_time(set, start);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+}
+
 #define NEVER FullTransactionIdFromU64(PG_UINT64_MAX)
 
 /* Start of the first window that has not been dropped. */
@@ -413,6 +485,7 @@ redo_windows(List *chain)
 	if (self->settled_to == DT_NOBEGIN)
 		return set;
 	changed = changed_windows(chain, self->since, NEVER);
+	add_marked(self->state, &changed);
 	for (int64 i = 0; i < changed.n; i++)
 		if (!TIMESTAMP_NOT_FINITE(changed.times[i]) && changed.times[i] <= self->settled_to &&
 			changed.times[i] >= kept_from)
@@ -505,20 +578,19 @@ mr_rollup_changed(PG_FUNCTION_ARGS)
 	return return_times(fcinfo, &set);
 }
 
-TimestampTz
-mr_rollup_needed_from(Oid view)
+static List *
+rollups_over(Oid view)
 {
 	static Oid types[1] = {OIDOID};
 	Datum values[1] = {ObjectIdGetDatum(view)};
-	TimestampTz needed = DT_NOEND;
 	List *states = NIL;
-	ListCell *lc;
 	MemoryContext context = CurrentMemoryContext;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
-	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE kind = 'rollup' AND inputs[1] = $1",
+	mr_exec_args("SELECT state FROM " MR_SCHEMA
+				 ".stream WHERE kind = 'rollup' AND inputs[1] = $1 AND state IS NOT NULL",
 				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -532,9 +604,43 @@ mr_rollup_needed_from(Oid view)
 	}
 	SPI_finish();
 	mr_leave(&guard);
-	foreach (lc, states)
+	return states;
+}
+
+TimestampTz
+mr_rollup_needed_from(Oid view)
+{
+	TimestampTz needed = DT_NOEND;
+	ListCell *lc;
+
+	foreach (lc, rollups_over(view))
 		needed = Min(needed, open_from(linitial(read_chain(lfirst_oid(lc)))));
 	return needed;
+}
+
+void
+mr_rollup_mark(Oid view, const MrWindow *window, const MrRanges *ranges)
+{
+	ListCell *lc;
+
+	foreach (lc, rollups_over(view))
+	{
+		Level *rollup = read_level(lfirst_oid(lc), InvalidOid);
+		MrRanges *marked = mr_ranges_new();
+		TimestampTz end;
+
+		check_stack_depth();
+		for (int i = 0; i < ranges->n; i++)
+		{
+			TimestampTz first = mr_first_window(window, ranges->items[i].from);
+			TimestampTz last = mr_pane(window, ranges->items[i].to, &end);
+
+			last = mr_pane(&rollup->window, last, &end);
+			mr_ranges_add(marked, mr_first_window(&rollup->window, first), last, last);
+		}
+		mr_mark_ranges(rollup->state, marked, "refresh");
+		mr_rollup_mark(rollup->view, &rollup->window, marked);
+	}
 }
 
 /*
@@ -599,10 +705,12 @@ mr_rollup_forget(Oid state)
 	HeapTuple tuple;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(state));
-	scan = systable_beginscan(rel, mr_catalog("rollup_pkey"), true, GetLatestSnapshot(), 1, &key);
+	PushActiveSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan(rel, mr_catalog("rollup_pkey"), true, GetActiveSnapshot(), 1, &key);
 	while ((tuple = systable_getnext(scan)) != NULL)
 		CatalogTupleDelete(rel, &tuple->t_self);
 	systable_endscan(scan);
+	PopActiveSnapshot();
 	table_close(rel, NoLock);
 }
 
@@ -738,7 +846,13 @@ drop_expired(const Level *self, TimestampTz settled_to)
 Datum
 mr_settle(PG_FUNCTION_ARGS)
 {
-	Level *self = linitial(read_chain(PG_GETARG_OID(0)));
+	PG_RETURN_INT64((int64) mr_rollup_settle(PG_GETARG_OID(0)));
+}
+
+uint64
+mr_rollup_settle(Oid state)
+{
+	Level *self = linitial(read_chain(state));
 	TimestampTz settled_to, retained_from;
 	FullTransactionId since;
 	uint64 n_rows;
@@ -779,7 +893,11 @@ mr_settle(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	mr_leave(&guard);
-	PG_RETURN_INT64((int64) n_rows);
+	/* What their transactions did was seen. */
+	PushActiveSnapshot(GetLatestSnapshot());
+	(void) read_marks(self->state, GetActiveSnapshot(), since, true);
+	PopActiveSnapshot();
+	return n_rows;
 }
 
 /*

@@ -177,22 +177,28 @@ oldest_running(Snapshot snapshot)
 	return FullTransactionIdFromEpochAndXid(epoch, snapshot->xmin);
 }
 
-/* _closed_to(state regclass) returns timestamptz: up to which time the windows are final, for the reader's snapshot */
-Datum
-mr_closed_to(PG_FUNCTION_ARGS)
+TimestampTz
+mr_closed_to_for(Oid state)
 {
 	Snapshot snapshot = RegisterSnapshot(GetActiveSnapshot());
 	FullTransactionId xmin = oldest_running(snapshot);
 	TimestampTz closed_to = DT_NOBEGIN;
 	ProgressScan progress;
 
-	begin_scan(&progress, PG_GETARG_OID(0), snapshot, AccessShareLock);
+	begin_scan(&progress, state, snapshot, AccessShareLock);
 	while (next_row(&progress))
 		if (FullTransactionIdPrecedesOrEquals(DatumGetFullTransactionId(progress.values[HORIZON]), xmin))
 			closed_to = Max(closed_to, time_of(&progress, CLOSED_TO));
 	end_scan(&progress);
 	UnregisterSnapshot(snapshot);
-	PG_RETURN_TIMESTAMPTZ(closed_to);
+	return closed_to;
+}
+
+/* _closed_to(state regclass) returns timestamptz */
+Datum
+mr_closed_to(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(mr_closed_to_for(PG_GETARG_OID(0)));
 }
 
 /*

@@ -416,6 +416,12 @@ with_data: false leaves the rows that the source has to CALL millrace.backfill(n
 Also made: NAME_final, the final windows; NAME_changes(cursor), the groups that have changed; NAME_query, the query itself over
 the source; NAME_state and NAME_delta, the states.  Called again with the name of a continuous aggregate, it replaces it.';
 
+CREATE FUNCTION millrace.last_closed_window(name text) RETURNS timestamptz
+	LANGUAGE c STABLE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_last_closed_window';
+COMMENT ON FUNCTION millrace.last_closed_window(text) IS
+'Start of the last window of a continuous aggregate that is final; NULL if none is.  It reads the watermark, not the windows.
+As in: SELECT * FROM trending_final WHERE window_start = (SELECT millrace.last_closed_window(''trending''))';
+
 CREATE FUNCTION millrace.drop_continuous_aggregate(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'aggregate') $$;
 COMMENT ON FUNCTION millrace.drop_continuous_aggregate(text) IS 'Drops a continuous aggregate: its views and its states';

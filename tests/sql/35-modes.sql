@@ -1,5 +1,5 @@
 -- Watermarks and the three readings.  Each statement is a transaction of its own; all goes with the schema at the end.
-SELECT plan(54);
+SELECT plan(59);
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA modes;
@@ -28,6 +28,11 @@ SELECT is(count(*), 20::bigint, 'all of them') FROM m_final;
 SELECT is(count(*), 20::bigint, 'column final says the same') FROM m WHERE final;
 SELECT is(max(window_start), '2024-01-01 09:40+00', 'a sliding window is closed when it has ended') FROM h_final;
 SELECT is((SELECT count(*) FROM s_final), 0::bigint, 'a session that may go on is not closed');
+SELECT is(millrace.last_closed_window('m'), '2024-01-01 10:09+00', 'last_closed_window');
+SELECT is(millrace.last_closed_window('h'), '2024-01-01 09:40+00', 'of a sliding aggregate');
+SELECT is(millrace.last_closed_window('timeless'), NULL, 'without a watermark');
+SELECT throws_ok($$SELECT millrace.last_closed_window('s')$$, '42809', NULL, 'not of sessions');
+SELECT throws_ok($$SELECT millrace.last_closed_window('none')$$, '42704', NULL, 'unknown name');
 
 -- Late rows: before 10:11 for the batch that now comes (watermark 10:11:30)
 SELECT max(cursor) AS before FROM m_changes(NULL) \gset

@@ -1,5 +1,5 @@
 -- Rollups.  Windows become final when transactions end, so this file commits, and drops what it made.
-SELECT plan(50);
+SELECT plan(57);
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA rolling;
@@ -136,6 +136,20 @@ SET enable_seqscan = off;
 SELECT cmp_ok(rows_read('SELECT * FROM per_hour'), '<', (SELECT count(*) / 3 FROM per_minute), 'reading a rollup reads the open windows of its input only');
 SELECT cmp_ok(rows_read('SELECT * FROM per_hour_query'), '>', (SELECT count(*) / 2 FROM per_minute), 'its query reads all');
 RESET enable_seqscan;
+
+-- Corrections: what a refresh of the aggregate changes, or takes away, is seen in settled windows
+CREATE TABLE gone AS SELECT window_start FROM per_hour_state WHERE part = 'b' GROUP BY 1 ORDER BY 1 LIMIT 1;
+SELECT is(count(*) > 0, true, 'there is a settled window with rows') FROM per_hour, gone WHERE per_hour.window_start = gone.window_start;
+DELETE FROM events USING gone WHERE at >= window_start AND at < window_start + interval '1 hour';
+SELECT millrace.refresh('per_minute');
+SELECT is(state('refreshed'), '', 'after a refresh');
+SELECT is(count(*), 0::bigint, 'the rows are gone') FROM per_hour, gone WHERE per_hour.window_start = gone.window_start;
+SELECT is(count(*) > 0, true, 'but not those that were final') FROM per_hour_final f, gone WHERE f.window_start = gone.window_start;
+CALL millrace.maintain();
+SELECT is(state('settled'), '', 'settled again');
+SELECT is(count(*), 0::bigint, 'no window is read live any more') FROM rollups r JOIN millrace.stream s USING (name), millrace._rollup_redo(s.state);
+SELECT millrace.refresh('per_hour', '2024-01-01', '2024-01-02');
+SELECT is(state('refreshed itself'), '', 'a refresh of the rollup computes windows anew');
 
 -- Retention: the input lets windows go, but not before they are settled; the rollup keeps them
 SELECT millrace.create_continuous_aggregate('per_minute',
