@@ -818,7 +818,7 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 		ranges = forced;
 	}
 	else
-		take_marks(refresh->state, refresh->snapshot, DT_NOBEGIN, DT_NOEND, &refresh->window, ranges);
+		take_marks(refresh->state, refresh->snapshot, first, last, &refresh->window, ranges);
 	/* Rows that were not taken may join sessions that no mark touches. */
 	if (refresh->window.kind == MR_SESSION && !refresh->keeps_late && ranges->n > 0)
 		mr_ranges_add(ranges, DT_NOBEGIN, DT_NOEND, DT_NOEND);

@@ -94,6 +94,10 @@ BEGIN
 			OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = k.source) RETURNING k.*)
 	INSERT INTO millrace.gone_range SELECT g.source, g.from_time, g.to_time FROM gone g JOIN pg_class c ON c.oid = g.source;
 	DELETE FROM millrace.gone_range g WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = g.source);
+	/* The query went with a table that it reads; all else of the aggregate is there. */
+	UPDATE millrace.stream s SET definition = NULL, status = 'failed', error = 'what its query reads was dropped'
+		WHERE s.on_error = 'suspend' AND s.kind = 'aggregate' AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = s.definition)
+		AND s.definition IS NOT NULL AND (SELECT count(*) FROM pg_class c WHERE c.oid IN (s.source, s.target, s.state, s.delta, s.final)) = 5;
 	DELETE FROM millrace.mark m WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = m.state);
 END $$;
 COMMENT ON FUNCTION millrace._forget_dropped() IS 'Internal: notes partitions that were dropped, and removes what is kept of tables that are gone';
