@@ -8,8 +8,6 @@
  * PostgreSQL can split between workers is supported, with FILTER, expressions, joins and its own hash table and
  * spilling.  A state is a plain value where the aggregate's transition type is an SQL type (count: bigint), and the
  * bytea of its serialisation function where it is internal.
- *
- * Folding moves rows of NAME_delta into NAME_state, merged to one for each group.
  */
 #include "aggregate.h"
 
@@ -153,8 +151,8 @@ owner_of(Oid rel)
  * The query of the definition runs as the current user, and what it reads becomes readable in the state table: both
  * must belong to the same role, and the current user must have its rights.
  */
-static void
-check_owners(Oid definition, Oid state)
+void
+mr_check_owners(Oid definition, Oid state)
 {
 	Oid owner = owner_of(definition);
 
@@ -172,7 +170,10 @@ over_leaf(Node *expr, Index rti, AttrMap *map)
 {
 	bool whole_row;
 
-	expr = map ? map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row) : copyObject(expr);
+	/* Copied in any case: what maps the numbers leaves constants where they were. */
+	expr = copyObject(expr);
+	if (map)
+		expr = map_variable_attnos(expr, rti, 0, map, InvalidOid, &whole_row);
 	ChangeVarNodes(expr, rti, 1, 0);
 	return expression_planner((Expr *) expr);
 }
@@ -391,7 +392,7 @@ make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *
 	PlannedStmt *stmt;
 	Relation source_rel, leaf_rel = NULL;
 
-	check_owners(definition, target);
+	mr_check_owners(definition, target);
 	def = mr_read_definition(definition);
 	source_rel = table_open(def->source, AccessShareLock);
 
@@ -460,7 +461,7 @@ mr_aggregate_lock(const MrAggregatePlan *plan)
  */
 #define STATE_ROWS 128
 
-typedef struct StateWriter
+struct MrStateWriter
 {
 	DestReceiver dest;
 	char part;					   /* of what a plan makes */
@@ -469,6 +470,7 @@ typedef struct StateWriter
 	TimestampTz closed_pane;	   /* its last pane */
 	const MrRefreshRange *refresh; /* what a plan makes, is of these windows; or NULL */
 	bool is_session;
+	MrTimes *panes; /* NULL, or those that are written */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -480,10 +482,10 @@ typedef struct StateWriter
 	TupleTableSlot *slots[STATE_ROWS];
 	int n_slots;
 	uint64 n_written;
-} StateWriter;
+};
 
 static void
-writer_flush(StateWriter *writer)
+writer_flush(MrStateWriter *writer)
 {
 	if (writer->n_slots == 0)
 		return;
@@ -500,18 +502,34 @@ writer_flush(StateWriter *writer)
 	writer->n_slots = 0;
 }
 
+void
+mr_writer_put(MrStateWriter *writer, const Datum *values, const bool *nulls)
+{
+	MemoryContext old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
+	TupleTableSlot *slot = writer->slots[writer->n_slots];
+
+	if (slot == NULL)
+		slot = writer->slots[writer->n_slots] = MakeSingleTupleTableSlot(writer->desc, &TTSOpsHeapTuple);
+	ExecStoreHeapTuple(heap_form_tuple(writer->desc, unconstify(Datum *, values), unconstify(bool *, nulls)),
+					   slot, true);
+	slot->tts_tableOid = RelationGetRelid(writer->rel);
+	MemoryContextSwitchTo(old);
+	if (++writer->n_slots == STATE_ROWS)
+		writer_flush(writer);
+}
+
 /* values: window_start, other keys, states */
 static void
-writer_put(void *arg, char part, Datum *values, bool *nulls)
+put_group(void *arg, char part, Datum *values, bool *nulls)
 {
-	StateWriter *writer = arg;
-	MemoryContext old;
-	TupleTableSlot *slot = writer->slots[writer->n_slots];
+	MrStateWriter *writer = arg;
 	int n_columns = RelationGetDescr(writer->rel)->natts - MR_STATE_KEYS;
 
 	if (part == MR_PART_LIVE && !nulls[0] && writer->gone_bound != DT_NOBEGIN &&
 		DatumGetTimestampTz(values[0]) <= writer->gone_bound)
 		return;
+	if (writer->panes && !nulls[0])
+		mr_times_add(writer->panes, DatumGetTimestampTz(values[0]));
 	memcpy(writer->nulls + MR_STATE_KEYS, nulls, n_columns * sizeof(bool));
 	memcpy(writer->values + MR_STATE_KEYS, values, n_columns * sizeof(Datum));
 	writer->values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -519,20 +537,13 @@ writer_put(void *arg, char part, Datum *values, bool *nulls)
 	writer->values[2] = TimestampTzGetDatum(writer->closed);
 	writer->nulls[2] =
 		part != MR_PART_BOTH || nulls[0] || DatumGetTimestampTz(values[0]) > writer->closed_pane;
-	old = MemoryContextSwitchTo(writer->estate->es_query_cxt);
-	if (slot == NULL)
-		slot = writer->slots[writer->n_slots] = MakeSingleTupleTableSlot(writer->desc, &TTSOpsHeapTuple);
-	ExecStoreHeapTuple(heap_form_tuple(writer->desc, writer->values, writer->nulls), slot, true);
-	slot->tts_tableOid = RelationGetRelid(writer->rel);
-	MemoryContextSwitchTo(old);
-	if (++writer->n_slots == STATE_ROWS)
-		writer_flush(writer);
+	mr_writer_put(writer, writer->values, writer->nulls);
 }
 
 static bool
 writer_receive(TupleTableSlot *row, DestReceiver *dest)
 {
-	StateWriter *writer = (StateWriter *) dest;
+	MrStateWriter *writer = (MrStateWriter *) dest;
 	const MrRefreshRange *refresh = writer->refresh;
 	char part = writer->part;
 
@@ -550,7 +561,7 @@ writer_receive(TupleTableSlot *row, DestReceiver *dest)
 		if (last <= refresh->closed_bound && refresh->closed_bound != DT_NOBEGIN)
 			part = MR_PART_LIVE;
 	}
-	writer_put(writer, part, row->tts_values, row->tts_isnull);
+	put_group(writer, part, row->tts_values, row->tts_isnull);
 	return true;
 }
 
@@ -564,17 +575,17 @@ writer_nothing(DestReceiver *dest)
 {
 }
 
-static StateWriter *
-writer_open(Oid target, TimestampTz gone_bound)
+MrStateWriter *
+mr_writer_open(Oid target)
 {
-	StateWriter *writer = palloc0(sizeof(StateWriter));
+	MrStateWriter *writer = palloc0(sizeof(MrStateWriter));
 
 	writer->dest.receiveSlot = writer_receive;
 	writer->dest.rStartup = writer_startup;
 	writer->dest.rShutdown = writer_nothing;
 	writer->dest.rDestroy = writer_nothing;
 	writer->dest.mydest = DestNone;
-	writer->gone_bound = gone_bound;
+	writer->gone_bound = writer->closed = writer->closed_pane = DT_NOBEGIN;
 	writer->rel = table_open(target, RowExclusiveLock);
 	writer->estate = CreateExecutorState();
 	writer->rri = makeNode(ResultRelInfo);
@@ -587,8 +598,8 @@ writer_open(Oid target, TimestampTz gone_bound)
 	return writer;
 }
 
-static uint64
-writer_close(StateWriter *writer)
+uint64
+mr_writer_close(MrStateWriter *writer)
 {
 	uint64 n_written;
 
@@ -622,7 +633,7 @@ mr_new_rows_relation(const char *name, Oid relid, Tuplestorestate *rows)
 
 /* Let PostgreSQL's plan make the states, of the rows of a batch or (rows NULL) of the whole source. */
 static void
-run_statement(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, StateWriter *writer, char part)
+run_statement(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrStateWriter *writer, char part)
 {
 	QueryEnvironment *env = NULL;
 	QueryDesc *query;
@@ -666,16 +677,18 @@ mr_aggregate_window(const MrAggregatePlan *plan)
 void
 mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggregateRun *run)
 {
-	StateWriter *writer = writer_open(plan->target, run->gone_bound);
+	MrStateWriter *writer = mr_writer_open(plan->target);
 
+	writer->gone_bound = run->gone_bound;
 	writer->refresh = run->refresh;
 	writer->is_session = plan->window.kind == MR_SESSION;
 	writer->closed = plan->window.kind == MR_HOP ? run->closed : DT_NOBEGIN;
 	writer->closed_pane = mr_last_pane(&plan->window, writer->closed);
+	writer->panes = run->panes;
 	if (rows == NULL)
 		run_statement(plan, leaf, NULL, writer, run->part);
 	else if (plan->scan->is_simple)
-		mr_scan_aggregate(plan->scan, &run->scan, rows, writer_put, writer);
+		mr_scan_aggregate(plan->scan, &run->scan, rows, put_group, writer);
 	else
 	{
 		Tuplestorestate *on_time = rows, *late = NULL;
@@ -693,7 +706,7 @@ mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrAggre
 		else
 			run_statement(plan, leaf, rows, writer, MR_PART_BOTH);
 	}
-	run->n_written = writer_close(writer);
+	run->n_written = mr_writer_close(writer);
 }
 
 /* _aggregate_backfill(definition regclass, state regclass): states of all rows that the source has, as the caller */
@@ -713,18 +726,6 @@ mr_aggregate_backfill(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64((int64) run.n_written);
 }
 
-/*
- * Folding
- */
-
-static HTAB *fold_plans = NULL;
-
-typedef struct FoldPlan
-{
-	Oid state; /* hash key */
-	SPIPlanPtr plan;
-} FoldPlan;
-
 bool
 mr_state_lock(Oid state, bool wait)
 {
@@ -732,39 +733,4 @@ mr_state_lock(Oid state, bool wait)
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, state, 0, MR_STREAM_LOCK_CLASS);
 	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
-}
-
-uint64
-mr_fold(Oid definition, Oid state, Oid delta, int64 limit, bool all)
-{
-	static Oid types[2] = {INT8OID, BOOLOID};
-	Datum values[2] = {Int64GetDatum(limit), BoolGetDatum(all)};
-	FoldPlan *fold;
-	const char *sql;
-	bool found;
-	uint64 n_rows;
-	int rc;
-
-	check_owners(definition, state);
-	if (fold_plans == NULL)
-	{
-		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(FoldPlan)};
-
-		fold_plans = hash_create("millrace folds", 16, &ctl, HASH_ELEM | HASH_BLOBS);
-	}
-	fold = hash_search(fold_plans, &state, HASH_ENTER, &found);
-	if (!found)
-		fold->plan = NULL;
-	/* Locked, they do not change, and a kept plan that is valid stays so. */
-	LockRelationOid(definition, AccessShareLock);
-	LockRelationOid(state, RowExclusiveLock);
-	LockRelationOid(delta, RowExclusiveLock);
-	sql = fold->plan && SPI_plan_is_valid(fold->plan) ? "" : mr_fold_sql(definition, state, delta);
-	SPI_connect();
-	rc = SPI_execute_plan(mr_prepare(&fold->plan, sql, 2, types), values, NULL, false, 0);
-	if (rc != SPI_OK_INSERT)
-		elog(ERROR, "unexpected result of a fold: %s", SPI_result_code_string(rc));
-	n_rows = SPI_processed;
-	SPI_finish();
-	return n_rows;
 }

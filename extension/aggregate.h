@@ -6,6 +6,7 @@
 
 #include "millrace.h"
 
+#include "nodes/execnodes.h"
 #include "nodes/parsenodes.h"
 #include "nodes/primnodes.h"
 
@@ -57,11 +58,20 @@ extern MrWindow mr_definition_window(Oid view);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
 
-/* Output column with the window's start, NULL if there is none; *keys: those with the other keys. */
-extern char *mr_definition_keys(MrDefinition *def, List **keys);
-/* Statement that folds what batches left into NAME_state; $1 bigint: about so many rows of NAME_delta
- * at most; $2 bool: also where that rewrites much more than it removes. */
-extern char *mr_fold_sql(Oid definition, Oid state, Oid delta);
+/* Numbers of the columns with keys other than the window, in the view's result. */
+extern List *mr_key_columns(MrDefinition *def);
+/* Statement that folds what batches left of sessions into NAME_state, all of it. */
+extern char *mr_fold_sessions_sql(Oid definition, Oid state, Oid delta);
+
+/* aggregate.c.  Error if the current user may not act for the owner of both. */
+extern void mr_check_owners(Oid definition, Oid state);
+
+/* Appending rows to NAME_delta or NAME_state, many at a time. */
+typedef struct MrStateWriter MrStateWriter;
+
+extern MrStateWriter *mr_writer_open(Oid target);
+extern void mr_writer_put(MrStateWriter *writer, const Datum *values, const bool *nulls); /* copies the row */
+extern uint64 mr_writer_close(MrStateWriter *writer);									  /* rows written */
 
 /*
  * Statements that compute windows anew; NAME_state takes what they keep.
@@ -88,5 +98,32 @@ extern char *mr_window_text(MrDefinition *def);
 
 /* state.c: does the result of an aggregate depend on the order of its input, though newer servers split it? */
 extern bool mr_is_order_sensitive(Oid trans_fn);
+
+/* Combining stored states of one aggregate. */
+typedef struct MrMergeFunctions MrMergeFunctions;
+
+typedef struct MrMergeState
+{
+	MrMergeFunctions *fn;
+	NullableDatum state;
+	/* No initial value, and nothing combined yet: a strict function starts from the first state. */
+	bool is_empty;
+} MrMergeState;
+
+/*
+ * Function lookups and the initial value, in the given memory.  result_type is InvalidOid if states are to be folded.
+ */
+extern MrMergeFunctions *
+mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context);
+
+/* node passes for the Agg node; memory is its memory, where the merged state lives. */
+extern void mr_merge_start(MrMergeState *merge, MrMergeFunctions *fn, MemoryContext memory);
+extern void mr_merge_next(MrMergeState *merge, NullableDatum stored, fmNodePtr node, MemoryContext memory);
+
+/* The merged state as it is stored */
+extern NullableDatum mr_merge_serial(MrMergeState *merge, fmNodePtr node);
+
+/* What passes for an Agg node with functions that want to be called by one. */
+extern AggState *mr_make_agg_node(void);
 
 #endif

@@ -69,6 +69,8 @@ typedef struct Stream
 	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
+	bool is_alert;				/* alert: target is its view */
+	MrAlert *alert;				/* … NULL until first used */
 } Stream;
 
 typedef struct Leaf
@@ -80,6 +82,7 @@ typedef struct Leaf
 	Oid source;			   /* InvalidOid: no source */
 	List *streams;
 	List *depends; /* relations whose change makes the plans stale */
+	bool has_alerts;
 } Leaf;
 
 typedef struct LeafEntry
@@ -105,6 +108,9 @@ typedef struct StreamWork
 	MrSeen *seen; /* NULL: no watermark */
 	TimestampTz watermark;
 	TimestampTz max_time;
+	/* of an alert, whose watermark says how far it has looked at final windows */
+	Oid alert;	   /* its view */
+	MrTimes fired; /* windows reported */
 } StreamWork;
 
 typedef struct BatchWork
@@ -160,8 +166,14 @@ free_stale_leaves(void)
 		Leaf *leaf = lfirst(lc);
 
 		foreach (lc2, leaf->streams)
-			if (((Stream *) lfirst(lc2))->pipe)
-				SPI_freeplan(((Stream *) lfirst(lc2))->pipe);
+		{
+			Stream *stream = lfirst(lc2);
+
+			if (stream->pipe)
+				SPI_freeplan(stream->pipe);
+			if (stream->alert)
+				mr_alert_free(stream->alert);
+		}
 		MemoryContextDelete(leaf->context);
 	}
 	list_free(stale_leaves);
@@ -232,11 +244,14 @@ read_streams(Leaf *leaf)
 	mr_exec_args(
 		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text"
+		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text,"
+		" t.kind = 'alert'"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
-		" LEFT JOIN " MR_SCHEMA ".stream t ON t.source = s.source AND t.kind <> 'rollup' LEFT JOIN "
-		"pg_catalog.pg_class c ON c.oid = t.state"
-		" WHERE s.source = ANY ($1) ORDER BY t.seq",
+		" LEFT JOIN " MR_SCHEMA
+		".stream t ON t.kind <> 'rollup' AND (t.source = s.source OR t.kind = 'alert' AND EXISTS"
+		" (SELECT FROM " MR_SCHEMA ".stream a WHERE a.source = s.source AND a.target = ANY (t.inputs)))"
+		" LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE t.kind WHEN 'alert' THEN t.target ELSE t.state END"
+		" WHERE s.source = ANY ($1) ORDER BY t.kind = 'alert', t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -275,6 +290,8 @@ read_streams(Leaf *leaf)
 			stream->retained_from = DT_NOBEGIN;
 		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 		read_status(stream, tuple, desc);
+		stream->is_alert = DatumGetBool(SPI_getbinval(tuple, desc, 20, &isnull));
+		leaf->has_alerts |= stream->is_alert;
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -400,6 +417,8 @@ merge_work(BatchWork *into, const BatchWork *from)
 		sum->ms += before.ms;
 		sum->n_late += before.n_late;
 		sum->max_time = Max(sum->max_time, before.max_time);
+		if (OidIsValid(before.alert))
+			mr_times_merge(&sum->fired, &before.fired);
 	}
 }
 
@@ -444,7 +463,7 @@ streams_json(List *streams)
 		push_number(&state, "rows", psprintf(UINT64_FORMAT, stream->rows));
 		if (stream->n_late)
 			push_number(&state, "late", psprintf(UINT64_FORMAT, stream->n_late));
-		if (stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
+		if (OidIsValid(stream->state) && stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
 		{
 			push_string(&state, WJB_KEY, "watermark");
 			push_string(&state, WJB_VALUE,
@@ -521,6 +540,17 @@ fold_now_and_then(const StreamWork *stream)
 	pause->until_ms = mr_now_ms() + (FOLD_PAUSE - 1) * (mr_now_ms() - start);
 }
 
+/* A prepared transaction may not send messages. */
+static void
+finish_alert(StreamWork *stream)
+{
+	mr_alert_notify(stream->name, &stream->fired);
+	if (stream->watermark > stream->seen->closed_to && !IsolationUsesXactSnapshot() &&
+		XidFromFullTransactionId(GetTopFullTransactionId()) % PRUNE_BATCHES == 0 &&
+		mr_state_lock(stream->alert, false))
+		mr_watermark_prune(stream->alert, false);
+}
+
 static void
 prune_now_and_then(Oid source)
 {
@@ -564,6 +594,8 @@ write_work(bool may_fold)
 				mr_watermark_write(stream->seen, stream->watermark, stream->max_time);
 			if (may_fold)
 				fold_now_and_then(stream);
+			if (may_fold && OidIsValid(stream->alert))
+				finish_alert(stream);
 		}
 
 		values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
@@ -790,9 +822,9 @@ plan_aggregate(Stream *stream, Leaf *leaf)
 }
 
 static uint64
-run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows, MrTimes *panes)
 {
-	MrAggregateRun run = {0};
+	MrAggregateRun run = {.panes = panes};
 
 	plan_aggregate(stream, leaf);
 	prepare_late(stream, counts, &run);
@@ -811,13 +843,53 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	return run.n_written;
 }
 
+static bool
+is_aggregate(const Stream *stream)
+{
+	return !stream->is_pipe && !stream->is_alert;
+}
+
+/* What was written of an aggregate, for the alerts that read it. */
+typedef struct Change
+{
+	Oid target;
+	MrTimes panes;
+} Change;
+
+static uint64
+run_alert(Stream *stream, Leaf *leaf, StreamWork *counts, List *changes)
+{
+	MrTimes windows;
+	ListCell *lc;
+
+	if (!OidIsValid(counts->alert))
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		counts->alert = stream->target;
+		mr_times_init(&counts->fired);
+		MemoryContextSwitchTo(old);
+	}
+	if (stream->alert == NULL)
+		stream->alert = mr_alert_plan(stream->target, leaf->context, &leaf->depends);
+	counts->seen = mr_watermark_seen(stream->target);
+	mr_times_init(&windows);
+	foreach (lc, changes)
+	{
+		Change *change = lfirst(lc);
+
+		mr_alert_changed(stream->alert, change->target, &change->panes, &windows);
+	}
+	return mr_alert_run(stream->alert, &windows, counts->seen, &counts->watermark, &counts->fired);
+}
+
 /* Once for each transaction: what its end needs to know of an aggregate. */
 static void
 note_stream(StreamWork *counts, const Stream *stream)
 {
 	MemoryContext old;
 
-	if (stream->is_pipe || OidIsValid(counts->state))
+	if (!is_aggregate(stream) || OidIsValid(counts->state))
 		return;
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	counts->owner = stream->owner;
@@ -840,6 +912,8 @@ typedef struct Attempt
 	Tuplestorestate *rows;
 	Tuplestorestate *more_rows; /* of an UPDATE */
 	MrRanges *ranges;
+	List *changes;	/* of an alert: Change */
+	MrTimes *panes; /* of an aggregate that an alert may read: those that it writes */
 	const char *error;
 } Attempt;
 
@@ -894,8 +968,12 @@ handle(Attempt *arg)
 	uint64 n_rows;
 
 	mr_enter(&guard, stream->owner, stream->settings);
-	n_rows = stream->is_pipe ? run_pipe(stream, arg->leaf->relid, arg->rows)
-							 : run_aggregate(stream, arg->leaf, arg->counts, arg->rows);
+	if (stream->is_pipe)
+		n_rows = run_pipe(stream, arg->leaf->relid, arg->rows);
+	else if (stream->is_alert)
+		n_rows = run_alert(stream, arg->leaf, arg->counts, arg->changes);
+	else
+		n_rows = run_aggregate(stream, arg->leaf, arg->counts, arg->rows, arg->panes);
 	mr_leave(&guard);
 	arg->counts->rows += n_rows;
 }
@@ -976,6 +1054,9 @@ keep_rows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, const char *reason)
 {
 	MrGuard guard;
 
+	/* An alert that is started again looks at what has become final since. */
+	if (stream->is_alert)
+		return;
 	if (!stream->is_pipe)
 	{
 		mark_windows(stream, leaf, rows, NULL, reason);
@@ -1014,8 +1095,9 @@ try_stream(Attempt *arg)
 					 quote_literal_cstr(stream->name))));
 }
 
+/* Run the streams of a leaf over the rows of a batch; or, if rows is NULL, its alerts for what has changed otherwise. */
 static void
-run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
+run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows, List *changes)
 {
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace batch", ALLOCSET_DEFAULT_SIZES);
@@ -1027,10 +1109,24 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows)
 		Stream *stream = lfirst(lc);
 		ErrorContextCallback callback = {error_context_stack, stream_error_context, stream};
 		double start = mr_now_ms();
-		StreamWork *counts = stream_work(batch, stream->name);
-		Attempt arg = {.stream = stream, .leaf = leaf, .counts = counts, .rows = rows};
+		StreamWork *counts;
+		Attempt arg = {.stream = stream, .leaf = leaf, .rows = rows, .changes = changes};
 		double ms;
 
+		if (rows == NULL && !stream->is_alert)
+			continue;
+		counts = arg.counts = stream_work(batch, stream->name);
+		if (leaf->has_alerts && is_aggregate(stream))
+		{
+			Change *change = MemoryContextAllocZero(old, sizeof(Change));
+
+			MemoryContextSwitchTo(old);
+			change->target = stream->target;
+			mr_times_init(&change->panes);
+			changes = lappend(changes, change);
+			arg.panes = &change->panes;
+			MemoryContextSwitchTo(context);
+		}
 		error_context_stack = &callback;
 		note_stream(counts, stream);
 		if (stream->is_suspended)
@@ -1059,7 +1155,7 @@ mr_mark_table(Oid rel, const char *reason)
 	register_callbacks();
 	leaf = get_leaf(rel);
 	foreach (lc, leaf->streams)
-		if (!((Stream *) lfirst(lc))->is_pipe)
+		if (is_aggregate(lfirst(lc)))
 			mark_windows(lfirst(lc), leaf, NULL, NULL, reason);
 }
 
@@ -1087,7 +1183,7 @@ mark_change(TriggerData *trigger)
 	register_callbacks();
 	leaf = get_leaf(RelationGetRelid(trigger->tg_relation));
 	foreach (lc, leaf->streams)
-		if (!((Stream *) lfirst(lc))->is_pipe)
+		if (is_aggregate(lfirst(lc)))
 			mark_windows(lfirst(lc), leaf, old_rows, new_rows, reason);
 }
 
@@ -1120,8 +1216,24 @@ mr_on_batch(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	batch = batch_work(leaf->source);
 	batch->rows += n_rows;
-	run_streams(leaf, batch, trigger->tg_newtable);
+	run_streams(leaf, batch, trigger->tg_newtable, NIL);
 	return PointerGetDatum(NULL);
+}
+
+void
+mr_alerts_changed(Oid source, Oid target, const MrTimes *panes)
+{
+	Leaf *leaf;
+	Change change = {target};
+
+	register_callbacks();
+	leaf = get_leaf(source);
+	if (!leaf->has_alerts)
+		return;
+	mr_times_init(&change.panes);
+	if (panes)
+		mr_times_merge(&change.panes, panes);
+	run_streams(leaf, batch_work(leaf->source), NULL, list_make1(&change));
 }
 
 /*

@@ -896,8 +896,9 @@ typedef struct TextContext
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
 	const char
-		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
-	const char *group_by; /* s.window_start, s.k1, … */
+		*last_gone; /* … that retention dropped, NULL: none; of sessions the time before which they are */
+	const char *first_kept; /* the same for rows that have a window: none starts earlier */
+	const char *group_by;	/* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -949,6 +950,10 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
+	texts->first_kept = psprintf(
+		"(SELECT coalesce(pg_catalog.max(" MR_SCHEMA "._last_closed(r.retained_from, %s)) + '1 microsecond',"
+		" '-infinity') FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass)",
+		texts->window_args, quote_literal_cstr(texts->state_name));
 	texts->last_gone =
 		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
 				 " AND r.retained_from IS NOT NULL)",
@@ -1105,8 +1110,8 @@ view_text(TextContext *texts, bool is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
 						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
-						 " AND s.window_start IS NOT NULL AND %s",
-						 texts->state_name, but_part, in_delta, kept_text(texts));
+						 " AND (s.window_start >= %s) IS TRUE",
+						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1199,31 +1204,27 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
  * Keys
  */
 
-char *
-mr_definition_keys(MrDefinition *def, List **keys)
+List *
+mr_key_columns(MrDefinition *def)
 {
-	char *window = NULL;
+	List *columns = NIL;
 	ListCell *lc, *lc2;
 
-	*keys = NIL;
 	foreach (lc, def->query->targetList)
 	{
 		TargetEntry *tle = lfirst(lc);
 
 		if (tle->resjunk)
 			continue;
-		foreach (lc2, def->keys)
+		for_each_from(lc2, def->keys, 1)
 		{
 			if (!equal(tle->expr, ((TargetEntry *) lfirst(lc2))->expr))
 				continue;
-			if (foreach_current_index(lc2) > 0)
-				*keys = lappend(*keys, pstrdup(tle->resname));
-			else if (window == NULL)
-				window = pstrdup(tle->resname);
+			columns = lappend_int(columns, tle->resno);
 			break;
 		}
 	}
-	return window;
+	return columns;
 }
 
 /*
@@ -1233,20 +1234,23 @@ mr_definition_keys(MrDefinition *def, List **keys)
 Datum
 mr_aggregate_keys(PG_FUNCTION_ARGS)
 {
-	List *keys;
-	char *window = mr_definition_keys(mr_read_definition(PG_GETARG_OID(0)), &keys);
-	Datum *names = palloc0((list_length(keys) + 1) * sizeof(Datum));
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	List *columns = mr_key_columns(def);
+	AttrNumber window = mr_window_column(def);
+	Datum *names = palloc0((list_length(columns) + 1) * sizeof(Datum));
 	TupleDesc desc;
 	Datum values[2] = {0, 0};
-	bool nulls[2] = {window == NULL, false};
+	bool nulls[2] = {window == 0, false};
 	ListCell *lc;
 
-	foreach (lc, keys)
-		names[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	foreach (lc, columns)
+		names[foreach_current_index(lc)] = DirectFunctionCall1(
+			namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), lfirst_int(lc), false)));
 	if (window)
-		values[0] = DirectFunctionCall1(namein, CStringGetDatum(window));
+		values[0] =
+			DirectFunctionCall1(namein, CStringGetDatum(get_attname(PG_GETARG_OID(0), window, false)));
 	values[1] = PointerGetDatum(
-		construct_array(names, list_length(keys), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+		construct_array(names, list_length(columns), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
@@ -1290,17 +1294,20 @@ key_list(TextContext *texts, const char *alias, int first)
 }
 
 /*
- * Sessions: parts that touch become one, part by part.  State rows that may touch are those of the same keys, by
+ * Parts of sessions that touch become one, part by part.  State rows that may touch are those of the same keys, by
  * their hash, in the span of time of the rows that are folded.
  */
-static char *
-fold_sessions_sql(TextContext *texts)
+char *
+mr_fold_sessions_sql(Oid definition, Oid state, Oid delta)
 {
-	char *keys = key_list(texts, "u", 1);
-	char *row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
+	TextContext context, *texts = &context;
+	char *keys, *row;
 
+	start_texts(texts, definition, state, delta);
+	keys = key_list(texts, "u", 1);
+	row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
 	return psprintf(
-		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND $1 > 0 AND $2 IS NOT NULL RETURNING %s),"
+		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " RETURNING %s),"
 		" s AS (DELETE FROM %s t WHERE t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
 		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
@@ -1314,59 +1321,6 @@ fold_sessions_sql(TextContext *texts)
 									   " OVER (PARTITION BY u.part%s%s ORDER BY u.window_start)",
 							 texts->gap, keys[0] ? ", " : "", keys)),
 		texts->state_name, key_list(texts, "w", 0), folded_columns(texts, "w", ""), key_list(texts, "w", 0));
-}
-
-/*
- * Panes and tumbling windows, whole windows at a time.  Afterwards each group has one row 'b', or, where late rows
- * came or a closed window was computed anew, 'l' with all that NAME shows and 'f' with what NAME_final does.
- * Windows of which NAME_state has more than twice the rows that would be folded wait, unless $2.
- */
-char *
-mr_fold_sql(Oid definition, Oid state, Oid delta)
-{
-	TextContext texts;
-	char *keys, *columns, *chosen;
-	StringInfoData buf;
-
-	start_texts(&texts, definition, state, delta);
-	if (texts.def->window.kind == MR_SESSION)
-		return fold_sessions_sql(&texts);
-	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
-	columns = column_list(&texts, "t", NULL);
-	chosen = "t.window_start = ANY (ARRAY(SELECT w.window_start FROM w)) OR t.window_start IS NULL";
-	initStringInfo(&buf);
-	appendStringInfo(&buf,
-					 "WITH w AS MATERIALIZED (SELECT q.window_start FROM (SELECT p.window_start, p.n,"
-					 " pg_catalog.sum(p.n) OVER (ORDER BY p.window_start) - p.n AS before FROM"
-					 " (SELECT t.window_start, pg_catalog.count(*) AS n FROM %s t WHERE t.xid < " HORIZON
-					 " AND t.window_start IS NOT NULL GROUP BY 1) p"
-					 " WHERE $2 OR (SELECT pg_catalog.count(*) FROM (SELECT FROM %s t WHERE t.window_start = "
-					 "p.window_start"
-					 " LIMIT 2 * p.n + 1) c) <= 2 * p.n) q WHERE q.before < $1),"
-					 " d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " AND (%s) RETURNING %s),"
-					 " s AS (DELETE FROM %s t WHERE (%s) AND EXISTS (SELECT FROM d) RETURNING %s),"
-					 " u AS MATERIALIZED (SELECT * FROM d UNION ALL SELECT * FROM s),"
-					 " m AS MATERIALIZED (SELECT DISTINCT u.window_start FROM u WHERE u.part <> 'b'),"
-					 " g AS (SELECT " MR_SCHEMA "._max_xid(u.xid) AS xid, 'b'::\"char\" AS part, %s%s FROM u"
-					 " WHERE u.window_start IS NULL OR NOT u.window_start = ANY (ARRAY(SELECT m.window_start "
-					 "FROM m)) GROUP BY %s)",
-					 texts.delta_name, texts.state_name, texts.delta_name, chosen, columns, texts.state_name,
-					 chosen, columns, keys, folded_columns(&texts, "u", ""), keys);
-	for (const char *part = "lf"; *part; part++)
-		appendStringInfo(
-			&buf,
-			", %c AS (SELECT " MR_SCHEMA
-			"._max_xid(u.xid) AS xid, CASE WHEN pg_catalog.bool_and(u.part = 'b') THEN 'b'"
-			" ELSE '%c' END::\"char\" AS part, %s%s FROM u WHERE u.window_start = ANY (ARRAY(SELECT "
-			"m.window_start FROM m))"
-			" GROUP BY %s HAVING pg_catalog.bool_or(u.part <> '%c')%s)",
-			*part, *part, keys,
-			folded_columns(&texts, "u", psprintf(" FILTER (WHERE u.part <> '%c')", *part == 'l' ? 'f' : 'l')),
-			keys, *part == 'l' ? 'f' : 'l', *part == 'l' ? "" : " AND NOT pg_catalog.bool_and(u.part = 'b')");
-	appendStringInfo(&buf,
-					 " INSERT INTO %s SELECT * FROM g UNION ALL SELECT * FROM l UNION ALL SELECT * FROM f",
-					 texts.state_name);
-	return buf.data;
 }
 
 /*

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "executor/tstoreReceiver.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -136,7 +137,8 @@ mr_late_forget(const char *stream)
 	SysScanDesc scan;
 	HeapTuple tuple;
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, CStringGetTextDatum(stream));
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid, DEFAULT_COLLATION_OID, F_TEXTEQ,
+						   CStringGetTextDatum(stream));
 	scan = systable_beginscan(rel, mr_catalog("late_row_stream"), true, snapshot, 1, &key);
 	while ((tuple = systable_getnext(scan)) != NULL)
 	{
@@ -310,20 +312,20 @@ as_source_rows(Oid source, Tuplestorestate *stored)
 
 /* Their states: those of closed windows count in NAME only. */
 static uint64
-merge_rows(Aggregate *agg, Tuplestorestate *rows)
+merge_rows(Aggregate *agg, Tuplestorestate *rows, MrTimes *panes)
 {
 	List *depends = NIL;
 	MrAggregatePlan *plan =
 		mr_aggregate_plan(agg->definition, agg->source, agg->delta, CurrentMemoryContext, &depends);
 	const MrWindow *window = mr_aggregate_window(plan);
-	MrAggregateRun run = {.has_watermark = true};
+	MrAggregateRun run = {.has_watermark = true, .closed = DT_NOBEGIN, .panes = panes};
 
 	run.gone_bound = run.scan.late_bound = mr_last_closed(window, agg->retained_from);
 	run.scan.max_time = run.scan.max_allowed = DT_NOBEGIN;
 	run.scan.keep_late = true;
 	if (agg->has_watermark)
-		run.scan.late_bound = Max(
-			run.gone_bound, mr_last_closed(window, mr_watermark(mr_watermark_seen(agg->state), &agg->delay)));
+		run.closed = mr_last_closed(window, mr_watermark(mr_watermark_seen(agg->state), &agg->delay));
+	run.scan.late_bound = Max(run.gone_bound, run.closed);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	mr_aggregate_run(plan, agg->source, rows, &run);
 	PopActiveSnapshot();
@@ -338,6 +340,7 @@ mr_replay_late(PG_FUNCTION_ARGS)
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Aggregate *agg = read_aggregate(name);
 	Tuplestorestate *stored, *rows;
+	MrTimes panes;
 	int64 n_rows;
 	MrGuard guard;
 	Oid source = agg->source;
@@ -361,9 +364,11 @@ mr_replay_late(PG_FUNCTION_ARGS)
 		mr_enter(&guard, agg->owner, agg->settings);
 		rows = as_source_rows(agg->source, stored);
 		tuplestore_end(stored);
-		(void) merge_rows(agg, rows);
+		mr_times_init(&panes);
+		(void) merge_rows(agg, rows, &panes);
 		tuplestore_end(rows);
 		mr_leave(&guard);
+		mr_alerts_changed(agg->source, agg->target, &panes);
 	}
 	SPI_finish();
 	PG_RETURN_INT64(n_rows);
@@ -518,7 +523,8 @@ revised_windows(Aggregate *agg, const MrWindow *window, MrTimes *windows)
 	mr_times_init(windows);
 	for (int i = 0; i < 2; i++)
 	{
-		mr_exec(psprintf("SELECT DISTINCT window_start FROM %s WHERE part OPERATOR(pg_catalog.<>) '%c' AND "
+		mr_exec(psprintf("SELECT DISTINCT window_start FROM %s WHERE (part OPERATOR(pg_catalog.<>) '%c' OR "
+						 "open_from IS NOT NULL) AND "
 						 "window_start IS NOT NULL",
 						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(rels[i])),
 													get_rel_name(rels[i])),
@@ -533,49 +539,65 @@ revised_windows(Aggregate *agg, const MrWindow *window, MrTimes *windows)
 	mr_times_add_windows(windows, window, &panes);
 }
 
-/* One side of the comparison: window, keys, key and value as jsonb, and whether the window is final. */
+/*
+ * One side of the comparison: window, keys, key and value as jsonb, and whether the window is final.  Both have the names
+ * of NAME's columns, whatever those of NAME_final are by now.
+ */
 static void
-append_side(StringInfo buf, Oid view, const char *window, List *keys, bool is_final, const char *condition)
+append_side(StringInfo buf, Aggregate *agg, MrDefinition *def, bool is_final, const char *condition)
 {
+	Oid view = is_final ? agg->final : agg->target;
+	AttrNumber window = mr_window_column(def);
+	Relation rel = table_open(agg->final, AccessShareLock);
+	int n_columns = RelationGetNumberOfAttributes(rel);
 	StringInfoData key, others;
-	const char *name =
-		quote_qualified_identifier(get_namespace_name(get_rel_namespace(view)), get_rel_name(view));
 	ListCell *lc;
 
+	table_close(rel, NoLock);
 	initStringInfo(&key);
 	initStringInfo(&others);
-	appendStringInfo(buf, "SELECT %s AS w",
-					 window ? psprintf("v.%s", quote_identifier(window)) : "NULL::pg_catalog.timestamptz");
-	foreach (lc, keys)
+	if (window)
+		appendStringInfo(buf, "SELECT v.%s AS w", quote_identifier(get_attname(agg->target, window, false)));
+	else
+		appendStringInfoString(buf, "SELECT NULL::pg_catalog.timestamptz AS w");
+	foreach (lc, mr_key_columns(def))
 	{
-		const char *column = quote_identifier(lfirst(lc));
+		char *name = get_attname(agg->target, lfirst_int(lc), false);
 
-		appendStringInfo(buf, ", v.%s AS k%d", column, foreach_current_index(lc) + 1);
-		appendStringInfo(&key, " || pg_catalog.jsonb_build_object(%s, v.%s)", quote_literal_cstr(lfirst(lc)),
-						 column);
-		appendStringInfo(&others, ", %s", quote_literal_cstr(lfirst(lc)));
+		appendStringInfo(buf, ", v.%s AS k%d", quote_identifier(name), foreach_current_index(lc) + 1);
+		appendStringInfo(&key, " || pg_catalog.jsonb_build_object(%s, v.%s)", quote_literal_cstr(name),
+						 quote_identifier(name));
+		appendStringInfo(&others, ", %s", quote_literal_cstr(name));
 	}
+	if (window)
+		appendStringInfo(&others, ", %s", quote_literal_cstr(get_attname(agg->target, window, false)));
 	appendStringInfo(buf,
-					 ", '{}'::pg_catalog.jsonb%s AS key, pg_catalog.to_jsonb(v) - ARRAY['final', "
-					 "%s%s]::pg_catalog.text[] AS value,"
-					 " %s AS is_final FROM %s v WHERE %s",
-					 key.data, window ? quote_literal_cstr(window) : "'final'", others.data,
-					 is_final ? "true" : "v.final", name, condition);
+					 ", '{}'::pg_catalog.jsonb%s AS key, pg_catalog.to_jsonb(v) -"
+					 " ARRAY['final'%s]::pg_catalog.text[] AS value, %s AS is_final FROM (SELECT ",
+					 key.data, others.data, is_final ? "true" : "v.final");
+	for (int i = 1; i <= n_columns; i++)
+		appendStringInfo(buf, "%sn.%s AS %s", i > 1 ? ", " : "",
+						 quote_identifier(get_attname(view, i, false)),
+						 quote_identifier(get_attname(agg->target, i, false)));
+	if (!is_final)
+		appendStringInfo(buf, ", n.%s AS final", quote_identifier(get_attname(view, n_columns + 1, false)));
+	appendStringInfo(
+		buf, " FROM %s n) v WHERE %s",
+		quote_qualified_identifier(get_namespace_name(get_rel_namespace(view)), get_rel_name(view)),
+		condition);
 }
 
 static char *
 revisions_query(Aggregate *agg, MrDefinition *def, const MrTimes *windows)
 {
-	List *keys;
-	char *window = mr_definition_keys(def, &keys);
+	AttrNumber column = mr_window_column(def);
 	const char *condition = "$1 IS NOT NULL AND $2 IS NOT NULL AND $3 IS NOT NULL";
 	StringInfoData buf;
 
-	if (window && !windows->is_range)
-		condition =
-			psprintf("v.%s = ANY ($1) AND $2 IS NOT NULL AND $3 IS NOT NULL", quote_identifier(window));
-	else if (window && def->window.kind != MR_SESSION)
-		condition = psprintf("v.%s BETWEEN $2 AND $3 AND $1 IS NOT NULL", quote_identifier(window));
+	if (column && def->window.kind != MR_SESSION)
+		condition = psprintf(windows->is_range ? "v.%s BETWEEN $2 AND $3 AND $1 IS NOT NULL"
+											   : "v.%s = ANY ($1) AND $2 IS NOT NULL AND $3 IS NOT NULL",
+							 quote_identifier(get_attname(agg->target, column, false)));
 	initStringInfo(&buf);
 	appendStringInfoString(
 		&buf,
@@ -587,11 +609,11 @@ revisions_query(Aggregate *agg, MrDefinition *def, const MrTimes *windows)
 		" pg_catalog.jsonb_agg(q.value ORDER BY q.value) FILTER (WHERE q.side = 0) AS final,"
 		" pg_catalog.jsonb_agg(q.value ORDER BY q.value) FILTER (WHERE q.side = 1) AS current,"
 		" pg_catalog.bool_or(q.is_final) AS is_final FROM (SELECT 0 AS side, f.* FROM (");
-	append_side(&buf, agg->final, window, keys, true, condition);
+	append_side(&buf, agg, def, true, condition);
 	appendStringInfoString(&buf, ") f UNION ALL SELECT 1, c.* FROM (");
-	append_side(&buf, agg->target, window, keys, false, condition);
+	append_side(&buf, agg, def, false, condition);
 	appendStringInfoString(&buf, ") c) q GROUP BY q.w");
-	for (int i = 1; i <= list_length(keys); i++)
+	for (int i = 1; i <= list_length(mr_key_columns(def)); i++)
 		appendStringInfo(&buf, ", q.k%d", i);
 	appendStringInfoString(&buf, ") r WHERE is_final AND final IS DISTINCT FROM current ORDER BY w, key");
 	return buf.data;

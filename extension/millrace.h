@@ -327,6 +327,7 @@ typedef struct MrAggregateRun
 	TimestampTz closed; /* start of the last closed window; DT_NOBEGIN: none */
 	char part;			/* over the source: of the states */
 	const struct MrRefreshRange *refresh; /* over the source: what is computed anew, or NULL */
+	struct MrTimes *panes;				  /* if not NULL, the panes that were written are added to it */
 	uint64 n_written;					  /* result */
 } MrAggregateRun;
 
@@ -370,7 +371,10 @@ extern void mr_aggregate_run(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *r
 #define MR_STREAM_LOCK_CLASS 4
 extern bool mr_state_lock(Oid state, bool wait);
 
-/* Fold about limit rows of NAME_delta into NAME_state, as the current user, who holds the lock; returns groups written. */
+/*
+ * fold.c: fold up to limit rows of NAME_delta (all, of sessions) into NAME_state, as the current user, who holds the
+ * lock; returns rows written.  Windows of which NAME_state has much more rows than would be folded wait, unless all.
+ */
 extern uint64 mr_fold(Oid definition, Oid state, Oid delta, int64 limit, bool all);
 
 /* definition.c: a function of the extension; by the catalog, because the current user may lack USAGE on its schema. */
@@ -392,6 +396,7 @@ typedef struct MrSeen
 } MrSeen;
 
 extern MrSeen *mr_watermark_seen(Oid state);
+extern Datum mr_closed_to(PG_FUNCTION_ARGS); /* of a state table, for the active snapshot */
 
 /* The watermark: what was seen, less the delay.  DT_NOBEGIN if nothing was. */
 extern TimestampTz mr_watermark(const MrSeen *seen, const Interval *delay);
@@ -401,6 +406,9 @@ extern TimestampTz mr_closed_to_for(Oid state);
 
 /* Record, at commit, what a transaction brought and what it saw. */
 extern void mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_time);
+
+/* xmin of a snapshot, with its epoch */
+extern FullTransactionId mr_oldest_running(Snapshot snapshot);
 
 /* Remove the rows of progress that say nothing more, or all. */
 extern void mr_watermark_prune(Oid state, bool all);
@@ -460,6 +468,34 @@ extern void mr_times_add_windows(MrTimes *windows, const MrWindow *window, MrTim
 
 /* timestamptz[], sorted and distinct */
 extern ArrayType *mr_times_array(MrTimes *times);
+extern void mr_times_merge(MrTimes *into, const MrTimes *from);
+
+/*
+ * An alert, planned for the batches of this backend; what mr_aggregate_plan says of keep and depends holds for it, but
+ * its SPI plans want mr_alert_free.
+ */
+typedef struct MrAlert MrAlert;
+extern MrAlert *mr_alert_plan(Oid view, MemoryContext keep, List **depends);
+extern void mr_alert_free(MrAlert *alert);
+
+/* Add the windows to which the panes of an aggregate (its view NAME) belong, if the alert reads it. */
+extern void mr_alert_changed(const MrAlert *alert, Oid target, MrTimes *panes, MrTimes *windows);
+
+/*
+ * Report what the alert finds in the windows, and in those that have become final; as the current user.  seen: of its
+ * view; *looked_to: how far this transaction has looked at final windows, DT_NOBEGIN at first; the windows that were
+ * reported are added to fired.  Returns rows reported.
+ */
+extern uint64
+mr_alert_run(MrAlert *alert, MrTimes *windows, struct MrSeen *seen, TimestampTz *looked_to, MrTimes *fired);
+extern void mr_alert_notify(const char *name, MrTimes *fired);
+extern void mr_alert_forget(Oid view);
+
+/*
+ * batch.c: run the alerts over an aggregate (its view target) of a source for panes that were changed by other means than
+ * a batch, and for windows that have become final since; panes may be NULL.
+ */
+extern void mr_alerts_changed(Oid source, Oid target, const MrTimes *panes);
 
 /*
  * The plan for a stored text, as the current user: *kept if it is still good, else a new one that takes its place

@@ -43,7 +43,7 @@ mr_is_order_sensitive(Oid trans_fn)
  * merge_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the aggregate that
  * combines stored states and returns the final value, as the leader of a parallel query does.
  */
-typedef struct MergeFunctions
+struct MrMergeFunctions
 {
 	Oid agg_fn;
 	FmgrInfo combine_fn;
@@ -57,16 +57,7 @@ typedef struct MergeFunctions
 	int16 len;
 	bool by_value;
 	NullableDatum initial;
-} MergeFunctions;
-
-/* One group */
-typedef struct MergeState
-{
-	MergeFunctions *fn;
-	NullableDatum state;
-	bool
-		is_empty; /* no initial value, and nothing combined yet: a strict function starts from the first state */
-} MergeState;
+};
 
 /*
  * Are the types of the state and of the result those that the aggregate has?  Anybody may call merge_state with
@@ -94,7 +85,7 @@ types_fit(Oid agg_fn, Form_pg_aggregate form, Oid state, Oid result)
 
 /* The final function, with the types of the aggregate's arguments if it is declared to see them. */
 static void
-merge_final_function(MergeFunctions *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type,
+merge_final_function(MrMergeFunctions *merge, Oid agg_fn, Form_pg_aggregate form, Oid trans_type,
 					 Oid result_type)
 {
 	Oid input_types[FUNC_MAX_ARGS];
@@ -122,14 +113,11 @@ merge_final_function(MergeFunctions *merge, Oid agg_fn, Form_pg_aggregate form, 
 	fmgr_info_set_expr((Node *) expr, &merge->final_fn);
 }
 
-/*
- * Function lookups and the initial value, in the given memory.  result_type is InvalidOid if states are to be folded.
- */
-static MergeFunctions *
-merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
+MrMergeFunctions *
+mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	MergeFunctions *merge = palloc0(sizeof(MergeFunctions));
+	MrMergeFunctions *merge = palloc0(sizeof(MrMergeFunctions));
 	HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(agg_fn));
 	Form_pg_aggregate form;
 	Oid trans_type, combine_types[2];
@@ -195,7 +183,7 @@ merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, Memo
 
 /* The value of a stored state, NULL or not: deserialised where the aggregate works on something internal. */
 static NullableDatum
-stored_value(MergeFunctions *fn, NullableDatum stored, fmNodePtr context)
+stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 {
 	LOCAL_FCINFO(call, 2);
 
@@ -210,8 +198,8 @@ stored_value(MergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 	return stored;
 }
 
-static void
-merge_start(MergeState *merge, MergeFunctions *fn, MemoryContext memory)
+void
+mr_merge_start(MrMergeState *merge, MrMergeFunctions *fn, MemoryContext memory)
 {
 	merge->fn = fn;
 	merge->state = fn->initial;
@@ -225,12 +213,12 @@ merge_start(MergeState *merge, MergeFunctions *fn, MemoryContext memory)
 	}
 }
 
-/* Combine one more stored state, as advance_combine_function of nodeAgg.c does. */
-static void
-merge_next(MergeState *merge, NullableDatum stored, fmNodePtr context, MemoryContext memory)
+/* As advance_combine_function of nodeAgg.c */
+void
+mr_merge_next(MrMergeState *merge, NullableDatum stored, fmNodePtr context, MemoryContext memory)
 {
 	LOCAL_FCINFO(call, 2);
-	MergeFunctions *fn = merge->fn;
+	MrMergeFunctions *fn = merge->fn;
 	MemoryContext old;
 	Datum result;
 
@@ -273,7 +261,7 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 {
 	int n_state = PG_NARGS() - 1; /* the state is the last argument */
 	MemoryContext memory;
-	MergeState *merge;
+	MrMergeState *merge;
 
 	if (!AggCheckCallContext(fcinfo, &memory))
 		elog(ERROR, "merge_state called in non-aggregate context");
@@ -283,25 +271,25 @@ mr_merge_state_trans(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("aggregate of merge_state must not be null")));
 	if (PG_ARGISNULL(0))
 	{
-		MergeFunctions *fn = fcinfo->flinfo->fn_extra;
+		MrMergeFunctions *fn = fcinfo->flinfo->fn_extra;
 
 		/* Looked up once for all groups */
 		if (fn == NULL || fn->agg_fn != PG_GETARG_OID(1))
-			fn = fcinfo->flinfo->fn_extra = merge_functions(
+			fn = fcinfo->flinfo->fn_extra = mr_merge_functions(
 				PG_GETARG_OID(1), n_state == 3 ? get_fn_expr_argtype(fcinfo->flinfo, 2) : InvalidOid,
 				get_fn_expr_argtype(fcinfo->flinfo, n_state), PG_GET_COLLATION(), fcinfo->flinfo->fn_mcxt);
-		merge = MemoryContextAlloc(memory, sizeof(MergeState));
-		merge_start(merge, fn, memory);
+		merge = MemoryContextAlloc(memory, sizeof(MrMergeState));
+		mr_merge_start(merge, fn, memory);
 	}
 	else
-		merge = (MergeState *) PG_GETARG_POINTER(0);
-	merge_next(merge, fcinfo->args[n_state], fcinfo->context, memory);
+		merge = (MrMergeState *) PG_GETARG_POINTER(0);
+	mr_merge_next(merge, fcinfo->args[n_state], fcinfo->context, memory);
 	PG_RETURN_POINTER(merge);
 }
 
 /* The aggregate's value of a transition value. */
 static Datum
-final_value(MergeFunctions *fn, NullableDatum state, FunctionCallInfo fcinfo, fmNodePtr context)
+final_value(MrMergeFunctions *fn, NullableDatum state, FunctionCallInfo fcinfo, fmNodePtr context)
 {
 	LOCAL_FCINFO(call, FUNC_MAX_ARGS);
 	Datum result;
@@ -330,22 +318,21 @@ final_value(MergeFunctions *fn, NullableDatum state, FunctionCallInfo fcinfo, fm
 Datum
 mr_merge_state_final(PG_FUNCTION_ARGS)
 {
-	MergeState *merge;
+	MrMergeState *merge;
 
 	if (!AggCheckCallContext(fcinfo, NULL))
 		elog(ERROR, "merge_state called in non-aggregate context");
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	merge = (MergeState *) PG_GETARG_POINTER(0);
+	merge = (MrMergeState *) PG_GETARG_POINTER(0);
 	return final_value(merge->fn, merge->state, fcinfo, fcinfo->context);
 }
 
-/* The state as it is stored */
-static NullableDatum
-serial_value(MergeState *merge, fmNodePtr context)
+NullableDatum
+mr_merge_serial(MrMergeState *merge, fmNodePtr context)
 {
 	LOCAL_FCINFO(call, 1);
-	MergeFunctions *fn = merge->fn;
+	MrMergeFunctions *fn = merge->fn;
 	NullableDatum result = merge->state;
 
 	if (!fn->is_internal || (result.isnull && fn->serial_fn.fn_strict))
@@ -367,7 +354,7 @@ mr_fold_state_final(PG_FUNCTION_ARGS)
 		elog(ERROR, "fold_state called in non-aggregate context");
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	result = serial_value((MergeState *) PG_GETARG_POINTER(0), fcinfo->context);
+	result = mr_merge_serial((MrMergeState *) PG_GETARG_POINTER(0), fcinfo->context);
 	if (result.isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(result.value);
@@ -376,13 +363,12 @@ mr_fold_state_final(PG_FUNCTION_ARGS)
 /* final_state(aggregate regprocedure, result anyelement, state "any") returns anyelement: the value of one state */
 typedef struct FinalState
 {
-	MergeFunctions *fn;
+	MrMergeFunctions *fn;
 	AggState *agg;
 } FinalState;
 
-/* What passes for an Agg node with functions that want to be called by one. */
-static AggState *
-make_agg_node(void)
+AggState *
+mr_make_agg_node(void)
 {
 	AggState *agg = makeNode(AggState);
 
@@ -405,10 +391,10 @@ mr_final_state(PG_FUNCTION_ARGS)
 		MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
 
 		final = palloc(sizeof(FinalState));
-		final->agg = make_agg_node();
-		final->fn =
-			merge_functions(PG_GETARG_OID(0), get_fn_expr_argtype(fcinfo->flinfo, 1),
-							get_fn_expr_argtype(fcinfo->flinfo, 2), PG_GET_COLLATION(), CurrentMemoryContext);
+		final->agg = mr_make_agg_node();
+		final->fn = mr_merge_functions(PG_GETARG_OID(0), get_fn_expr_argtype(fcinfo->flinfo, 1),
+									   get_fn_expr_argtype(fcinfo->flinfo, 2), PG_GET_COLLATION(),
+									   CurrentMemoryContext);
 		fcinfo->flinfo->fn_extra = final;
 		MemoryContextSwitchTo(old);
 	}

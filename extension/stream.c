@@ -229,7 +229,9 @@ mr_check_stream_owner(const char *name)
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
 	mr_exec_args("SELECT coalesce(c.relowner, t.owner) FROM " MR_SCHEMA
-				 ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
+				 ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE t.kind WHEN 'alert' THEN "
+				 "t.target ELSE t.state END"
+				 " WHERE t.name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 1)
 		owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -451,7 +453,13 @@ delete_rows(const char *name)
 	}
 	UnregisterSnapshot(snapshot);
 	foreach (lc, deleted)
-		mr_late_forget(((StreamRow *) lfirst(lc))->name);
+	{
+		StreamRow *row = lfirst(lc);
+
+		mr_late_forget(row->name);
+		if (!row->is_pipe && !OidIsValid(row->state))
+			mr_alert_forget(row->target);
+	}
 	CommandCounterIncrement();
 	return deleted;
 }
@@ -529,12 +537,15 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 static void
 drop_made(const StreamRow *row, Oid owner, const char *behavior)
 {
-	drop_changes(row->state, owner, behavior);
+	if (OidIsValid(row->state))
+		drop_changes(row->state, owner, behavior);
 	drop_relation(row->final, "VIEW", owner, behavior);
 	drop_relation(row->target, "VIEW", owner, behavior);
 	drop_relation(row->definition, "VIEW", owner, behavior);
 	drop_relation(row->delta, "TABLE", owner, behavior);
 	drop_relation(row->state, "TABLE", owner, behavior);
+	if (!OidIsValid(row->state))
+		return;
 	mr_watermark_prune(row->state, true);
 	mr_rollup_forget(row->state);
 }
@@ -547,6 +558,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
 	char *name = TextDatumGetCString(values[0]);
 	bool is_pipe = strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
+	bool is_alert = strcmp(TextDatumGetCString(values[1]), "alert") == 0;
 	Oid source, owner;
 	bool is_rollup;
 	bool isnull;
@@ -563,7 +575,11 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	if (SPI_processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s \"%s\" does not exist", is_pipe ? "pipe" : "continuous aggregate", name),
+				 errmsg("%s \"%s\" does not exist",
+						is_pipe		   ? "pipe"
+							: is_alert ? "alert"
+									   : "continuous aggregate",
+						name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));

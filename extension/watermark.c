@@ -165,9 +165,8 @@ mr_watermark_write(const MrSeen *seen, TimestampTz watermark, TimestampTz max_ti
 	table_close(rel, NoLock);
 }
 
-/* xmin of a snapshot, with its epoch */
-static FullTransactionId
-oldest_running(Snapshot snapshot)
+FullTransactionId
+mr_oldest_running(Snapshot snapshot)
 {
 	FullTransactionId next = ReadNextFullTransactionId();
 	uint32 epoch = EpochFromFullTransactionId(next);
@@ -181,7 +180,7 @@ TimestampTz
 mr_closed_to_for(Oid state)
 {
 	Snapshot snapshot = RegisterSnapshot(GetActiveSnapshot());
-	FullTransactionId xmin = oldest_running(snapshot);
+	FullTransactionId xmin = mr_oldest_running(snapshot);
 	TimestampTz closed_to = DT_NOBEGIN;
 	ProgressScan progress;
 
@@ -209,7 +208,7 @@ void
 mr_watermark_prune(Oid state, bool all)
 {
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-	FullTransactionId xmin = oldest_running(snapshot);
+	FullTransactionId xmin = mr_oldest_running(snapshot);
 	TimestampTz max_time = DT_NOBEGIN, closed_to = DT_NOBEGIN;
 	ProgressScan progress;
 	HeapTuple tuple;

@@ -4,7 +4,7 @@
 CREATE TABLE millrace.stream (
 	name text PRIMARY KEY,
 	seq bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup')),
+	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup', 'alert')),
 	source regclass NOT NULL,
 	target regclass NOT NULL,
 	command text,
@@ -34,11 +34,11 @@ GRANT SELECT ON millrace.stream, millrace.stream_seq_seq TO PUBLIC;
 COMMENT ON TABLE millrace.stream IS 'Catalog of streams; read millrace.streams instead';
 COMMENT ON COLUMN millrace.stream.name IS 'Name, unique in the database';
 COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run';
-COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, or rollup: a continuous aggregate over another';
+COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, alert, or rollup: a continuous aggregate over another';
 COMMENT ON COLUMN millrace.stream.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of a continuous aggregate';
+COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
 COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe';
-COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate';
+COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate; of an alert its view';
 COMMENT ON COLUMN millrace.stream.state IS 'Table with the folded states of a continuous aggregate, NAME_state';
 COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states, NAME_delta';
 COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final';
@@ -51,7 +51,7 @@ COMMENT ON COLUMN millrace.stream.late_policy IS 'What becomes of later rows: up
 COMMENT ON COLUMN millrace.stream.retain IS 'How long its windows are kept; NULL: for ever';
 COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its windows have been dropped';
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
-COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that it reads';
+COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that a rollup or alert reads';
 COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
@@ -61,14 +61,14 @@ CREATE VIEW millrace.streams AS
 	SELECT s.name, s.kind, s.source, s.target, coalesce(c.relowner::regrole, s.owner) AS owner,
 		coalesce(s.command, pg_catalog.pg_get_viewdef(s.definition)) AS definition,
 		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) END AS state_bytes, s.created
-	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE s.kind WHEN 'alert' THEN s.target ELSE s.state END
 	ORDER BY s.source, s.seq;
 GRANT SELECT ON millrace.streams TO PUBLIC;
-COMMENT ON VIEW millrace.streams IS 'Pipes and continuous aggregates, in the order in which they run';
+COMMENT ON VIEW millrace.streams IS 'Pipes, continuous aggregates and alerts, in the order in which they run';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate or rollup';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup or alert';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
 COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
 COMMENT ON COLUMN millrace.streams.state_bytes IS 'Size of the stored states';

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(69);
+SELECT plan(70);
 SET LOCAL client_min_messages = warning;
 SET LOCAL timezone = 'UTC';
 
@@ -66,6 +66,13 @@ INSERT INTO shuffled (at, action, amount, f, u) VALUES ('2024-02-01 10:00', 'Clo
 INSERT INTO events_20240101 VALUES ('2024-01-01 10:00', 'Close', 10.5, 20.5, 31);
 SELECT is(differences('per_hour') + differences('per_country') + differences('Per "day"'), 0::bigint, 'a partition with columns in another order');
 SELECT results_eq('SELECT action, amount, u FROM by_pipe ORDER BY u, action', $$VALUES ('Open', 1.5, 3), ('Open', 1.5, 3), ('Close', 10.5, 30), ('Close', 10.5, 31)$$, 'a pipe sees them by name');
+
+SELECT millrace.create_continuous_aggregate('constants', $$SELECT millrace.tumble(at, '6 hours', timezone => 'Europe/Paris') AS window_start, avg(extract(minute FROM at)) AS mean, max(action || ' of a rather long text') AS text
+	FROM events WHERE action <> 'something that no action is' GROUP BY 1$$);
+INSERT INTO shuffled (at, action, amount, f, u) SELECT '2024-02-01 10:00'::timestamptz + i * interval '1 minute', 'Close', 10.5, 20.5, 30 FROM generate_series(1, 500) i;
+INSERT INTO shuffled (at, action, amount, f, u) SELECT '2024-02-01 10:00'::timestamptz + i * interval '1 minute', 'Open', 10.5, 20.5, 30 FROM generate_series(1, 500) i;
+SELECT is(differences('constants'), 0::bigint, 'constants outlive the planning');
+SELECT millrace.drop_continuous_aggregate('constants');
 
 -- Renames and added columns
 ALTER TABLE events RENAME COLUMN f TO weight;

@@ -5,7 +5,7 @@ SET timezone = 'UTC';
 CREATE SCHEMA mr_late;
 SET search_path = mr_late, public;
 \ir ../lib/streams.sql
-SELECT plan(43);
+SELECT plan(44);
 
 /* Every kind of value that must come back as it was. */
 CREATE TYPE pair AS (a int, b text);
@@ -133,6 +133,10 @@ SELECT is(differences('upd') + differences('hopped') + differences('visits'), 0:
 DO $$ BEGIN FOR i IN 1 .. 40 LOOP INSERT INTO r SELECT '2024-01-01 12:40', 'b' || g, 1 FROM generate_series(1, 3000) g; COMMIT; END LOOP; END $$;
 SELECT is(count(*), 11::bigint, 'the same revisions after folding') FROM millrace.revisions WHERE stream IN ('upd', 'hopped', 'visits');
 SELECT is(count(*), 6::bigint, 'replayed rows of closed windows are revisions, too') FROM millrace.revisions WHERE stream = 'kept' AND final IS NULL;
+ALTER VIEW upd RENAME COLUMN n TO number;
+ALTER VIEW upd_final RENAME COLUMN a TO aa;
+SELECT results_eq($$SELECT final -> 'number', current -> 'number' FROM millrace.revisions WHERE stream = 'upd' AND key = '{"a": "a"}'$$,
+	$$VALUES ('1'::jsonb, '2'::jsonb)$$, 'of renamed columns');
 CREATE ROLE mr_late_reader;
 GRANT USAGE ON SCHEMA mr_late, millrace TO mr_late_reader;
 GRANT SELECT ON upd, upd_final, hopped TO mr_late_reader;
