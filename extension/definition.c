@@ -1308,8 +1308,10 @@ mr_fold_sessions_sql(Oid definition, Oid state, Oid delta)
 	row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
 	return psprintf(
 		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " RETURNING %s),"
-		" s AS (DELETE FROM %s t WHERE t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
-		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
+		" s AS (DELETE FROM %s t WHERE ((t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
+		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d))"
+		" OR (t.window_start IS NULL AND (SELECT pg_catalog.bool_or(d.window_start IS NULL) FROM d)))%s "
+		"RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
 		" INSERT INTO %s SELECT " MR_SCHEMA
