@@ -896,8 +896,9 @@ typedef struct TextContext
 	const char *gap;
 	const char *last_closed; /* scalar subquery: start of the last window that is final */
 	const char
-		*last_gone; /* … that retention has dropped, NULL: none; of sessions the time before which they are */
-	const char *group_by; /* s.window_start, s.k1, … */
+		*last_gone; /* … that retention dropped, NULL: none; of sessions the time before which they are */
+	const char *first_kept; /* the same for rows that have a window: none starts earlier */
+	const char *group_by;	/* s.window_start, s.k1, … */
 } TextContext;
 
 static char *
@@ -949,6 +950,10 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->last_closed = window->kind == MR_SESSION
 		? psprintf("(SELECT %s)", closed_to)
 		: psprintf("(SELECT " MR_SCHEMA "._last_closed(%s, %s))", closed_to, texts->window_args);
+	texts->first_kept = psprintf(
+		"(SELECT coalesce(pg_catalog.max(" MR_SCHEMA "._last_closed(r.retained_from, %s)) + '1 microsecond',"
+		" '-infinity') FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass)",
+		texts->window_args, quote_literal_cstr(texts->state_name));
 	texts->last_gone =
 		psprintf("(SELECT %s FROM " MR_SCHEMA ".stream r WHERE r.state = %s::pg_catalog.regclass"
 				 " AND r.retained_from IS NOT NULL)",
@@ -1105,8 +1110,8 @@ view_text(TextContext *texts, bool is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
 						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
-						 " AND s.window_start IS NOT NULL AND %s",
-						 texts->state_name, but_part, in_delta, kept_text(texts));
+						 " AND (s.window_start >= %s) IS TRUE",
+						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1303,8 +1308,10 @@ mr_fold_sessions_sql(Oid definition, Oid state, Oid delta)
 	row = psprintf("pg_catalog.hash_record(ROW(%s))", key_list(texts, "t", 1));
 	return psprintf(
 		"WITH d AS (DELETE FROM %s t WHERE t.xid < " HORIZON " RETURNING %s),"
-		" s AS (DELETE FROM %s t WHERE t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
-		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d)%s RETURNING %s),"
+		" s AS (DELETE FROM %s t WHERE ((t.window_last >= (SELECT pg_catalog.min(d.window_start) - %s FROM d)"
+		" AND t.window_start <= (SELECT pg_catalog.max(d.window_last) + %s FROM d))"
+		" OR (t.window_start IS NULL AND (SELECT pg_catalog.bool_or(d.window_start IS NULL) FROM d)))%s "
+		"RETURNING %s),"
 		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u)"
 		" INSERT INTO %s SELECT " MR_SCHEMA

@@ -92,7 +92,7 @@ read_stream(text *name)
 	mr_exec_args(
 		"SELECT t.source, c.relowner, t.settings, t.definition, t.state, t.delta, t.status = 'running',"
 		" t.watermark, t.idle_after, t.target FROM " MR_SCHEMA
-		".stream t JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
+		".stream t JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1 AND t.kind = 'aggregate'",
 		SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,

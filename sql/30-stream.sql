@@ -57,23 +57,6 @@ COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a con
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
 
-CREATE VIEW millrace.streams AS
-	SELECT s.name, s.kind, s.source, s.target, coalesce(c.relowner::regrole, s.owner) AS owner,
-		coalesce(s.command, pg_catalog.pg_get_viewdef(s.definition)) AS definition,
-		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) END AS state_bytes, s.created
-	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE s.kind WHEN 'alert' THEN s.target ELSE s.state END
-	ORDER BY s.source, s.seq;
-GRANT SELECT ON millrace.streams TO PUBLIC;
-COMMENT ON VIEW millrace.streams IS 'Pipes, continuous aggregates and alerts, in the order in which they run';
-COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup or alert';
-COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
-COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
-COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
-COMMENT ON COLUMN millrace.streams.state_bytes IS 'Size of the stored states';
-COMMENT ON COLUMN millrace.streams.created IS 'When it was created';
-
 CREATE TABLE millrace.batches (
 	xid xid8 NOT NULL,
 	source regclass NOT NULL,
@@ -86,7 +69,7 @@ CREATE TABLE millrace.batches (
 );
 /* Not dumped: transaction ids mean nothing to another server, where they would come again. */
 GRANT SELECT ON millrace.batches TO PUBLIC;
-COMMENT ON TABLE millrace.batches IS 'One row for each committed transaction and source that it wrote';
+COMMENT ON TABLE millrace.batches IS 'One row for each committed transaction and source that it wrote, the newest millrace.keep_batches of each source';
 COMMENT ON COLUMN millrace.batches.xid IS 'Transaction';
 COMMENT ON COLUMN millrace.batches.source IS 'Table that was written';
 COMMENT ON COLUMN millrace.batches.started IS 'When its first statement on the source ended';

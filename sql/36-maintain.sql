@@ -1,5 +1,5 @@
 /*
- * Maintenance: compaction, retention, windows of quiet streams (maintain.c).
+ * Maintenance: compaction, retention, windows of quiet streams (maintain.c).  What there is to see of streams.
  */
 CREATE FUNCTION millrace._compact(name text, "all" bool) RETURNS bigint LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_compact';
 COMMENT ON FUNCTION millrace._compact(text, bool) IS 'Internal: merges the states of a continuous aggregate; all: also where that rewrites much more than it removes';
@@ -37,12 +37,11 @@ BEGIN
 		names := ARRAY[maintain.name];
 	END IF;
 	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
-		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', '_compact($1, false)', 'refresh($1)'] LOOP
+		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
 			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
 				CONTINUE WHEN step <> '_compact($1, false)';
 				step := 'compact($1)';
 			END IF;
-			CONTINUE WHEN step = 'refresh($1)' AND pg_catalog.to_regprocedure('millrace.refresh(text)') IS NULL;
 			BEGIN
 				EXECUTE 'SELECT millrace.' || step USING stream;
 			EXCEPTION WHEN OTHERS THEN
@@ -59,8 +58,8 @@ BEGIN
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
-Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, merges states, settles rollups, refreshes
-what is marked, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
+Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
+marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT cron.schedule(''millrace'', ''* * * * *'', ''CALL millrace.maintain()'');';
 
 REVOKE EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
@@ -71,3 +70,49 @@ GRANT EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(
 	TO @extowner@ WITH GRANT OPTION;
 REVOKE EXECUTE ON PROCEDURE millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON PROCEDURE millrace.maintain(text) TO @extowner@ WITH GRANT OPTION;
+
+CREATE VIEW millrace.streams AS
+	WITH recent AS (
+		SELECT b.source, w.key AS name, b.rows, (w.value ->> 'ms')::float8 AS ms
+		FROM millrace.batches b, pg_catalog.jsonb_each(b.streams) w
+		WHERE b.started > pg_catalog.now() - interval '1 minute'),
+	work AS (
+		SELECT r.source, r.name, pg_catalog.sum(r.rows)::float8 / 60 AS rows_per_second, pg_catalog.avg(r.ms) AS ms_per_batch
+		FROM recent r GROUP BY 1, 2),
+	times AS (
+		SELECT p.state, pg_catalog.max(p.max_time) AS max_time FROM millrace.progress p GROUP BY 1)
+	SELECT s.name, s.kind, s.source, s.target, coalesce(c.relowner::regrole, s.owner) AS owner,
+		coalesce(s.command, pg_catalog.pg_get_viewdef(s.definition)) AS definition, s.status, s.error,
+		t.max_time - s.watermark AS watermark,
+		CASE WHEN s.watermark IS NOT NULL THEN nullif(millrace._closed_to(s.state), '-infinity') END AS closed_to,
+		CASE WHEN s.watermark IS NOT NULL THEN s.late_policy END AS late_policy, s.retained_from,
+		CASE WHEN s.state IS NOT NULL THEN (nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint END AS state_rows,
+		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) + coalesce(pg_catalog.pg_total_relation_size(s.delta), 0) END AS state_bytes,
+		CASE WHEN s.state IS NOT NULL THEN (SELECT pg_catalog.count(*) FROM millrace.mark m WHERE m.state = s.state) END AS marks,
+		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
+		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
+		s.created
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE s.kind WHEN 'alert' THEN s.target ELSE s.state END LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
+		LEFT JOIN times t ON t.state = s.state LEFT JOIN work w ON w.source = s.source AND w.name = s.name
+	ORDER BY s.source, s.seq;
+GRANT SELECT ON millrace.streams TO PUBLIC;
+COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
+COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup or alert';
+COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
+COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
+COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
+COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
+COMMENT ON COLUMN millrace.streams.error IS 'Why it failed';
+COMMENT ON COLUMN millrace.streams.watermark IS 'Event time before which the next batch''s rows are late: the greatest one so far less the delay';
+COMMENT ON COLUMN millrace.streams.closed_to IS 'Event time up to which windows are final for this reader; behind the watermark until the next batch or millrace.maintain';
+COMMENT ON COLUMN millrace.streams.late_policy IS 'What becomes of late rows: update, drop or divert; NULL without a watermark';
+COMMENT ON COLUMN millrace.streams.retained_from IS 'Event time before which windows have been dropped';
+COMMENT ON COLUMN millrace.streams.state_rows IS 'Rows of stored states, as the server estimated them when it last looked (ANALYZE, autovacuum); NULL: never';
+COMMENT ON COLUMN millrace.streams.state_bytes IS 'Size of the stored states, folded or not, with their indexes';
+COMMENT ON COLUMN millrace.streams.marks IS 'Ranges of windows that wait for millrace.refresh, because their rows were changed or not handled';
+COMMENT ON COLUMN millrace.streams.rows_per_second IS 'Rows inserted into the source and given to it, over the last minute';
+COMMENT ON COLUMN millrace.streams.ms_per_batch IS 'Milliseconds that it took for each batch of the last minute; NULL if there was none';
+COMMENT ON COLUMN millrace.streams.last_batch IS 'When the source''s last batch began';
+COMMENT ON COLUMN millrace.streams.created IS 'When it was created';

@@ -3,8 +3,16 @@
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA maintain_test;
+-- A window is final when all older transactions have ended, so none may run beside this
+ALTER SYSTEM SET autovacuum = off;
+SELECT pg_reload_conf() AS reloaded \gset
+DO $$ BEGIN
+	WHILE EXISTS (SELECT FROM pg_stat_activity WHERE backend_type IN ('autovacuum worker', 'autovacuum launcher')) AND clock_timestamp() < now() + interval '1 minute' LOOP
+		PERFORM pg_sleep(0.01), pg_stat_clear_snapshot();
+	END LOOP;
+END $$;
 SET search_path = maintain_test, public;
-SELECT plan(46);
+SELECT plan(62);
 \ir ../lib/streams.sql
 
 CREATE TABLE e (batch int, at timestamptz, k text, v numeric);
@@ -97,6 +105,9 @@ SELECT is((SELECT count(*) FROM late_delta) + (SELECT count(*) FROM dropping_del
 SELECT is(string_agg(DISTINCT parts, ' ' ORDER BY parts), 'b fl l', 'a row for each group, or two where late rows came')
 	FROM (SELECT string_agg(part::text, '' ORDER BY part) AS parts FROM late_state GROUP BY window_start, k1) q;
 SELECT is((SELECT count(*) FROM dropping_state), (SELECT count(*) FROM dropping), 'one row for each group');
+SELECT is((SELECT count(*) FROM sessions_state WHERE part = 'b'), (SELECT count(*) FROM (SELECT DISTINCT k, window_start FROM
+	(SELECT k, millrace.session(at, '40 seconds') OVER (PARTITION BY k ORDER BY at) AS window_start FROM e JOIN seen USING (batch)
+	WHERE watermark IS NULL OR at IS NULL OR at + '40 seconds' > watermark) q) r), 'one row for each session of rows in time');
 SELECT is(millrace.compact('late'), 0::bigint, 'a second compaction has nothing to do');
 SELECT look();
 SELECT is((SELECT count(*) FROM found), 0::bigint, 'all of them right');
@@ -129,6 +140,34 @@ SELECT millrace.compact('late');
 SELECT is((SELECT count(*) FROM late_delta) + (SELECT count(*) FROM late_state WHERE xid > '8888888887'), 0::bigint, 'rows of another server are merged like others');
 SELECT ok(EXISTS (SELECT FROM late_changes(:'before') WHERE k = 'restored'), 'and are changes');
 DELETE FROM e WHERE k = 'restored';
+
+-- Windows whose rows were changed
+UPDATE e SET v = v + 1 WHERE batch = 50;
+SELECT is((SELECT marks > 0 FROM millrace.streams WHERE name = 'late'), true, 'windows wait for a refresh');
+CALL millrace.maintain();
+SELECT is(differences('late') + differences('sliding') + differences('sessions'), 0::bigint, 'maintain refreshes them');
+SELECT is((SELECT marks FROM millrace.streams WHERE name = 'late'), 0::bigint, 'and none wait');
+SELECT is((SELECT count(*) FROM shown s WHERE name = 'late' AND NOT EXISTS (SELECT FROM late_final f WHERE to_jsonb(f) = s."row")), 0::bigint, 'what was final stays');
+
+-- What millrace.streams and millrace.batches tell
+INSERT INTO e VALUES (99, '2025-01-01 00:02', 'streams', 1);
+ANALYZE late_state, late_delta;
+SELECT results_eq($$SELECT status, error, watermark, late_policy, state_rows, last_batch = (SELECT max(started) FROM millrace.batches WHERE source = 'e'::regclass)
+	FROM millrace.streams WHERE name = 'late'$$, $$SELECT 'running', NULL::text, '2025-01-01 00:00'::timestamptz, 'update',
+	(SELECT count(*) FROM late_state) + (SELECT count(*) FROM late_delta), true$$, 'millrace.streams: state, watermark, rows');
+SELECT is((SELECT closed_to < watermark FROM millrace.streams WHERE name = 'late'), true, 'the watermark is ahead');
+CALL millrace.maintain('late');
+SELECT is((SELECT closed_to = watermark FROM millrace.streams WHERE name = 'late'), true, 'until somebody sees it');
+SELECT is((SELECT state_bytes FROM millrace.streams WHERE name = 'late'), pg_total_relation_size('late_state') + pg_total_relation_size('late_delta'), 'bytes with indexes');
+UPDATE millrace.batches SET started = started - interval '2 minutes' WHERE source = 'e'::regclass;
+SELECT results_eq($$SELECT rows_per_second, ms_per_batch FROM millrace.streams WHERE name = 'late'$$, $$SELECT 0::float8, NULL::float8$$, 'no work in the last minute');
+INSERT INTO e SELECT 99, '2025-01-01 01:00', 'streams', 1 FROM generate_series(1, 120);
+SELECT results_eq($$SELECT s.rows_per_second, s.ms_per_batch FROM millrace.streams s WHERE name = 'late'$$,
+	$$SELECT 2::float8, (streams -> 'late' ->> 'ms')::float8 FROM millrace.batches ORDER BY xid DESC LIMIT 1$$, '120 rows in the last minute');
+SELECT is(count(*), 0::bigint, 'each column is described') FROM pg_attribute WHERE attnum > 0 AND attrelid IN ('millrace.streams'::regclass, 'millrace.batches'::regclass)
+	AND col_description(attrelid, attnum) IS NULL;
+SELECT results_eq($$SELECT rows, late_rows, jsonb_object_keys(streams) FROM millrace.batches WHERE xid = (SELECT max(xid::text::bigint) FROM millrace.batches)::text::xid8 ORDER BY 3$$,
+	$$VALUES (120::bigint, 0::bigint, 'dropping'), (120, 0, 'late'), (120, 0, 'sessions'), (120, 0, 'sliding')$$, 'millrace.batches: rows and streams');
 SELECT millrace.drop_continuous_aggregate(name) FROM aggregate;
 
 -- A quiet stream: its last windows close when nothing has come for a while, by one call
@@ -172,7 +211,8 @@ SELECT millrace.create_continuous_aggregate('halves', $$SELECT millrace.hop(at, 
 SELECT millrace.create_continuous_aggregate('visits', $$SELECT k, window_start, count(*) AS n FROM (SELECT *, millrace.session(at, '30 minutes') OVER (PARTITION BY k ORDER BY at)
 	AS window_start FROM old) q GROUP BY 1, 2$$, retain => '1 day');
 SELECT millrace.create_continuous_aggregate('kept', $$SELECT millrace.tumble(at, '1 hour') AS window_start, count(*) AS n FROM old GROUP BY 1$$);
-INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-03 00:00', '20 minutes') at;
+INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-01 11:40', '20 minutes') at;
+INSERT INTO old SELECT at, 'every 20 minutes' FROM generate_series('2024-01-01 12:00'::timestamptz, '2024-01-03 00:00', '20 minutes') at;
 INSERT INTO old SELECT at, 'every 2 hours' FROM generate_series('2024-01-01 00:00'::timestamptz, '2024-01-03 00:00', '2 hours') at;
 INSERT INTO old VALUES (NULL, 'none'), ('infinity', 'never'), ('-infinity', 'ever'), ('9999-01-01', 'future');
 CALL millrace.maintain();
@@ -194,6 +234,11 @@ SELECT retained_from AS bound FROM millrace.stream WHERE name = 'hours' \gset
 CALL millrace.maintain('hours');
 SELECT is((SELECT count(*) FROM hours_delta) + (SELECT count(*) FROM hours_state WHERE k1 = 'unaware'), 0::bigint, 'and what it left goes');
 SELECT is((SELECT retained_from FROM millrace.stream WHERE name = 'hours'), :'bound', 'the bound moves only when a window goes');
+UPDATE old SET k = k || '!' WHERE at < '2024-01-01 06:00';
+CALL millrace.maintain();
+SELECT is((SELECT min(window_start) FROM hours_state), '2024-01-02 00:00'::timestamptz, 'a refresh brings none back');
+SELECT is((SELECT min(window_start) FROM halves), '2024-01-01 23:30'::timestamptz, 'nor of sliding ones');
+SELECT is((SELECT n FROM halves WHERE window_start = '2024-01-01 23:30' AND k = 'every 20 minutes'), 3::bigint, 'whole as they were');
 SELECT millrace.drop_continuous_aggregate('hours'), millrace.drop_continuous_aggregate('halves'), millrace.drop_continuous_aggregate('visits');
 
 -- Rows of millrace.batches
@@ -211,6 +256,8 @@ CALL millrace.maintain();
 SELECT is((SELECT count(*) FROM millrace.batches b WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = b.source)), 0::bigint, 'rows of tables that are gone go');
 SELECT * FROM finish();
 RESET millrace.keep_batches;
+ALTER SYSTEM RESET autovacuum;
+SELECT pg_reload_conf() AS reloaded \gset
 DROP OWNED BY maintain_stranger;
 DROP ROLE maintain_stranger;
 SET client_min_messages = error;

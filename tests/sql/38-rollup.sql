@@ -1,5 +1,5 @@
 -- Rollups.  Windows become final when transactions end, so this file commits, and drops what it made.
-SELECT plan(57);
+SELECT plan(59);
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 CREATE SCHEMA rolling;
@@ -171,6 +171,10 @@ CREATE TABLE kept AS SELECT * FROM per_hour;
 INSERT INTO events VALUES ('2024-01-01 00:00', 'Open', 5);
 SELECT is(count(*), 0::bigint, 'a row for a window that is gone changes nothing') FROM (TABLE kept EXCEPT ALL TABLE per_hour) d;
 SELECT is(millrace.compact('per_hour'), 0::bigint, 'nor when it is settled');
+CREATE TABLE partly AS SELECT window_start AS minute, millrace.tumble(window_start, '1 hour') AS hour FROM per_minute WHERE window_start > '-infinity' ORDER BY 1 LIMIT 1;
+SELECT cmp_ok(minute, '>', hour, 'an hour of which the input has a part') FROM partly;
+INSERT INTO events SELECT minute, 'Open', 1 FROM partly;
+SELECT is(count(*), 0::bigint, 'is not computed from that part') FROM (SELECT kept.* FROM kept, partly WHERE window_start = hour EXCEPT ALL TABLE per_hour) d;
 SELECT millrace.create_continuous_aggregate('short', 'SELECT millrace.tumble(window_start, ''10 minutes'') AS ten, count(*) AS n FROM per_minute GROUP BY 1', retain => '1 hour');
 SELECT millrace.compact('short');
 INSERT INTO events SELECT max(at) + interval '70 minutes', 'Open', 1 FROM events WHERE at < 'infinity';
