@@ -1410,8 +1410,8 @@ refresh_sessions_sql(TextContext *texts, MrRefreshSql *sql)
 		" dn AS (DELETE FROM %s t WHERE $3 AND t.window_start IS NULL), sn AS (DELETE FROM %s t WHERE $3 AND"
 		" t.window_start IS NULL), u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u WHERE u.part <> 'l')"
-		" INSERT INTO %s SELECT " MR_SCHEMA
-		"._max_xid(w.xid), 'f'::\"char\", NULL::timestamptz, %s%s FROM w GROUP BY %s"
+		" INSERT INTO %s SELECT pg_catalog.pg_current_xact_id(), 'f'::\"char\", NULL::timestamptz, %s%s FROM "
+		"w GROUP BY %s"
 		" HAVING pg_catalog.max(w.window_last) <= $4",
 		touching, texts->delta_name, match, columns, texts->state_name, match, columns, texts->delta_name,
 		texts->state_name, column_list(texts, "u", session), texts->state_name, key_list(texts, "w", 0),
@@ -1456,8 +1456,9 @@ mr_refresh_sql(Oid definition, Oid state, Oid delta, MrRefreshSql *sql)
 	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
 	sql->remove = psprintf(
 		"WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), s AS (DELETE FROM %s t WHERE %s RETURNING %s),"
-		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT " MR_SCHEMA
-		"._max_xid(u.xid), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start <= $4 GROUP BY "
+		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT "
+		"pg_catalog.pg_current_xact_id(), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start "
+		"<= $4 GROUP BY "
 		"%s",
 		texts.delta_name, chosen, columns, texts.state_name, chosen, columns, texts.state_name, keys,
 		folded_columns(&texts, "u", ""), keys);
