@@ -1128,11 +1128,19 @@ view_text(TextContext *texts, bool is_final)
 	append_targets(&buf, texts, &texts->merge);
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
-	appendStringInfo(
-		&buf, " FROM (%s) s",
-		window_states(texts, but_part,
-					  psprintf(" AND (t.window_start = ANY (ARRAY(%s)) OR t.window_start IS NULL)", in_delta),
-					  ""));
+	if (def->window.kind == MR_TUMBLE)
+	{
+		/* Of NAME_state, by its index or a hash, the windows that NAME_delta has. */
+		char *state = psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' AND t.window_start",
+							   column_list(texts, "t", NULL), texts->state_name, but_part);
+
+		appendStringInfo(
+			&buf,
+			" FROM (%s IN (%s) UNION ALL %s IS NULL UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c') s",
+			state, in_delta, state, column_list(texts, "t", NULL), texts->delta_name, but_part);
+	}
+	else
+		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part, "", ""));
 	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
