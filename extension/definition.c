@@ -1097,8 +1097,8 @@ view_text(TextContext *texts, bool is_final)
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
 	bool is_session = def->window.kind == MR_SESSION;
-	const char *in_delta = psprintf(
-		"(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
+	const char *in_delta =
+		psprintf("SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL", texts->delta_name);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1109,7 +1109,7 @@ view_text(TextContext *texts, bool is_final)
 		if (!is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
-						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
+						 " FROM %s s WHERE s.part <> '%c' AND s.window_start NOT IN (%s)"
 						 " AND (s.window_start >= %s) IS TRUE",
 						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
@@ -1122,10 +1122,20 @@ view_text(TextContext *texts, bool is_final)
 	append_targets(&buf, texts, &texts->merge);
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
-	appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
-	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (def->window.kind == MR_TUMBLE)
-		appendStringInfo(&buf, " AND (s.window_start = ANY %s OR s.window_start IS NULL)", in_delta);
+	{
+		/* Of NAME_state, by its index or a hash, the windows that NAME_delta has. */
+		char *state = psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' AND t.window_start",
+							   column_list(texts, "t", NULL), texts->state_name, but_part);
+
+		appendStringInfo(
+			&buf,
+			" FROM (%s IN (%s) UNION ALL %s IS NULL UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c') s",
+			state, in_delta, state, column_list(texts, "t", NULL), texts->delta_name, but_part);
+	}
+	else
+		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
+	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	appendStringInfo(&buf, " GROUP BY %s", texts->group_by);
@@ -1400,8 +1410,8 @@ refresh_sessions_sql(TextContext *texts, MrRefreshSql *sql)
 		" dn AS (DELETE FROM %s t WHERE $3 AND t.window_start IS NULL), sn AS (DELETE FROM %s t WHERE $3 AND"
 		" t.window_start IS NULL), u AS (SELECT * FROM d UNION ALL SELECT * FROM s),"
 		" w AS (SELECT %s FROM u WHERE u.part <> 'l')"
-		" INSERT INTO %s SELECT " MR_SCHEMA
-		"._max_xid(w.xid), 'f'::\"char\", NULL::timestamptz, %s%s FROM w GROUP BY %s"
+		" INSERT INTO %s SELECT pg_catalog.pg_current_xact_id(), 'f'::\"char\", NULL::timestamptz, %s%s FROM "
+		"w GROUP BY %s"
 		" HAVING pg_catalog.max(w.window_last) <= $4",
 		touching, texts->delta_name, match, columns, texts->state_name, match, columns, texts->delta_name,
 		texts->state_name, column_list(texts, "u", session), texts->state_name, key_list(texts, "w", 0),
@@ -1446,8 +1456,9 @@ mr_refresh_sql(Oid definition, Oid state, Oid delta, MrRefreshSql *sql)
 	keys = psprintf("u.open_from, %s", key_list(&texts, "u", 0));
 	sql->remove = psprintf(
 		"WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), s AS (DELETE FROM %s t WHERE %s RETURNING %s),"
-		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT " MR_SCHEMA
-		"._max_xid(u.xid), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start <= $4 GROUP BY "
+		" u AS (SELECT * FROM d UNION ALL SELECT * FROM s) INSERT INTO %s SELECT "
+		"pg_catalog.pg_current_xact_id(), 'f'::\"char\", %s%s FROM u WHERE u.part <> 'l' AND u.window_start "
+		"<= $4 GROUP BY "
 		"%s",
 		texts.delta_name, chosen, columns, texts.state_name, chosen, columns, texts.state_name, keys,
 		folded_columns(&texts, "u", ""), keys);

@@ -375,6 +375,139 @@ mr_replay_late(PG_FUNCTION_ARGS)
 }
 
 /*
+ * A refresh has computed windows from the source, where the late rows are: forget those that it counted, so that nobody
+ * replays them.  As its snapshot, which is active, shows them.  time_text: event time over columns of the source.
+ */
+void
+mr_late_recomputed(const char *name, Oid source, Oid owner, ArrayType *settings, const char *time_text,
+				   const MrRanges *ranges)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	TupleDesc desc = CreateTemplateTupleDesc(2);
+	EphemeralNamedRelation enr;
+	Tuplestorestate *stored;
+	Relation rel;
+	MrGuard guard;
+	int gucs;
+
+	SPI_connect();
+	mr_enter_catalog(&guard, "sources");
+	stored =
+		run_into("SELECT ctid, \"row\" FROM " MR_SCHEMA ".late_row WHERE stream = $1 AND reason = 'late'",
+				 true, 1, types, values);
+	mr_leave(&guard);
+	if (tuplestore_tuple_count(stored) == 0)
+	{
+		SPI_finish();
+		return;
+	}
+	TupleDescInitEntry(desc, 1, "tid", TIDOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "row", JSONBOID, -1, 0);
+	mr_enter(&guard, owner, settings);
+	enr = mr_new_rows_relation("stored", InvalidOid, stored);
+	enr->md.tupdesc = desc;
+	if (SPI_register_relation(enr) < 0)
+		elog(ERROR, "could not register the late rows");
+	gucs = portable_texts();
+	mr_exec(psprintf("SELECT s.tid, (SELECT %s FROM pg_catalog.jsonb_populate_record(NULL::%s, s.\"row\") q)"
+					 " FROM stored s",
+					 time_text,
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(source)),
+												get_rel_name(source))),
+			SPI_OK_SELECT, true);
+	AtEOXact_GUC(false, gucs);
+	mr_leave(&guard);
+	rel = table_open(mr_catalog("late_row"), RowExclusiveLock);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool isnull;
+		Datum tid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		TimestampTz time =
+			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+
+		CHECK_FOR_INTERRUPTS();
+		for (int j = 0; j < ranges->n && !isnull; j++)
+			if (time >= ranges->items[j].from && (time < ranges->items[j].end || time <= ranges->items[j].to))
+			{
+				simple_heap_delete(rel, (ItemPointer) DatumGetPointer(tid));
+				break;
+			}
+	}
+	table_close(rel, NoLock);
+	SPI_finish();
+}
+
+/*
+ * Pipes that were stopped or had failed
+ */
+
+/* The transactions that left rows for a stream, in order. */
+static List *
+kept_transactions(const char *name)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	MemoryContext context = CurrentMemoryContext, spi;
+	List *xids = NIL;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT xid FROM " MR_SCHEMA ".late_row WHERE stream = $1 GROUP BY xid ORDER BY"
+				 " pg_catalog.min(arrived), xid",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	spi = MemoryContextSwitchTo(context);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		FullTransactionId *xid = palloc(sizeof(FullTransactionId));
+		bool isnull;
+
+		*xid = DatumGetFullTransactionId(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		xids = lappend(xids, xid);
+	}
+	MemoryContextSwitchTo(spi);
+	SPI_finish();
+	mr_leave(&guard);
+	return xids;
+}
+
+/* The command of a pipe, over the rows of each transaction that it did not take, in order; returns rows written. */
+uint64
+mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oid owner, ArrayType *settings)
+{
+	Oid types[2] = {TEXTOID, XID8OID};
+	Datum values[2] = {CStringGetTextDatum(name)};
+	uint64 n_written = 0;
+	ListCell *lc;
+
+	foreach (lc, kept_transactions(name))
+	{
+		Tuplestorestate *stored, *rows;
+		MrGuard guard;
+
+		CHECK_FOR_INTERRUPTS();
+		values[1] = FullTransactionIdGetDatum(*(FullTransactionId *) lfirst(lc));
+		SPI_connect();
+		mr_enter_catalog(&guard, "sources");
+		stored =
+			run_into("WITH d AS (DELETE FROM " MR_SCHEMA ".late_row WHERE stream = $1 AND xid = $2 RETURNING"
+					 " ctid AS tid, \"row\") SELECT d.\"row\" FROM d ORDER BY d.tid",
+					 false, 2, types, values);
+		mr_leave(&guard);
+		mr_enter(&guard, owner, settings);
+		rows = as_source_rows(source, stored);
+		n_written += mr_run_pipe(command, target, source, rows);
+		mr_leave(&guard);
+		tuplestore_end(rows);
+		tuplestore_end(stored);
+		SPI_finish();
+	}
+	return n_written;
+}
+
+/*
  * Revisions
  */
 

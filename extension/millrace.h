@@ -290,6 +290,12 @@ extern void mr_partition_ranges(const MrScan *scan, Oid source, Oid rel, MrRange
 /* batch.c: mark the windows of all that a table of a source can hold, for each aggregate of the source. */
 extern void mr_mark_table(Oid rel, const char *reason);
 
+/* late.c: see there */
+extern void mr_late_recomputed(const char *name, Oid source, Oid owner, ArrayType *settings,
+							   const char *time_text, const MrRanges *ranges);
+extern uint64
+mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oid owner, ArrayType *settings);
+
 /* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
 extern void mr_check_stream_owner(const char *name);
 

@@ -31,6 +31,10 @@
 #include "utils/xid8.h"
 
 PG_FUNCTION_INFO_V1(mr_refresh);
+PG_FUNCTION_INFO_V1(mr_fill);
+PG_FUNCTION_INFO_V1(mr_slice_marks);
+PG_FUNCTION_INFO_V1(mr_stream_change);
+PG_FUNCTION_INFO_V1(mr_aggregate_window_parts);
 
 /*
  * Ranges
@@ -213,7 +217,7 @@ mr_partition_ranges(const MrScan *scan, Oid source, Oid rel, MrRanges *ranges)
 		SPI_connect();
 		mr_exec_args("SELECT from_time, to_time FROM " MR_SCHEMA
 					 ".partitions($1::pg_catalog.regclass) WHERE partition = $2 AND from_time IS NOT NULL",
-					 SPI_OK_SELECT, true, 2, types, values, NULL);
+					 SPI_OK_SELECT, false, 2, types, values, NULL);
 		is_known = SPI_processed == 1;
 		if (is_known)
 		{
@@ -291,7 +295,7 @@ take_marks(Oid state, Snapshot snapshot, TimestampTz first, TimestampTz last, co
 	Relation rel = table_open(mr_catalog("mark"), RowExclusiveLock);
 	SysScanDesc scan;
 	HeapTuple tuple;
-	bool is_all = first == DT_NOBEGIN && last == DT_NOEND;
+	bool is_all = first == DT_NOBEGIN && last == DT_NOEND, only_null = first > last;
 
 	ScanKeyInit(&key, MARK_STATE + 1, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(state));
 	scan = systable_beginscan(rel, mr_catalog("mark_state"), true, snapshot, 1, &key);
@@ -304,13 +308,13 @@ take_marks(Oid state, Snapshot snapshot, TimestampTz first, TimestampTz last, co
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		from = DatumGetTimestampTz(values[MARK_FROM]);
 		to = DatumGetTimestampTz(values[MARK_TO]);
-		if (!is_all && (from > to || from > last || to < first))
+		if (only_null ? from <= to : !is_all && (from > to || from > last || to < first))
 			continue;
 		if (from > to || (from == DT_NOBEGIN && to == DT_NOEND && is_all))
 			ranges->with_null = true;
-		if (!is_all && from < first)
+		if (!only_null && !is_all && from < first)
 			mr_mark(state, from, first - 1, TextDatumGetCString(values[MARK_REASON]));
-		if (!is_all && to > last)
+		if (!only_null && !is_all && to > last)
 			mr_mark(state, last + 1, to, TextDatumGetCString(values[MARK_REASON]));
 		if (!is_all && from == DT_NOBEGIN && to == DT_NOEND)
 			mr_mark(state, DT_NOEND, DT_NOBEGIN, TextDatumGetCString(values[MARK_REASON]));
@@ -760,6 +764,25 @@ check_isolation(const char *name)
 			 errhint("Use a transaction of isolation level READ COMMITTED.")));
 }
 
+/* Is there a window still to be filled, as this transaction leaves it? */
+static bool
+is_to_be_filled(Oid state)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(state)};
+	bool found;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT FROM " MR_SCHEMA ".mark WHERE state = $1 AND reason = 'filling' LIMIT 1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	found = SPI_processed > 0;
+	SPI_finish();
+	mr_leave(&guard);
+	return found;
+}
+
 /* Compute the marked windows, or (forced) all from first to last. */
 static uint64
 refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is_forced)
@@ -795,16 +818,23 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 		ranges = forced;
 	}
 	else
-		take_marks(refresh->state, refresh->snapshot, DT_NOBEGIN, DT_NOEND, &refresh->window, ranges);
+		take_marks(refresh->state, refresh->snapshot, first, last, &refresh->window, ranges);
+	/* Rows that were not taken may join sessions that no mark touches. */
+	if (refresh->window.kind == MR_SESSION && !refresh->keeps_late && ranges->n > 0)
+		mr_ranges_add(ranges, DT_NOBEGIN, DT_NOEND, DT_NOEND);
 	mr_ranges_join(ranges, INT_MAX);
-	ranges = without_gone(refresh, ranges, is_forced);
+	ranges = without_gone(refresh, ranges, is_forced || is_status(refresh, "filling"));
 	refresh_ranges(refresh, ranges);
 	if (refresh->window.kind != MR_SESSION)
 		mr_rollup_mark(refresh->target, &refresh->window, ranges);
 	note_max_time(refresh, ranges);
+	mr_late_recomputed(refresh->name, refresh->source, refresh->owner, refresh->settings, refresh->time_text,
+					   ranges);
 	PopActiveSnapshot();
 	UnregisterSnapshot(refresh->snapshot);
-	if (is_status(refresh, "failed") && !is_forced)
+	if (((is_status(refresh, "failed") && !is_forced && first == DT_NOBEGIN && last == DT_NOEND) ||
+		 is_status(refresh, "filling")) &&
+		!is_to_be_filled(refresh->state))
 		mr_stream_set(refresh->name, refresh->source, "running", "", InvalidOid, NULL);
 	return refresh->n_written;
 }
@@ -842,6 +872,127 @@ mr_refresh(PG_FUNCTION_ARGS)
 		PG_RETURN_INT64((int64) mr_rollup_settle(refresh.state));
 	}
 	if (refresh.is_pipe)
-		PG_RETURN_INT64(0);
+	{
+		refresh.n_written = mr_replay_pipe(refresh.name, refresh.source, refresh.command, refresh.target,
+										   refresh.owner, refresh.settings);
+		if (is_status(&refresh, "failed"))
+			mr_stream_set(refresh.name, refresh.source, "running", "", InvalidOid, NULL);
+		PG_RETURN_INT64((int64) refresh.n_written);
+	}
 	PG_RETURN_INT64((int64) refresh_aggregate(&refresh, first, end == DT_NOEND ? end : end - 1, is_forced));
+}
+
+/* _fill(name text, from_time timestamptz, to_time timestamptz) returns bigint: compute what is marked in this range */
+Datum
+mr_fill(PG_FUNCTION_ARGS)
+{
+	Refresh refresh = {.name = text_to_cstring(PG_GETARG_TEXT_PP(0))};
+
+	mr_check_stream_owner(refresh.name);
+	read_stream(&refresh);
+	check_isolation(refresh.name);
+	PG_RETURN_INT64(
+		(int64) refresh_aggregate(&refresh, PG_GETARG_TIMESTAMPTZ(1), PG_GETARG_TIMESTAMPTZ(2), false));
+}
+
+/*
+ * _slice_marks(name text, times timestamptz[]): divide the mark of an aggregate that is to be filled at these times, in
+ * order; of sliding and tumbling windows at the start of the next one
+ */
+Datum
+mr_slice_marks(PG_FUNCTION_ARGS)
+{
+	Refresh refresh = {.name = text_to_cstring(PG_GETARG_TEXT_PP(0))};
+	ArrayType *array = PG_GETARG_ARRAYTYPE_P(1);
+	MrDefinition *def;
+	TimestampTz from = DT_NOBEGIN;
+	ScanKeyData key;
+	Relation rel;
+	SysScanDesc scan;
+	HeapTuple tuple;
+	Snapshot snapshot;
+	Datum *times;
+	int n_times;
+
+	mr_check_stream_owner(refresh.name);
+	read_stream(&refresh);
+	(void) mr_state_lock(refresh.state, true);
+	def = mr_read_definition(refresh.definition);
+	deconstruct_array(array, TIMESTAMPTZOID, sizeof(TimestampTz), true, TYPALIGN_DOUBLE, &times, NULL,
+					  &n_times);
+
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyInit(&key, MARK_STATE + 1, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(refresh.state));
+	rel = table_open(mr_catalog("mark"), RowExclusiveLock);
+	scan = systable_beginscan(rel, mr_catalog("mark_state"), true, snapshot, 1, &key);
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		Datum values[N_MARK_COLUMNS];
+		bool nulls[N_MARK_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (DatumGetTimestampTz(values[MARK_FROM]) != DT_NOBEGIN ||
+			DatumGetTimestampTz(values[MARK_TO]) != DT_NOEND ||
+			strcmp(TextDatumGetCString(values[MARK_REASON]), "filling") != 0)
+			continue;
+		CatalogTupleDelete(rel, &tuple->t_self);
+		for (int i = 0; i < n_times; i++)
+		{
+			TimestampTz at = DatumGetTimestampTz(times[i]), end;
+
+			if (TIMESTAMP_NOT_FINITE(at))
+				continue;
+			if (def->window.kind != MR_SESSION)
+				at = mr_pane(&def->window, at, &end);
+			if (at <= from)
+				continue;
+			mr_mark(refresh.state, from, at - 1, "filling");
+			from = at;
+		}
+		mr_mark(refresh.state, from, DT_NOEND, "filling");
+		mr_mark(refresh.state, DT_NOEND, DT_NOBEGIN, "filling");
+		break;
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+	UnregisterSnapshot(snapshot);
+	PG_RETURN_VOID();
+}
+
+/*
+ * _stream_set(name text, status text, window_text text, fill bool): what is not NULL changes; fill: all windows are marked
+ */
+Datum
+mr_stream_change(PG_FUNCTION_ARGS)
+{
+	Refresh refresh = {0};
+	char *status = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char *window_text = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+
+	refresh.name = PG_ARGISNULL(0) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(0));
+	mr_check_stream_owner(refresh.name);
+	read_stream(&refresh);
+	mr_stream_set(refresh.name, refresh.source, status, status ? "" : NULL, InvalidOid, window_text);
+	if (!PG_ARGISNULL(3) && PG_GETARG_BOOL(3))
+		mr_mark(refresh.state, DT_NOBEGIN, DT_NOEND, "filling");
+	PG_RETURN_VOID();
+}
+
+/*
+ * _aggregate_window(definition regclass, OUT kind text, OUT size interval, OUT time_text text, OUT window_text text): the
+ * window of a definition (size of a session: the gap), and texts over columns of its source
+ */
+Datum
+mr_aggregate_window_parts(PG_FUNCTION_ARGS)
+{
+	static const char *const kinds[] = {[MR_TUMBLE] = "tumble", [MR_HOP] = "hop", [MR_SESSION] = "session"};
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	TupleDesc desc;
+	bool nulls[4] = {false};
+	Datum values[4] = {CStringGetTextDatum(kinds[def->window.kind]), IntervalPGetDatum(&def->window.size),
+					   CStringGetTextDatum(mr_time_text(def)), CStringGetTextDatum(mr_window_text(def))};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -14,16 +14,20 @@
 
 #include "access/heapam.h"
 #include "access/tableam.h"
+#include "access/genam.h"
+#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_subscription_rel.h"
+#include "catalog/pg_trigger.h"
 #include "commands/event_trigger.h"
 #include "storage/lmgr.h"
 #include "tcop/deparse_utility.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -156,6 +160,17 @@ catalog_exec(const char *sql, int expected, int n_args, Oid *types, Datum *value
 	return n_rows;
 }
 
+/* Keep the list of the partitions of a source; attached: one that has come with rows. */
+static void
+note_partitions(Oid source, Oid attached)
+{
+	static Oid types[2] = {REGCLASSOID, REGCLASSOID};
+	Datum values[2] = {ObjectIdGetDatum(source), ObjectIdGetDatum(attached)};
+	char nulls[2] = {' ', OidIsValid(attached) ? ' ' : 'n'};
+
+	catalog_exec("SELECT " MR_SCHEMA "._note_partitions($1, $2)", SPI_OK_SELECT, 2, types, values, nulls);
+}
+
 /* _source_put(source regclass, time_column name, partition_interval interval, retention interval) */
 Datum
 mr_source_put(PG_FUNCTION_ARGS)
@@ -178,6 +193,7 @@ mr_source_put(PG_FUNCTION_ARGS)
 				 " time_column = excluded.time_column, partition_interval = excluded.partition_interval,"
 				 " retention = excluded.retention WHERE excluded.time_column IS NOT NULL",
 				 SPI_OK_INSERT, 4, types, values, nulls);
+	note_partitions(PG_GETARG_OID(0), InvalidOid);
 	PG_RETURN_VOID();
 }
 
@@ -612,6 +628,7 @@ mr_on_drop(PG_FUNCTION_ARGS)
 	MrGuard guard;
 
 	check_event(fcinfo);
+	catalog_exec("SELECT " MR_SCHEMA "._forget_dropped()", SPI_OK_SELECT, 0, NULL, NULL, NULL);
 	deleted = delete_rows(NULL);
 	foreach (lc, deleted)
 	{
@@ -628,9 +645,9 @@ mr_on_drop(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* The tables that a command made a partition, or a child: it created or attached them. */
+/* The tables that a command made a partition, or a child: it created or attached them; and those it detached. */
 static List *
-new_children(void)
+new_children(List **detached)
 {
 	List *children = NIL;
 
@@ -658,6 +675,11 @@ new_children(void)
 				if (alter->subtype == AT_AttachPartition && IsA(alter->def, PartitionCmd))
 					children = lappend_oid(
 						children, RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, false));
+				else if ((alter->subtype == AT_DetachPartition ||
+						  alter->subtype == AT_DetachPartitionFinalize) &&
+						 IsA(alter->def, PartitionCmd))
+					*detached = lappend_oid(
+						*detached, RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, true));
 				else if (alter->subtype == AT_AddInherit)
 					children = lappend_oid(children, rel);
 			}
@@ -680,6 +702,90 @@ is_source(Oid rel)
 						values, NULL) > 0;
 }
 
+/* The triggers of on_batch on one table, whoever owns it. */
+static void
+drop_triggers(Oid rel)
+{
+	Oid on_batch = mr_schema_function("on_batch", 0, NULL);
+	Relation triggers = table_open(TriggerRelationId, RowExclusiveLock);
+	ObjectAddresses *objects = new_object_addresses();
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_tgrelid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(rel));
+	scan = systable_beginscan(triggers, TriggerRelidNameIndexId, true, NULL, 1, &key);
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
+		ObjectAddress object = {TriggerRelationId, trigger->oid, 0};
+
+		if (trigger->tgfoid == on_batch)
+			add_exact_object_address(&object, objects);
+	}
+	systable_endscan(scan);
+	table_close(triggers, NoLock);
+	performMultipleDeletions(objects, DROP_RESTRICT, PERFORM_DELETION_INTERNAL);
+	free_object_addresses(objects);
+	CommandCounterIncrement();
+}
+
+static bool
+has_rows(Oid rel)
+{
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool found = false;
+	ListCell *lc;
+
+	foreach (lc, find_all_inheritors(rel, NoLock, NULL))
+	{
+		Relation leaf;
+		TableScanDesc scan;
+		TupleTableSlot *slot;
+
+		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_RELATION)
+			continue;
+		leaf = table_open(lfirst_oid(lc), AccessShareLock);
+		slot = table_slot_create(leaf, NULL);
+		scan = table_beginscan(leaf, snapshot, 0, NULL);
+		found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+		table_close(leaf, NoLock);
+		if (found)
+			break;
+	}
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+/* A partition that is none any more takes no batches.  Its windows stay: note that their rows are gone. */
+static void
+on_detach(Oid rel)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(rel)};
+	Oid source = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+	ListCell *lc;
+
+	if (!OidIsValid(rel) || get_rel_relispartition(rel) || is_source(rel))
+		return;
+	foreach (lc, find_all_inheritors(rel, NoLock, NULL))
+		drop_triggers(lfirst_oid(lc));
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT source FROM " MR_SCHEMA ".known_partition WHERE partition = $1", SPI_OK_SELECT,
+				 false, 1, types, values, NULL);
+	if (SPI_processed == 1)
+		source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	mr_leave(&guard);
+	if (OidIsValid(source))
+		note_partitions(source, InvalidOid);
+}
+
 /*
  * ddl_command_end: put the trigger on new partitions of sources.  Looks at the command's own tables only.  A source
  * must not become somebody's partition or parent, because inserts would pass its trigger by.
@@ -688,11 +794,15 @@ Datum
 mr_on_ddl(PG_FUNCTION_ARGS)
 {
 	static Oid types[1] = {OIDOID};
+	List *children, *detached = NIL;
 	ListCell *lc;
 	MrGuard guard;
 
 	check_event(fcinfo);
-	foreach (lc, new_children())
+	children = new_children(&detached);
+	foreach (lc, detached)
+		on_detach(lfirst_oid(lc));
+	foreach (lc, children)
 	{
 		Oid rel = lfirst_oid(lc);
 		List *parents = NIL;
@@ -726,6 +836,13 @@ mr_on_ddl(PG_FUNCTION_ARGS)
 					 1, types, values, NULL);
 		SPI_finish();
 		mr_leave(&guard);
+		if (has_rows(rel))
+		{
+			note_partitions(llast_oid(parents), rel);
+			mr_mark_table(rel, "attach");
+		}
+		else
+			note_partitions(llast_oid(parents), InvalidOid);
 	}
 	return (Datum) 0;
 }

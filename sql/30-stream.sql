@@ -154,13 +154,16 @@ CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS reg
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_pipe_target';
 COMMENT ON FUNCTION millrace._pipe_target(regclass, text) IS 'Internal: checks the command of a pipe and returns the table it fills';
 
-CREATE FUNCTION millrace.create_pipe(name text, source regclass, command text) RETURNS void
+CREATE FUNCTION millrace.create_pipe(name text, source regclass, command text, on_error text DEFAULT 'fail') RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
 	target regclass;
 BEGIN
 	IF name IS NULL OR source IS NULL OR command IS NULL THEN
 		RAISE EXCEPTION 'name, source and command of a pipe must not be null' USING ERRCODE = '22004';
+	END IF;
+	IF on_error IS NULL OR on_error NOT IN ('fail', 'suspend') THEN
+		RAISE EXCEPTION 'on_error "%" of "%" is not known', on_error, name USING ERRCODE = '22023', HINT = 'It is fail or suspend.';
 	END IF;
 	PERFORM millrace._lock_source(source);
 	target := millrace._pipe_target(source, command);
@@ -177,13 +180,14 @@ BEGIN
 			HINT = 'The target of a pipe must not lead back to its source.';
 	END IF;
 	PERFORM millrace._source_put(source, NULL, NULL, NULL);
-	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false);
+	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, on_error, NULL, false);
 	PERFORM millrace._install_triggers(source);
 END $$;
-COMMENT ON FUNCTION millrace.create_pipe(text, regclass, text) IS
+COMMENT ON FUNCTION millrace.create_pipe(text, regclass, text, text) IS
 'Creates a pipe: a command that runs for each batch of a source, in the same transaction.
 command: one INSERT INTO target SELECT … FROM new_rows; new_rows has the columns of the source and the rows of the batch.
-It sees rows inserted from now on; insert older ones yourself.  It runs with the rights and search_path of its creator.';
+It sees rows inserted from now on; insert older ones yourself.  It runs with the rights and search_path of its creator.
+on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
 
 CREATE FUNCTION millrace.drop_pipe(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'pipe') $$;
@@ -259,7 +263,7 @@ END $$;
 COMMENT ON FUNCTION millrace._replace_view(text, text, text) IS 'Internal: creates or replaces a view, as the caller';
 
 CREATE FUNCTION millrace.create_continuous_aggregate(name text, query text, watermark interval DEFAULT NULL, late_policy text DEFAULT 'update',
-	retain interval DEFAULT NULL, idle_after interval DEFAULT NULL, on_error text DEFAULT 'fail') RETURNS void
+	retain interval DEFAULT NULL, idle_after interval DEFAULT NULL, on_error text DEFAULT 'fail', with_data bool DEFAULT true) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
 	schema text := pg_catalog.quote_ident(pg_catalog.current_schema());
@@ -292,6 +296,9 @@ BEGIN
 	END IF;
 	IF on_error IS NULL OR on_error NOT IN ('fail', 'suspend') THEN
 		RAISE EXCEPTION 'on_error "%" of "%" is not known', on_error, name USING ERRCODE = '22023', HINT = 'It is fail or suspend.';
+	END IF;
+	IF with_data IS NULL THEN
+		RAISE EXCEPTION 'with_data of "%" must not be null', name USING ERRCODE = '22004';
 	END IF;
 	IF watermark < '0' OR retain <= '0' OR idle_after <= '0' THEN
 		RAISE EXCEPTION 'watermark, retain and idle_after of "%" must be positive', name USING ERRCODE = '22023';
@@ -362,6 +369,12 @@ BEGIN
 		EXECUTE pg_catalog.format('DROP TABLE %s, %s', before.state, before.delta);
 	END IF;
 	PERFORM millrace._install_triggers(parts.source);
+	PERFORM millrace._stream_set(name, CASE WHEN with_data THEN 'running' ELSE 'filling' END,
+		(millrace._aggregate_window(definition::regclass)).window_text, NOT with_data);
+	IF NOT with_data THEN
+		PERFORM millrace._rollup_renew(target::regclass);
+		RETURN;
+	END IF;
 	PERFORM millrace._aggregate_backfill(definition::regclass, state::regclass);
 	IF watermark IS NOT NULL THEN
 		EXECUTE pg_catalog.format('SELECT max(t) FROM (SELECT %s AS t FROM %s) q WHERE isfinite(t) AND t <= now() + current_setting(''millrace.max_future'')::interval',
@@ -370,7 +383,7 @@ BEGIN
 	END IF;
 	PERFORM millrace._rollup_renew(target::regclass);
 END $$;
-COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text) IS
+COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool) IS
 'Creates a continuous aggregate: view NAME always holds what the query returns, kept up to date in the transaction of each batch.
 query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM source [JOIN …] [WHERE …] GROUP BY keys, window;
 millrace.hop(time, size, slide) in its place slides; sessions: FROM (SELECT *, millrace.session(time, gap) OVER (PARTITION BY keys
@@ -383,6 +396,7 @@ late_policy: what becomes of later rows: update (NAME changes, NAME_final does n
 divert (kept in millrace.late_rows).
 retain: how long windows are kept, by event time.  idle_after: time without batches after which the watermark follows the clock.
 on_error: fail (the batch) or suspend (the stream; millrace.refresh heals it).
+with_data: false leaves the rows that the source has to CALL millrace.backfill(name), which does not keep writers out.
 Also made: NAME_final, the final windows; NAME_changes(cursor), the groups that have changed; NAME_query, the query itself over
 the source; NAME_state and NAME_delta, the states.  Called again with the name of a continuous aggregate, it replaces it.';
 
@@ -397,14 +411,14 @@ CREATE FUNCTION millrace.drop_continuous_aggregate(name text) RETURNS void
 COMMENT ON FUNCTION millrace.drop_continuous_aggregate(text) IS 'Drops a continuous aggregate: its views and its states';
 
 REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
-	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
-	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
+	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
 	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
-	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text),
-	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text), millrace.drop_continuous_aggregate(text),
+	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
+	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
 	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -42,6 +42,10 @@ BEGIN
 				CONTINUE WHEN step <> '_compact($1, false)';
 				step := 'compact($1)';
 			END IF;
+			/* A stream that has failed is healed by its owner. */
+			CONTINUE WHEN step = 'refresh($1)' AND NOT EXISTS (
+				SELECT FROM millrace.stream s JOIN millrace.mark m USING (state) WHERE s.name = stream AND s.status = 'running');
+			CONTINUE WHEN (SELECT s.status = 'failed' FROM millrace.stream s WHERE s.name = stream);
 			BEGIN
 				EXECUTE 'SELECT millrace.' || step USING stream;
 			EXCEPTION WHEN OTHERS THEN
