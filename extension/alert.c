@@ -27,6 +27,7 @@
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/snapmgr.h"
 #include "utils/xid8.h"
@@ -765,6 +766,10 @@ mr_alert_run(MrAlert *alert, MrTimes *windows, MrSeen *seen, TimestampTz *looked
 	MrTimes closed;
 	MrTimes *sets[2] = {windows, &closed};
 	uint64 n_reported = 0;
+	int gucs = NewGUCNestLevel();
+
+	/* Compiling takes longer than what it would save: the query looks at few rows. */
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 
 	mr_times_init(&closed);
 	if (to > from)
@@ -787,6 +792,7 @@ mr_alert_run(MrAlert *alert, MrTimes *windows, MrSeen *seen, TimestampTz *looked
 		n_reported += report_rows(alert, fired);
 		SPI_finish();
 	}
+	AtEOXact_GUC(false, gucs);
 	return n_reported;
 }
 

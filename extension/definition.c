@@ -1097,8 +1097,8 @@ view_text(TextContext *texts, bool is_final)
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
 	bool is_session = def->window.kind == MR_SESSION;
-	const char *in_delta = psprintf(
-		"(ARRAY(SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL))", texts->delta_name);
+	const char *in_delta =
+		psprintf("SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL", texts->delta_name);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1109,7 +1109,7 @@ view_text(TextContext *texts, bool is_final)
 		if (!is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
-						 " FROM %s s WHERE s.part <> '%c' AND s.window_start <> ALL %s"
+						 " FROM %s s WHERE s.part <> '%c' AND s.window_start NOT IN (%s)"
 						 " AND (s.window_start >= %s) IS TRUE",
 						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
@@ -1122,10 +1122,20 @@ view_text(TextContext *texts, bool is_final)
 	append_targets(&buf, texts, &texts->merge);
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
-	appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
-	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (def->window.kind == MR_TUMBLE)
-		appendStringInfo(&buf, " AND (s.window_start = ANY %s OR s.window_start IS NULL)", in_delta);
+	{
+		/* Of NAME_state, by its index or a hash, the windows that NAME_delta has. */
+		char *state = psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' AND t.window_start",
+							   column_list(texts, "t", NULL), texts->state_name, but_part);
+
+		appendStringInfo(
+			&buf,
+			" FROM (%s IN (%s) UNION ALL %s IS NULL UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c') s",
+			state, in_delta, state, column_list(texts, "t", NULL), texts->delta_name, but_part);
+	}
+	else
+		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
+	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
 	appendStringInfo(&buf, " GROUP BY %s", texts->group_by);

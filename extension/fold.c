@@ -344,49 +344,73 @@ may_fold(const Fold *fold, TupleTableSlot *slot)
 	return FullTransactionIdPrecedes(DatumGetFullTransactionId(slot->tts_values[XID]), fold->oldest);
 }
 
-/* Count rows of NAME_delta, and choose windows until about limit of them will be folded. */
-static void
-choose_windows(Fold *fold, int64 limit)
+/* Count the next rows of NAME_delta; false when there are no more. */
+static bool
+count_rows(Fold *fold, TableScanDesc scan, TupleTableSlot *slot, int64 n_rows, List **windows)
 {
-	int64 n_left = limit > PG_INT64_MAX / MAX_COUNTED ? PG_INT64_MAX : MAX_COUNTED * limit, n_chosen = 0;
-	TableScanDesc delta = table_beginscan(fold->delta, fold->snapshot, 0, NULL);
-	TupleTableSlot *slot = table_slot_create(fold->delta, NULL);
-	IndexScanDesc scan = mr_index_beginscan(fold->state, fold->index, fold->snapshot, 1);
-	List *windows = NIL;
-	ListCell *lc;
-
-	while (n_left-- > 0 && table_scan_getnextslot(delta, ForwardScanDirection, slot))
+	while (n_rows-- > 0)
 	{
 		Window *window;
 
 		CHECK_FOR_INTERRUPTS();
+		if (!table_scan_getnextslot(scan, ForwardScanDirection, slot))
+			return false;
 		slot_getsomeattrs(slot, WINDOW_START + 1);
 		if (!may_fold(fold, slot))
 			continue;
 		window = window_of(fold, slot);
 		if (window->n_rows++ == 0)
-			windows = lappend(windows, window);
+			*windows = lappend(*windows, window);
+	}
+	return true;
+}
+
+/* Does NAME_state have few enough rows of it?  By the index alone, which may have some that are dead. */
+static bool
+is_worth_it(IndexScanDesc scan, const Window *window)
+{
+	int64 n_left = MAX_REWRITE * window->n_rows;
+
+	scan_window(scan, window);
+	while (n_left >= 0 && index_getnext_tid(scan, ForwardScanDirection))
+	{
+		CHECK_FOR_INTERRUPTS();
+		n_left--;
+	}
+	return n_left >= 0;
+}
+
+/* Choose windows until about limit rows will be folded, the first in NAME_delta first. */
+static void
+choose_windows(Fold *fold, int64 limit)
+{
+	int64 max_rows = limit > PG_INT64_MAX / MAX_COUNTED ? PG_INT64_MAX : MAX_COUNTED * limit;
+	int64 n_rows = limit, n_counted = 0, n_chosen = 0;
+	TableScanDesc delta = table_beginscan(fold->delta, fold->snapshot, 0, NULL);
+	TupleTableSlot *slot = table_slot_create(fold->delta, NULL);
+	IndexScanDesc scan = mr_index_beginscan(fold->state, fold->index, fold->snapshot, 1);
+	List *windows = NIL;
+	bool more = true;
+	ListCell *lc;
+
+	/* More of them only if many wait */
+	while (more && n_counted < max_rows && n_chosen < limit / 2 + 1)
+	{
+		more = count_rows(fold, delta, slot, n_rows, &windows);
+		n_counted += n_rows;
+		n_rows = Min(n_counted, max_rows - n_counted);
+		n_chosen = 0;
+		foreach (lc, windows)
+		{
+			Window *window = lfirst(lc);
+
+			window->is_chosen = window->is_chosen || is_worth_it(scan, window);
+			if (window->is_chosen)
+				n_chosen += window->n_rows;
+		}
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_endscan(delta);
-
-	list_sort(windows, compare_windows);
-	foreach (lc, windows)
-	{
-		Window *window = lfirst(lc);
-		int64 n_allowed = MAX_REWRITE * window->n_rows;
-
-		CHECK_FOR_INTERRUPTS();
-		if (n_chosen >= limit)
-			break;
-		/* By the index alone, which may have a few too many */
-		scan_window(scan, window);
-		while (n_allowed >= 0 && index_getnext_tid(scan, ForwardScanDirection))
-			n_allowed--;
-		window->is_chosen = n_allowed >= 0;
-		if (window->is_chosen)
-			n_chosen += window->n_rows;
-	}
 	index_endscan(scan);
 	list_free(windows);
 }

@@ -1,6 +1,14 @@
 /*
  * Rows that a stream did not take, and windows that changed after they were final (late.c).
  */
+CREATE FUNCTION millrace._restored_xid() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	NEW.xid := '0';
+	RETURN NEW;
+END $$;
+COMMENT ON FUNCTION millrace._restored_xid() IS 'Internal: a restored row loses its transaction id (C code, which writes them, fires no triggers)';
+CREATE TRIGGER restored BEFORE INSERT ON millrace.late_row FOR EACH ROW EXECUTE FUNCTION millrace._restored_xid();
+
 CREATE VIEW millrace.late_rows WITH (security_barrier) AS
 	SELECT l.stream, l.xid, l.arrived, l.reason, l."row"
 	FROM millrace.late_row l JOIN millrace.stream s ON s.name = l.stream
@@ -8,7 +16,7 @@ CREATE VIEW millrace.late_rows WITH (security_barrier) AS
 GRANT SELECT ON millrace.late_rows TO PUBLIC;
 COMMENT ON VIEW millrace.late_rows IS 'Rows that a stream did not take, of sources that the reader may SELECT (and on which no row security holds for him)';
 COMMENT ON COLUMN millrace.late_rows.stream IS 'Name of the stream';
-COMMENT ON COLUMN millrace.late_rows.xid IS 'Transaction that inserted the row into the source';
+COMMENT ON COLUMN millrace.late_rows.xid IS 'Transaction that inserted the row into the source; 0: restored from a dump';
 COMMENT ON COLUMN millrace.late_rows.arrived IS 'Start of that transaction';
 COMMENT ON COLUMN millrace.late_rows.reason IS 'Why: late, stopped, or the error with which the stream failed';
 COMMENT ON COLUMN millrace.late_rows."row" IS 'The row, by names of columns; arrays, composites and types of extensions as text';

@@ -21,12 +21,6 @@ COMMENT ON COLUMN millrace.alert_row.value IS 'The other columns, as they were w
 COMMENT ON COLUMN millrace.alert_row.raised IS 'When';
 COMMENT ON COLUMN millrace.alert_row.xid IS 'Transaction that reported it; 0: restored';
 
-CREATE FUNCTION millrace._restored_xid() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-	NEW.xid := '0';
-	RETURN NEW;
-END $$;
-COMMENT ON FUNCTION millrace._restored_xid() IS 'Internal: a restored row loses its transaction id (C code, which writes them, fires no triggers)';
 CREATE TRIGGER restored BEFORE INSERT ON millrace.alert_row FOR EACH ROW EXECUTE FUNCTION millrace._restored_xid();
 
 CREATE VIEW millrace.alerts WITH (security_barrier) AS
