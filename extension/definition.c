@@ -1026,19 +1026,25 @@ kept_text(TextContext *texts)
 	return psprintf("(s.window_start > %s) IS NOT FALSE", texts->last_gone);
 }
 
-/* All rows of states but those of one part, from both tables. */
+/*
+ * All rows of states but those of one part, from both tables.  The conditions, on alias t, are empty or begin with AND.
+ * Lists of windows: an ARRAY is found by the index of NAME_state, but compared one by one elsewhere; IN is hashed.
+ */
 static char *
-all_states(TextContext *texts, char but_part)
+all_states(TextContext *texts, char but_part, const char *state_condition, const char *delta_condition)
 {
 	return psprintf(
-		"SELECT %s FROM %s t WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'",
-		column_list(texts, "t", NULL), texts->state_name, but_part, column_list(texts, "t", NULL),
-		texts->delta_name, but_part);
+		"SELECT %s FROM %s t WHERE t.part <> '%c'%s UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'%s",
+		column_list(texts, "t", NULL), texts->state_name, but_part, state_condition,
+		column_list(texts, "t", NULL), texts->delta_name, but_part, delta_condition);
 }
 
-/* FROM (…) s: states whose window_start is that of the window to which they belong, ready to be grouped. */
+/*
+ * FROM (…) s: states whose window_start is that of the window to which they belong, ready to be grouped.  The conditions
+ * are for all_states, and heeded for tumbling windows only.
+ */
 static char *
-window_states(TextContext *texts, char but_part)
+window_states(TextContext *texts, char but_part, const char *state_condition, const char *delta_condition)
 {
 	MrDefinition *def = texts->def;
 	const char *is_open = but_part == MR_PART_LIVE ? " AND (t.open_from IS NULL OR w.w > t.open_from)" : "";
@@ -1048,7 +1054,7 @@ window_states(TextContext *texts, char but_part)
 	switch (def->window.kind)
 	{
 		case MR_TUMBLE:
-			appendStringInfoString(&buf, all_states(texts, but_part));
+			appendStringInfoString(&buf, all_states(texts, but_part, state_condition, delta_condition));
 			break;
 		case MR_HOP:
 			/* What is folded is found by its index, window by window; the few rows that are not are spread. */
@@ -1079,7 +1085,7 @@ window_states(TextContext *texts, char but_part)
 										 psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s)"
 															" OVER (%s ORDER BY u.window_start)",
 												  texts->gap, keys.data)),
-							 all_states(texts, but_part));
+							 all_states(texts, but_part, "", ""));
 			break;
 		}
 	}
@@ -1134,7 +1140,7 @@ view_text(TextContext *texts, bool is_final)
 			state, in_delta, state, column_list(texts, "t", NULL), texts->delta_name, but_part);
 	}
 	else
-		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
+		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part, "", ""));
 	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
@@ -1170,11 +1176,13 @@ changes_text(TextContext *texts)
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT " HORIZON " AS cursor, ");
 	append_targets(&buf, texts, &texts->merge);
-	appendStringInfo(&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true),
-					 window_states(texts, MR_PART_FINAL));
+	appendStringInfo(
+		&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true),
+		window_states(texts, MR_PART_FINAL,
+					  psprintf(" AND (t.window_start = ANY (ARRAY(%s)) OR t.window_start IS NULL)", changed),
+					  psprintf(" AND (t.window_start IN (%s) OR t.window_start IS NULL)", changed)));
 	if (def->window.kind == MR_TUMBLE)
-		appendStringInfo(&buf, " WHERE %s AND (s.window_start = ANY (ARRAY(%s)) OR s.window_start IS NULL)",
-						 kept_text(texts), changed);
+		appendStringInfo(&buf, " WHERE %s", kept_text(texts));
 	else if (def->window.kind == MR_HOP)
 		appendStringInfo(
 			&buf,
