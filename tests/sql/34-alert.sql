@@ -4,7 +4,7 @@ SET timezone = 'UTC';
 CREATE SCHEMA mr_alert;
 SET search_path = mr_alert, public;
 \ir ../lib/streams.sql
-SELECT plan(68);
+SELECT plan(69);
 
 CREATE TABLE e (at timestamptz NOT NULL, action text, u int) PARTITION BY RANGE (at);
 SELECT millrace.create_source('e', 'at');
@@ -73,6 +73,8 @@ CREATE TABLE alert_plan AS SELECT * FROM plan_of($$SELECT r.* FROM unnest('{2024
 SELECT is(count(*) FILTER (WHERE line ~ 'Index Cond: .*window_start = w.w'), count(*) FILTER (WHERE line ~ 'pm_state_window_start_idx|on pm_state'), 'every scan of NAME_state is by the window')
 	FROM alert_plan;
 SELECT is(count(*) > 0, true, 'there are some') FROM alert_plan WHERE line ~ 'Index Cond: .*window_start = w.w';
+
+SELECT is((SELECT count(*) FROM millrace.alert_row), (SELECT count(*) FROM millrace.alerts), 'what has been reported is not written again');
 
 -- More windows than are looked at one by one, and more than are told apart
 SELECT millrace.create_alert('all_of_them', $$SELECT window_start, action, n FROM pm WHERE action = 'many'$$);
