@@ -151,8 +151,9 @@ mr_compact(PG_FUNCTION_ARGS)
 	uint64 n_written;
 
 	check_isolation("compact");
+	(void) read_stream(PG_GETARG_TEXT_PP(0));
+	mr_stream_lock(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	stream = read_stream(PG_GETARG_TEXT_PP(0));
-	(void) mr_state_lock(stream->state, true);
 	mr_enter(&guard, stream->owner, stream->settings);
 	SPI_connect();
 	adopt_restored(stream->state);
@@ -377,13 +378,16 @@ delete_sessions(const Maintained *stream, const MrDefinition *def, TimestampTz b
 uint64
 mr_drop_expired_windows(text *name, bool wait)
 {
-	Maintained *stream = read_stream(name);
+	Maintained *stream;
 	MrDefinition *def;
 	TimestampTz before;
 	uint64 n_deleted = 0;
 	MrGuard guard;
 
-	if (!mr_state_lock(stream->state, wait))
+	if (wait)
+		mr_stream_lock(text_to_cstring(name));
+	stream = read_stream(name);
+	if (!wait && !mr_state_lock(stream->state, false))
 		return 0;
 	mr_enter(&guard, stream->owner, stream->settings);
 	def = mr_read_definition(stream->definition);

@@ -298,6 +298,7 @@ mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oi
 
 /* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
 extern void mr_check_stream_owner(const char *name);
+extern void mr_stream_lock(const char *name);
 
 /* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
 extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,

@@ -874,15 +874,10 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 {
 	MrDefinition *def;
 	MrRanges *ranges = mr_ranges_new();
-	Oid state;
 
 	mr_times_init(&refresh->panes);
-	do
-	{
-		state = refresh->state;
-		(void) mr_state_lock(state, true);
-		read_stream(refresh);
-	} while (state != refresh->state);
+	mr_stream_lock(refresh->name);
+	read_stream(refresh);
 	if (get_rel_relkind(refresh->definition) == '\0')
 		remake_definition(refresh);
 	/* Read as its owner, for its functions may be in schemas of his. */
@@ -1002,8 +997,8 @@ mr_slice_marks(PG_FUNCTION_ARGS)
 	int n_times;
 
 	mr_check_stream_owner(refresh.name);
+	mr_stream_lock(refresh.name);
 	read_stream(&refresh);
-	(void) mr_state_lock(refresh.state, true);
 	def = mr_read_definition(refresh.definition);
 	deconstruct_array(array, TIMESTAMPTZOID, sizeof(TimestampTz), true, TYPALIGN_DOUBLE, &times, NULL,
 					  &n_times);

@@ -852,13 +852,23 @@ mr_settle(PG_FUNCTION_ARGS)
 uint64
 mr_rollup_settle(Oid state)
 {
-	Level *self = linitial(read_chain(state));
+	Level *self;
 	TimestampTz settled_to, retained_from;
 	FullTransactionId since;
 	uint64 n_rows;
 	bool isnull;
 	MrGuard guard;
 
+	/* What takes its place meanwhile settles itself. */
+	if (get_rel_relkind(state) == '\0')
+		return 0;
+	check_state_owner(state);
+	(void) mr_state_lock(state, true);
+	if (get_rel_relkind(state) == '\0')
+		return 0;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	self = linitial(read_chain(state));
+	PopActiveSnapshot();
 	if (!has_privs_of_role(GetUserId(), self->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -871,7 +881,6 @@ mr_rollup_settle(Oid state)
 						"REPEATABLE READ or "
 						"higher"),
 				 errhint("Use READ COMMITTED.")));
-	(void) mr_state_lock(self->state, true);
 	mr_enter(&guard, self->owner, self->settings);
 	/* Rows are compared as text. */
 	(void) set_config_option("extra_float_digits", "1", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,

@@ -36,6 +36,7 @@ PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
+PG_FUNCTION_INFO_V1(mr_lock_stream);
 PG_FUNCTION_INFO_V1(mr_stream_lift);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
@@ -244,6 +245,52 @@ mr_check_stream_owner(const char *name)
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
+}
+
+static Oid
+state_of(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	Oid state = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types,
+				 values, NULL);
+	if (SPI_processed == 1)
+		state = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	mr_leave(&guard);
+	return state;
+}
+
+/*
+ * For its owner, the lock of the state that a stream has now, which another may have given it while this one waited.
+ * Taken before a lock of its source, by all, and until the transaction ends: whoever has it works on relations that
+ * nobody else replaces or drops.
+ */
+void
+mr_stream_lock(const char *name)
+{
+	Oid state, locked = InvalidOid;
+
+	mr_check_stream_owner(name);
+	while ((state = state_of(name)) != locked && OidIsValid(state))
+	{
+		(void) mr_state_lock(state, true);
+		locked = state;
+	}
+}
+
+/* _stream_lock(name text) */
+Datum
+mr_lock_stream(PG_FUNCTION_ARGS)
+{
+	mr_stream_lock(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
 }
 
 /*
@@ -563,6 +610,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	bool is_rollup;
 	bool isnull;
 	StreamRow *row;
+	List *deleted;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "sources");
@@ -596,9 +644,16 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	if (!has_privs_of_role(GetUserId(), owner) && !(is_pipe && mr_owns_relation(source, GetUserId())))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
+	if (OidIsValid(state_of(name)) && has_privs_of_role(GetUserId(), owner))
+		mr_stream_lock(name);
 	if (!is_rollup)
 		invalidate_tree(source, ShareRowExclusiveLock);
-	row = linitial(delete_rows(name));
+	deleted = delete_rows(name);
+	if (deleted == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" was dropped meanwhile", name),
+				 errhint("See " MR_SCHEMA ".streams.")));
+	row = linitial(deleted);
 	if (!row->is_pipe)
 		drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();

@@ -146,6 +146,8 @@ COMMENT ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, r
 CREATE FUNCTION millrace._stream_drop(name text, kind text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_drop';
 COMMENT ON FUNCTION millrace._stream_drop(text, text) IS 'Internal: drops a stream and what was made for it';
 
+CREATE FUNCTION millrace._stream_lock(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_lock_stream';
+COMMENT ON FUNCTION millrace._stream_lock(text) IS 'Internal: takes the lock under which a stream is compacted, refreshed and replaced';
 CREATE FUNCTION millrace._stream_lift(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_lift';
 COMMENT ON FUNCTION millrace._stream_lift(text) IS 'Internal: takes a continuous aggregate that is about to be replaced off its relations, and drops its function NAME_changes';
 
@@ -306,6 +308,9 @@ BEGIN
 	IF watermark IS NULL AND idle_after IS NOT NULL THEN
 		RAISE EXCEPTION 'idle_after of "%" needs a watermark', name USING ERRCODE = '22023';
 	END IF;
+	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name) THEN
+		PERFORM millrace._stream_lock(name);
+	END IF;
 	SELECT * INTO before FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name;
 	IF before.kind NOT IN ('aggregate', 'rollup') THEN
 		RAISE EXCEPTION 'stream "%" already exists and is a %', name, before.kind USING ERRCODE = '42710', HINT = 'See millrace.streams.';
@@ -414,11 +419,11 @@ REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, 
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._stream_lock(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
-	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._aggregate_backfill(regclass, regclass)
+	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._stream_lock(text), millrace._aggregate_backfill(regclass, regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -38,6 +38,7 @@ BEGIN
 	END IF;
 	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
 		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
+			EXIT WHEN maintain.name IS NULL AND NOT EXISTS (SELECT FROM millrace.stream s WHERE s.name = stream);
 			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
 				CONTINUE WHEN step <> '_compact($1, false)';
 				step := 'compact($1)';
