@@ -435,6 +435,12 @@ mr_aggregate_plan_source(Oid definition, Oid target, const MrRefreshRange *range
 	return make_aggregate_plan(definition, InvalidOid, target, range, keep, depends);
 }
 
+double
+mr_aggregate_cost(const MrAggregatePlan *plan)
+{
+	return plan->stmt->planTree->total_cost;
+}
+
 MrScan *
 mr_aggregate_scan(const MrAggregatePlan *plan)
 {
@@ -541,6 +547,27 @@ put_group(void *arg, char part, Datum *values, bool *nulls)
 }
 
 static bool
+in_ranges(const MrRange *ranges, int n, TimestampTz start)
+{
+	int low = 0;
+
+	/* The first that does not end before it. */
+	while (n > 0)
+	{
+		int half = n / 2;
+
+		if (ranges[low + half].to < start)
+		{
+			low += half + 1;
+			n -= half + 1;
+		}
+		else
+			n = half;
+	}
+	return ranges[low].from <= start && start <= ranges[low].to;
+}
+
+static bool
 writer_receive(TupleTableSlot *row, DestReceiver *dest)
 {
 	MrStateWriter *writer = (MrStateWriter *) dest;
@@ -558,6 +585,8 @@ writer_receive(TupleTableSlot *row, DestReceiver *dest)
 			if (last < refresh->keep_from || start > refresh->keep_to)
 				return true;
 		}
+		else if (refresh->n_only > 0 && !in_ranges(refresh->only, refresh->n_only, start))
+			return true;
 		if (last <= refresh->closed_bound && refresh->closed_bound != DT_NOBEGIN)
 			part = MR_PART_LIVE;
 	}

@@ -340,6 +340,9 @@ typedef struct MrRefreshRange
 	/* Sessions are written if they touch this; else the same as from and to. */
 	TimestampTz keep_from;
 	TimestampTz keep_to;
+	/* Only windows that start in one of these are written, unless there are none. */
+	const MrRange *only;
+	int n_only;
 	/* Windows that start, sessions that end at or before it are closed: part 'l'. */
 	TimestampTz closed_bound;
 } MrRefreshRange;
@@ -354,6 +357,8 @@ mr_aggregate_plan(Oid definition, Oid leaf, Oid target, MemoryContext keep, List
 /* Plan it over the rows of the source in a range; NULL: all. */
 extern MrAggregatePlan *mr_aggregate_plan_source(Oid definition, Oid target, const MrRefreshRange *range,
 												 MemoryContext keep, List **depends);
+/* What the planner thinks it costs. */
+extern double mr_aggregate_cost(const MrAggregatePlan *plan);
 /* Of a plan over a leaf: its pass over the rows. */
 extern MrScan *mr_aggregate_scan(const MrAggregatePlan *plan);
 extern const MrWindow *mr_aggregate_window(const MrAggregatePlan *plan);

@@ -372,6 +372,7 @@ typedef struct Refresh
 	SPIPlanPtr equal;
 	SPIPlanPtr hull;
 	SPIPlanPtr live;
+	MrTimes panes; /* that were written, for alerts */
 	uint64 n_written;
 } Refresh;
 
@@ -408,6 +409,11 @@ read_stream(Refresh *refresh)
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", refresh->name)));
+	if (strcmp(text_column(1), "alert") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("stream \"%s\" is an alert and has nothing to refresh", refresh->name),
+				 errhint("Refresh what it reads.")));
 	spi = MemoryContextSwitchTo(context);
 	refresh->is_pipe = strcmp(text_column(1), "pipe") == 0;
 	refresh->is_rollup = strcmp(text_column(1), "rollup") == 0;
@@ -511,47 +517,119 @@ widen(Refresh *refresh, MrRefreshRange *range, const MrRange *mark)
 	}
 }
 
-/* Compute the windows of one range, as the stream's owner. */
+/* What is to be read for marks: from the first to the last of them. */
+static MrRefreshRange
+range_of(Refresh *refresh, const MrRange *marks, int n, bool with_null)
+{
+	const MrRange *last = &marks[n - 1];
+	MrRefreshRange range = {.from = marks->from,
+							.to = last->end,
+							.with_null = with_null,
+							.keep_from = marks->from,
+							.keep_to = last->to,
+							.only = n > 1 ? marks : NULL,
+							.n_only = n > 1 ? n : 0,
+							.closed_bound = refresh->closed_bound};
+
+	if (last->to == DT_NOBEGIN)
+		range.to = MIN_TIMESTAMP;
+	return range;
+}
+
+static MrAggregatePlan *
+plan_range(Refresh *refresh, const MrRefreshRange *range)
+{
+	List *depends = NIL;
+
+	return mr_aggregate_plan_source(refresh->definition, refresh->state, range, CurrentMemoryContext,
+									&depends);
+}
+
+/* Compute the windows of marks, which the source is read for once, as the stream's owner.  Sessions: of one. */
 static void
-refresh_range(Refresh *refresh, const MrRange *mark, bool with_null)
+refresh_range(Refresh *refresh, const MrRange *marks, int n, bool with_null)
 {
 	bool is_session = refresh->window.kind == MR_SESSION;
-	MrRefreshRange range = {.from = mark->from,
-							.to = mark->end,
-							.with_null = with_null,
-							.keep_from = mark->from,
-							.keep_to = mark->to,
-							.closed_bound = refresh->closed_bound};
-	MrAggregateRun run_states = {
-		.gone_bound = DT_NOBEGIN, .closed = DT_NOBEGIN, .part = MR_PART_BOTH, .refresh = &range};
-	List *depends = NIL;
-	uint64 n_final;
+	MrRefreshRange range = range_of(refresh, marks, n, with_null);
+	MrAggregateRun run_states = {.gone_bound = DT_NOBEGIN,
+								 .closed = DT_NOBEGIN,
+								 .part = MR_PART_BOTH,
+								 .refresh = &range,
+								 .panes = &refresh->panes};
+	uint64 n_final = 0;
 
-	if (is_session && mark->from <= mark->to)
-		widen(refresh, &range, mark);
+	if (is_session && marks->from <= marks->to)
+		widen(refresh, &range, marks);
 	if (is_session)
 	{
 		range.from = range.keep_from;
 		range.to = TIMESTAMP_NOT_FINITE(range.keep_to) ? range.keep_to : range.keep_to + 1;
+		if (range.to == DT_NOBEGIN)
+			range.to = MIN_TIMESTAMP;
 	}
-	if (range.to == DT_NOBEGIN)
-		range.to = MIN_TIMESTAMP;
-	n_final = run(refresh, refresh->remove, &range, mark);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		n_final += run(refresh, refresh->remove, &range, &marks[i]);
+	}
 	if (is_session)
 	{
-		range.keep_from = mark->from;
-		range.keep_to = mark->to;
+		range.keep_from = marks->from;
+		range.keep_to = marks->to;
 	}
-	mr_aggregate_run(
-		mr_aggregate_plan_source(refresh->definition, refresh->state, &range, CurrentMemoryContext, &depends),
-		InvalidOid, NULL, &run_states);
+	mr_aggregate_run(plan_range(refresh, &range), InvalidOid, NULL, &run_states);
 	CommandCounterIncrement();
 	refresh->n_written += run_states.n_written;
 	/* What was shown of sessions as final stayed where it was. */
 	if (is_session && range.closed_bound != DT_NOBEGIN)
-		(void) run(refresh, refresh->live, &range, mark);
-	if (n_final > 0 || (is_session && range.closed_bound != DT_NOBEGIN))
-		(void) run(refresh, refresh->equal, &range, mark);
+		(void) run(refresh, refresh->live, &range, marks);
+	if (n_final == 0 && !(is_session && range.closed_bound != DT_NOBEGIN))
+		return;
+	for (int i = 0; i < n; i++)
+		(void) run(refresh, refresh->equal, &range, &marks[i]);
+}
+
+static double
+cost(Refresh *refresh, const MrRange *marks, int n)
+{
+	MrRefreshRange range = range_of(refresh, marks, n, false);
+
+	return mr_aggregate_cost(plan_range(refresh, &range));
+}
+
+/*
+ * How many of the marks, the first ones, to read the source for at once: all, if that costs no more than one by one, which
+ * is so where no index helps; else half of them, and so on.  A sample tells what one costs.
+ */
+#define COST_SAMPLE 8
+#define ASK_AGAIN 16
+
+static int
+marks_at_once(Refresh *refresh, const MrRange *marks, int n)
+{
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace costs", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	if (refresh->window.kind == MR_SESSION)
+		n = 1;
+	while (n > 1)
+	{
+		int n_sample = Min(n, COST_SAMPLE);
+		double sum = 0, together;
+
+		for (int i = 0; i < n_sample; i++)
+			sum += cost(refresh, &marks[(int64) i * n / n_sample], 1);
+		sum *= (double) n / n_sample;
+		together = cost(refresh, marks, n);
+		MemoryContextReset(context);
+		if (together <= sum)
+			break;
+		n = sum < together / 4 ? 1 : n / 2;
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	return n;
 }
 
 /* Which windows are closed for this transaction, as its batches would see it. */
@@ -716,6 +794,7 @@ refresh_ranges(Refresh *refresh, MrRanges *ranges)
 		AllocSetContextCreate(CurrentMemoryContext, "millrace refresh", ALLOCSET_DEFAULT_SIZES);
 	MrRange nothing = {DT_NOEND, DT_NOBEGIN, DT_NOBEGIN};
 	double told = mr_now_ms();
+	int n_alone = 0;
 	MrRefreshSql sql;
 	MrGuard guard;
 
@@ -726,19 +805,25 @@ refresh_ranges(Refresh *refresh, MrRanges *ranges)
 	refresh->equal = prepare(sql.equal, 2);
 	refresh->hull = prepare(sql.hull, 6);
 	refresh->live = prepare(sql.live, 2);
-	for (int i = 0; i < Max(ranges->n, ranges->with_null); i++)
+	if (ranges->n == 0 && ranges->with_null)
+		refresh_range(refresh, &nothing, 1, true);
+	for (int i = 0; i < ranges->n;)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
+		int n = n_alone > 0 ? 1 : marks_at_once(refresh, &ranges->items[i], ranges->n - i);
 
 		CHECK_FOR_INTERRUPTS();
-		refresh_range(refresh, i < ranges->n ? &ranges->items[i] : &nothing, i == 0 && ranges->with_null);
+		refresh_range(refresh, &ranges->items[i], n, i == 0 && ranges->with_null);
+		i += n;
+		/* Where one is best alone, so are the next ones: asking costs as much as planning ten. */
+		n_alone = n > 1 ? 0 : n_alone > 0 ? n_alone - 1 : ASK_AGAIN;
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 		if (mr_now_ms() - told < 5000)
 			continue;
 		told = mr_now_ms();
 		ereport(NOTICE,
-				(errmsg("refreshing \"%s\": %d of %d ranges of windows", refresh->name, i + 1, ranges->n)));
+				(errmsg("refreshing \"%s\": %d of %d ranges of windows", refresh->name, i, ranges->n)));
 	}
 	SPI_finish();
 	mr_leave(&guard);
@@ -791,6 +876,7 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 	MrRanges *ranges = mr_ranges_new();
 	Oid state;
 
+	mr_times_init(&refresh->panes);
 	do
 	{
 		state = refresh->state;
@@ -836,6 +922,7 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 		 is_status(refresh, "filling")) &&
 		!is_to_be_filled(refresh->state))
 		mr_stream_set(refresh->name, refresh->source, "running", "", InvalidOid, NULL);
+	mr_alerts_changed(refresh->source, refresh->target, &refresh->panes);
 	return refresh->n_written;
 }
 

@@ -131,6 +131,7 @@ CREATE TABLE millrace.late_row (
 );
 CREATE INDEX late_row_stream ON millrace.late_row (stream);
 SELECT pg_catalog.pg_extension_config_dump('millrace.late_row', '');
+GRANT SELECT ON millrace.late_row TO @extowner@;
 COMMENT ON TABLE millrace.late_row IS 'Rows of sources that a stream did not take; read millrace.late_rows instead';
 COMMENT ON COLUMN millrace.late_row.stream IS 'Name of the stream';
 COMMENT ON COLUMN millrace.late_row.xid IS 'Transaction that inserted the row into the source';

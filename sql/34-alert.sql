@@ -12,6 +12,7 @@ CREATE TABLE millrace.alert_row (
 );
 CREATE INDEX alert_row_key ON millrace.alert_row (alert, window_start, key_hash);
 SELECT pg_catalog.pg_extension_config_dump('millrace.alert_row', '');
+GRANT SELECT ON millrace.alert_row TO @extowner@;
 COMMENT ON TABLE millrace.alert_row IS 'What alerts have reported; read millrace.alerts instead';
 COMMENT ON COLUMN millrace.alert_row.alert IS 'View of the alert';
 COMMENT ON COLUMN millrace.alert_row.window_start IS 'Column window_start of its query';

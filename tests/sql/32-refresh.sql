@@ -105,6 +105,18 @@ SELECT rows_read() AS before \gset
 SELECT is(millrace.refresh('per_minute'), 1::bigint, 'one window');
 SELECT cmp_ok(rows_read() - :before, '<=', 12::bigint, 'reads its six rows');
 SELECT is(differences('per_minute'), 0::bigint, 'and is right');
+UPDATE many SET v = 78 WHERE extract(minute FROM at) = 17 AND at >= '2024-01-06';
+SELECT cmp_ok((SELECT count(*) FROM millrace.mark), '>', 20::bigint, 'many windows');
+SELECT rows_read() AS before \gset
+SELECT millrace.refresh('per_minute') AS n \gset
+SELECT cmp_ok(rows_read() - :before, '<=', (12 * :n)::bigint, 'one by one with an index');
+SELECT is(differences('per_minute'), 0::bigint, 'and right');
+DROP INDEX many_at_idx;
+UPDATE many SET v = 79 WHERE extract(minute FROM at) = 18 AND at >= '2024-01-06';
+SELECT rows_read() AS before \gset
+SELECT is(millrace.refresh('per_minute') <= :n, true, 'without an index no other windows are written');
+SELECT cmp_ok(rows_read() - :before, '<=', 2 * (SELECT count(*) FROM many), 'but the table is read once, and not for each');
+SELECT is(differences('per_minute'), 0::bigint, 'and right');
 CREATE TABLE zoneless (at timestamp, v int);
 SELECT millrace.create_continuous_aggregate('paris', 'SELECT millrace.tumble(at AT TIME ZONE ''Europe/Paris'', ''1 day'', timezone => ''Europe/Paris'') AS day, count(*), sum(v) FROM zoneless GROUP BY 1');
 INSERT INTO zoneless SELECT '2024-03-01'::timestamp + i * interval '1 hour', i FROM generate_series(1, 2000) i;
