@@ -1252,7 +1252,7 @@ mr_key_columns(MrDefinition *def)
 Datum
 mr_aggregate_keys(PG_FUNCTION_ARGS)
 {
-	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	MrDefinition *def = mr_read_rollup(PG_GETARG_OID(0)); /* or an aggregate */
 	List *columns = mr_key_columns(def);
 	AttrNumber window = mr_window_column(def);
 	Datum *names = palloc0((list_length(columns) + 1) * sizeof(Datum));

@@ -372,6 +372,7 @@ typedef struct Refresh
 	SPIPlanPtr equal;
 	SPIPlanPtr hull;
 	SPIPlanPtr live;
+	MrTimes panes; /* that were written, for alerts */
 	uint64 n_written;
 } Refresh;
 
@@ -408,6 +409,11 @@ read_stream(Refresh *refresh)
 	if (SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", refresh->name)));
+	if (strcmp(text_column(1), "alert") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("stream \"%s\" is an alert and has nothing to refresh", refresh->name),
+				 errhint("Refresh what it reads.")));
 	spi = MemoryContextSwitchTo(context);
 	refresh->is_pipe = strcmp(text_column(1), "pipe") == 0;
 	refresh->is_rollup = strcmp(text_column(1), "rollup") == 0;
@@ -545,8 +551,11 @@ refresh_range(Refresh *refresh, const MrRange *marks, int n, bool with_null)
 {
 	bool is_session = refresh->window.kind == MR_SESSION;
 	MrRefreshRange range = range_of(refresh, marks, n, with_null);
-	MrAggregateRun run_states = {
-		.gone_bound = DT_NOBEGIN, .closed = DT_NOBEGIN, .part = MR_PART_BOTH, .refresh = &range};
+	MrAggregateRun run_states = {.gone_bound = DT_NOBEGIN,
+								 .closed = DT_NOBEGIN,
+								 .part = MR_PART_BOTH,
+								 .refresh = &range,
+								 .panes = &refresh->panes};
 	uint64 n_final = 0;
 
 	if (is_session && marks->from <= marks->to)
@@ -867,6 +876,7 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 	MrRanges *ranges = mr_ranges_new();
 	Oid state;
 
+	mr_times_init(&refresh->panes);
 	do
 	{
 		state = refresh->state;
@@ -912,6 +922,7 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 		 is_status(refresh, "filling")) &&
 		!is_to_be_filled(refresh->state))
 		mr_stream_set(refresh->name, refresh->source, "running", "", InvalidOid, NULL);
+	mr_alerts_changed(refresh->source, refresh->target, &refresh->panes);
 	return refresh->n_written;
 }
 

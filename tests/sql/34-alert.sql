@@ -4,7 +4,7 @@ SET timezone = 'UTC';
 CREATE SCHEMA mr_alert;
 SET search_path = mr_alert, public;
 \ir ../lib/streams.sql
-SELECT plan(65);
+SELECT plan(69);
 
 CREATE TABLE e (at timestamptz NOT NULL, action text, u int) PARTITION BY RANGE (at);
 SELECT millrace.create_source('e', 'at');
@@ -73,6 +73,8 @@ CREATE TABLE alert_plan AS SELECT * FROM plan_of($$SELECT r.* FROM unnest('{2024
 SELECT is(count(*) FILTER (WHERE line ~ 'Index Cond: .*window_start = w.w'), count(*) FILTER (WHERE line ~ 'pm_state_window_start_idx|on pm_state'), 'every scan of NAME_state is by the window')
 	FROM alert_plan;
 SELECT is(count(*) > 0, true, 'there are some') FROM alert_plan WHERE line ~ 'Index Cond: .*window_start = w.w';
+
+SELECT is((SELECT count(*) FROM millrace.alert_row), (SELECT count(*) FROM millrace.alerts), 'what has been reported is not written again');
 
 -- More windows than are looked at one by one, and more than are told apart
 SELECT millrace.create_alert('all_of_them', $$SELECT window_start, action, n FROM pm WHERE action = 'many'$$);
@@ -144,6 +146,18 @@ INSERT INTO l VALUES ('2024-01-01 10:00'), ('2024-01-01 10:00');
 SELECT is_empty($$SELECT reported('on_late')$$, 'rows that are diverted');
 SELECT is(millrace.replay_late('lm'), 2::bigint, 'are replayed');
 SELECT results_eq($$SELECT reported('on_late')$$, $$VALUES ('10:00 {} {"n": 2}')$$, 'and fire');
+
+-- Corrections
+CREATE TABLE c (at timestamptz, x int);
+SELECT millrace.create_continuous_aggregate('cm', $$SELECT millrace.tumble(at, '1 minute') AS window_start, sum(x) AS n FROM c GROUP BY 1$$);
+SELECT millrace.create_alert('on_refresh', 'SELECT window_start, n FROM cm WHERE n > 100');
+INSERT INTO c VALUES ('2024-01-01 10:00', 1), ('2024-01-01 11:00', 1);
+UPDATE c SET x = 200 WHERE at = '2024-01-01 11:00';
+SELECT is_empty($$SELECT reported('on_refresh')$$, 'an UPDATE');
+SELECT millrace.refresh('cm');
+SELECT results_eq($$SELECT reported('on_refresh')$$, $$VALUES ('11:00 {} {"n": 200}')$$, 'is seen when it is refreshed');
+SELECT throws_ok($$SELECT millrace.refresh('on_refresh')$$, '42809', 'stream "on_refresh" is an alert and has nothing to refresh', 'an alert is not');
+SELECT millrace.drop_alert('on_refresh');
 
 -- Renames
 ALTER VIEW pm RENAME TO per_minute;
