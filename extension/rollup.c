@@ -923,8 +923,7 @@ drop_expired(const Level *self, TimestampTz settled_to)
 	if (!self->has_retain)
 		return self->retained_from;
 	end = window_end(&self->window, settled_to);
-	limit = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(end),
-													IntervalPGetDatum(&self->retain)));
+	limit = mr_plus_interval(end, &self->retain, -1);
 	limit = Min(limit, mr_rollup_needed_from(self->view));
 	if (limit <= self->retained_from)
 		return self->retained_from;

@@ -1,6 +1,6 @@
 -- What must not be possible, and what must not disturb others.
 BEGIN;
-SELECT plan(57);
+SELECT plan(60);
 SET LOCAL client_min_messages = error;
 \ir ../lib/streams.sql
 CREATE ROLE owner_a;
@@ -203,5 +203,15 @@ SELECT throws_ok($$SELECT millrace._stream_put('evil', 'alert', 'typed', 'alerti
 	'42501', NULL, 'nobody puts an alert into the batches of another owner''s source');
 RESET ROLE;
 SELECT lives_ok($$INSERT INTO base VALUES ('2024-01-01', 1)$$, 'which are not disturbed');
+-- Intervals longer than there is time; a definition that is gone
+CREATE TABLE aged (at timestamptz, v int);
+CREATE TABLE aged_names (v int, title text);
+SELECT millrace.create_continuous_aggregate('aged_w', 'SELECT millrace.tumble(at, ''1 day'') AS w, count(*) FROM aged GROUP BY 1', watermark => '10000 years', retain => '10000 years');
+SELECT lives_ok($$INSERT INTO aged VALUES ('2024-01-01', 1)$$, 'a watermark of 10000 years');
+SELECT lives_ok($$SELECT millrace._close_windows('aged_w'), millrace._drop_expired('aged_w')$$, 'and a retention');
+SELECT millrace.create_continuous_aggregate('aged_n', 'SELECT title, millrace.tumble(at, ''1 day'') AS w, count(*) FROM aged JOIN aged_names USING (v) GROUP BY 1, 2',
+	watermark => '1 day', on_error => 'suspend');
+DROP TABLE aged_names CASCADE;
+SELECT lives_ok('TABLE millrace.revisions', 'millrace.revisions passes by what has lost its query');
 SELECT * FROM finish();
 ROLLBACK;
