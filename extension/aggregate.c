@@ -74,11 +74,7 @@ read_new_rows(Query *query, Index rti, Relation source, Relation leaf)
 	rte->relkind = 0;
 	rte->rellockmode = 0;
 	rte->inh = false;
-#if PG_VERSION_NUM >= 160000
-	rte->perminfoindex = 0;
-#else
-	rte->requiredPerms = 0;
-#endif
+	mr_rte_clear_permissions(rte);
 	rte->enrname = MR_NEW_ROWS;
 	rte->enrtuples = 10000;
 	rte->eref = makeAlias(MR_NEW_ROWS, NIL);
@@ -676,11 +672,7 @@ run_statement(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrStateWri
 	query =
 		CreateQueryDesc(plan->stmt, "", GetActiveSnapshot(), InvalidSnapshot, &writer->dest, NULL, env, 0);
 	ExecutorStart(query, 0);
-#if PG_VERSION_NUM >= 180000
-	ExecutorRun(query, ForwardScanDirection, 0);
-#else
-	ExecutorRun(query, ForwardScanDirection, 0, true);
-#endif
+	mr_executor_run(query);
 	ExecutorFinish(query);
 	ExecutorEnd(query);
 	FreeQueryDesc(query);

@@ -69,6 +69,7 @@
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL, false)
+#define mr_rte_clear_permissions(rte) ((rte)->perminfoindex = 0)
 #else
 #define mr_flatten_join_alias_vars(query, node) flatten_join_alias_vars((query), (node))
 #define mr_owns_relation(rel, user) pg_class_ownercheck((rel), (user))
@@ -76,6 +77,14 @@
 #define mr_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
 #define mr_insert_index_tuples(rri, slot, estate) \
 	ExecInsertIndexTuples((rri), (slot), (estate), false, false, NULL, NIL)
+#define mr_rte_clear_permissions(rte) ((rte)->requiredPerms = 0)
+#endif
+
+/* Runs a query to its end.  Before PostgreSQL 18 one says that it is run only once. */
+#if PG_VERSION_NUM >= 180000
+#define mr_executor_run(query) ExecutorRun((query), ForwardScanDirection, 0)
+#else
+#define mr_executor_run(query) ExecutorRun((query), ForwardScanDirection, 0, true)
 #endif
 
 /* From PostgreSQL 18 on, an index scan can be given a place to count its work. */

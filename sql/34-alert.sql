@@ -83,7 +83,9 @@ more when they are final.  What it returns is reported in millrace.alerts, each 
 with a payload like {"alert": "surge", "window_start": "…", "windows": ["…"], "more": false}, one for each alert and transaction.
 query: SELECT window_start, … FROM views of continuous aggregates WHERE …; columns that are keys of one of them are the key.
 It becomes view NAME, which shows what fires now, and runs with the rights of its owner, who must own the sources.
-Two batches that run at the same time may both send a message for the same window; one that is prepared for two-phase commit sends none.';
+Two batches that run at the same time do not see each other: both may send a message for the same window, and what only both together
+amount to is reported by the next batch of that window or when it is final (so, without a watermark, by the next batch only).
+A transaction that is prepared for two-phase commit sends no message.';
 
 CREATE FUNCTION millrace.drop_alert(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'alert') $$;

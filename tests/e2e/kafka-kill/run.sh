@@ -81,12 +81,16 @@ kill_in_batch() {
 	[ "$(value 'SELECT count(*) FROM events')" = "$(committed_by_log)" ] || return 1
 	echo "# killed: $(last_batch_line "$log")"
 }
+# A batch that takes its time gives the kill something to hit.
+value "CREATE TABLE slow (n int);
+	SELECT millrace.create_pipe('slow', 'events', 'INSERT INTO slow SELECT 1 FROM (SELECT pg_sleep(0.1) FROM (SELECT FROM new_rows LIMIT 1) r) s')" >/dev/null
 n_hits=0
 deadline=$((SECONDS + 120))
 while [ $n_hits -lt 2 ] && [ $SECONDS -lt $deadline ]; do
 	if kill_in_batch; then n_hits=$((n_hits + 1)); else echo "# run $n_runs: the kill hit no open batch"; fi
 	[ "$(value 'SELECT sum(next_offset) FROM millrace.ingest_offsets')" -lt $n_events ] || break
 done
+value "SELECT millrace.drop_pipe('slow')" >/dev/null
 is $n_hits 2 "two kills hit rows that were copied and not committed"
 ok "$(test "$(value 'SELECT count(*) FROM events')" -lt $n_events; echo $?)" "both in mid-stream"
 
