@@ -261,6 +261,7 @@ typedef struct Table
 	uint32_t oid;
 	bool makes_partitions; /* millrace.ensure_partitions does something for it */
 	bool is_routed;		   /* partitioned by time and registered: rows go straight to the leaves */
+	bool may_lock;		   /* INSERT on the table, not only on some of its columns */
 	char *time_column;	   /* NULL: none */
 	Column *columns;
 	int n_columns;

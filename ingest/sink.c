@@ -1,10 +1,11 @@
 /*
  * Every SQL statement of the program, and the batch that they store.
  *
- * sink_store() is one transaction: COPY per leaf, dead letters, and the compare-and-set of the positions last.  First it
- * is tried without savepoints.  When the server refuses a row for its data, the transaction is done again: the row that
- * COPY's error context names is left out, and where none is named the rows are halved between savepoints until the one
- * is found.  When not even single rows are accepted, the fault is not in the rows, and nothing becomes a dead letter.
+ * sink_store() is one transaction: a lock on the table, COPY per leaf, dead letters, and the compare-and-set of the
+ * positions last.  First it is tried without savepoints.  When the server refuses a row for its data, the transaction is
+ * done again: the row that COPY's error context names is left out, and where none is named the rows are halved between
+ * savepoints until the one is found.  When not even single rows are accepted, the fault is not in the rows, and nothing
+ * becomes a dead letter.
  *
  * Connection lost before COMMIT was sent: the server has rolled back, the batch is stored again.  Lost after: the
  * position tells whether it was stored (a backend that is still committing holds its row's lock, and FOR UPDATE waits).
@@ -545,7 +546,8 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		return EXIT_TARGET;
 	SinkStatus status =
 		run(sink,
-			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind, n.nspname"
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relname, c.relkind, n.nspname,"
+			" pg_catalog.has_table_privilege(c.oid, 'INSERT')"
 			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 			" WHERE c.oid = pg_catalog.to_regclass($1)",
 			1, params, &result);
@@ -561,6 +563,7 @@ sink_describe(Sink *sink, Config *config, Table *table)
 	table->name = mem_string(PQgetvalue(result, 0, 1));
 	table->relation = mem_string(PQgetvalue(result, 0, 2));
 	table->schema = mem_string(PQgetvalue(result, 0, 4));
+	table->may_lock = PQgetvalue(result, 0, 5)[0] == 't';
 	if (strchr("rpfv", PQgetvalue(result, 0, 3)[0]) == NULL)
 		config_error_at(config, "target.table", "%s is not a table", table->name);
 	if (read_columns(sink, table, PQgetvalue(result, 0, 0)) != SINK_OK ||
@@ -1545,6 +1548,24 @@ commit(Sink *sink, bool *is_data)
 	return status;
 }
 
+/*
+ * Before the leaves, if there are several: who creates a stream locks the table and then its leaves, and would otherwise
+ * hold one that this transaction still needs while it waits for one that this has.
+ */
+static SinkStatus
+lock_table(Sink *sink)
+{
+	int n_groups = 0;
+
+	for (int g = 0; g < sink->n_groups; g++)
+		n_groups += sink->groups[g].n_rows > 0;
+	if (n_groups < 2 || !sink->table->is_routed || !sink->table->may_lock)
+		return SINK_OK;
+	sink->sql.n_bytes = 0;
+	buffer_printf(&sink->sql, "LOCK TABLE ONLY %s IN ROW EXCLUSIVE MODE", sink->table->name);
+	return run(sink, sink->sql.data, 0, NULL, NULL);
+}
+
 /* One try.  *is_data: refused for its data in the hopeful pass. */
 static SinkStatus
 store_once(Sink *sink, int *n_dead, bool *is_data)
@@ -1556,6 +1577,8 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 		0, NULL, NULL);
 
 	*is_data = false;
+	if (status == SINK_OK)
+		status = lock_table(sink);
 	if (status == SINK_OK)
 		status = store_rows(sink, is_data);
 	if (status == SINK_OK)

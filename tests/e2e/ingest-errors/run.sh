@@ -356,6 +356,25 @@ wait $pid
 is $? 0 "the server crashes in mid-batch and comes back"
 exactly_once "and all rows are there once"
 
+# A stream is created between the COPY into one leaf and that through the parent
+value "CREATE TABLE parted (id int, at timestamptz) PARTITION BY RANGE (at); CREATE TABLE piped (id int);
+	SELECT millrace.create_source('parted', 'at', '1 day');
+	SELECT millrace.create_pipe('piped', 'parted', 'INSERT INTO piped SELECT id FROM new_rows')" >/dev/null
+clean
+{ echo id,at; seq -f '%.0f,2024-03-01T12:00Z' 1 1000; seq -f '%.0f,2024-03-02T12:00Z' 1001 1010; } >"$work/in/p.csv"
+psql -qX -c 'BEGIN; LOCK TABLE piped IN SHARE MODE; SELECT pg_sleep(600)' >/dev/null 2>&1 &
+until_true answers "SELECT count(*) FROM pg_locks WHERE relation = 'piped'::regclass AND mode = 'ShareLock' AND granted" 1
+start --once --target.table=parted
+until_true hangs
+value "SELECT millrace.create_continuous_aggregate('per_day', 'SELECT millrace.tumble(at, ''1 day'') AS day, count(*) FROM parted GROUP BY 1')" >"$work/created" 2>&1 &
+creator=$!
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT millrace.create%' AND wait_event_type = 'Lock'" 1
+value "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 'piped'::regclass AND mode = 'ShareLock'" >/dev/null
+wait $creator
+is "$? $(grep -c ERROR "$work/created")" "0 0" "a stream is created in mid-batch"
+wait $pid
+is "$? $(grep -c 'deadlock' "$work/cluster/log") $(value 'SELECT sum(count) FROM per_day')" "0 0 1010" "without a deadlock, and has all rows"
+
 for when in after before; do
 	clean
 	{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/h.csv"
