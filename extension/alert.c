@@ -272,8 +272,13 @@ static Query *
 view_query(Oid view)
 {
 	Relation rel = table_open(view, AccessShareLock);
-	Query *query = copyObject(get_view_query(rel));
+	Query *query;
 
+	if (rel->rd_rel->relkind != RELKIND_VIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a view", RelationGetRelationName(rel))));
+	query = copyObject(get_view_query(rel));
 	table_close(rel, NoLock);
 	return query;
 }

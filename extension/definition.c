@@ -553,11 +553,14 @@ read_query(Oid view)
 	MrDefinition *def = palloc0(sizeof(MrDefinition));
 	Query *query;
 	ListCell *lc;
+	MrGuard guard;
+	Oid owner;
 
 	if (get_rel_relkind(view) != RELKIND_VIEW)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("relation with OID %u is not a view", view)));
 	rel = table_open(view, AccessShareLock);
+	owner = rel->rd_rel->relowner;
 	query = def->query = copyObject(get_view_query(rel));
 	table_close(rel, NoLock);
 #if MR_HAS_GROUP_RTE
@@ -607,7 +610,10 @@ read_query(Oid view)
 				 ".tumble(time_column, '1 minute') AS window_start to the SELECT list and to GROUP BY.")));
 	if (set_walker((Node *) query->targetList, def))
 		refuse("set-returning functions", "Use them in a query over the continuous aggregate.");
+	/* Functions in the arguments are of the view's owner, whoever reads it. */
+	mr_enter(&guard, owner, NULL);
 	read_window(def, mr_call_arguments(def->window_call));
+	mr_leave(&guard);
 	return def;
 }
 

@@ -641,6 +641,9 @@ mr_revised(PG_FUNCTION_ARGS)
 			aclcheck_error(acl, OBJECT_VIEW, get_rel_name(views[i]));
 	}
 	InitMaterializedSRF(fcinfo, 0);
+	/* It has failed: what its query read was dropped. */
+	if (!OidIsValid(agg->definition))
+		return (Datum) 0;
 	mr_enter(&guard, agg->owner, agg->settings);
 	SPI_connect();
 	MrDefinition *def = mr_read_definition(agg->definition);

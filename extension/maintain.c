@@ -292,8 +292,7 @@ move_retention(const Maintained *stream, const MrWindow *window)
 		before = after = DatumGetTimestampTz(datum);
 	if (retain && greatest != DT_NOBEGIN)
 	{
-		after = DatumGetTimestampTz(DirectFunctionCall2(
-			timestamptz_mi_interval, TimestampTzGetDatum(greatest), IntervalPGetDatum(retain)));
+		after = mr_plus_interval(greatest, retain, -1);
 		after = Min(after, mr_rollup_needed_from(stream->target));
 		/* Sessions end at any time: every gap is often enough. */
 		if (mr_last_closed(window, after) <=

@@ -47,18 +47,21 @@ mr_plus_interval(TimestampTz ts, const Interval *interval, int sign)
 {
 	/* Years that a timestamp does not reach are no matter here. */
 	const TimestampTz margin = INT64CONST(200) * 366 * USECS_PER_DAY;
+	double approximate;
 
 	if (TIMESTAMP_NOT_FINITE(ts))
 		return ts;
-	if (sign < 0)
-		return ts < MIN_TIMESTAMP + margin
-			? DT_NOBEGIN
-			: DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(ts),
-													  IntervalPGetDatum(interval)));
-	return ts > END_TIMESTAMP - margin
-		? DT_NOEND
-		: DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(ts),
-												  IntervalPGetDatum(interval)));
+	approximate = (double) ts +
+		sign *
+			((interval->month * 30.436875 + interval->day) * (double) USECS_PER_DAY +
+			 (double) interval->time);
+	if (approximate < (double) (MIN_TIMESTAMP + margin))
+		return DT_NOBEGIN;
+	if (approximate > (double) (END_TIMESTAMP - margin))
+		return DT_NOEND;
+	return DatumGetTimestampTz(
+		DirectFunctionCall2(sign < 0 ? timestamptz_mi_interval : timestamptz_pl_interval,
+							TimestampTzGetDatum(ts), IntervalPGetDatum(interval)));
 }
 
 MrRanges *

@@ -46,6 +46,7 @@ PG_FUNCTION_INFO_V1(mr_rollup_redo);
 PG_FUNCTION_INFO_V1(mr_rollup_redo_inputs);
 PG_FUNCTION_INFO_V1(mr_rollup_changed);
 PG_FUNCTION_INFO_V1(mr_rollup_put);
+PG_FUNCTION_INFO_V1(mr_rollup_cut);
 PG_FUNCTION_INFO_V1(mr_settle);
 PG_FUNCTION_INFO_V1(mr_rollup_window);
 
@@ -578,8 +579,9 @@ mr_rollup_changed(PG_FUNCTION_ARGS)
 	return return_times(fcinfo, &set);
 }
 
+/* The states of the rollups over a view: those of a role that has the rights of its owner, or all others. */
 static List *
-rollups_over(Oid view)
+rollups_over(Oid view, bool of_others)
 {
 	static Oid types[1] = {OIDOID};
 	Datum values[1] = {ObjectIdGetDatum(view)};
@@ -589,13 +591,22 @@ rollups_over(Oid view)
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
-	mr_exec_args("SELECT state FROM " MR_SCHEMA
-				 ".stream WHERE kind = 'rollup' AND inputs[1] = $1 AND state IS NOT NULL",
-				 SPI_OK_SELECT, true, 1, types, values, NULL);
+	mr_exec_args(
+		"SELECT s.state, c.relowner, v.relowner FROM " MR_SCHEMA
+		".stream s JOIN pg_catalog.pg_class c ON c.oid = s.state JOIN pg_catalog.pg_class v ON v.oid = $1"
+		" WHERE s.kind = 'rollup' AND s.inputs[1] = $1",
+		SPI_OK_SELECT, true, 1, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
-		MemoryContext spi = MemoryContextSwitchTo(context);
+		MemoryContext spi;
+		Oid owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		Oid input_owner =
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 3, &isnull));
+
+		if (has_privs_of_role(owner, input_owner) == of_others)
+			continue;
+		spi = MemoryContextSwitchTo(context);
 
 		states = lappend_oid(
 			states,
@@ -613,9 +624,51 @@ mr_rollup_needed_from(Oid view)
 	TimestampTz needed = DT_NOEND;
 	ListCell *lc;
 
-	foreach (lc, rollups_over(view))
+	/* Who may only read the view cannot keep its windows. */
+	foreach (lc, rollups_over(view, false))
 		needed = Min(needed, open_from(linitial(read_chain(lfirst_oid(lc)))));
 	return needed;
+}
+
+/* NAME of the stream with that state. */
+static Oid
+view_of(Oid state)
+{
+	static Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(state)};
+	Oid view = InvalidOid;
+	MrGuard guard;
+	bool isnull;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT target FROM " MR_SCHEMA ".stream WHERE state = $1", SPI_OK_SELECT, true, 1, types,
+				 values, NULL);
+	if (SPI_processed > 0)
+		view = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	mr_leave(&guard);
+	return view;
+}
+
+/*
+ * Rollups of those who may only read the view: all their windows are marked, because an error in their definition, which
+ * they may change, must not be in the way of who owns the view.
+ */
+static void
+mark_all_of_others(Oid view)
+{
+	List *views = list_make1_oid(view);
+	ListCell *lc, *lc2;
+
+	/* The list grows by the views of the rollups that are marked. */
+	foreach (lc, views)
+		for (int of_others = lfirst_oid(lc) != view ? 0 : 1; of_others < 2; of_others++)
+			foreach (lc2, rollups_over(lfirst_oid(lc), of_others))
+			{
+				mr_mark(lfirst_oid(lc2), DT_NOBEGIN, DT_NOEND, "refresh");
+				views = list_append_unique_oid(views, view_of(lfirst_oid(lc2)));
+			}
 }
 
 void
@@ -623,7 +676,8 @@ mr_rollup_mark(Oid view, const MrWindow *window, const MrRanges *ranges)
 {
 	ListCell *lc;
 
-	foreach (lc, rollups_over(view))
+	mark_all_of_others(view);
+	foreach (lc, rollups_over(view, false))
 	{
 		Level *rollup = read_level(lfirst_oid(lc), InvalidOid);
 		MrRanges *marked = mr_ranges_new();
@@ -696,6 +750,53 @@ mr_rollup_put(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static char *
+relation_name(Oid rel)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
+}
+
+/*
+ * _rollup_cut(state regclass, input regclass, input_window name) returns timestamptz: delete the stored rows of windows
+ * that the input still has, and return the start of the last window that stays settled.  As the rollup's owner: his
+ * triggers, and the functions of his views, must not run as whoever replaces what he reads.
+ */
+Datum
+mr_rollup_cut(PG_FUNCTION_ARGS)
+{
+	static Oid types[1] = {TIMESTAMPTZOID};
+	Oid state = PG_GETARG_OID(0), input = PG_GETARG_OID(1);
+	Level *self;
+	TimestampTz first, bound;
+	Datum values[1];
+	MrGuard guard;
+	bool isnull;
+
+	check_state_owner(state);
+	self = linitial(read_chain(state));
+	if (self->input != input)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("rollup \"%s\" does not read \"%s\"", get_rel_name(self->view), get_rel_name(input))));
+	bound = self->settled_to;
+	mr_enter(&guard, self->owner, self->settings);
+	SPI_connect();
+	mr_exec(psprintf("SELECT pg_catalog.min(i.%s) FROM %s i", quote_identifier(NameStr(*PG_GETARG_NAME(2))),
+					 relation_name(input)),
+			SPI_OK_SELECT, false);
+	first = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (!isnull && SPI_gettypeid(SPI_tuptable->tupdesc, 1) == TIMESTAMPTZOID)
+		bound = Min(bound, mr_last_closed(&self->window, first));
+	values[0] = TimestampTzGetDatum(bound);
+	mr_exec_args(
+		psprintf("DELETE FROM %s WHERE window_start OPERATOR(pg_catalog.>) $1", relation_name(state)),
+		SPI_OK_DELETE, false, 1, types, values, NULL);
+	SPI_finish();
+	mr_leave(&guard);
+	PG_RETURN_TIMESTAMPTZ(bound);
+}
+
 void
 mr_rollup_forget(Oid state)
 {
@@ -717,12 +818,6 @@ mr_rollup_forget(Oid state)
 /*
  * Texts
  */
-
-static char *
-relation_name(Oid rel)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
-}
 
 typedef enum ColumnNames
 {
@@ -828,8 +923,7 @@ drop_expired(const Level *self, TimestampTz settled_to)
 	if (!self->has_retain)
 		return self->retained_from;
 	end = window_end(&self->window, settled_to);
-	limit = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(end),
-													IntervalPGetDatum(&self->retain)));
+	limit = mr_plus_interval(end, &self->retain, -1);
 	limit = Min(limit, mr_rollup_needed_from(self->view));
 	if (limit <= self->retained_from)
 		return self->retained_from;

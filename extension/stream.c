@@ -246,6 +246,47 @@ mr_check_stream_owner(const char *name)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
 }
 
+/* An alert runs in the batches of all that it reads. */
+static void
+check_inputs(Datum inputs)
+{
+	static Oid types[1] = {REGCLASSARRAYOID};
+	MemoryContext context = CurrentMemoryContext;
+	List *sources = NIL;
+	MrGuard guard;
+	ListCell *lc;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec_args("SELECT DISTINCT source FROM " MR_SCHEMA ".stream WHERE target = ANY ($1)", SPI_OK_SELECT,
+				 false, 1, types, &inputs, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(context);
+		bool isnull;
+
+		sources = lappend_oid(
+			sources,
+			DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	foreach (lc, sources)
+		check_owner(lfirst_oid(lc));
+}
+
+/* The relations of a stream are of the kinds that they are dropped, read and written as. */
+static void
+check_kind(Oid rel, char relkind)
+{
+	if (get_rel_relkind(rel) != relkind)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
+}
+
 /*
  * _stream_put(name, kind, source, target, command, definition, state, delta, final, query, watermark, late_policy,
  *             retain, idle_after, on_error, inputs, replace bool): writes millrace.stream, with the caller as owner; a
@@ -260,7 +301,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 							REGCLASSARRAYOID, REGROLEOID,  TEXTARRAYOID};
 	Datum values[18];
 	char nulls[18];
-	bool replace = PG_GETARG_BOOL(16);
+	bool replace = !PG_ARGISNULL(16) && PG_GETARG_BOOL(16);
 	const char *kind;
 	bool is_pipe, is_rollup;
 
@@ -285,9 +326,17 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		check_source(PG_GETARG_OID(2));
 	for (int i = 5; i < 9; i++)
 		if (!PG_ARGISNULL(i))
+		{
 			check_owner(PG_GETARG_OID(i));
+			check_kind(PG_GETARG_OID(i), i == 5 || i == 8 ? RELKIND_VIEW : RELKIND_RELATION);
+		}
 	if (!is_pipe)
+	{
 		check_owner(PG_GETARG_OID(3));
+		check_kind(PG_GETARG_OID(3), RELKIND_VIEW);
+	}
+	if (strcmp(kind, "alert") == 0 && !PG_ARGISNULL(15))
+		check_inputs(values[15]);
 	if (!is_rollup)
 		invalidate_tree(PG_GETARG_OID(2), ShareRowExclusiveLock);
 	values[16] = ObjectIdGetDatum(GetUserId());

@@ -136,8 +136,7 @@ mr_watermark(const MrSeen *seen, const Interval *delay)
 {
 	if (TIMESTAMP_NOT_FINITE(seen->max_time))
 		return DT_NOBEGIN;
-	return DatumGetTimestampTz(DirectFunctionCall2(
-		timestamptz_mi_interval, TimestampTzGetDatum(seen->max_time), IntervalPGetDatum(delay)));
+	return mr_plus_interval(seen->max_time, delay, -1);
 }
 
 void

@@ -52,6 +52,9 @@ COMMENT ON FUNCTION millrace._rollup_window(regclass) IS 'Internal: number of th
 CREATE FUNCTION millrace._rollup_put(state regclass, settled_to timestamptz, since xid8) RETURNS void
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_rollup_put';
 COMMENT ON FUNCTION millrace._rollup_put(regclass, timestamptz, xid8) IS 'Internal: writes millrace.rollup';
+CREATE FUNCTION millrace._rollup_cut(state regclass, input regclass, input_window name) RETURNS timestamptz
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_rollup_cut';
+COMMENT ON FUNCTION millrace._rollup_cut(regclass, regclass, name) IS 'Internal: deletes, as its owner, the stored rows of windows that are to be computed anew';
 CREATE FUNCTION millrace._settle(state regclass) RETURNS bigint
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_settle';
 COMMENT ON FUNCTION millrace._settle(regclass) IS 'Internal: stores the rows of the windows of a rollup that have become final, or have changed since, and drops those that are kept no longer; returns the number of rows stored';
@@ -104,7 +107,6 @@ CREATE FUNCTION millrace._rollup_renew(input regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	r record;
-	first timestamptz;
 	bound timestamptz;
 BEGIN
 	FOR r IN
@@ -116,9 +118,7 @@ BEGIN
 		PERFORM millrace._rollup_put(r.state, r.settled_to, r.since);
 		/* The window must still be the column over which the rollup has its own. */
 		PERFORM millrace._rollup_parts(r.definition);
-		EXECUTE format('SELECT min(i.%I) FROM %s i', r.input_window, input) INTO first;
-		bound := least(r.settled_to, millrace._rollup_last_before(r.state, first));
-		EXECUTE format('DELETE FROM %s WHERE window_start > $1', r.state) USING bound;
+		bound := millrace._rollup_cut(r.state, input, r.input_window);
 		PERFORM millrace._rollup_put(r.state, bound, r.since);
 		PERFORM millrace._rollup_renew(r.target);
 	END LOOP;
@@ -126,10 +126,10 @@ END $$;
 COMMENT ON FUNCTION millrace._rollup_renew(regclass) IS 'Internal: what reads a continuous aggregate whose definition has changed is computed anew, but for windows before its first';
 
 REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
-	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
+	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_cut(regclass, regclass, name), millrace._rollup_build(text, text, text, text, text, regclass),
 	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
-	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_build(text, text, text, text, text, regclass),
+	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_cut(regclass, regclass, name), millrace._rollup_build(text, text, text, text, text, regclass),
 	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -1,6 +1,6 @@
 -- What must not be possible, and what must not disturb others.
 BEGIN;
-SELECT plan(50);
+SELECT plan(60);
 SET LOCAL client_min_messages = error;
 \ir ../lib/streams.sql
 CREATE ROLE owner_a;
@@ -168,5 +168,50 @@ SELECT throws_ok($$SELECT millrace.drop_continuous_aggregate('of_ev')$$, '2BP01'
 DROP TABLE ev CASCADE;
 SELECT is(count(*), 0::bigint, 'DROP TABLE CASCADE takes all of it') FROM pg_class WHERE relname LIKE 'of\_ev%' OR relname = 'on_top';
 SELECT is(count(*), 0::bigint, 'and its stream and source') FROM millrace.stream t FULL JOIN millrace.sources s USING (source) WHERE t.name = 'of_ev' OR s.source::text LIKE 'ev%';
+-- What others made over a superuser's aggregate does not run with his rights, nor is it in his way
+CREATE TABLE base (at timestamptz, v int);
+SELECT millrace.create_continuous_aggregate('base_m', 'SELECT millrace.tumble(at, ''1 minute'') AS window_start, count(*) AS n FROM base GROUP BY 1', watermark => '1 minute');
+GRANT SELECT ON base_m, base_m_final TO owner_a;
+CREATE TABLE ran_as (who name);
+GRANT INSERT ON ran_as TO PUBLIC;
+SET LOCAL ROLE owner_a;
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ran_as VALUES (current_user); RETURN NULL; END $$;
+CREATE FUNCTION day() RETURNS interval LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN '1 day'; END $$;
+CREATE TABLE sized (at timestamptz, v int);
+SELECT millrace.create_continuous_aggregate('by_a', 'SELECT millrace.tumble(window_start, ''1 hour'') AS window_start, sum(n) AS n FROM base_m GROUP BY 1');
+SELECT millrace.create_continuous_aggregate('sized_d', 'SELECT millrace.tumble(at, day()) AS window_start, count(*) AS n FROM sized GROUP BY 1');
+CREATE TRIGGER tell AFTER DELETE ON by_a_state FOR EACH STATEMENT EXECUTE FUNCTION tell();
+CREATE OR REPLACE FUNCTION day() RETURNS interval LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+	IF current_user <> 'owner_a' THEN RAISE EXCEPTION 'day() as %', current_user; END IF; RETURN '1 day'; END $$;
+RESET ROLE;
+SELECT millrace._rollup_renew('base_m');
+SELECT results_eq('SELECT DISTINCT who FROM ran_as', $$VALUES ('owner_a'::name)$$, 'triggers on the rows of a rollup run as its owner');
+SELECT lives_ok($$SELECT millrace.compact('sized_d'), millrace.refresh('sized_d'), millrace._aggregate_keys('sized_d_query')$$, 'functions in the size of a window run as its owner');
+SET LOCAL ROLE owner_a;
+CREATE OR REPLACE VIEW by_a_query AS SELECT NULL::timestamptz AS window_start, NULL::numeric AS n;
+RESET ROLE;
+INSERT INTO base VALUES ('2024-01-01', 1);
+DELETE FROM base;
+SELECT lives_ok($$SELECT millrace.refresh('base_m')$$, 'a broken rollup of another role does not keep a refresh from its work');
+SET LOCAL ROLE owner_a;
+CREATE TABLE no_view (window_start timestamptz);
+CREATE VIEW alerting AS SELECT now() AS window_start;
+SELECT throws_ok($$SELECT millrace._alert_start('no_view')$$, '42809', '"no_view" is not a view', 'an alert is a view');
+SELECT throws_ok($$SELECT millrace._stream_put('evil', 'alert', 'typed', 'no_view', NULL, 'no_view', NULL, NULL, NULL, 'x', NULL, NULL, NULL, NULL, NULL, NULL, false)$$,
+	'42809', '"no_view" is not a view', 'also when it is put directly');
+SELECT throws_ok($$SELECT millrace._stream_put('evil', 'alert', 'typed', 'alerting', NULL, 'alerting', NULL, NULL, NULL, 'x', NULL, NULL, NULL, NULL, NULL, ARRAY['base_m'::regclass], false)$$,
+	'42501', NULL, 'nobody puts an alert into the batches of another owner''s source');
+RESET ROLE;
+SELECT lives_ok($$INSERT INTO base VALUES ('2024-01-01', 1)$$, 'which are not disturbed');
+-- Intervals longer than there is time; a definition that is gone
+CREATE TABLE aged (at timestamptz, v int);
+CREATE TABLE aged_names (v int, title text);
+SELECT millrace.create_continuous_aggregate('aged_w', 'SELECT millrace.tumble(at, ''1 day'') AS w, count(*) FROM aged GROUP BY 1', watermark => '10000 years', retain => '10000 years');
+SELECT lives_ok($$INSERT INTO aged VALUES ('2024-01-01', 1)$$, 'a watermark of 10000 years');
+SELECT lives_ok($$SELECT millrace._close_windows('aged_w'), millrace._drop_expired('aged_w')$$, 'and a retention');
+SELECT millrace.create_continuous_aggregate('aged_n', 'SELECT title, millrace.tumble(at, ''1 day'') AS w, count(*) FROM aged JOIN aged_names USING (v) GROUP BY 1, 2',
+	watermark => '1 day', on_error => 'suspend');
+DROP TABLE aged_names CASCADE;
+SELECT lives_ok('TABLE millrace.revisions', 'millrace.revisions passes by what has lost its query');
 SELECT * FROM finish();
 ROLLBACK;
