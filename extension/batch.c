@@ -1084,10 +1084,12 @@ try_stream(Attempt *arg)
 		return;
 	if (is_passing(error->sqlerrcode))
 		ReThrowError(error);
-	arg->error = error->message;
+	/* A message may quote values, and the catalog can be read by all. */
+	arg->error =
+		psprintf("SQLSTATE %s; the message is in the server's log", unpack_sql_state(error->sqlerrcode));
 	/* Of several sessions, one writes it; that the others cannot is no harm. */
 	(void) attempt(write_failure, arg);
-	keep_rows(stream, arg->leaf, arg->rows, error->message);
+	keep_rows(stream, arg->leaf, arg->rows, arg->error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode), errmsg("stream \"%s\" has failed and is suspended", stream->name),
 			 errdetail("%s", error->message),

@@ -44,7 +44,7 @@ COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states
 COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final';
 COMMENT ON COLUMN millrace.stream.query IS 'Query of a continuous aggregate or alert as it was given';
 COMMENT ON COLUMN millrace.stream.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
-COMMENT ON COLUMN millrace.stream.error IS 'Why it failed';
+COMMENT ON COLUMN millrace.stream.error IS 'Why it failed: the SQLSTATE; the message, which may quote rows, is in the server''s log';
 COMMENT ON COLUMN millrace.stream.on_error IS 'When it cannot handle a batch: fail the batch, or suspend the stream';
 COMMENT ON COLUMN millrace.stream.watermark IS 'How late a row may come; NULL: windows are never final';
 COMMENT ON COLUMN millrace.stream.late_policy IS 'What becomes of later rows: update, drop or divert';

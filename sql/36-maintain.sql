@@ -109,7 +109,7 @@ COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view o
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
 COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
 COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
-COMMENT ON COLUMN millrace.streams.error IS 'Why it failed';
+COMMENT ON COLUMN millrace.streams.error IS 'Why it failed: the SQLSTATE; the message, which may quote rows, is in the server''s log';
 COMMENT ON COLUMN millrace.streams.watermark IS 'Event time before which the next batch''s rows are late: the greatest one so far less the delay';
 COMMENT ON COLUMN millrace.streams.closed_to IS 'Event time up to which windows are final for this reader; behind the watermark until the next batch or millrace.maintain';
 COMMENT ON COLUMN millrace.streams.late_policy IS 'What becomes of late rows: update, drop or divert; NULL without a watermark';

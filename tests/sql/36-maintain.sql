@@ -12,7 +12,7 @@ DO $$ BEGIN
 	END LOOP;
 END $$;
 SET search_path = maintain_test, public;
-SELECT plan(62);
+SELECT plan(68);
 \ir ../lib/streams.sql
 
 CREATE TABLE e (batch int, at timestamptz, k text, v numeric);
@@ -254,6 +254,35 @@ SELECT cmp_ok((SELECT count(*) FROM millrace.batches WHERE source = 'old'::regcl
 DROP TABLE e, old, quiet CASCADE;
 CALL millrace.maintain();
 SELECT is((SELECT count(*) FROM millrace.batches b WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = b.source)), 0::bigint, 'rows of tables that are gone go');
+
+-- A day of batches of ten seconds, maintained once an hour
+CREATE TABLE day (at timestamptz, k text);
+SELECT millrace.create_continuous_aggregate('minutes', $$SELECT millrace.tumble(at, '1 minute') AS window_start, k, count(*) FROM day GROUP BY 1, 2$$,
+	watermark => '1 minute', retain => '2 hours');
+SELECT millrace.create_continuous_aggregate('stays', $$SELECT k, window_start, count(*) FROM (SELECT *, millrace.session(at, '20 seconds') OVER (PARTITION BY k ORDER BY at)
+	AS window_start FROM day) q GROUP BY 1, 2$$, watermark => '1 minute', retain => '2 hours');
+CREATE TABLE size (hour int, states bigint, progress bigint, batches bigint);
+SET millrace.keep_batches = 1000;
+DO $$
+BEGIN
+	FOR i IN 1..8640 LOOP
+		INSERT INTO day SELECT '2024-01-01'::timestamptz + (i + random() - CASE WHEN random() < 0.02 THEN 60 ELSE 0 END) * interval '10 seconds', 'k' || n FROM generate_series(1, 8) n;
+		COMMIT;
+		IF i % 360 = 0 THEN
+			INSERT INTO size SELECT i / 360, (SELECT count(*) FROM minutes_state) + (SELECT count(*) FROM minutes_delta) + (SELECT count(*) FROM stays_state) + (SELECT count(*) FROM stays_delta),
+				(SELECT count(*) FROM millrace.progress), (SELECT count(*) FROM millrace.batches WHERE source = 'day'::regclass);
+			CALL millrace.maintain();
+		END IF;
+	END LOOP;
+END $$;
+SELECT cmp_ok((SELECT max(states) FROM size WHERE hour > 16), '<', (SELECT max(states) FROM size WHERE hour <= 8) * 4 / 3, 'states do not grow after the first hours');
+SELECT cmp_ok((SELECT max(progress) FROM size), '<=', 2 * 365::bigint, 'nor does what is known of progress');
+SELECT cmp_ok((SELECT max(batches) FROM size), '<=', 1000 + 360::bigint, 'nor do batches');
+SELECT is((SELECT count(*) FROM ((SELECT window_start, k, count FROM minutes) EXCEPT TABLE minutes_query) d), 0::bigint, 'what is there is right');
+SELECT is((SELECT min(window_start) FROM minutes), (SELECT millrace.tumble(max(at), '1 minute') - interval '2 hours' FROM day), 'two hours of it');
+CALL millrace.maintain();
+SELECT cmp_ok((SELECT count(*) FROM millrace.progress), '<=', 4::bigint, 'and progress needs two rows for each aggregate');
+DROP TABLE day CASCADE;
 SELECT * FROM finish();
 RESET millrace.keep_batches;
 ALTER SYSTEM RESET autovacuum;
