@@ -1032,25 +1032,34 @@ kept_text(TextContext *texts)
 	return psprintf("(s.window_start > %s) IS NOT FALSE", texts->last_gone);
 }
 
-/*
- * All rows of states but those of one part, from both tables.  The conditions, on alias t, are empty or begin with AND.
- * Lists of windows: an ARRAY is found by the index of NAME_state, but compared one by one elsewhere; IN is hashed.
- */
+/* All rows of states but those of one part, from both tables. */
 static char *
-all_states(TextContext *texts, char but_part, const char *state_condition, const char *delta_condition)
+all_states(TextContext *texts, char but_part)
 {
 	return psprintf(
-		"SELECT %s FROM %s t WHERE t.part <> '%c'%s UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'%s",
-		column_list(texts, "t", NULL), texts->state_name, but_part, state_condition,
-		column_list(texts, "t", NULL), texts->delta_name, but_part, delta_condition);
+		"SELECT %s FROM %s t WHERE t.part <> '%c' UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c'",
+		column_list(texts, "t", NULL), texts->state_name, but_part, column_list(texts, "t", NULL),
+		texts->delta_name, but_part);
 }
 
 /*
- * FROM (…) s: states whose window_start is that of the window to which they belong, ready to be grouped.  The conditions
- * are for all_states, and heeded for tumbling windows only.
+ * Those of a table that belong to one of the windows that a query returns, or to none.  Two branches, because IN alone is a
+ * join, by index or hash; as part of an OR it would be compared row by row once it outgrows work_mem.
  */
 static char *
-window_states(TextContext *texts, char but_part, const char *state_condition, const char *delta_condition)
+states_of_windows(TextContext *texts, const char *table, char but_part, const char *windows)
+{
+	char *states = psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' AND t.window_start",
+							column_list(texts, "t", NULL), table, but_part);
+
+	return psprintf("%s IN (%s) UNION ALL %s IS NULL", states, windows, states);
+}
+
+/*
+ * FROM (…) s: states whose window_start is that of the window to which they belong, ready to be grouped.
+ */
+static char *
+window_states(TextContext *texts, char but_part)
 {
 	MrDefinition *def = texts->def;
 	const char *is_open = but_part == MR_PART_LIVE ? " AND (t.open_from IS NULL OR w.w > t.open_from)" : "";
@@ -1060,7 +1069,7 @@ window_states(TextContext *texts, char but_part, const char *state_condition, co
 	switch (def->window.kind)
 	{
 		case MR_TUMBLE:
-			appendStringInfoString(&buf, all_states(texts, but_part, state_condition, delta_condition));
+			appendStringInfoString(&buf, all_states(texts, but_part));
 			break;
 		case MR_HOP:
 			/* What is folded is found by its index, window by window; the few rows that are not are spread. */
@@ -1091,7 +1100,7 @@ window_states(TextContext *texts, char but_part, const char *state_condition, co
 										 psprintf(MR_SCHEMA "._session(u.window_start, u.window_last, %s)"
 															" OVER (%s ORDER BY u.window_start)",
 												  texts->gap, keys.data)),
-							 all_states(texts, but_part, "", ""));
+							 all_states(texts, but_part));
 			break;
 		}
 	}
@@ -1121,9 +1130,10 @@ view_text(TextContext *texts, bool is_final)
 		if (!is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
-						 " FROM %s s WHERE s.part <> '%c' AND s.window_start NOT IN (%s)"
+						 " FROM %s s WHERE s.part <> '%c' AND NOT EXISTS (SELECT FROM %s d WHERE "
+						 "d.window_start = s.window_start)"
 						 " AND (s.window_start >= %s) IS TRUE",
-						 texts->state_name, but_part, in_delta, texts->first_kept);
+						 texts->state_name, but_part, texts->delta_name, texts->first_kept);
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
@@ -1135,18 +1145,11 @@ view_text(TextContext *texts, bool is_final)
 	if (!is_final)
 		appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
 	if (def->window.kind == MR_TUMBLE)
-	{
-		/* Of NAME_state, by its index or a hash, the windows that NAME_delta has. */
-		char *state = psprintf("SELECT %s FROM %s t WHERE t.part <> '%c' AND t.window_start",
-							   column_list(texts, "t", NULL), texts->state_name, but_part);
-
-		appendStringInfo(
-			&buf,
-			" FROM (%s IN (%s) UNION ALL %s IS NULL UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c') s",
-			state, in_delta, state, column_list(texts, "t", NULL), texts->delta_name, but_part);
-	}
+		appendStringInfo(&buf, " FROM (%s UNION ALL SELECT %s FROM %s t WHERE t.part <> '%c') s",
+						 states_of_windows(texts, texts->state_name, but_part, in_delta),
+						 column_list(texts, "t", NULL), texts->delta_name, but_part);
 	else
-		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part, "", ""));
+		appendStringInfo(&buf, " FROM (%s) s", window_states(texts, but_part));
 	appendStringInfo(&buf, " WHERE %s", is_session ? "true" : kept_text(texts));
 	if (is_final && def->window.kind != MR_SESSION)
 		appendStringInfo(&buf, " AND %s", final_text(texts, true));
@@ -1177,16 +1180,17 @@ changes_text(TextContext *texts)
 	char *changed =
 		psprintf("SELECT c.window_start FROM %s c WHERE %s UNION SELECT c.window_start FROM %s c WHERE %s",
 				 texts->state_name, since_text("c"), texts->delta_name, since_text("c"));
+	char *states;
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT " HORIZON " AS cursor, ");
 	append_targets(&buf, texts, &texts->merge);
-	appendStringInfo(
-		&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true),
-		window_states(texts, MR_PART_FINAL,
-					  psprintf(" AND (t.window_start = ANY (ARRAY(%s)) OR t.window_start IS NULL)", changed),
-					  psprintf(" AND (t.window_start IN (%s) OR t.window_start IS NULL)", changed)));
+	states = def->window.kind != MR_TUMBLE
+		? window_states(texts, MR_PART_FINAL)
+		: psprintf("%s UNION ALL %s", states_of_windows(texts, texts->state_name, MR_PART_FINAL, changed),
+				   states_of_windows(texts, texts->delta_name, MR_PART_FINAL, changed));
+	appendStringInfo(&buf, ", coalesce(%s, false) AS final FROM (%s) s", final_text(texts, true), states);
 	if (def->window.kind == MR_TUMBLE)
 		appendStringInfo(&buf, " WHERE %s", kept_text(texts));
 	else if (def->window.kind == MR_HOP)
