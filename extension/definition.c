@@ -1118,8 +1118,9 @@ view_text(TextContext *texts, bool is_final)
 	Node *having = def->query->havingQual;
 	char but_part = is_final ? MR_PART_LIVE : MR_PART_FINAL;
 	bool is_session = def->window.kind == MR_SESSION;
-	const char *in_delta =
-		psprintf("SELECT d.window_start FROM %s d WHERE d.window_start IS NOT NULL", texts->delta_name);
+	/* DISTINCT: a hash of windows, not of rows, which the planner expects to fit work_mem; an anti-join is slower. */
+	const char *in_delta = psprintf(
+		"SELECT DISTINCT d.window_start FROM %s d WHERE d.window_start IS NOT NULL", texts->delta_name);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -1130,10 +1131,9 @@ view_text(TextContext *texts, bool is_final)
 		if (!is_final)
 			appendStringInfo(&buf, ", %s AS final", final_text(texts, false));
 		appendStringInfo(&buf,
-						 " FROM %s s WHERE s.part <> '%c' AND NOT EXISTS (SELECT FROM %s d WHERE "
-						 "d.window_start = s.window_start)"
+						 " FROM %s s WHERE s.part <> '%c' AND s.window_start NOT IN (%s)"
 						 " AND (s.window_start >= %s) IS TRUE",
-						 texts->state_name, but_part, texts->delta_name, texts->first_kept);
+						 texts->state_name, but_part, in_delta, texts->first_kept);
 		if (is_final)
 			appendStringInfo(&buf, " AND %s", final_text(texts, false));
 		if (having)
