@@ -421,12 +421,16 @@ read_window(MrDefinition *def, List *args)
 	if (window->kind == MR_HOP)
 		window->slide = *DatumGetIntervalP(constant_argument(args, n++, false)->constvalue);
 	if (window->kind == MR_SESSION)
+	{
+		(void) mr_window_panes(window);
 		return;
+	}
 	origin = constant_argument(args, n++, true);
 	zone = constant_argument(args, n, true);
 	window->has_origin = !origin->constisnull;
 	window->origin = origin->constisnull ? 0 : DatumGetTimestampTz(origin->constvalue);
 	window->timezone = zone->constisnull ? NULL : DatumGetTextPP(zone->constvalue);
+	(void) mr_window_panes(window); /* errors now, not with the first batch */
 }
 
 /*

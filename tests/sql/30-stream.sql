@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(70);
+SELECT plan(72);
 SET LOCAL client_min_messages = warning;
 SET LOCAL timezone = 'UTC';
 
@@ -115,6 +115,8 @@ SELECT matches(refused('WITH e AS (SELECT * FROM events) SELECT millrace.tumble(
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), count(*) FROM spent_query, pg_tables GROUP BY 1'), '^42703', 'unknown column');
 SELECT matches(refused('SELECT millrace.tumble(at, ''1 day''), count(*) FROM nowhere GROUP BY 1'), '^42P01', 'unknown table');
 SELECT matches(refused('nonsense'), '^42601', 'not SQL');
+SELECT matches(refused('SELECT millrace.hop(at, ''1 hour'', ''25 minutes''), count(*) FROM events GROUP BY 1'), '^22023 .*not a multiple of its slide', 'a slide that does not divide the size');
+SELECT matches(refused('SELECT millrace.tumble(at, ''0''), count(*) FROM events GROUP BY 1'), '^22023 .*must be positive', 'no size');
 SELECT is(count(*), 0::bigint, 'refused queries leave nothing behind') FROM pg_class WHERE relname LIKE 'refused%';
 SELECT throws_ok($$SELECT millrace.create_continuous_aggregate('copy', 'SELECT 1')$$, '42710', 'stream "copy" already exists and is a pipe', 'name taken');
 SELECT throws_ok($$SELECT millrace.create_continuous_aggregate('', 'SELECT 1')$$, '42602', NULL, 'empty name');
