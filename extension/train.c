@@ -289,14 +289,15 @@ static void
 factorize(Training *training, MrRatings *ratings)
 {
 	MrBudget *budget = training->budget;
-	MrcAls als = {.params = training->params, .by_user = ratings->by_user};
+	MrcAls als = {.params = training->params, .blas = mr_blas(), .by_user = ratings->by_user};
 	int rank = training->params.rank;
 	int n_threads = mr_n_threads(training->n_threads);
 
 	mr_csr_transpose(budget, &ratings->by_user, &als.by_item);
 	als.user = mr_reserve(budget, ratings->users.n * rank * sizeof(float));
 	als.item = mr_reserve(budget, ratings->items.n * rank * sizeof(float));
-	als.scratch = mr_reserve(budget, mrc_als_scratch_bytes(rank, n_threads));
+	als.scratch =
+		mr_reserve(budget, mrc_als_scratch_bytes(&als.params, ratings->users.n, ratings->items.n, n_threads));
 	als.pool = mr_pool_create(budget->context, n_threads);
 	if (mrc_als_start(&als, (uint64) training->seed,
 					  als.params.implicit ? 1 : sqrt(size_of_values(&als.by_user))) != MRC_OK)

@@ -134,12 +134,14 @@ desk_floats(int ld)
 }
 
 size_t
-mrc_als_scratch_bytes(int rank, int n_threads)
+mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads)
 {
-	size_t ld = (size_t) padded(rank);
+	size_t ld = (size_t) padded(params->rank);
 	size_t floats = (GRAM_SLOTS + 2) * ld * ld + (size_t) n_threads * desk_floats((int) ld);
 	size_t desks = ((size_t) n_threads * sizeof(Desk) + 63) / 64 * 64;
 
+	(void) n_users;
+	(void) n_items;
 	return floats * sizeof(float) + 2 * MAX_CHUNKS * sizeof(double) + desks;
 }
 

@@ -104,6 +104,7 @@ typedef struct MrcAlsParams
 	double unobserved;
 	double regularization;
 	double exponent;
+	bool nonnegative; /* all factors at least 0 */
 } MrcAlsParams;
 
 #define MRC_MAX_RANK 1024
@@ -113,11 +114,12 @@ typedef struct MrcAls
 {
 	MrcAlsParams params;
 	MrcPool *pool;
-	MrcCsr by_user; /* users x items */
-	MrcCsr by_item; /* the transpose */
-	float *user;	/* n_users x rank, out */
-	float *item;	/* n_items x rank, in and out */
-	void *scratch;	/* mrc_als_scratch_bytes(), aligned to 64 */
+	const MrcBlas *blas; /* may be NULL */
+	MrcCsr by_user;		 /* users x items */
+	MrcCsr by_item;		 /* the transpose */
+	float *user;		 /* n_users x rank, out */
+	float *item;		 /* n_items x rank, in and out */
+	void *scratch;		 /* mrc_als_scratch_bytes(), aligned to 64 */
 	/* results */
 	double loss;	 /* the objective after the last iteration */
 	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */
@@ -125,7 +127,8 @@ typedef struct MrcAls
 } MrcAls;
 
 /* Bytes of scratch; n_threads as in mrc_pool_size(). */
-extern size_t mrc_als_scratch_bytes(int rank, int n_threads);
+extern size_t
+mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads);
 /*
  * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only.
  * Explicit feedback wants sqrt(size of the values) as scale, so that both sides begin at the size they will have: from

@@ -105,7 +105,7 @@ als_of(const float *dense, int n_users, int n_items, MrcAlsParams params, int n_
 	als.by_item = csr_of(dense, n_users, n_items, true);
 	als.user = malloc((size_t) n_users * params.rank * sizeof(float));
 	als.item = malloc((size_t) n_items * params.rank * sizeof(float));
-	als.scratch = aligned(mrc_als_scratch_bytes(params.rank, n_threads));
+	als.scratch = aligned(mrc_als_scratch_bytes(&params, als.by_user.n_rows, als.by_user.n_cols, n_threads));
 	return als;
 }
 
