@@ -350,15 +350,15 @@ static void
 test_als_hkv(void **state)
 {
 	(void) state;
-	check_golden((MrcAlsParams){GOLDEN_RANK, true, 2, 1, 0.5, 0}, golden_hkv_first_users, golden_hkv_users,
-				 golden_hkv_items, golden_hkv_loss[0]);
+	check_golden((MrcAlsParams){GOLDEN_RANK, true, 2, 1, 0.5, 0, false}, golden_hkv_first_users,
+				 golden_hkv_users, golden_hkv_items, golden_hkv_loss[0]);
 }
 
 static void
 test_als_rendle(void **state)
 {
 	(void) state;
-	check_golden((MrcAlsParams){GOLDEN_RANK, true, 1, 0.3, 0.02, 1}, golden_rendle_first_users,
+	check_golden((MrcAlsParams){GOLDEN_RANK, true, 1, 0.3, 0.02, 1, false}, golden_rendle_first_users,
 				 golden_rendle_users, golden_rendle_items, golden_rendle_loss[0]);
 }
 
@@ -366,8 +366,8 @@ static void
 test_als_explicit(void **state)
 {
 	(void) state;
-	check_golden((MrcAlsParams){GOLDEN_RANK, false, 1, 0, 0.1, 1}, golden_wr_first_users, golden_wr_users,
-				 golden_wr_items, golden_wr_loss[0]);
+	check_golden((MrcAlsParams){GOLDEN_RANK, false, 1, 0, 0.1, 1, false}, golden_wr_first_users,
+				 golden_wr_users, golden_wr_items, golden_wr_loss[0]);
 }
 
 /* Ranks around every width of vector, tile and panel: the residual of each row's normal equations in float64. */
@@ -389,7 +389,7 @@ test_als_every_rank(void **state)
 	for (size_t r = 0; r < sizeof(ranks) / sizeof(ranks[0]); r++)
 	{
 		int k = ranks[r];
-		MrcAls als = als_of(dense, N, M, (MrcAlsParams){k, true, 1.5, 1, 2, 0}, 2);
+		MrcAls als = als_of(dense, N, M, (MrcAlsParams){k, true, 1.5, 1, 2, 0, false}, 2);
 
 		for (int i = 0; i < M * k; i++)
 			als.item[i] = (float) (uniform() - 0.5);
@@ -445,7 +445,7 @@ test_als_threads_agree(void **state)
 		dense[i] = uniform() < 0.06 || i / M == 5 ? 1 : 0;
 	for (int n_threads = 1; n_threads <= 5; n_threads += n_threads == 3 ? 2 : 1)
 	{
-		MrcAls als = als_of(dense, N, M, (MrcAlsParams){K, true, 1, 1, 0.1, 0}, n_threads);
+		MrcAls als = als_of(dense, N, M, (MrcAlsParams){K, true, 1, 1, 0.1, 0, false}, n_threads);
 
 		assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 		for (int i = 0; i < 2; i++)
@@ -469,7 +469,8 @@ test_als_threads_agree(void **state)
 static void
 test_als_loss_falls(void **state)
 {
-	MrcAls als = als_of(golden_values, GOLDEN_USERS, GOLDEN_ITEMS, (MrcAlsParams){20, true, 1, 1, 0.1, 0}, 2);
+	MrcAls als =
+		als_of(golden_values, GOLDEN_USERS, GOLDEN_ITEMS, (MrcAlsParams){20, true, 1, 1, 0.1, 0, false}, 2);
 	double before = INFINITY;
 
 	(void) state;
@@ -487,7 +488,7 @@ static void
 test_als_small_and_singular(void **state)
 {
 	const float one = 3;
-	MrcAls als = als_of(&one, 1, 1, (MrcAlsParams){8, true, 1, 1, 0.1, 0}, 2);
+	MrcAls als = als_of(&one, 1, 1, (MrcAlsParams){8, true, 1, 1, 0.1, 0, false}, 2);
 
 	(void) state;
 	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
@@ -504,7 +505,7 @@ test_als_small_and_singular(void **state)
 	const float three[] = {1, 2, 3};
 	const float line[] = {0.7f, 0.7f / 3, 1.1f, 1.1f / 3, -1.3f, -1.3f / 3};
 
-	als = als_of(three, 1, 3, (MrcAlsParams){2, true, 1.7, 1, 0, 0}, 1);
+	als = als_of(three, 1, 3, (MrcAlsParams){2, true, 1.7, 1, 0, 0, false}, 1);
 	memcpy(als.item, line, sizeof(line));
 	assert_int_equal(mrc_als_half_step(&als, true), MRC_NOTPD);
 	als_free(&als);
@@ -512,7 +513,7 @@ test_als_small_and_singular(void **state)
 	/* A row without ratings becomes zero, and the others do not mind. */
 	const float two[] = {0, 0, 1, 1};
 
-	als = als_of(two, 2, 2, (MrcAlsParams){3, true, 1, 1, 0.1, 0}, 2);
+	als = als_of(two, 2, 2, (MrcAlsParams){3, true, 1, 1, 0.1, 0, false}, 2);
 	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
 	for (int j = 0; j < 3; j++)
@@ -520,7 +521,7 @@ test_als_small_and_singular(void **state)
 	als_free(&als);
 
 	/* Neither does one whose ratings are 0, which implicit feedback does not count, without any other weight. */
-	als = als_of(two, 2, 2, (MrcAlsParams){1, true, 1, 0, 0.1, 1}, 2);
+	als = als_of(two, 2, 2, (MrcAlsParams){1, true, 1, 0, 0.1, 1, false}, 2);
 	als.by_user.start[1] = 1; /* rows 0: (1), 1: (0) */
 	als.by_user.value[0] = 1;
 	als.by_user.value[1] = 0;
@@ -567,7 +568,7 @@ test_als_pauses(void **state)
 	(void) state;
 	for (int i = 0; i < N * M; i++)
 		dense[i] = (float) (1 + i % 7);
-	als = als_of(dense, N, M, (MrcAlsParams){K, false, 1, 1, 0.1, 1}, 2);
+	als = als_of(dense, N, M, (MrcAlsParams){K, false, 1, 1, 0.1, 1, false}, 2);
 	paused = als_of(dense, N, M, als.params, 2);
 	pool_free(paused.pool);
 	assert_int_equal(mrc_pool_start(&paused.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
