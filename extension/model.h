@@ -110,6 +110,45 @@ extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const cha
 extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);
 
+/* ---- holdout.c ---- */
+
+typedef struct MrHoldout
+{
+	MrcCsr by_user;	  /* users x items in the numbering of the ratings, values as there */
+	int64 *n_foreign; /* of each user: relevant items that the ratings do not have; NULL: none */
+} MrHoldout;
+
+/*
+ * Move about `fraction` of the pairs (above 0, below 1) from the ratings into the hold-out, chosen by a hash of user id,
+ * item id and seed, the same on every machine.  Of a user or an item that would have nothing left a pair stays.  22023 if
+ * nothing can be held out.
+ */
+extern void
+mr_holdout_split(MrBudget *budget, MrRatings *ratings, double fraction, int64 seed, MrHoldout *holdout);
+
+/* As in core.h (MrcRanking, MrcError): means over n_users users; all 0 when there are none. */
+typedef struct MrScores
+{
+	double precision;
+	double recall;
+	double map;
+	double ndcg;
+	double hit_rate;
+	double coverage;
+	double rmse; /* NaN for implicit feedback */
+	int64 n_users;
+} MrScores;
+
+/*
+ * How well factors (users x rank, items x rank) do on the hold-out.  Ranking at k: relevant are held-out items with a
+ * value above zero; exclude_seen: without what the user has in the ratings; over at most max_users users, taken by hash
+ * (0: all); k 0: no ranking, all 0.  is_explicit: the RMSE over all held-out pairs.  Pool idle; what is reserved is
+ * released.
+ */
+extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings,
+							 const MrHoldout *holdout, int rank, const float *user, const float *item,
+							 bool is_explicit, int k, bool exclude_seen, int64 max_users, MrScores *scores);
+
 /* ---- train.c: threads and BLAS ---- */
 
 /* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
