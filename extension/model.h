@@ -110,6 +110,20 @@ extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const cha
 extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);
 
+/* What is done to the values before training: nothing; log(1 + value); 1 if the value is above 0, else 0. */
+typedef enum MrTransform
+{
+	MR_TRANSFORM_NONE,
+	MR_TRANSFORM_LOG1P,
+	MR_TRANSFORM_BINARY
+} MrTransform;
+
+/* In place, of the sums of duplicates.  MR_TRANSFORM_LOG1P: 22023 for a value below 0, naming user and item. */
+extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
+/* 22023 with the names there are. */
+extern MrTransform mr_transform_named(const char *name);
+extern const char *mr_transform_name(MrTransform transform);
+
 /* ---- train.c: threads and BLAS ---- */
 
 /* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
