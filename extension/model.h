@@ -111,21 +111,19 @@ extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const cha
 extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);
 
+/* What is done to the values before training: nothing; log(1 + value); 1 if the value is above 0, else 0. */
 typedef enum MrTransform
 {
 	MR_TRANSFORM_NONE,
-	MR_TRANSFORM_LOG1P, /* log(1 + value) */
-	MR_TRANSFORM_BINARY /* value > 0 */
+	MR_TRANSFORM_LOG1P,
+	MR_TRANSFORM_BINARY
 } MrTransform;
 
-/* Of a name; 22023 with the list of names. */
+/* In place, of the sums of duplicates.  MR_TRANSFORM_LOG1P: 22023 for a value below 0, naming user and item. */
+extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
+/* 22023 with the names there are. */
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
-/*
- * Values into what is trained on, in place, after duplicates were summed.  22003 naming user and item where a value has
- * no logarithm.
- */
-extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
 
 /* ---- holdout.c ---- */
 

@@ -726,21 +726,7 @@ mr_train_als(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-/* ---- until ratings.c and holdout.c have them ---- */
-
-__attribute__((weak)) MrTransform
-mr_transform_named(const char *name)
-{
-	return strcmp(name, "none") == 0 ? MR_TRANSFORM_NONE
-		: strcmp(name, "log1p") == 0 ? MR_TRANSFORM_LOG1P
-									 : MR_TRANSFORM_BINARY;
-}
-
-__attribute__((weak)) const char *
-mr_transform_name(MrTransform transform)
-{
-	return transform == MR_TRANSFORM_NONE ? "none" : transform == MR_TRANSFORM_LOG1P ? "log1p" : "binary";
-}
+/* ---- until holdout.c has them ---- */
 
 __attribute__((weak)) void
 mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, const MrHoldout *holdout,
