@@ -378,15 +378,18 @@ mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, cons
 
 	if (k > 0)
 		score_ranking(budget, ratings, holdout, exclude_seen, max_users, &ranking);
-	*scores = (MrScores){.precision = ranking.precision,
-						 .recall = ranking.recall,
-						 .map = ranking.map,
-						 .ndcg = ranking.ndcg,
-						 .hit_rate = ranking.hit_rate,
-						 .coverage = ranking.coverage,
-						 .rmse = NAN,
-						 .n_users = ranking.n_rows};
-	if (is_explicit)
+	if (ranking.n_rows > 0)
+		*scores = (MrScores){.precision = ranking.precision,
+							 .recall = ranking.recall,
+							 .map = ranking.map,
+							 .ndcg = ranking.ndcg,
+							 .hit_rate = ranking.hit_rate,
+							 .coverage = ranking.coverage,
+							 .rmse = NAN,
+							 .n_users = ranking.n_rows};
+	else
+		*scores = (MrScores){NAN, NAN, NAN, NAN, NAN, NAN, NAN, 0};
+	if (is_explicit && holdout->by_user.start[ratings->users.n] > 0)
 	{
 		MrcError error = {
 			.pool = pool, .ratings = holdout->by_user, .users = user, .items = item, .rank = rank};
@@ -397,4 +400,19 @@ mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, cons
 		mr_release(budget, error.scratch);
 		scores->rmse = error.rmse;
 	}
+}
+
+Size
+mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k, int64 max_users,
+					   int n_threads)
+{
+	int64 n_users = ratings->users.n;
+	int64 n_out = holdout->by_user.start[n_users];
+	int64 n_judged = max_users > 0 ? Min(max_users, n_users) : n_users;
+
+	if (k == 0)
+		return mrc_error_scratch_bytes(n_users);
+	return n_users * (sizeof(int32) + 2 * sizeof(int64)) + n_out * sizeof(int32) + 64 +
+		Max(n_users * sizeof(Drawn),
+			mrc_ranking_scratch_bytes(n_judged, ratings->items.n, rank, k, n_threads));
 }

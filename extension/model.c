@@ -258,8 +258,9 @@ mr_model_store(const MrNewModel *new_model)
 	store_side(new_model->name, version, "item", &new_model->items);
 	store_side(new_model->name, version, "baseline", &new_model->baseline);
 	store_iterations(new_model, version);
-	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, new_model->name,
-					 version);
+	if (new_model->activate)
+		exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE,
+						 new_model->name, version);
 	mr_leave(&guard);
 	return version;
 }

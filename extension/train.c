@@ -13,8 +13,8 @@
 #include <math.h>
 #include <signal.h>
 
+#include "common/shortest_dec.h"
 #include "tcop/utility.h"
-#include "utils/float.h"
 
 PG_FUNCTION_INFO_V1(mr_train_als);
 
@@ -111,71 +111,7 @@ mr_blas(void)
 	return &blas;
 }
 
-/* ---- arguments ---- */
-
-typedef struct Training
-{
-	char *name;
-	char *ratings;
-	MrcAlsParams params;
-	int n_iterations;
-	int64 seed;
-	int n_threads;
-	Oid owner;
-	char *query;
-	ArrayType *settings;
-	MrBudget *budget;
-	MrIteration *history; /* n_iterations */
-	MrSide users;
-	MrSide items;
-	MrSide baseline;
-	int64 n_ratings;
-	double seconds;
-} Training;
-
-static void
-null_argument(const char *argument)
-{
-	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", argument)));
-}
-
-static int
-int_arg(FunctionCallInfo fcinfo, int n, const char *argument, int least, int most)
-{
-	int value;
-
-	if (PG_ARGISNULL(n))
-		null_argument(argument);
-	value = PG_GETARG_INT32(n);
-	if (value < least || value > most)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between %d and %d, not %d", argument, least, most, value)));
-	return value;
-}
-
-/* Finite and not negative. */
-static double
-float_arg(FunctionCallInfo fcinfo, int n, const char *argument)
-{
-	double value;
-
-	if (PG_ARGISNULL(n))
-		null_argument(argument);
-	value = PG_GETARG_FLOAT8(n);
-	if (!(value >= 0 && value <= FLT_MAX))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a finite number that is not negative, not %g", argument, value)));
-	return value;
-}
-
-/* A float argument, or what is usual for this kind of feedback. */
-static double
-float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
-{
-	return PG_ARGISNULL(n) ? usual : float_arg(fcinfo, n, argument);
-}
+/* ---- settings ---- */
 
 /*
  * Usual values.  Implicit: precision@5 on half of Online Retail's pairs (rank 64, 15 iterations, values = rows) is 0.286
@@ -186,39 +122,277 @@ float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
 #define IMPLICIT_EXPONENT 1
 #define EXPLICIT_REGULARIZATION 0.1
 #define EXPLICIT_EXPONENT 1
-#define MAX_EXPONENT 10
+
+typedef enum SettingKind
+{
+	SETTING_INT,
+	SETTING_INT64,
+	SETTING_FLOAT,
+	SETTING_BOOL,
+	SETTING_TRANSFORM
+} SettingKind;
+
+typedef struct Setting
+{
+	const char *name;
+	SettingKind kind;
+	int arg; /* number among the arguments of train_als */
+	size_t offset;
+	double least;
+	double most;  /* FLT_MAX: any finite number */
+	bool null_ok; /* NULL is what is usual for the kind of feedback */
+} Setting;
+
+static const Setting SETTINGS[] = {
+	{"rank", SETTING_INT, 2, offsetof(MrAlsSettings, core.rank), 1, MRC_MAX_RANK},
+	{"iterations", SETTING_INT, 3, offsetof(MrAlsSettings, n_iterations), 1, 10000},
+	{"regularization", SETTING_FLOAT, 4, offsetof(MrAlsSettings, core.regularization), 0, FLT_MAX, true},
+	{"alpha", SETTING_FLOAT, 5, offsetof(MrAlsSettings, core.alpha), 0, FLT_MAX},
+	{"implicit", SETTING_BOOL, 6, offsetof(MrAlsSettings, core.implicit)},
+	{"seed", SETTING_INT64, 7, offsetof(MrAlsSettings, seed)},
+	{"holdout", SETTING_FLOAT, -1, offsetof(MrAlsSettings, holdout), 0, 0.99},
+	{"unobserved_weight", SETTING_FLOAT, 9, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
+	{"regularization_exponent", SETTING_FLOAT, 10, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
+	{"value_transform", SETTING_TRANSFORM, -1, offsetof(MrAlsSettings, transform)},
+	{"nonnegative", SETTING_BOOL, -1, offsetof(MrAlsSettings, core.nonnegative)},
+	{"tolerance", SETTING_FLOAT, -1, offsetof(MrAlsSettings, tolerance), 0, 1},
+	{"k", SETTING_INT, -1, offsetof(MrAlsSettings, k), 1, 10000},
+};
 
 static void
-read_arguments(FunctionCallInfo fcinfo, Training *training)
+bad_value(const char *name, const char *expected, const char *value)
 {
-	MrcAlsParams *params = &training->params;
-	bool implicit;
-
-	training->name = mr_name_arg(fcinfo, 0, "model");
-	training->ratings = mr_name_arg(fcinfo, 1, "ratings");
-	params->rank = int_arg(fcinfo, 2, "rank", 1, MRC_MAX_RANK);
-	training->n_iterations = int_arg(fcinfo, 3, "iterations", 1, 10000);
-	if (PG_ARGISNULL(6))
-		null_argument("implicit");
-	implicit = params->implicit = PG_GETARG_BOOL(6);
-	params->regularization = float_arg_or(fcinfo, 4, "regularization",
-										  implicit ? IMPLICIT_REGULARIZATION : EXPLICIT_REGULARIZATION);
-	params->alpha = float_arg(fcinfo, 5, "alpha");
-	if (PG_ARGISNULL(7))
-		null_argument("seed");
-	training->seed = PG_GETARG_INT64(7);
-	training->n_threads = int_arg(fcinfo, 8, "threads", 0, 1024);
-	params->unobserved = float_arg(fcinfo, 9, "unobserved_weight");
-	params->exponent =
-		float_arg_or(fcinfo, 10, "regularization_exponent", implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT);
-	if (params->exponent > MAX_EXPONENT)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("regularization_exponent must be between 0 and %d, not %g", MAX_EXPONENT,
-						params->exponent)));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must be %s, not %s", name, expected, value)));
 }
 
-/* ---- phases ---- */
+static void
+check_range(const Setting *setting, double value)
+{
+	if (value >= setting->least && value <= setting->most)
+		return;
+	bad_value(setting->name,
+			  setting->most == FLT_MAX ? "a finite number that is not negative"
+									   : psprintf("between %g and %g", setting->least, setting->most),
+			  isnan(value)		 ? "NaN"
+				  : isinf(value) ? (value > 0 ? "Infinity" : "-Infinity")
+								 : psprintf("%.15g", value));
+}
+
+static void
+null_value(const char *name)
+{
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", name)));
+}
+
+static void
+set_float(MrAlsSettings *settings, const Setting *setting, double value)
+{
+	check_range(setting, value);
+	*(double *) ((char *) settings + setting->offset) = value;
+}
+
+static void
+set_int(MrAlsSettings *settings, const Setting *setting, int value)
+{
+	check_range(setting, value);
+	*(int *) ((char *) settings + setting->offset) = value;
+}
+
+/* A setting from an argument of its own type: int, bigint, float8, bool or text. */
+static void
+set_datum(MrAlsSettings *settings, const Setting *setting, Datum value)
+{
+	char *field = (char *) settings + setting->offset;
+
+	switch (setting->kind)
+	{
+		case SETTING_INT:
+			set_int(settings, setting, DatumGetInt32(value));
+			break;
+		case SETTING_INT64:
+			*(int64 *) field = DatumGetInt64(value);
+			break;
+		case SETTING_FLOAT:
+			set_float(settings, setting, DatumGetFloat8(value));
+			break;
+		case SETTING_BOOL:
+			*(bool *) field = DatumGetBool(value);
+			break;
+		case SETTING_TRANSFORM:
+			*(MrTransform *) field = mr_transform_named(TextDatumGetCString(value));
+			break;
+	}
+}
+
+/* The same from text. */
+static void
+set_text(MrAlsSettings *settings, const Setting *setting, const char *value)
+{
+	char *field = (char *) settings + setting->offset;
+	char *end;
+	double number;
+
+	errno = 0;
+	switch (setting->kind)
+	{
+		case SETTING_INT:
+			number = strtod(value, &end);
+			if (end == value || *end != '\0' || (isfinite(number) && number != rint(number)))
+				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
+			check_range(setting, number);
+			set_int(settings, setting, (int) number);
+			break;
+		case SETTING_INT64:
+			*(int64 *) field = strtoll(value, &end, 10);
+			if (end == value || *end != '\0' || errno != 0)
+				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
+			break;
+		case SETTING_FLOAT:
+			number = strtod(value, &end);
+			if (end == value || *end != '\0')
+				bad_value(setting->name, "a number", psprintf("\"%s\"", value));
+			set_float(settings, setting, number);
+			break;
+		case SETTING_BOOL:
+			if (!parse_bool(value, (bool *) field))
+				bad_value(setting->name, "true or false", psprintf("\"%s\"", value));
+			break;
+		case SETTING_TRANSFORM:
+			*(MrTransform *) field = mr_transform_named(value);
+			break;
+	}
+}
+
+void
+mr_als_settings_init(MrAlsSettings *settings)
+{
+	*settings = (MrAlsSettings){
+		.core = {.rank = 64,
+				 .implicit = true,
+				 .alpha = 1,
+				 .unobserved = 0.3,
+				 .regularization = NAN,
+				 .exponent = NAN},
+		.n_iterations = 15,
+		.seed = 1,
+		.tolerance = 1e-6,
+		.k = 10,
+	};
+}
+
+void
+mr_als_settings_set(MrAlsSettings *settings, const char *key, const char *value)
+{
+	StringInfoData names;
+
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		if (strcmp(SETTINGS[i].name, key) != 0)
+			continue;
+		if (value)
+			set_text(settings, &SETTINGS[i], value);
+		else if (SETTINGS[i].null_ok)
+			*(double *) ((char *) settings + SETTINGS[i].offset) = NAN;
+		else
+			null_value(key);
+		return;
+	}
+	initStringInfo(&names);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+		appendStringInfo(&names, "%s%s", i ? ", " : "", SETTINGS[i].name);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a training has no parameter \"%s\"", key),
+			 errhint("The parameters are: %s.", names.data)));
+}
+
+void
+mr_als_settings_finish(MrAlsSettings *settings)
+{
+	MrcAlsParams *core = &settings->core;
+
+	if (isnan(core->regularization))
+		core->regularization = core->implicit ? IMPLICIT_REGULARIZATION : EXPLICIT_REGULARIZATION;
+	if (isnan(core->exponent))
+		core->exponent = core->implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT;
+}
+
+/* The shortest text that reads back as the same number; not finite: null. */
+static char *
+json_number(double value)
+{
+	char *number = palloc(DOUBLE_SHORTEST_DECIMAL_LEN);
+
+	if (!isfinite(value))
+		return "null";
+	double_to_shortest_decimal_buf(value, number);
+	return number;
+}
+
+char *
+mr_als_settings_json(const MrAlsSettings *settings)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		const char *field = (const char *) settings + SETTINGS[i].offset;
+
+		appendStringInfo(&json, "%s\"%s\": ", i ? ", " : "{", SETTINGS[i].name);
+		switch (SETTINGS[i].kind)
+		{
+			case SETTING_INT:
+				appendStringInfo(&json, "%d", *(const int *) field);
+				break;
+			case SETTING_INT64:
+				appendStringInfo(&json, INT64_FORMAT, *(const int64 *) field);
+				break;
+			case SETTING_FLOAT:
+				appendStringInfoString(&json, json_number(*(const double *) field));
+				break;
+			case SETTING_BOOL:
+				appendStringInfoString(&json, *(const bool *) field ? "true" : "false");
+				break;
+			case SETTING_TRANSFORM:
+				appendStringInfo(&json, "\"%s\"", mr_transform_name(*(const MrTransform *) field));
+				break;
+		}
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+const char *
+mr_als_metric_name(const MrAlsSettings *settings)
+{
+	return settings->core.implicit ? "ndcg" : "rmse";
+}
+
+double
+mr_als_metric(const MrAlsSettings *settings, const MrScores *scores)
+{
+	return settings->core.implicit ? scores->ndcg : scores->rmse;
+}
+
+/* ---- iterations ---- */
+
+/* Users that an iteration is measured on. */
+#define MEASURED_USERS 10000
+
+/* What one training in memory goes by. */
+typedef struct Run
+{
+	MrBudget *budget;
+	const MrAlsSettings *settings;
+	const MrRatings *ratings;
+	const MrHoldout *holdout;
+	const char *notice;
+	MrcAls als;
+	MrFit *fit;
+	double start_ms;
+} Run;
 
 static void
 als_error(const MrcAls *als, const MrRatings *ratings, MrcStatus status)
@@ -240,36 +414,6 @@ als_error(const MrcAls *als, const MrRatings *ratings, MrcStatus status)
 			 errhint("Scale the values or alpha down, or raise regularization.")));
 }
 
-static void
-iterate(Training *training, MrcAls *als, const MrRatings *ratings)
-{
-	double start_ms = mr_now_ms();
-
-	for (int i = 0; i < training->n_iterations; i++)
-	{
-		MrIteration *iteration = &training->history[i];
-		double before_ms = mr_now_ms();
-		MrcStatus status;
-		double now_ms;
-
-		CHECK_FOR_INTERRUPTS();
-		status = mrc_als_iterate(als);
-		if (status != MRC_OK)
-			als_error(als, ratings, status);
-		if (!isfinite(als->loss))
-			ereport(ERROR,
-					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("the loss is not finite"),
-					 errhint("Scale the values or alpha down, or raise regularization.")));
-		now_ms = mr_now_ms();
-		iteration->loss = als->loss;
-		iteration->seconds = (now_ms - before_ms) / 1e3;
-		ereport(NOTICE,
-				(errmsg("model \"%s\": iteration %d of %d: loss %.6g, %.2f s, %.1f s left", training->name,
-						i + 1, training->n_iterations, als->loss, iteration->seconds,
-						(now_ms - start_ms) / 1e3 / (i + 1) * (training->n_iterations - i - 1))));
-	}
-}
-
 /* Root mean square of the values, or 1 where that is 0. */
 static double
 size_of_values(const MrcCsr *csr)
@@ -285,67 +429,236 @@ size_of_values(const MrcCsr *csr)
 	return sum > 0 ? sqrt(sum / csr->start[csr->n_rows]) : 1;
 }
 
+/* Items that are known keep their factors, unless these are 0: a training does not get away from there. */
 static void
-factorize(Training *training, MrRatings *ratings)
+start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 {
-	MrBudget *budget = training->budget;
-	MrcAls als = {.params = training->params, .blas = mr_blas(), .by_user = ratings->by_user};
-	int rank = training->params.rank;
-	int n_threads = mr_n_threads(training->n_threads);
+	int rank = als->params.rank;
 
-	mr_csr_transpose(budget, &ratings->by_user, &als.by_item);
-	als.user = mr_reserve(budget, ratings->users.n * rank * sizeof(float));
-	als.item = mr_reserve(budget, ratings->items.n * rank * sizeof(float));
-	als.scratch =
-		mr_reserve(budget, mrc_als_scratch_bytes(&als.params, ratings->users.n, ratings->items.n, n_threads));
-	als.pool = mr_pool_create(budget->context, n_threads);
-	if (mrc_als_start(&als, (uint64) training->seed,
-					  als.params.implicit ? 1 : sqrt(size_of_values(&als.by_user))) != MRC_OK)
-		elog(ERROR, "training could not start");
-	iterate(training, &als, ratings);
-	mr_pool_destroy(als.pool);
-	mr_release(budget, als.scratch);
-	training->users = (MrSide){ratings->users, rank, als.user};
-	training->items = (MrSide){ratings->items, rank, als.item};
-
-	/* Popularity: how many users have the item; 0 times is not. */
-	training->baseline = (MrSide){ratings->items, 1, mr_reserve(budget, ratings->items.n * sizeof(float))};
-	for (int64 i = 0; i < ratings->items.n; i++)
+	if (warm->rank != rank)
+		elog(ERROR, "a start of rank %d for a training of rank %d", warm->rank, rank);
+	for (int64 i = 0; i < items->n; i++)
 	{
-		int64 n = als.by_item.start[i + 1] - als.by_item.start[i];
+		MrKey key = mr_ids_key(items, i);
+		int64 row = mr_ids_find(&warm->ids, &key);
+		const float *factors = warm->factors + row * rank;
+		bool some = false;
 
 		CHECK_FOR_INTERRUPTS();
-		for (int64 e = als.by_item.start[i]; e < als.by_item.start[i + 1] && als.params.implicit; e++)
-			n -= !(als.by_item.value[e] > 0);
-		training->baseline.factors[i] = (float) n;
+		for (int f = 0; row >= 0 && f < rank; f++)
+			some |= factors[f] != 0;
+		if (some)
+			memcpy(als->item + i * rank, factors, rank * sizeof(float));
 	}
-	training->n_ratings = als.by_item.start[als.by_item.n_rows];
+}
+
+/* All memory, and where the iterations start. */
+static void
+prepare(Run *run, const MrSide *warm)
+{
+	const MrAlsSettings *settings = run->settings;
+	const MrRatings *ratings = run->ratings;
+	MrBudget *budget = run->budget;
+	MrcAls *als = &run->als;
+	MrFit *fit = run->fit;
+	int n_threads = mr_n_threads(settings->n_threads);
+	Size rank_bytes = settings->core.rank * sizeof(float);
+	void *score = NULL;
+
+	als->params = settings->core;
+	als->blas = mr_blas();
+	als->by_user = ratings->by_user;
+	fit->history = mr_reserve(budget, settings->n_iterations * sizeof(MrIteration));
+	fit->user = als->user = mr_reserve(budget, ratings->users.n * rank_bytes);
+	fit->item = als->item = mr_reserve(budget, ratings->items.n * rank_bytes);
+	fit->baseline = mr_reserve(budget, ratings->items.n * sizeof(float));
+	als->scratch = mr_reserve(
+		budget, mrc_als_scratch_bytes(&als->params, ratings->users.n, ratings->items.n, n_threads));
+	if (run->holdout)
+		score = mr_reserve(budget,
+						   mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
+												  MEASURED_USERS, n_threads));
+	mr_csr_transpose(budget, &ratings->by_user, &als->by_item);
+	mr_release(budget, score);
+	als->pool = mr_pool_create(budget->context, n_threads);
+	if (mrc_als_start(als, (uint64) settings->seed,
+					  als->params.implicit ? 1 : sqrt(size_of_values(&als->by_user))) != MRC_OK)
+		elog(ERROR, "training could not start");
+	if (warm)
+		start_warm(als, &ratings->items, warm);
+}
+
+/* Tell how iteration i went; seconds_left counts the measuring of those to come. */
+static void
+report(const Run *run, int i)
+{
+	const MrAlsSettings *settings = run->settings;
+	const MrIteration *iteration = &run->fit->history[i];
+	double seconds_left = (mr_now_ms() - run->start_ms) / 1e3 / (i + 1) * (settings->n_iterations - i - 1);
+	char *metric = isnan(iteration->metric)
+		? ""
+		: psprintf(", %s %.4g", mr_als_metric_name(settings), iteration->metric);
+
+	if (run->notice)
+		ereport(NOTICE,
+				(errmsg("%s: iteration %d of %d: loss %.6g%s, %.2f s, %.1f s left", run->notice, i + 1,
+						settings->n_iterations, iteration->loss, metric, iteration->seconds, seconds_left)));
+}
+
+static void
+iterate_once(Run *run, MrIteration *iteration)
+{
+	const MrAlsSettings *settings = run->settings;
+	MrcAls *als = &run->als;
+	double before_ms = mr_now_ms();
+	MrcStatus status;
+
+	CHECK_FOR_INTERRUPTS();
+	status = mrc_als_iterate(als);
+	if (status != MRC_OK)
+		als_error(als, run->ratings, status);
+	if (!isfinite(als->loss))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("the loss is not finite"),
+				 errhint("Scale the values or alpha down, or raise regularization.")));
+	iteration->loss = als->loss;
+	iteration->seconds = (mr_now_ms() - before_ms) / 1e3;
+	iteration->metric = NAN;
+	if (run->holdout)
+	{
+		mr_holdout_score(run->budget, als->pool, run->ratings, run->holdout, settings->core.rank, als->user,
+						 als->item, !settings->core.implicit, settings->k, true, MEASURED_USERS,
+						 &run->fit->scores);
+		iteration->metric = mr_als_metric(settings, &run->fit->scores);
+	}
+}
+
+static void
+iterate(Run *run)
+{
+	const MrAlsSettings *settings = run->settings;
+	MrIteration *history = run->fit->history;
+	int i;
+
+	run->start_ms = mr_now_ms();
+	for (i = 0; i < settings->n_iterations; i++)
+	{
+		iterate_once(run, &history[i]);
+		report(run, i);
+		if (i > 0 &&
+			history[i - 1].loss - history[i].loss < settings->tolerance * fabs(history[i - 1].loss) &&
+			settings->tolerance > 0 && i + 1 < settings->n_iterations)
+		{
+			if (run->notice)
+				ereport(NOTICE,
+						(errmsg("%s: the loss no longer falls: ended after %d of %d iterations", run->notice,
+								i + 1, settings->n_iterations)));
+			i++;
+			break;
+		}
+	}
+	run->fit->n_iterations = i;
+}
+
+/* Popularity: how many users have the item; of implicit feedback, 0 times is not. */
+static void
+count_users(const MrcCsr *by_item, bool implicit, float *count)
+{
+	for (int64 item = 0; item < by_item->n_rows; item++)
+	{
+		int64 n = by_item->start[item + 1] - by_item->start[item];
+
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = by_item->start[item]; e < by_item->start[item + 1] && implicit; e++)
+			n -= !(by_item->value[e] > 0);
+		count[item] = (float) n;
+	}
+}
+
+void
+mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
+		   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit)
+{
+	Run run = {.budget = budget,
+			   .settings = settings,
+			   .ratings = ratings,
+			   .holdout = holdout,
+			   .notice = notice,
+			   .fit = fit};
+
+	memset(fit, 0, sizeof(*fit));
+	prepare(&run, warm);
+	iterate(&run);
+	mr_pool_destroy(run.als.pool);
+	mr_release(budget, run.als.scratch);
+	count_users(&run.als.by_item, settings->core.implicit, fit->baseline);
+	mr_csr_release(budget, &run.als.by_item);
+	fit->n_ratings = ratings->by_user.start[ratings->by_user.n_rows];
+}
+
+/* ---- train_als ---- */
+
+typedef struct Training
+{
+	char *name;
+	char *ratings;
+	MrAlsSettings als;
+	Oid owner;
+	char *query;
+	ArrayType *settings;
+	MrFit fit;
+	int64 n_users;
+	int64 n_items;
+	double seconds;
+} Training;
+
+static void
+read_arguments(FunctionCallInfo fcinfo, Training *training)
+{
+	MrAlsSettings *als = &training->als;
+
+	training->name = mr_name_arg(fcinfo, 0, "model");
+	training->ratings = mr_name_arg(fcinfo, 1, "ratings");
+	mr_als_settings_init(als);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		const Setting *setting = &SETTINGS[i];
+
+		if (setting->arg < 0)
+			continue;
+		if (!PG_ARGISNULL(setting->arg))
+			set_datum(als, setting, PG_GETARG_DATUM(setting->arg));
+		else if (!setting->null_ok)
+			null_value(setting->name);
+	}
+	mr_als_settings_finish(als);
+	if (PG_ARGISNULL(8))
+		null_value("threads");
+	als->n_threads = PG_GETARG_INT32(8);
+	if (als->n_threads < 0 || als->n_threads > 1024)
+		bad_value("threads", "between 0 and 1024", psprintf("%d", als->n_threads));
 }
 
 static int
-store(const Training *training)
+store(const Training *training, const MrRatings *ratings)
 {
-	const MrcAlsParams *params = &training->params;
-	double loss = training->history[training->n_iterations - 1].loss;
+	const MrFit *fit = &training->fit;
+	int rank = training->als.core.rank;
 	MrNewModel new_model = {
 		.name = training->name,
 		.owner = training->owner,
 		.query = training->query,
 		.settings = training->settings,
-		.parameters =
-			psprintf("{\"rank\": %d, \"iterations\": %d, \"regularization\": %s, \"alpha\": %s, "
-					 "\"implicit\": %s, \"seed\": " INT64_FORMAT ", \"unobserved_weight\": %s, "
-					 "\"regularization_exponent\": %s}",
-					 params->rank, training->n_iterations, float8out_internal(params->regularization),
-					 float8out_internal(params->alpha), params->implicit ? "true" : "false", training->seed,
-					 float8out_internal(params->unobserved), float8out_internal(params->exponent)),
-		.metrics = psprintf("{\"loss\": %s, \"seconds\": %.3f}", float8out_internal(loss), training->seconds),
-		.n_ratings = training->n_ratings,
-		.n_iterations = training->n_iterations,
-		.iterations = training->history,
-		.users = training->users,
-		.items = training->items,
-		.baseline = training->baseline,
+		.parameters = mr_als_settings_json(&training->als),
+		.metrics = psprintf("{\"loss\": %s, \"seconds\": %.3f}",
+							json_number(fit->history[fit->n_iterations - 1].loss), training->seconds),
+		.n_ratings = fit->n_ratings,
+		.activate = true,
+		.n_iterations = fit->n_iterations,
+		.iterations = fit->history,
+		.users = {ratings->users, rank, fit->user},
+		.items = {ratings->items, rank, fit->item},
+		.baseline = {ratings->items, 1, fit->baseline},
 	};
 
 	return mr_model_store(&new_model);
@@ -354,6 +667,7 @@ store(const Training *training)
 static Datum
 result_row(FunctionCallInfo fcinfo, const Training *training, int version)
 {
+	const MrFit *fit = &training->fit;
 	TupleDesc desc;
 	Datum values[9];
 	bool nulls[9] = {false};
@@ -362,12 +676,12 @@ result_row(FunctionCallInfo fcinfo, const Training *training, int version)
 		elog(ERROR, "return type must be a row type");
 	values[0] = CStringGetTextDatum(training->name);
 	values[1] = Int32GetDatum(version);
-	values[2] = Int64GetDatum(training->users.ids.n);
-	values[3] = Int64GetDatum(training->items.ids.n);
-	values[4] = Int64GetDatum(training->n_ratings);
-	values[5] = Int32GetDatum(training->params.rank);
-	values[6] = Int32GetDatum(training->n_iterations);
-	values[7] = Float8GetDatum(training->history[training->n_iterations - 1].loss);
+	values[2] = Int64GetDatum(training->n_users);
+	values[3] = Int64GetDatum(training->n_items);
+	values[4] = Int64GetDatum(fit->n_ratings);
+	values[5] = Int32GetDatum(training->als.core.rank);
+	values[6] = Int32GetDatum(fit->n_iterations);
+	values[7] = Float8GetDatum(fit->history[fit->n_iterations - 1].loss);
 	values[8] = Float8GetDatum(training->seconds);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
@@ -377,6 +691,7 @@ mr_train_als(PG_FUNCTION_ARGS)
 {
 	Training training = {0};
 	double start_ms = mr_now_ms();
+	MrBudget *budget;
 	MrRatings *ratings;
 	MrGuard guard;
 	Datum result;
@@ -388,23 +703,25 @@ mr_train_als(PG_FUNCTION_ARGS)
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();
-	training.budget = mr_budget_create("millrace training");
-	training.history = mr_reserve(training.budget, training.n_iterations * sizeof(MrIteration));
+	budget = mr_budget_create("millrace training");
 	SPI_connect();
 
 	/* As the owner: who retrains another's model, a superuser say, must not lend his rights to its query. */
 	mr_enter(&guard, training.owner, training.settings);
 	training.query = mr_ratings_query(training.ratings, "ratings");
-	ratings = mr_ratings_read(training.budget, training.query, "ratings", true,
-							  training.params.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+	ratings = mr_ratings_read(budget, training.query, "ratings", true,
+							  training.als.core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
 	mr_leave(&guard);
 
-	factorize(&training, ratings);
+	training.n_users = ratings->users.n;
+	training.n_items = ratings->items.n;
+	mr_als_fit(budget, &training.als, ratings, NULL, NULL, psprintf("model \"%s\"", training.name),
+			   &training.fit);
 	training.seconds = (mr_now_ms() - start_ms) / 1e3;
-	version = store(&training);
+	version = store(&training, ratings);
 	SPI_finish();
 	training.seconds = (mr_now_ms() - start_ms) / 1e3;
 	result = result_row(fcinfo, &training, version);
-	MemoryContextDelete(training.budget->context);
+	MemoryContextDelete(budget->context);
 	PG_RETURN_DATUM(result);
 }
