@@ -210,9 +210,10 @@ extern MrcStatus mrc_ranking_run(MrcRanking *ranking);
 typedef struct MrcError
 {
 	MrcPool *pool;
-	MrcCsr ratings;		/* n_users x n_items */
-	const float *users; /* n_users x rank */
-	const float *items; /* n_items x rank */
+	MrcCsr ratings;			 /* n_rows x n_items */
+	const int32_t *user_row; /* n_rows: the row of users of this row, if it has ratings; NULL: the same row */
+	const float *users;		 /* … x rank */
+	const float *items;		 /* n_items x rank */
 	int rank;
 	void *scratch; /* mrc_error_scratch_bytes() */
 	/* result */

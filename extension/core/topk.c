@@ -372,8 +372,9 @@ error_task(void *arg, int worker, int64_t lo, int64_t hi)
 	for (int64_t row = lo; row < hi; row++)
 		for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
 		{
+			int64_t user = error->user_row ? error->user_row[row] : row;
 			double difference = (double) csr->value[e] -
-				(double) mrc_dot(error->users + row * error->rank,
+				(double) mrc_dot(error->users + user * error->rank,
 								 error->items + (int64_t) csr->index[e] * error->rank, error->rank);
 
 			sum += difference * difference;
