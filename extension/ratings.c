@@ -881,3 +881,64 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	mr_release(budget, item_row);
 	return ratings;
 }
+
+/* ---- transforms ---- */
+
+static const char *const TRANSFORMS[] = {
+	[MR_TRANSFORM_NONE] = "none", [MR_TRANSFORM_LOG1P] = "log1p", [MR_TRANSFORM_BINARY] = "binary"};
+
+const char *
+mr_transform_name(MrTransform transform)
+{
+	return TRANSFORMS[transform];
+}
+
+MrTransform
+mr_transform_named(const char *name)
+{
+	for (int i = 0; i < lengthof(TRANSFORMS); i++)
+		if (strcmp(name, TRANSFORMS[i]) == 0)
+			return (MrTransform) i;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("value_transform must be none, log1p or binary, not \"%s\"", name)));
+}
+
+static void
+negative_logarithm(const MrRatings *ratings, int64 row, int64 e, const char *what)
+{
+	MrKey user = mr_ids_key(&ratings->users, row);
+	MrKey item = mr_ids_key(&ratings->items, ratings->by_user.index[e]);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s: a negative value, of which value_transform log1p takes no logarithm: %g", what,
+					ratings->by_user.value[e]),
+			 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(&user),
+					   mr_key_cstring(&item)),
+			 errhint("Leave such rows out, or train with value_transform => 'none'.")));
+}
+
+void
+mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what)
+{
+	const MrcCsr *csr = &ratings->by_user;
+
+	if (transform == MR_TRANSFORM_NONE)
+		return;
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = csr->start[row]; e < csr->start[row + 1]; e++)
+		{
+			float *value = &csr->value[e];
+
+			if (transform == MR_TRANSFORM_BINARY)
+				*value = *value > 0;
+			else if (*value < 0)
+				negative_logarithm(ratings, row, e, what);
+			else
+				*value = log1pf(*value);
+		}
+	}
+}
