@@ -364,6 +364,8 @@ result_row(FunctionCallInfo fcinfo, const MrNewModel *new_model, int version, do
 			values[i] = Float8GetDatum(seconds);
 		else if (strcmp(column, "active") == 0)
 			values[i] = BoolGetDatum(new_model->activate);
+		else if (strcmp(column, "reason") == 0 && !new_model->activate)
+			values[i] = CStringGetTextDatum("activate is false");
 		else
 			nulls[i] = true;
 	}

@@ -310,6 +310,32 @@ typedef struct MrNewModel
 	MrSide baseline;
 } MrNewModel;
 
+/* The active version, for a training that starts from it or is compared with it. */
+typedef struct MrActive
+{
+	int version;	/* 0: none is active */
+	bool trained;	/* here, so that the next two are known */
+	int64 seed;		/* of what was held out of it */
+	double holdout; /* which part that was */
+	int k;
+	char *metric; /* NULL: not measured */
+	double metric_value;
+} MrActive;
+
+/* By a new snapshot; for who holds mr_model_lock.  Both need an SPI connection. */
+extern void mr_model_active(const char *name, MrActive *active);
+/* The items of a version, in the budget. */
+extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items);
+
+/*
+ * What the newest version that was trained here was trained with, by a new snapshot; in the current memory context.  55000
+ * if there is none.  Needs an SPI connection.
+ */
+extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
+
+/* 42704, as for any function that is given an unknown name. */
+extern void mr_model_unknown(const char *name) pg_attribute_noreturn();
+
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
 

@@ -1,5 +1,5 @@
 /*
- * train.c: millrace.train_als, and the threads and BLAS that computing needs.
+ * train.c: millrace.train_als and retrain, and the threads and BLAS that computing needs.
  *
  * A training runs in four phases: read the ratings (as the model's owner), turn them both ways, iterate on the
  * threads of core, store the result as a new version.  Only the last writes, so whatever ends a training earlier
@@ -15,8 +15,10 @@
 
 #include "common/shortest_dec.h"
 #include "tcop/utility.h"
+#include "utils/json.h"
 
 PG_FUNCTION_INFO_V1(mr_train_als);
+PG_FUNCTION_INFO_V1(mr_retrain);
 
 /* ---- threads ---- */
 
@@ -150,13 +152,13 @@ static const Setting SETTINGS[] = {
 	{"alpha", SETTING_FLOAT, 5, offsetof(MrAlsSettings, core.alpha), 0, FLT_MAX},
 	{"implicit", SETTING_BOOL, 6, offsetof(MrAlsSettings, core.implicit)},
 	{"seed", SETTING_INT64, 7, offsetof(MrAlsSettings, seed)},
-	{"holdout", SETTING_FLOAT, -1, offsetof(MrAlsSettings, holdout), 0, 0.99},
-	{"unobserved_weight", SETTING_FLOAT, 9, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
-	{"regularization_exponent", SETTING_FLOAT, 10, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
-	{"value_transform", SETTING_TRANSFORM, -1, offsetof(MrAlsSettings, transform)},
-	{"nonnegative", SETTING_BOOL, -1, offsetof(MrAlsSettings, core.nonnegative)},
-	{"tolerance", SETTING_FLOAT, -1, offsetof(MrAlsSettings, tolerance), 0, 1},
-	{"k", SETTING_INT, -1, offsetof(MrAlsSettings, k), 1, 10000},
+	{"holdout", SETTING_FLOAT, 9, offsetof(MrAlsSettings, holdout), 0, 0.99},
+	{"unobserved_weight", SETTING_FLOAT, 12, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
+	{"regularization_exponent", SETTING_FLOAT, 13, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
+	{"value_transform", SETTING_TRANSFORM, 14, offsetof(MrAlsSettings, transform)},
+	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
+	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
+	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
 };
 
 static void
@@ -506,6 +508,16 @@ report(const Run *run, int i)
 }
 
 static void
+measure(Run *run, int k)
+{
+	const MrAlsSettings *settings = run->settings;
+
+	mr_holdout_score(run->budget, run->als.pool, run->ratings, run->holdout, settings->core.rank,
+					 run->als.user, run->als.item, !settings->core.implicit, k, true, MEASURED_USERS,
+					 &run->fit->scores);
+}
+
+static void
 iterate_once(Run *run, MrIteration *iteration)
 {
 	const MrAlsSettings *settings = run->settings;
@@ -526,9 +538,7 @@ iterate_once(Run *run, MrIteration *iteration)
 	iteration->metric = NAN;
 	if (run->holdout)
 	{
-		mr_holdout_score(run->budget, als->pool, run->ratings, run->holdout, settings->core.rank, als->user,
-						 als->item, !settings->core.implicit, settings->k, true, MEASURED_USERS,
-						 &run->fit->scores);
+		measure(run, settings->core.implicit ? settings->k : 0);
 		iteration->metric = mr_als_metric(settings, &run->fit->scores);
 	}
 }
@@ -558,6 +568,8 @@ iterate(Run *run)
 		}
 	}
 	run->fit->n_iterations = i;
+	if (run->holdout && !settings->core.implicit)
+		measure(run, settings->k);
 }
 
 /* Popularity: how many users have the item; of implicit feedback, 0 times is not. */
@@ -596,24 +608,53 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 	fit->n_ratings = ratings->by_user.start[ratings->by_user.n_rows];
 }
 
-/* ---- train_als ---- */
+/* ---- train_als and retrain ---- */
 
 typedef struct Training
 {
+	double start_ms;
+	MrBudget *budget;
 	char *name;
-	char *ratings;
+	char *ratings; /* the argument of train_als */
 	MrAlsSettings als;
+	bool warm_start;
+	bool activate;
+	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
-	char *query;
+	char *query; /* NULL until ratings has been understood */
 	ArrayType *settings;
-	MrFit fit;
+	MrActive active; /* before */
+	MrHoldout holdout;
 	int64 n_users;
 	int64 n_items;
+	MrFit fit;
 	double seconds;
+	char *reason; /* why it is not active, or why no gate was passed; NULL: none to give */
 } Training;
 
+static bool
+bool_arg(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	if (PG_ARGISNULL(n))
+		null_value(name);
+	return PG_GETARG_BOOL(n);
+}
+
+static int
+threads_arg(FunctionCallInfo fcinfo, int n)
+{
+	int n_threads;
+
+	if (PG_ARGISNULL(n))
+		null_value("threads");
+	n_threads = PG_GETARG_INT32(n);
+	if (n_threads < 0 || n_threads > 1024)
+		bad_value("threads", "between 0 and 1024", psprintf("%d", n_threads));
+	return n_threads;
+}
+
 static void
-read_arguments(FunctionCallInfo fcinfo, Training *training)
+train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 {
 	MrAlsSettings *als = &training->als;
 
@@ -624,23 +665,176 @@ read_arguments(FunctionCallInfo fcinfo, Training *training)
 	{
 		const Setting *setting = &SETTINGS[i];
 
-		if (setting->arg < 0)
-			continue;
 		if (!PG_ARGISNULL(setting->arg))
 			set_datum(als, setting, PG_GETARG_DATUM(setting->arg));
 		else if (!setting->null_ok)
 			null_value(setting->name);
 	}
 	mr_als_settings_finish(als);
-	if (PG_ARGISNULL(8))
-		null_value("threads");
-	als->n_threads = PG_GETARG_INT32(8);
-	if (als->n_threads < 0 || als->n_threads > 1024)
-		bad_value("threads", "between 0 and 1024", psprintf("%d", als->n_threads));
+	als->n_threads = threads_arg(fcinfo, 8);
+	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
+	training->activate = bool_arg(fcinfo, 11, "activate");
+	training->gate_tolerance = -1;
+}
+
+static void
+retrain_arguments(FunctionCallInfo fcinfo, Training *training)
+{
+	const Setting tolerance = {"gate_tolerance", .least = 0, .most = FLT_MAX};
+
+	training->name = mr_name_arg(fcinfo, 0, "model");
+	training->warm_start = bool_arg(fcinfo, 2, "warm_start");
+	if (PG_ARGISNULL(4))
+		null_value(tolerance.name);
+	training->gate_tolerance = PG_GETARG_FLOAT8(4);
+	check_range(&tolerance, training->gate_tolerance);
+	training->activate = bool_arg(fcinfo, 7, "activate");
+}
+
+/* What retrain changes in the definition that it repeats. */
+static void
+retrain_settings(FunctionCallInfo fcinfo, MrAlsSettings *als)
+{
+	static const struct
+	{
+		const char *name;
+		int arg;
+	} given[] = {{"iterations", 1}, {"holdout", 3}, {"seed", 6}};
+
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+		for (int j = 0; j < lengthof(given); j++)
+			if (strcmp(SETTINGS[i].name, given[j].name) == 0 && !PG_ARGISNULL(given[j].arg))
+				set_datum(als, &SETTINGS[i], PG_GETARG_DATUM(given[j].arg));
+	als->n_threads = threads_arg(fcinfo, 5);
+}
+
+/*
+ * Items of the active version to start from; false to start at random: if there is none, or if it has seen pairs that this
+ * training holds out, which would flatter it.
+ */
+static bool
+find_warm_start(const Training *training, MrBudget *budget, MrSide *items)
+{
+	const MrActive *active = &training->active;
+	const MrAlsSettings *als = &training->als;
+
+	if (active->version == 0)
+		return false;
+	if (als->holdout > 0 && (!active->trained || active->seed != als->seed || active->holdout < als->holdout))
+	{
+		ereport(
+			NOTICE,
+			(errmsg("model \"%s\": starts at random, not from version %d", training->name, active->version),
+			 errdetail("That version may have seen what is held out now.")));
+		return false;
+	}
+	mr_model_items(budget, training->name, active->version, items);
+	if (items->rank != als->core.rank)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("rank must be %d to start from version %d of model \"%s\", not %d", items->rank,
+						active->version, training->name, als->core.rank),
+				 errhint("Train with warm_start => false, or with the same rank.")));
+	return true;
+}
+
+/* Ratings as they are trained on.  As the owner: who trains another's model, a superuser say, lends no rights to it. */
+static MrRatings *
+read_ratings(Training *training, MrBudget *budget)
+{
+	const MrAlsSettings *als = &training->als;
+	MrRatings *ratings;
+	MrGuard guard;
+
+	mr_enter(&guard, training->owner, training->settings);
+	if (training->query == NULL)
+		training->query = mr_ratings_query(training->ratings, "ratings");
+	ratings = mr_ratings_read(budget, training->query, "ratings", true,
+							  als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+	mr_leave(&guard);
+	mr_ratings_transform(ratings, als->transform, "ratings");
+	if (als->holdout > 0)
+		mr_holdout_split(budget, ratings, als->holdout, als->seed, &training->holdout);
+	training->n_users = ratings->users.n;
+	training->n_items = ratings->items.n;
+	return ratings;
+}
+
+/* Whether the new version becomes active; sets the reason. */
+static bool
+passes(Training *training)
+{
+	const MrActive *active = &training->active;
+	const MrAlsSettings *als = &training->als;
+	double now = mr_als_metric(als, &training->fit.scores);
+	const char *metric = mr_als_metric_name(als);
+	double limit;
+
+	if (!training->activate)
+	{
+		training->reason = "activate is false";
+		return false;
+	}
+	if (training->gate_tolerance < 0)
+		return true;
+	if (active->version == 0)
+		training->reason = "no gate: no version was active";
+	else if (als->holdout == 0)
+		training->reason = "no gate: nothing was held out";
+	else if (active->metric == NULL)
+		training->reason = psprintf("no gate: nothing was held out of version %d", active->version);
+	else if (strcmp(active->metric, metric) != 0 || (als->core.implicit && active->k != als->k))
+		training->reason = psprintf("no gate: version %d was measured by %s at %d", active->version,
+									active->metric, active->k);
+	else if (active->holdout != als->holdout)
+		training->reason = psprintf("no gate: another part was held out of version %d", active->version);
+	if (training->reason)
+		return true;
+	limit = active->metric_value *
+		(1 + (als->core.implicit ? -training->gate_tolerance : training->gate_tolerance));
+	if (als->core.implicit ? now >= limit : now <= limit)
+		return true;
+	training->reason = psprintf("%s %.4g is worse than the %.4g of version %d by more than %g %%", metric,
+								now, active->metric_value, active->version, training->gate_tolerance * 100);
+	return false;
+}
+
+/* What the training measured, as JSON. */
+static char *
+metrics_json(const Training *training)
+{
+	const MrFit *fit = &training->fit;
+	const MrScores *scores = &fit->scores;
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"loss\": %s, \"seconds\": %.3f",
+					 json_number(fit->history[fit->n_iterations - 1].loss), training->seconds);
+	if (training->als.holdout > 0)
+	{
+		appendStringInfo(&json, ", \"metric\": \"%s\", \"metric_value\": %s",
+						 mr_als_metric_name(&training->als),
+						 json_number(mr_als_metric(&training->als, scores)));
+		appendStringInfo(&json,
+						 ", \"holdout\": {\"precision\": %s, \"recall\": %s, \"map\": %s, \"ndcg\": %s",
+						 json_number(scores->precision), json_number(scores->recall),
+						 json_number(scores->map), json_number(scores->ndcg));
+		appendStringInfo(&json,
+						 ", \"hit_rate\": %s, \"coverage\": %s, \"rmse\": %s, \"users\": " INT64_FORMAT "}",
+						 json_number(scores->hit_rate), json_number(scores->coverage),
+						 json_number(scores->rmse), scores->n_users);
+	}
+	if (training->reason)
+	{
+		appendStringInfoString(&json, ", \"reason\": ");
+		escape_json(&json, training->reason);
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
 }
 
 static int
-store(const Training *training, const MrRatings *ratings)
+store(const Training *training, const MrRatings *ratings, bool activate)
 {
 	const MrFit *fit = &training->fit;
 	int rank = training->als.core.rank;
@@ -650,10 +844,9 @@ store(const Training *training, const MrRatings *ratings)
 		.query = training->query,
 		.settings = training->settings,
 		.parameters = mr_als_settings_json(&training->als),
-		.metrics = psprintf("{\"loss\": %s, \"seconds\": %.3f}",
-							json_number(fit->history[fit->n_iterations - 1].loss), training->seconds),
+		.metrics = metrics_json(training),
 		.n_ratings = fit->n_ratings,
-		.activate = true,
+		.activate = activate,
 		.n_iterations = fit->n_iterations,
 		.iterations = fit->history,
 		.users = {ratings->users, rank, fit->user},
@@ -665,12 +858,13 @@ store(const Training *training, const MrRatings *ratings)
 }
 
 static Datum
-result_row(FunctionCallInfo fcinfo, const Training *training, int version)
+result_row(FunctionCallInfo fcinfo, const Training *training, int version, bool activated)
 {
 	const MrFit *fit = &training->fit;
+	double metric = fit->history[fit->n_iterations - 1].metric;
 	TupleDesc desc;
-	Datum values[9];
-	bool nulls[9] = {false};
+	Datum values[13];
+	bool nulls[13] = {false};
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -683,45 +877,81 @@ result_row(FunctionCallInfo fcinfo, const Training *training, int version)
 	values[6] = Int32GetDatum(fit->n_iterations);
 	values[7] = Float8GetDatum(fit->history[fit->n_iterations - 1].loss);
 	values[8] = Float8GetDatum(training->seconds);
+	values[9] = CStringGetTextDatum(mr_als_metric_name(&training->als));
+	values[10] = Float8GetDatum(metric);
+	nulls[9] = nulls[10] = isnan(metric);
+	values[11] = BoolGetDatum(activated);
+	values[12] = training->reason ? CStringGetTextDatum(training->reason) : 0;
+	nulls[12] = training->reason == NULL;
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+/* From a definition to a stored version.  The model is locked; SPI is connected, and ends here. */
+static Datum
+train(FunctionCallInfo fcinfo, Training *training)
+{
+	MrBudget *budget = training->budget;
+	MemoryContext before;
+	MrSide warm;
+	bool is_warm;
+	bool activated;
+	MrRatings *ratings;
+	Datum result;
+	int version;
+
+	mr_model_active(training->name, &training->active);
+	is_warm = training->warm_start && find_warm_start(training, budget, &warm);
+	ratings = read_ratings(training, budget);
+	mr_als_fit(budget, &training->als, ratings, training->als.holdout > 0 ? &training->holdout : NULL,
+			   is_warm ? &warm : NULL, psprintf("model \"%s\"", training->name), &training->fit);
+	activated = passes(training);
+	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
+	version = store(training, ratings, activated);
+	if (training->activate && !activated)
+		ereport(
+			WARNING,
+			(errmsg("version %d of model \"%s\" was not activated: %s", version, training->name,
+					training->reason),
+			 errhint("Look at millrace.models; SELECT millrace.activate(%s, %d) activates it all the same.",
+					 quote_literal_cstr(training->name), version)));
+	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
+	before = MemoryContextSwitchTo(MemoryContextGetParent(budget->context)); /* the caller's */
+	result = result_row(fcinfo, training, version, activated);
+	MemoryContextSwitchTo(before);
+	SPI_finish();
+	MemoryContextDelete(budget->context);
+	return result;
 }
 
 Datum
 mr_train_als(PG_FUNCTION_ARGS)
 {
-	Training training = {0};
-	double start_ms = mr_now_ms();
-	MrBudget *budget;
-	MrRatings *ratings;
-	MrGuard guard;
-	Datum result;
-	int version;
+	Training training = {.start_ms = mr_now_ms()};
 
 	PreventCommandIfReadOnly("millrace.train_als()");
-	read_arguments(fcinfo, &training);
+	train_als_arguments(fcinfo, &training);
 	training.owner = mr_model_lock(training.name, false);
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();
-	budget = mr_budget_create("millrace training");
+	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
+	PG_RETURN_DATUM(train(fcinfo, &training));
+}
 
-	/* As the owner: who retrains another's model, a superuser say, must not lend his rights to its query. */
-	mr_enter(&guard, training.owner, training.settings);
-	training.query = mr_ratings_query(training.ratings, "ratings");
-	ratings = mr_ratings_read(budget, training.query, "ratings", true,
-							  training.als.core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
-	mr_leave(&guard);
+Datum
+mr_retrain(PG_FUNCTION_ARGS)
+{
+	Training training = {.start_ms = mr_now_ms()};
 
-	training.n_users = ratings->users.n;
-	training.n_items = ratings->items.n;
-	mr_als_fit(budget, &training.als, ratings, NULL, NULL, psprintf("model \"%s\"", training.name),
-			   &training.fit);
-	training.seconds = (mr_now_ms() - start_ms) / 1e3;
-	version = store(&training, ratings);
-	SPI_finish();
-	training.seconds = (mr_now_ms() - start_ms) / 1e3;
-	result = result_row(fcinfo, &training, version);
-	MemoryContextDelete(budget->context);
-	PG_RETURN_DATUM(result);
+	PreventCommandIfReadOnly("millrace.retrain()");
+	retrain_arguments(fcinfo, &training);
+	training.owner = mr_model_lock(training.name, false);
+	if (!OidIsValid(training.owner))
+		mr_model_unknown(training.name);
+	training.budget = mr_budget_create("millrace training");
+	SPI_connect();
+	mr_model_definition(training.name, &training.query, &training.settings, &training.als);
+	retrain_settings(fcinfo, &training.als);
+	PG_RETURN_DATUM(train(fcinfo, &training));
 }

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT no_plan();
+SELECT plan(88);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE pairs AS SELECT DISTINCT n % 61 AS u, (n * n / 5) % 83 AS i, 1 + n % 3 AS v FROM generate_series(1, 1500) AS n;
@@ -7,7 +7,8 @@ SELECT millrace.train_als('m', 'pairs', rank => 10, iterations => 5);
 
 -- There and back: the same factors, bit by bit, and the same recommendations
 CREATE TEMP TABLE result AS SELECT * FROM millrace.import_als('back', $$ SELECT id::bigint, factor FROM millrace.user_factors('m') ORDER BY random() $$, $$ SELECT id::int, factor FROM millrace.item_factors('m') ORDER BY random() $$, 'pairs');
-SELECT results_eq('SELECT model, version, users, items, ratings, rank, iterations, loss FROM result', $$ SELECT 'back', 1, 61::bigint, count(DISTINCT i), count(DISTINCT (u, i)), 10, 0, NULL::float8 FROM pairs $$, 'the result');
+SELECT results_eq('SELECT model, version, users, items, ratings, rank, iterations, loss, metric, metric_value, active, reason FROM result',
+	$$ SELECT 'back', 1, 61::bigint, count(DISTINCT i), count(DISTINCT (u, i)), 10, 0, NULL::float8, NULL, NULL::float8, true, NULL FROM pairs $$, 'the result');
 SELECT results_eq($$ SELECT * FROM millrace.user_factors('back') $$, $$ SELECT * FROM millrace.user_factors('m') $$, 'users'' factors are the same');
 SELECT results_eq($$ SELECT * FROM millrace.item_factors('back') $$, $$ SELECT * FROM millrace.item_factors('m') $$, 'items'' factors are the same');
 SELECT is((SELECT array_agg(data ORDER BY side, block) FROM millrace.factors WHERE model = 'back'), (SELECT array_agg(data ORDER BY side, block) FROM millrace.factors WHERE model = 'm'), 'and all blocks, the baseline''s too');
@@ -19,7 +20,7 @@ SELECT is(parameters, '{"imported": true, "rank": 10, "implicit": true}', 'param
 SELECT is(query, 'TABLE public.pairs', 'the query is stored') FROM millrace.models WHERE name = 'back';
 SELECT is(active, true, 'active') FROM millrace.models WHERE name = 'back';
 SELECT is_empty($$ SELECT * FROM millrace.trainings WHERE model = 'back' $$, 'nothing was trained');
-SELECT throws_ok($$ SELECT millrace.retrain('back') $$, '55000', NULL, 'so nothing is repeated') FROM pg_proc WHERE proname = 'retrain';
+SELECT throws_ok($$ SELECT millrace.retrain('back') $$, '55000', 'model "back" has no training to repeat', 'so nothing is repeated');
 
 -- Ids are kept in the type that the ratings have
 SELECT millrace.import_als('texts', $$ SELECT * FROM millrace.user_factors('m') $$, $$ SELECT * FROM millrace.item_factors('m') $$, 'pairs');
@@ -40,7 +41,7 @@ SELECT is((SELECT value FROM millrace.evaluate('bare', 'pairs') WHERE metric = '
 SELECT throws_ok($$ SELECT * FROM millrace.evaluate('bare', 'pairs', method => 'baseline') $$, '55000', 'model "bare" has no baseline', 'nor has it a baseline');
 
 -- Versions of one model
-SELECT millrace.import_als('m', 'VALUES (1, ''{1,0}''::float8[]), (2, ''{0,1}'')', 'VALUES (''a'', ''{1,2}''::real[]), (''b'', ''{2,1}'')', activate => false);
+SELECT is(reason, 'activate is false', 'the result says that it is not active') FROM millrace.import_als('m', 'VALUES (1, ''{1,0}''::float8[]), (2, ''{0,1}'')', 'VALUES (''a'', ''{1,2}''::real[]), (''b'', ''{2,1}'')', activate => false);
 SELECT is(active, false, 'activate => false') FROM millrace.models WHERE name = 'm' AND version = 2;
 SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 1, 3)), 3::bigint, 'the old version is served');
 SELECT millrace.activate('m', 2);
