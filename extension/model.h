@@ -76,6 +76,9 @@ typedef struct MrShape
 {
 	bool user_text;
 	bool item_text;
+	Oid user_type; /* below any domain */
+	Oid item_type;
+	Oid value_type; /* InvalidOid without one */
 	int n_columns;
 } MrShape;
 
