@@ -56,6 +56,15 @@ mr_budget_create(const char *name)
 	return budget;
 }
 
+/* Whether so much more is within millrace.max_memory. */
+static bool
+affordable(const MrBudget *budget, Size n_bytes)
+{
+	Size limit_bytes = (Size) mr_max_memory_kb * 1024;
+
+	return n_bytes <= limit_bytes && budget->used_bytes + n_bytes <= limit_bytes;
+}
+
 void *
 mr_reserve(MrBudget *budget, Size n_bytes)
 {
@@ -65,7 +74,7 @@ mr_reserve(MrBudget *budget, Size n_bytes)
 	Piece *piece;
 	uintptr_t at;
 
-	if (n_bytes > limit_bytes || budget->used_bytes + n_bytes > limit_bytes)
+	if (!affordable(budget, n_bytes))
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("this needs more memory than millrace.max_memory allows"),
@@ -103,7 +112,7 @@ grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 
 	if (n_bytes <= have)
 		return memory;
-	if (budget->used_bytes + have + have / 2 <= (Size) mr_max_memory_kb * 1024)
+	if (affordable(budget, have + have / 2))
 		n_bytes = Max(n_bytes, have + have / 2);
 	bigger = mr_reserve(budget, n_bytes);
 	if (used_bytes > 0)
@@ -248,27 +257,26 @@ typedef struct IdSlot
 	int32 number; /* in the order of appearance; -1: the slot is free */
 } IdSlot;
 
-/* Ids as they come, and their numbers: a table with linear probing, at most three quarters full. */
+/*
+ * Ids as they come, and their numbers.  Integers from 0 up, as long as they are not much larger than the number of ids,
+ * are found in an array, which needs a quarter of the cache; the others, and texts, in a hash table with linear
+ * probing, at most three quarters full.
+ */
 typedef struct IdMap
 {
 	MrBudget *budget;
 	bool text;
 	int64 n;
-	IdSlot *slots; /* mask + 1, a power of two */
+	int32 *direct; /* n_direct: number of id i, or -1 */
+	uint64 n_direct;
+	IdSlot *slots; /* mask + 1, a power of two; none of them an integer below n_direct */
 	uint64 mask;
+	int64 n_hashed;
 	char *bytes;   /* text: id i is bytes [starts[i], starts[i + 1]) */
 	int64 *starts; /* text: n + 1 */
 } IdMap;
 
-static IdSlot *
-slots_reserve(MrBudget *budget, uint64 n)
-{
-	IdSlot *slots = mr_reserve(budget, n * sizeof(IdSlot));
-
-	for (uint64 i = 0; i < n; i++)
-		slots[i].number = -1;
-	return slots;
-}
+#define DIRECT_IDS 8 /* the array is so many times as long as there are ids, at most */
 
 static void
 map_begin(IdMap *map, MrBudget *budget, bool is_text)
@@ -276,8 +284,6 @@ map_begin(IdMap *map, MrBudget *budget, bool is_text)
 	memset(map, 0, sizeof(*map));
 	map->budget = budget;
 	map->text = is_text;
-	map->mask = 2 * BATCH_ROWS - 1;
-	map->slots = slots_reserve(budget, map->mask + 1);
 	if (is_text)
 	{
 		map->starts = mr_reserve(budget, BATCH_ROWS * sizeof(int64));
@@ -298,27 +304,53 @@ spread(const IdMap *map, uint64 key)
 	return key ^ key >> 33;
 }
 
+/* A new table of n slots with those of the old one that are not in the array. */
 static void
-map_grow(IdMap *map)
+map_rehash(IdMap *map, uint64 n)
 {
 	IdSlot *before = map->slots;
-	uint64 n_before = map->mask + 1;
+	uint64 n_before = before ? map->mask + 1 : 0;
 
-	map->mask = 2 * n_before - 1;
-	map->slots = slots_reserve(map->budget, 2 * n_before);
+	map->slots = mr_reserve(map->budget, n * sizeof(IdSlot));
+	map->mask = n - 1;
+	map->n_hashed = 0;
+	for (uint64 i = 0; i < n; i++)
+		map->slots[i].number = -1;
 	for (uint64 i = 0; i < n_before; i++)
 	{
 		uint64 at = spread(map, before[i].key) & map->mask;
 
 		if ((i & INTERRUPT_ROWS) == 0)
 			CHECK_FOR_INTERRUPTS();
-		if (before[i].number < 0)
+		if (before[i].number < 0 || (!map->text && before[i].key < map->n_direct))
 			continue;
 		while (map->slots[at].number >= 0)
 			at = (at + 1) & map->mask;
 		map->slots[at] = before[i];
+		map->n_hashed++;
 	}
 	mr_release(map->budget, before);
+}
+
+/* Make the array so long, if the budget allows. */
+static void
+map_lengthen(IdMap *map, uint64 n)
+{
+	int32 *longer;
+
+	if (!affordable(map->budget, (n + map->mask + 1) * sizeof(IdSlot)))
+		return;
+	longer = mr_reserve(map->budget, n * sizeof(int32));
+	memset(longer, -1, n * sizeof(int32));
+	if (map->n_direct > 0)
+		memcpy(longer, map->direct, map->n_direct * sizeof(int32));
+	mr_release(map->budget, map->direct);
+	map->direct = longer;
+	map->n_direct = n;
+	for (uint64 i = 0; i <= map->mask; i++)
+		if (map->slots[i].number >= 0 && map->slots[i].key < n)
+			longer[map->slots[i].key] = map->slots[i].number;
+	map_rehash(map, map->mask + 1);
 }
 
 /* The ids of one column of a batch. */
@@ -358,33 +390,67 @@ map_add(IdMap *map, const IdBatch *batch, int i)
 	return (int32) map->n++;
 }
 
-/* The numbers of n <= BATCH_ROWS ids. */
+/* The numbers of those of the batch that are not in the array: n of them, at the places which. */
 static void
-map_numbers(IdMap *map, const IdBatch *batch, int n, int32 *numbers)
+map_hashed(IdMap *map, const IdBatch *batch, int n, const int *which, int32 *numbers)
 {
 	uint64 at[BATCH_ROWS];
+	bool more_direct = false;
 
-	while ((map->n + n) * 4 > (map->mask + 1) * 3)
-		map_grow(map);
+	if (map->slots == NULL)
+		map_rehash(map, 2 * BATCH_ROWS);
+	while ((map->n_hashed + n) * 4 > (map->mask + 1) * 3)
+		map_rehash(map, 2 * (map->mask + 1));
 	for (int i = 0; i < n; i++)
 	{
-		at[i] = spread(map, batch->key[i]) & map->mask;
+		at[i] = spread(map, batch->key[which[i]]) & map->mask;
 		__builtin_prefetch(&map->slots[at[i]]);
 	}
 	for (int i = 0; i < n; i++)
 	{
+		uint64 key = batch->key[which[i]];
 		IdSlot *slot = &map->slots[at[i]];
 
 		while (slot->number >= 0 &&
-			   !(slot->key == batch->key[i] && (!map->text || same_text(map, slot->number, batch, i))))
+			   !(slot->key == key && (!map->text || same_text(map, slot->number, batch, which[i]))))
 		{
 			at[i] = (at[i] + 1) & map->mask;
 			slot = &map->slots[at[i]];
 		}
 		if (slot->number < 0)
-			*slot = (IdSlot){batch->key[i], map_add(map, batch, i)};
-		numbers[i] = slot->number;
+		{
+			*slot = (IdSlot){key, map_add(map, batch, which[i])};
+			map->n_hashed++;
+		}
+		numbers[which[i]] = slot->number;
+		more_direct |= key < (uint64) map->n * DIRECT_IDS;
 	}
+	if (more_direct && !map->text && (uint64) map->n * DIRECT_IDS >= map->n_direct * 3 / 2)
+		map_lengthen(map, map->n * DIRECT_IDS);
+}
+
+/* The numbers of n <= BATCH_ROWS ids. */
+static void
+map_numbers(IdMap *map, const IdBatch *batch, int n, int32 *numbers)
+{
+	int hashed[BATCH_ROWS];
+	int n_hashed = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		uint64 key = batch->key[i];
+
+		if (map->text || key >= map->n_direct)
+			hashed[n_hashed++] = i;
+		else
+		{
+			if (map->direct[key] < 0)
+				map->direct[key] = map_add(map, batch, i);
+			numbers[i] = map->direct[key];
+		}
+	}
+	if (n_hashed > 0)
+		map_hashed(map, batch, n_hashed, hashed, numbers);
 }
 
 static int
@@ -424,27 +490,35 @@ order_key(const IdMap *map, const IdSlot *slot)
 	return key;
 }
 
+/* All ids in their order, as slots. */
+static IdSlot *
+map_sort(IdMap *map)
+{
+	IdSlot *slots = mr_reserve(map->budget, (map->n + 1) * sizeof(IdSlot));
+	int64 n = 0;
+
+	for (uint64 i = 0; i < map->n_direct; i++)
+		if (map->direct[i] >= 0)
+			slots[n++] = (IdSlot){i, map->direct[i]};
+	for (uint64 i = 0; map->slots && i <= map->mask; i++)
+		if (map->slots[i].number >= 0)
+			slots[n++] = map->slots[i];
+	mr_release(map->budget, map->direct);
+	mr_release(map->budget, map->slots);
+	for (int64 i = 0; i < n; i++)
+		slots[i].key = order_key(map, &slots[i]);
+	sort_slots(slots, n, map);
+	return slots;
+}
+
 /* Sorts the ids into *sorted and returns the new row of each number; the map is used up. */
 static int32 *
 map_finish(IdMap *map, MrIds *sorted)
 {
 	MrBudget *budget = map->budget;
-	IdSlot *slots = map->slots;
-	int64 n = 0;
+	IdSlot *slots = map_sort(map);
+	int64 n = map->n;
 	int32 *row_of;
-
-	for (uint64 i = 0; i <= map->mask; i++)
-	{
-		if ((i & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		if (slots[i].number >= 0)
-		{
-			slots[n] = slots[i];
-			slots[n].key = order_key(map, &slots[n]);
-			n++;
-		}
-	}
-	sort_slots(slots, n, map);
 
 	row_of = mr_reserve(budget, (n + 1) * sizeof(int32));
 	*sorted = (MrIds){.text = map->text, .n = n};
@@ -837,11 +911,10 @@ take_id(Reader *reader, TupleTableSlot *slot, int column, Oid type, IdBatch *ids
 static void
 add_chunk(Reader *reader)
 {
-	Size limit_bytes = (Size) mr_max_memory_kb * 1024;
 	int64 size = Min(Max(reader->n / 2 / BATCH_ROWS, 1) * BATCH_ROWS, MAX_CHUNK_ROWS);
 	Chunk *chunk;
 
-	if (reader->budget->used_bytes + CHUNK_HEADER_BYTES + size * TRIPLE_BYTES > limit_bytes)
+	if (!affordable(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES))
 		size = BATCH_ROWS;
 	chunk = mr_reserve(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES);
 	*chunk = (Chunk){.size = size};
