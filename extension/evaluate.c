@@ -19,6 +19,8 @@ typedef struct Evaluation
 	const MrSide *list; /* items or baseline */
 	int32 *row_of_user; /* users of the model: row of the evaluation, or -1 */
 	MrcRanking ranking;
+	MrcError error; /* of explicit feedback */
+	bool with_rmse;
 	int64 n_unknown_users;
 	int64 n_unknown_items;
 } Evaluation;
@@ -249,6 +251,62 @@ read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_ite
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 }
 
+/* Whether the model was trained on explicit feedback, whose values it predicts. */
+static bool
+is_explicit(const MrModel *model)
+{
+	Oid types[1] = {UUIDOID};
+	Datum values[1] = {UUIDPGetDatum(&model->uuid)};
+	MrGuard guard;
+	bool found;
+
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args(
+		"SELECT FROM millrace.model_version WHERE uuid = $1 AND parameters @> '{\"implicit\": false}'",
+		SPI_OK_SELECT, true, 1, types, values, NULL);
+	found = SPI_processed > 0;
+	mr_leave(&guard);
+	return found;
+}
+
+/*
+ * Leave in the ratings, in place, the pairs whose user and item the model knows, items in its numbering: what RMSE is of.
+ * items: the test's, numbers above those of the model's are foreign.
+ */
+static void
+prepare_error(Evaluation *evaluation, MrRatings *ratings, const int32 *items)
+{
+	const MrModel *model = evaluation->model;
+	MrcCsr *csr = &ratings->by_user;
+	int64 n_unknown;
+	int32 *users = map_ids(evaluation->budget, &ratings->users, &model->users.ids, &n_unknown);
+	int64 n = 0;
+	int64 e = 0;
+
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		int64 end = csr->start[row + 1];
+
+		CHECK_FOR_INTERRUPTS();
+		csr->start[row] = n;
+		for (; e < end; e++)
+			if (users[row] >= 0 && items[csr->index[e]] < model->items.ids.n)
+			{
+				csr->value[n] = csr->value[e];
+				csr->index[n++] = items[csr->index[e]];
+			}
+	}
+	csr->start[csr->n_rows] = n;
+	evaluation->error =
+		(MrcError){.ratings = *csr,
+				   .user_row = users,
+				   .users = model->users.factors,
+				   .items = model->items.factors,
+				   .rank = model->items.rank,
+				   .scratch = mr_reserve(evaluation->budget, mrc_error_scratch_bytes(csr->n_rows))};
+	evaluation->with_rmse = n > 0;
+}
+
 static void
 prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 {
@@ -264,8 +322,11 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 
 	number_foreign(evaluation, items, ratings->items.n);
 	renumber(evaluation, ratings, rows, items, n_rows, &ranking->relevant);
-	mr_csr_release(evaluation->budget, &ratings->by_user);
-	if (exclude_seen)
+	if (evaluation->list == &evaluation->model->items && is_explicit(evaluation->model))
+		prepare_error(evaluation, ratings, items);
+	else
+		mr_csr_release(evaluation->budget, &ratings->by_user);
+	if (exclude_seen && evaluation->model->query)
 		read_seen(evaluation, &ratings->items, items, &ranking->seen);
 	else
 	{
@@ -282,12 +343,11 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 }
 
 static void
-run(Evaluation *evaluation, int k)
+rank_all(Evaluation *evaluation, MrcPool *pool, int k)
 {
 	static const float one = 1;
 	MrcRanking *ranking = &evaluation->ranking;
 	const MrSide *list = evaluation->list;
-	int n_threads = mr_n_threads(0);
 
 	ranking->blas = mr_blas();
 	ranking->users = list == &evaluation->model->baseline ? &one : evaluation->model->users.factors;
@@ -295,13 +355,25 @@ run(Evaluation *evaluation, int k)
 	ranking->n_items = list->ids.n;
 	ranking->rank = list->rank;
 	ranking->k = k;
-	ranking->scratch =
-		mr_reserve(evaluation->budget,
-				   mrc_ranking_scratch_bytes(ranking->n_rows, ranking->n_items, ranking->rank, k, n_threads));
-	ranking->pool = mr_pool_create(evaluation->budget->context, n_threads);
+	ranking->scratch = mr_reserve(
+		evaluation->budget,
+		mrc_ranking_scratch_bytes(ranking->n_rows, ranking->n_items, ranking->rank, k, mrc_pool_size(pool)));
+	ranking->pool = pool;
 	if (mrc_ranking_run(ranking) != MRC_OK)
 		elog(ERROR, "evaluation failed");
-	mr_pool_destroy(ranking->pool);
+}
+
+static void
+run(Evaluation *evaluation, int k)
+{
+	MrcPool *pool = mr_pool_create(evaluation->budget->context, mr_n_threads(0));
+
+	if (evaluation->ranking.n_rows > 0)
+		rank_all(evaluation, pool, k);
+	evaluation->error.pool = pool;
+	if (evaluation->with_rmse && mrc_error_run(&evaluation->error) != MRC_OK)
+		elog(ERROR, "evaluation failed");
+	mr_pool_destroy(pool);
 }
 
 static void
@@ -323,6 +395,7 @@ mr_evaluate(PG_FUNCTION_ARGS)
 	Evaluation evaluation = {0};
 	MrcRanking *ranking = &evaluation.ranking;
 	bool baseline = strcmp(method, "baseline") == 0;
+	bool nobody;
 
 	if (PG_ARGISNULL(2) || PG_GETARG_INT32(2) <= 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("k must be at least 1")));
@@ -336,13 +409,22 @@ mr_evaluate(PG_FUNCTION_ARGS)
 	SPI_connect();
 	evaluation.budget = mr_budget_create("evaluation");
 	evaluation.model = mr_model_open(name);
+	if (baseline && evaluation.model->query == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("model \"%s\" has no baseline", name),
+				 errdetail("It was imported without ratings.")));
 	evaluation.list = baseline ? &evaluation.model->baseline : &evaluation.model->items;
 	prepare(&evaluation, test, PG_GETARG_BOOL(3));
-	if (ranking->n_rows > 0)
-		run(&evaluation, PG_GETARG_INT32(2));
-	put_metric(rsinfo, "precision", ranking->precision, ranking->n_rows == 0);
-	put_metric(rsinfo, "recall", ranking->recall, ranking->n_rows == 0);
-	put_metric(rsinfo, "ndcg", ranking->ndcg, ranking->n_rows == 0);
+	run(&evaluation, PG_GETARG_INT32(2));
+	nobody = ranking->n_rows == 0;
+	put_metric(rsinfo, "precision", ranking->precision, nobody);
+	put_metric(rsinfo, "recall", ranking->recall, nobody);
+	put_metric(rsinfo, "map", ranking->map, nobody);
+	put_metric(rsinfo, "ndcg", ranking->ndcg, nobody);
+	put_metric(rsinfo, "hit_rate", ranking->hit_rate, nobody);
+	put_metric(rsinfo, "coverage", ranking->coverage, nobody);
+	put_metric(rsinfo, "rmse", evaluation.error.rmse, !evaluation.with_rmse);
 	put_metric(rsinfo, "users", ranking->n_rows, false);
 	put_metric(rsinfo, "unknown_users", evaluation.n_unknown_users, false);
 	put_metric(rsinfo, "unknown_items", evaluation.n_unknown_items, false);

@@ -1,7 +1,7 @@
 /*
  * model.c: models at rest and in memory: versions, blocks, rights, and what a backend keeps of a model.
  *
- * The tables are the truth.  A version's rows are written once and never changed; what is active stands in the
+ * The tables are the truth.  A version's factors are written once and never changed; what is active stands in the
  * model's own row, so a switch is one update and readers see the old version until it commits.  All writes are done
  * as the owner of the tables, after this file has checked that the caller may.
  *
@@ -11,10 +11,13 @@
  */
 #include "model.h"
 
+#include <math.h>
+
 #include "common/hashfn.h"
 #include "storage/lock.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/snapmgr.h"
 
 #define BLOCK_ROWS 4096
 #define BLOCK_BYTES (32 * 1024 * 1024) /* a block ends at whichever comes first */
@@ -22,6 +25,7 @@
 #define LOCK_CLASS 3				   /* of advisory locks: 1 and 2 are SQL's own */
 
 PG_FUNCTION_INFO_V1(mr_activate);
+PG_FUNCTION_INFO_V1(mr_rollback);
 PG_FUNCTION_INFO_V1(mr_prune);
 PG_FUNCTION_INFO_V1(mr_drop_model);
 PG_FUNCTION_INFO_V1(mr_user_factors);
@@ -42,8 +46,8 @@ mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument)
 	return name;
 }
 
-static void
-unknown_model(const char *name)
+void
+mr_model_unknown(const char *name)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name),
@@ -206,32 +210,41 @@ static void
 store_version(const MrNewModel *new_model, int version)
 {
 	Oid types[9] = {TEXTOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID};
-	Datum values[9] = {CStringGetTextDatum(new_model->name),	   Int32GetDatum(version),
-					   CStringGetTextDatum(new_model->query),	   PointerGetDatum(new_model->settings),
-					   CStringGetTextDatum(new_model->parameters), CStringGetTextDatum(new_model->metrics),
-					   Int64GetDatum(new_model->users.ids.n),	   Int64GetDatum(new_model->items.ids.n),
+	Datum values[9] = {CStringGetTextDatum(new_model->name),
+					   Int32GetDatum(version),
+					   CStringGetTextDatum(new_model->query ? new_model->query : ""),
+					   PointerGetDatum(new_model->settings),
+					   CStringGetTextDatum(new_model->parameters),
+					   CStringGetTextDatum(new_model->metrics),
+					   Int64GetDatum(new_model->users.ids.n),
+					   Int64GetDatum(new_model->items.ids.n),
 					   Int64GetDatum(new_model->n_ratings)};
 
 	mr_exec_args("INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
 				 "users, items, "
 				 "ratings) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, $9)",
-				 SPI_OK_INSERT, false, 9, types, values, NULL);
+				 SPI_OK_INSERT, false, 9, types, values, new_model->query ? NULL : "  n      ");
 }
 
 static void
 store_iterations(const MrNewModel *new_model, int version)
 {
-	Oid types[5] = {TEXTOID, INT4OID, INT4OID, FLOAT8OID, FLOAT8OID};
-	Datum values[5] = {CStringGetTextDatum(new_model->name), Int32GetDatum(version)};
+	Oid types[6] = {TEXTOID, INT4OID, INT4OID, FLOAT8OID, FLOAT8OID, FLOAT8OID};
+	Datum values[6] = {CStringGetTextDatum(new_model->name), Int32GetDatum(version)};
 
 	for (int i = 0; i < new_model->n_iterations; i++)
 	{
+		const MrIteration *iteration = &new_model->iterations[i];
+
+		CHECK_FOR_INTERRUPTS();
 		values[2] = Int32GetDatum(i + 1);
-		values[3] = Float8GetDatum(new_model->iterations[i].loss);
-		values[4] = Float8GetDatum(new_model->iterations[i].seconds);
-		mr_exec_args("INSERT INTO millrace.training_iteration (model, version, iteration, loss, seconds) "
-					 "VALUES ($1, $2, $3, $4, $5)",
-					 SPI_OK_INSERT, false, 5, types, values, NULL);
+		values[3] = Float8GetDatum(iteration->loss);
+		values[4] = Float8GetDatum(iteration->metric);
+		values[5] = Float8GetDatum(iteration->seconds);
+		mr_exec_args(
+			"INSERT INTO millrace.training_iteration (model, version, iteration, loss, metric, seconds) "
+			"VALUES ($1, $2, $3, $4, $5, $6)",
+			SPI_OK_INSERT, false, 6, types, values, isnan(iteration->metric) ? "    n " : NULL);
 	}
 }
 
@@ -243,6 +256,19 @@ exec_for_version(const char *sql, int expected, const char *name, int version)
 	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
 
 	mr_exec_args(sql, expected, false, 2, types, values, NULL);
+}
+
+/* False if there is no such version. */
+static bool
+set_active(const char *name, int version)
+{
+	exec_for_version("UPDATE millrace.model_version SET activated = clock_timestamp() WHERE model = $1 AND "
+					 "version = $2",
+					 SPI_OK_UPDATE, name, version);
+	if (SPI_processed == 0)
+		return false;
+	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, name, version);
+	return true;
 }
 
 int
@@ -258,8 +284,8 @@ mr_model_store(const MrNewModel *new_model)
 	store_side(new_model->name, version, "item", &new_model->items);
 	store_side(new_model->name, version, "baseline", &new_model->baseline);
 	store_iterations(new_model, version);
-	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, new_model->name,
-					 version);
+	if (new_model->activate)
+		(void) set_active(new_model->name, version);
 	mr_leave(&guard);
 	return version;
 }
@@ -280,23 +306,20 @@ mr_activate(PG_FUNCTION_ARGS)
 {
 	char *name = mr_name_arg(fcinfo, 0, "model");
 	MrGuard guard;
-	uint64 n_changed;
+	bool found;
 
 	PreventCommandIfReadOnly("millrace.activate()");
 	if (PG_ARGISNULL(1))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("version must not be NULL")));
 	if (!OidIsValid(check_owner(name, true)))
-		unknown_model(name);
+		mr_model_unknown(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
 	lock_row(name);
-	exec_for_version("UPDATE millrace.model SET active = $2 FROM millrace.model_version AS v WHERE name = $1 "
-					 "AND v.model = $1 AND v.version = $2",
-					 SPI_OK_UPDATE, name, PG_GETARG_INT32(1));
-	n_changed = SPI_processed;
+	found = set_active(name, PG_GETARG_INT32(1));
 	mr_leave(&guard);
 	SPI_finish();
-	if (n_changed == 0)
+	if (!found)
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -305,6 +328,49 @@ mr_activate(PG_FUNCTION_ARGS)
 				 "SELECT version, active, created FROM millrace.models WHERE name = %s lists its versions.",
 				 quote_literal_cstr(name))));
 	PG_RETURN_VOID();
+}
+
+/*
+ * The version before the active one: the one with the greatest number below that was active at some time, so that it is
+ * none that a gate refused.
+ */
+#define EARLIER_VERSION                                                                               \
+	"(SELECT max(e.version) FROM millrace.model_version AS e WHERE e.model = m.name AND e.version < " \
+	"m.active "                                                                                       \
+	"AND e.activated IS NOT NULL)"
+
+Datum
+mr_rollback(PG_FUNCTION_ARGS)
+{
+	char *name = mr_name_arg(fcinfo, 0, "model");
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	MrGuard guard;
+	int version;
+	bool none;
+
+	PreventCommandIfReadOnly("millrace.rollback()");
+	if (!OidIsValid(check_owner(name, true)))
+		mr_model_unknown(name);
+	SPI_connect();
+	mr_enter_catalog(&guard, "model");
+	lock_row(name);
+	mr_exec_args("SELECT " EARLIER_VERSION " FROM millrace.model AS m WHERE m.name = $1", SPI_OK_SELECT,
+				 false, 1, types, values, NULL);
+	if (SPI_processed == 0) /* dropped just now */
+		mr_model_unknown(name);
+	version = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &none));
+	if (none)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("model \"%s\" has no earlier version to go back to", name),
+				 errhint("SELECT version, active, activated FROM millrace.models WHERE name = %s lists its "
+						 "versions.",
+						 quote_literal_cstr(name))));
+	(void) set_active(name, version);
+	mr_leave(&guard);
+	SPI_finish();
+	PG_RETURN_INT32(version);
 }
 
 Datum
@@ -318,14 +384,15 @@ mr_prune(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1) || PG_GETARG_INT32(1) < 1)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("keep must be at least 1")));
 	if (!OidIsValid(mr_model_lock(name, true)))
-		unknown_model(name);
+		mr_model_unknown(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
 	lock_row(name);
 	exec_for_version("DELETE FROM millrace.model_version AS v USING millrace.model AS m WHERE v.model = $1 "
-					 "AND m.name = $1 "
-					 "AND v.version IS DISTINCT FROM m.active AND v.version NOT IN (SELECT version FROM "
-					 "millrace.model_version WHERE model = $1 ORDER BY version DESC LIMIT $2)",
+					 "AND m.name = $1 AND v.version IS DISTINCT FROM m.active "
+					 "AND NOT ($2 > 1 AND v.version IS NOT DISTINCT FROM " EARLIER_VERSION ") "
+					 "AND v.version NOT IN (SELECT version FROM millrace.model_version WHERE model = $1 "
+					 "ORDER BY version DESC LIMIT $2)",
 					 SPI_OK_DELETE, name, PG_GETARG_INT32(1));
 	n_removed = SPI_processed;
 	mr_leave(&guard);
@@ -343,7 +410,7 @@ mr_drop_model(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.drop_model()");
 	if (!OidIsValid(mr_model_lock(name, true)))
-		unknown_model(name);
+		mr_model_unknown(name);
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
@@ -459,6 +526,108 @@ load_side(MrModel *model, MrSide *side, const char *side_name)
 		corrupt_block(model, side_name, 0, "it is missing");
 }
 
+void
+mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items)
+{
+	MrModel model = {.name = (char *) name, .version = version, .context = budget->context};
+	Oid types[2] = {TEXTOID, INT4OID};
+	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
+	MrGuard guard;
+	int64 n_bytes;
+	bool null;
+
+	memset(items, 0, sizeof(*items));
+	mr_enter_catalog(&guard, "model");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mr_exec_args("SELECT coalesce(sum(octet_length(data)), 0)::pg_catalog.int8 FROM millrace.factors WHERE "
+				 "model = $1 AND version = $2 AND side = 'item'",
+				 SPI_OK_SELECT, true, 2, types, values, NULL);
+	n_bytes = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
+	mr_release(budget, mr_reserve(budget, n_bytes)); /* the price */
+	load_side(&model, items, "item");
+	budget->used_bytes += n_bytes;
+	PopActiveSnapshot();
+	mr_leave(&guard);
+}
+
+void
+mr_model_active(const char *name, MrActive *active)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	MrGuard guard;
+	HeapTuple row;
+	TupleDesc desc;
+	bool null;
+	Datum value;
+
+	memset(active, 0, sizeof(*active));
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT v.version, EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = "
+				 "v.model AND i.version = v.version), (v.parameters->>'seed')::pg_catalog.int8, "
+				 "(v.parameters->>'holdout')::pg_catalog.float8, (v.parameters->>'k')::pg_catalog.int4, "
+				 "(v.metrics->>'metric_value')::pg_catalog.float8, v.metrics->>'metric' "
+				 "FROM millrace.model AS m JOIN millrace.model_version AS v "
+				 "ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	mr_leave(&guard);
+	if (SPI_processed == 0)
+		return;
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	active->version = DatumGetInt32(SPI_getbinval(row, desc, 1, &null));
+	active->trained = DatumGetBool(SPI_getbinval(row, desc, 2, &null));
+	value = SPI_getbinval(row, desc, 3, &null);
+	active->seed = null ? 0 : DatumGetInt64(value);
+	value = SPI_getbinval(row, desc, 4, &null);
+	active->holdout = null ? 0 : DatumGetFloat8(value);
+	value = SPI_getbinval(row, desc, 5, &null);
+	active->k = null ? 0 : DatumGetInt32(value);
+	value = SPI_getbinval(row, desc, 6, &null);
+	if (!null)
+	{
+		active->metric_value = DatumGetFloat8(value);
+		active->metric = SPI_getvalue(row, desc, 7);
+	}
+}
+
+void
+mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als)
+{
+	Oid types[2] = {TEXTOID, INT4OID};
+	Datum values[2] = {CStringGetTextDatum(name)};
+	MrGuard guard;
+	HeapTuple row;
+	TupleDesc desc;
+	bool null;
+
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v WHERE v.model = $1 "
+				 "AND EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = v.model AND "
+				 "i.version = v.version) ORDER BY v.version DESC LIMIT 1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	if (SPI_processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("model \"%s\" has no training to repeat", name),
+				 errdetail("None of its versions was trained here."),
+				 errhint("Train it with millrace.train_als().")));
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	values[1] = SPI_getbinval(row, desc, 1, &null);
+	*query = SPI_getvalue(row, desc, 2);
+	*settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 3, &null));
+	mr_exec_args("SELECT p.key, p.value FROM millrace.model_version AS v, "
+				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2",
+				 SPI_OK_SELECT, false, 2, types, values, NULL);
+	mr_als_settings_init(als);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		mr_als_settings_set(als, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
+							SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2));
+	mr_als_settings_finish(als);
+	mr_leave(&guard);
+}
+
 /* ---- what a backend keeps ---- */
 
 static void
@@ -536,7 +705,7 @@ read_definition(const char *name)
 				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
 				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	if (SPI_processed == 0)
-		unknown_model(name);
+		mr_model_unknown(name);
 	row = SPI_tuptable->vals[0];
 	desc = SPI_tuptable->tupdesc;
 	(void) SPI_getbinval(row, desc, 2, &null);
@@ -555,7 +724,7 @@ read_definition(const char *name)
 	model->owner = DatumGetObjectId(SPI_getbinval(row, desc, 1, &null));
 	model->version = DatumGetInt32(SPI_getbinval(row, desc, 2, &null));
 	model->uuid = *DatumGetUUIDP(SPI_getbinval(row, desc, 3, &null));
-	model->query = TextDatumGetCString(SPI_getbinval(row, desc, 4, &null));
+	model->query = SPI_getvalue(row, desc, 4);
 	model->settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 5, &null));
 	model->owner_name = *DatumGetName(SPI_getbinval(row, desc, 6, &null));
 	MemoryContextSwitchTo(before);
@@ -605,7 +774,10 @@ mr_model_open(const char *name)
 	}
 	load_side(model, &model->users, "user");
 	load_side(model, &model->items, "item");
-	load_side(model, &model->baseline, "baseline");
+	if (model->query)
+		load_side(model, &model->baseline, "baseline");
+	else
+		model->baseline.rank = 1;
 	if (model->users.rank != model->items.rank || model->baseline.rank != 1)
 		corrupt_block(model, "item", 0, "its rank is not that of the other side");
 	mr_leave(&guard);

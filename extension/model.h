@@ -1,5 +1,6 @@
 /*
- * model.h: what the files of the model side share: ratings.c, train.c, model.c, recommend.c, evaluate.c.
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, model.c, recommend.c, evaluate.c,
+ * import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -70,6 +71,8 @@ extern char *mr_key_cstring(const MrKey *key);
  * or "test", for messages.
  */
 extern char *mr_ratings_query(const char *ratings, const char *what);
+/* The same for a query with other columns, listed for messages. */
+extern char *mr_query_of(const char *given, const char *what, const char *columns);
 
 /* Columns of a query of ratings: kinds of the first two, and the value if there are more. */
 typedef struct MrShape
@@ -127,16 +130,7 @@ extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, cons
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
 
-/* ---- train.c: threads and BLAS ---- */
-
-/* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
-extern MrcPool *mr_pool_create(MemoryContext context, int n_threads);
-extern void mr_pool_destroy(MrcPool *pool);
-
-/* Single-threaded BLAS, loaded at the first call of the session; its sgemm is NULL where there is none. */
-extern const MrcBlas *mr_blas(void);
-
-/* ---- model.c ---- */
+/* ---- holdout.c ---- */
 
 /* One side of a model: users, items, or the baseline (rank 1: the score of each item for everybody). */
 typedef struct MrSide
@@ -146,6 +140,115 @@ typedef struct MrSide
 	float *factors; /* ids.n x rank */
 } MrSide;
 
+/* Pairs that a training does not see, to measure it on. */
+typedef struct MrHoldout
+{
+	MrcCsr by_user;	  /* users x items in the training's numbering, values as in the ratings */
+	int64 *n_foreign; /* of each user: relevant items that the ratings do not have; NULL: none */
+} MrHoldout;
+
+/*
+ * Moves about `fraction` of the pairs (above 0, below 1) out of the ratings: by a hash of user id, item id and seed, the
+ * same on every machine, so that a pair that is held out of one training is held out of the next.  Of a user or an item
+ * that would have nothing left a pair stays.  22023 if nothing can be held out.
+ */
+extern void
+mr_holdout_split(MrBudget *budget, MrRatings *ratings, double fraction, int64 seed, MrHoldout *holdout);
+
+/* Means over users, as MrcRanking and MrcError in core.h; NaN where there is nothing to measure. */
+typedef struct MrScores
+{
+	double precision;
+	double recall;
+	double map;
+	double ndcg;
+	double hit_rate;
+	double coverage;
+	double rmse; /* explicit feedback only */
+	int64 n_users;
+} MrScores;
+
+/*
+ * How well factors (n_users x rank, n_items x rank) do on what was held out.  The k best items of each user, with
+ * exclude_seen without those he has in the ratings, of which held-out items with a value above zero are relevant (and are
+ * not, if he has them); for at most max_users users taken by a hash of their ids (0: all); k 0: not measured.  And, of
+ * explicit feedback, the root mean squared error over all held-out pairs.  The pool is idle.
+ */
+extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings,
+							 const MrHoldout *holdout, int rank, const float *user, const float *item,
+							 bool is_explicit, int k, bool exclude_seen, int64 max_users, MrScores *scores);
+/* Bytes that it reserves while it runs, to be priced beforehand. */
+extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
+								   int64 max_users, int n_threads);
+
+/* ---- train.c: threads and BLAS ---- */
+
+/* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
+extern MrcPool *mr_pool_create(MemoryContext context, int n_threads);
+extern void mr_pool_destroy(MrcPool *pool);
+
+/* Single-threaded BLAS, loaded at the first call of the session; its sgemm is NULL where there is none. */
+extern const MrcBlas *mr_blas(void);
+
+/* ---- train.c: training ---- */
+
+/* What is stored of a training as its parameters, and its threads. */
+typedef struct MrAlsSettings
+{
+	MrcAlsParams core;
+	int n_iterations;
+	int64 seed;
+	MrTransform transform;
+	double tolerance; /* ends early when the loss falls by less than this part of itself; 0: never */
+	double holdout;	  /* part of the pairs to hold out */
+	int k;			  /* what is held out is measured on the k best items */
+	int n_threads;	  /* 0: one a processor; not stored */
+} MrAlsSettings;
+
+/*
+ * Defaults, then each setting by its name in train_als and its value as text, then finish, which fills in what depends
+ * on the kind of feedback.  22023 naming key and value for an unknown key or a bad value; value may be NULL, which is
+ * only good for regularization and regularization_exponent.
+ */
+extern void mr_als_settings_init(MrAlsSettings *settings);
+extern void mr_als_settings_set(MrAlsSettings *settings, const char *key, const char *value);
+extern void mr_als_settings_finish(MrAlsSettings *settings);
+/* All but the threads as a JSON object, with the keys of mr_als_settings_set. */
+extern char *mr_als_settings_json(const MrAlsSettings *settings);
+
+/* The metric that a training is judged by: "ndcg", or "rmse" of explicit feedback, where less is better. */
+extern const char *mr_als_metric_name(const MrAlsSettings *settings);
+extern double mr_als_metric(const MrAlsSettings *settings, const MrScores *scores);
+
+typedef struct MrIteration
+{
+	double loss;
+	double metric; /* on the hold-out; NaN if there is none */
+	double seconds;
+} MrIteration;
+
+/* A trained model in memory of the budget. */
+typedef struct MrFit
+{
+	int n_iterations;	  /* done */
+	MrIteration *history; /* n_iterations */
+	float *user;		  /* n_users x rank */
+	float *item;		  /* n_items x rank */
+	float *baseline;	  /* n_items: users of the item; of implicit feedback those with a value above 0 */
+	int64 n_ratings;
+	MrScores scores; /* after the last iteration, if something is held out */
+} MrFit;
+
+/*
+ * Train on ratings that are already transformed and split (they stay as they are).  holdout may be NULL; warm: items of
+ * any ids with factors of the same rank to start from, or NULL; notice: what the NOTICE of each iteration begins with, or
+ * NULL for silence.  All memory is priced before the first iteration.  settings->holdout and ->transform are not looked at.
+ */
+extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
+					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
+
+/* ---- model.c ---- */
+
 typedef struct MrModel
 {
 	char *name;
@@ -153,7 +256,7 @@ typedef struct MrModel
 	pg_uuid_t uuid; /* of the version: the key of everything derived from it */
 	Oid owner;
 	NameData owner_name; /* what he was called; see mr_model_enter */
-	char *query;		 /* the ratings, to be run as owner with settings */
+	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
 	MrSide users;
 	MrSide items;
@@ -192,30 +295,51 @@ extern void mr_model_enter(MrGuard *guard, const MrModel *model);
  */
 extern Oid mr_model_lock(const char *name, bool gone_ok);
 
-typedef struct MrIteration
-{
-	double loss;
-	double seconds;
-} MrIteration;
-
-/* A trained model that is not yet stored. */
+/* A model that is not yet stored. */
 typedef struct MrNewModel
 {
 	const char *name;
 	Oid owner;
-	const char *query;
+	const char *query; /* NULL: nobody has anything, and there is no baseline */
 	ArrayType *settings;
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */
 	int64 n_ratings;
-	int n_iterations;
+	bool activate;
+	int n_iterations; /* 0: it was not trained here */
 	const MrIteration *iterations;
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
 } MrNewModel;
 
-/* Store it as the model's next version, active at commit; returns the version.  Needs an SPI connection. */
+/* The active version, for a training that starts from it or is compared with it. */
+typedef struct MrActive
+{
+	int version;	/* 0: none is active */
+	bool trained;	/* here, so that the next two are known */
+	int64 seed;		/* of what was held out of it */
+	double holdout; /* which part that was */
+	int k;
+	char *metric; /* NULL: not measured */
+	double metric_value;
+} MrActive;
+
+/* By a new snapshot; for who holds mr_model_lock.  Both need an SPI connection. */
+extern void mr_model_active(const char *name, MrActive *active);
+/* The items of a version, in the budget. */
+extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items);
+
+/*
+ * What the newest version that was trained here was trained with, by a new snapshot; in the current memory context.  55000
+ * if there is none.  Needs an SPI connection.
+ */
+extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
+
+/* 42704, as for any function that is given an unknown name. */
+extern void mr_model_unknown(const char *name) pg_attribute_noreturn();
+
+/* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
 
 /* The name that an argument holds; 22023 if it is NULL or empty. */

@@ -1,5 +1,5 @@
 /*
- * train.c: millrace.train_als, and the threads and BLAS that computing needs.
+ * train.c: millrace.train_als and retrain, and the threads and BLAS that computing needs.
  *
  * A training runs in four phases: read the ratings (as the model's owner), turn them both ways, iterate on the
  * threads of core, store the result as a new version.  Only the last writes, so whatever ends a training earlier
@@ -13,10 +13,12 @@
 #include <math.h>
 #include <signal.h>
 
+#include "common/shortest_dec.h"
 #include "tcop/utility.h"
-#include "utils/float.h"
+#include "utils/json.h"
 
 PG_FUNCTION_INFO_V1(mr_train_als);
+PG_FUNCTION_INFO_V1(mr_retrain);
 
 /* ---- threads ---- */
 
@@ -80,24 +82,63 @@ mr_pool_destroy(MrcPool *pool)
  * triggers.  A threaded OpenBLAS starts its threads while it loads; it is told to have one, and should it start
  * others they inherit a mask that keeps the server's signals from them.
  */
+static void *
+load_blas(void)
+{
+	void *library;
+	sigset_t all;
+	sigset_t before;
+
+	(void) setenv("OPENBLAS_NUM_THREADS", "1", 1);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return library;
+}
+
+/*
+ * The kernels that OpenBLAS should use where it does not know the processor, which is younger than the library: it takes
+ * those of a Pentium 4 then, a quarter as fast.  NULL: it knows best.
+ */
+static const char *
+better_kernels(void *library)
+{
+#if defined(__x86_64__)
+	char *(*name)(void) = (char *(*) (void) ) dlsym(library, "openblas_get_corename");
+
+	if (name && pg_strcasecmp(name(), "Prescott") == 0 && getenv("OPENBLAS_CORETYPE") == NULL)
+	{
+		if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+			__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+			return "SkylakeX";
+		if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+			return "Haswell";
+	}
+#endif
+	return NULL;
+}
+
 const MrcBlas *
 mr_blas(void)
 {
 	static MrcBlas blas;
 	static bool tried = false;
 	void *library;
+	const char *kernels;
 	void (*set_threads)(int);
-	sigset_t all;
-	sigset_t before;
 
 	if (tried)
 		return &blas;
 	tried = true;
-	(void) setenv("OPENBLAS_NUM_THREADS", "1", 1);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	library = load_blas();
+	kernels = library ? better_kernels(library) : NULL;
+	if (kernels)
+	{
+		(void) setenv("OPENBLAS_CORETYPE", kernels, 1);
+		(void) dlclose(library);
+		library = load_blas();
+	}
 	if (library == NULL)
 	{
 		ereport(DEBUG1,
@@ -111,71 +152,7 @@ mr_blas(void)
 	return &blas;
 }
 
-/* ---- arguments ---- */
-
-typedef struct Training
-{
-	char *name;
-	char *ratings;
-	MrcAlsParams params;
-	int n_iterations;
-	int64 seed;
-	int n_threads;
-	Oid owner;
-	char *query;
-	ArrayType *settings;
-	MrBudget *budget;
-	MrIteration *history; /* n_iterations */
-	MrSide users;
-	MrSide items;
-	MrSide baseline;
-	int64 n_ratings;
-	double seconds;
-} Training;
-
-static void
-null_argument(const char *argument)
-{
-	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", argument)));
-}
-
-static int
-int_arg(FunctionCallInfo fcinfo, int n, const char *argument, int least, int most)
-{
-	int value;
-
-	if (PG_ARGISNULL(n))
-		null_argument(argument);
-	value = PG_GETARG_INT32(n);
-	if (value < least || value > most)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between %d and %d, not %d", argument, least, most, value)));
-	return value;
-}
-
-/* Finite and not negative. */
-static double
-float_arg(FunctionCallInfo fcinfo, int n, const char *argument)
-{
-	double value;
-
-	if (PG_ARGISNULL(n))
-		null_argument(argument);
-	value = PG_GETARG_FLOAT8(n);
-	if (!(value >= 0 && value <= FLT_MAX))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a finite number that is not negative, not %g", argument, value)));
-	return value;
-}
-
-/* A float argument, or what is usual for this kind of feedback. */
-static double
-float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
-{
-	return PG_ARGISNULL(n) ? usual : float_arg(fcinfo, n, argument);
-}
+/* ---- settings ---- */
 
 /*
  * Usual values.  Implicit: precision@5 on half of Online Retail's pairs (rank 64, 15 iterations, values = rows) is 0.286
@@ -186,39 +163,283 @@ float_arg_or(FunctionCallInfo fcinfo, int n, const char *argument, double usual)
 #define IMPLICIT_EXPONENT 1
 #define EXPLICIT_REGULARIZATION 0.1
 #define EXPLICIT_EXPONENT 1
-#define MAX_EXPONENT 10
+
+typedef enum SettingKind
+{
+	SETTING_INT,
+	SETTING_INT64,
+	SETTING_FLOAT,
+	SETTING_BOOL,
+	SETTING_TRANSFORM
+} SettingKind;
+
+typedef struct Setting
+{
+	const char *name;
+	SettingKind kind;
+	int arg; /* number among the arguments of train_als */
+	size_t offset;
+	double least;
+	double most;  /* FLT_MAX: any finite number */
+	bool null_ok; /* NULL is what is usual for the kind of feedback */
+} Setting;
+
+static const Setting SETTINGS[] = {
+	{"rank", SETTING_INT, 2, offsetof(MrAlsSettings, core.rank), 1, MRC_MAX_RANK},
+	{"iterations", SETTING_INT, 3, offsetof(MrAlsSettings, n_iterations), 1, 10000},
+	{"regularization", SETTING_FLOAT, 4, offsetof(MrAlsSettings, core.regularization), 0, FLT_MAX, true},
+	{"alpha", SETTING_FLOAT, 5, offsetof(MrAlsSettings, core.alpha), 0, FLT_MAX},
+	{"implicit", SETTING_BOOL, 6, offsetof(MrAlsSettings, core.implicit)},
+	{"seed", SETTING_INT64, 7, offsetof(MrAlsSettings, seed)},
+	{"holdout", SETTING_FLOAT, 9, offsetof(MrAlsSettings, holdout), 0, 0.99},
+	{"unobserved_weight", SETTING_FLOAT, 12, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
+	{"regularization_exponent", SETTING_FLOAT, 13, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
+	{"value_transform", SETTING_TRANSFORM, 14, offsetof(MrAlsSettings, transform)},
+	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
+	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
+	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
+};
 
 static void
-read_arguments(FunctionCallInfo fcinfo, Training *training)
+bad_value(const char *name, const char *expected, const char *value)
 {
-	MrcAlsParams *params = &training->params;
-	bool implicit;
-
-	training->name = mr_name_arg(fcinfo, 0, "model");
-	training->ratings = mr_name_arg(fcinfo, 1, "ratings");
-	params->rank = int_arg(fcinfo, 2, "rank", 1, MRC_MAX_RANK);
-	training->n_iterations = int_arg(fcinfo, 3, "iterations", 1, 10000);
-	if (PG_ARGISNULL(6))
-		null_argument("implicit");
-	implicit = params->implicit = PG_GETARG_BOOL(6);
-	params->regularization = float_arg_or(fcinfo, 4, "regularization",
-										  implicit ? IMPLICIT_REGULARIZATION : EXPLICIT_REGULARIZATION);
-	params->alpha = float_arg(fcinfo, 5, "alpha");
-	if (PG_ARGISNULL(7))
-		null_argument("seed");
-	training->seed = PG_GETARG_INT64(7);
-	training->n_threads = int_arg(fcinfo, 8, "threads", 0, 1024);
-	params->unobserved = float_arg(fcinfo, 9, "unobserved_weight");
-	params->exponent =
-		float_arg_or(fcinfo, 10, "regularization_exponent", implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT);
-	if (params->exponent > MAX_EXPONENT)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("regularization_exponent must be between 0 and %d, not %g", MAX_EXPONENT,
-						params->exponent)));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must be %s, not %s", name, expected, value)));
 }
 
-/* ---- phases ---- */
+static void
+check_range(const Setting *setting, double value)
+{
+	if (value >= setting->least && value <= setting->most)
+		return;
+	bad_value(setting->name,
+			  setting->most == FLT_MAX ? "a finite number that is not negative"
+									   : psprintf("between %g and %g", setting->least, setting->most),
+			  isnan(value)		 ? "NaN"
+				  : isinf(value) ? (value > 0 ? "Infinity" : "-Infinity")
+								 : psprintf("%.15g", value));
+}
+
+static void
+null_value(const char *name)
+{
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", name)));
+}
+
+static void
+set_float(MrAlsSettings *settings, const Setting *setting, double value)
+{
+	check_range(setting, value);
+	*(double *) ((char *) settings + setting->offset) = value;
+}
+
+static void
+set_int(MrAlsSettings *settings, const Setting *setting, int value)
+{
+	check_range(setting, value);
+	*(int *) ((char *) settings + setting->offset) = value;
+}
+
+/* A setting from an argument of its own type: int, bigint, float8, bool or text. */
+static void
+set_datum(MrAlsSettings *settings, const Setting *setting, Datum value)
+{
+	char *field = (char *) settings + setting->offset;
+
+	switch (setting->kind)
+	{
+		case SETTING_INT:
+			set_int(settings, setting, DatumGetInt32(value));
+			break;
+		case SETTING_INT64:
+			*(int64 *) field = DatumGetInt64(value);
+			break;
+		case SETTING_FLOAT:
+			set_float(settings, setting, DatumGetFloat8(value));
+			break;
+		case SETTING_BOOL:
+			*(bool *) field = DatumGetBool(value);
+			break;
+		case SETTING_TRANSFORM:
+			*(MrTransform *) field = mr_transform_named(TextDatumGetCString(value));
+			break;
+	}
+}
+
+/* The same from text. */
+static void
+set_text(MrAlsSettings *settings, const Setting *setting, const char *value)
+{
+	char *field = (char *) settings + setting->offset;
+	char *end;
+	double number;
+
+	errno = 0;
+	switch (setting->kind)
+	{
+		case SETTING_INT:
+			number = strtod(value, &end);
+			if (end == value || *end != '\0' || (isfinite(number) && number != rint(number)))
+				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
+			check_range(setting, number);
+			set_int(settings, setting, (int) number);
+			break;
+		case SETTING_INT64:
+			*(int64 *) field = strtoll(value, &end, 10);
+			if (end == value || *end != '\0' || errno != 0)
+				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
+			break;
+		case SETTING_FLOAT:
+			number = strtod(value, &end);
+			if (end == value || *end != '\0')
+				bad_value(setting->name, "a number", psprintf("\"%s\"", value));
+			set_float(settings, setting, number);
+			break;
+		case SETTING_BOOL:
+			if (!parse_bool(value, (bool *) field))
+				bad_value(setting->name, "true or false", psprintf("\"%s\"", value));
+			break;
+		case SETTING_TRANSFORM:
+			*(MrTransform *) field = mr_transform_named(value);
+			break;
+	}
+}
+
+void
+mr_als_settings_init(MrAlsSettings *settings)
+{
+	*settings = (MrAlsSettings){
+		.core = {.rank = 64,
+				 .implicit = true,
+				 .alpha = 1,
+				 .unobserved = 0.3,
+				 .regularization = NAN,
+				 .exponent = NAN},
+		.n_iterations = 15,
+		.seed = 1,
+		.tolerance = 1e-6,
+		.k = 10,
+	};
+}
+
+void
+mr_als_settings_set(MrAlsSettings *settings, const char *key, const char *value)
+{
+	StringInfoData names;
+
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		if (strcmp(SETTINGS[i].name, key) != 0)
+			continue;
+		if (value)
+			set_text(settings, &SETTINGS[i], value);
+		else if (SETTINGS[i].null_ok)
+			*(double *) ((char *) settings + SETTINGS[i].offset) = NAN;
+		else
+			null_value(key);
+		return;
+	}
+	initStringInfo(&names);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+		appendStringInfo(&names, "%s%s", i ? ", " : "", SETTINGS[i].name);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a training has no parameter \"%s\"", key),
+			 errhint("The parameters are: %s.", names.data)));
+}
+
+void
+mr_als_settings_finish(MrAlsSettings *settings)
+{
+	MrcAlsParams *core = &settings->core;
+
+	if (isnan(core->regularization))
+		core->regularization = core->implicit ? IMPLICIT_REGULARIZATION : EXPLICIT_REGULARIZATION;
+	if (isnan(core->exponent))
+		core->exponent = core->implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT;
+}
+
+/* The shortest text that reads back as the same number; not finite: null. */
+static char *
+json_number(double value)
+{
+	char *number = palloc(DOUBLE_SHORTEST_DECIMAL_LEN);
+
+	if (!isfinite(value))
+		return "null";
+	double_to_shortest_decimal_buf(value, number);
+	return number;
+}
+
+char *
+mr_als_settings_json(const MrAlsSettings *settings)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		const char *field = (const char *) settings + SETTINGS[i].offset;
+
+		appendStringInfo(&json, "%s\"%s\": ", i ? ", " : "{", SETTINGS[i].name);
+		switch (SETTINGS[i].kind)
+		{
+			case SETTING_INT:
+				appendStringInfo(&json, "%d", *(const int *) field);
+				break;
+			case SETTING_INT64:
+				appendStringInfo(&json, INT64_FORMAT, *(const int64 *) field);
+				break;
+			case SETTING_FLOAT:
+				appendStringInfoString(&json, json_number(*(const double *) field));
+				break;
+			case SETTING_BOOL:
+				appendStringInfoString(&json, *(const bool *) field ? "true" : "false");
+				break;
+			case SETTING_TRANSFORM:
+				appendStringInfo(&json, "\"%s\"", mr_transform_name(*(const MrTransform *) field));
+				break;
+		}
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+const char *
+mr_als_metric_name(const MrAlsSettings *settings)
+{
+	return settings->core.implicit ? "ndcg" : "rmse";
+}
+
+double
+mr_als_metric(const MrAlsSettings *settings, const MrScores *scores)
+{
+	return settings->core.implicit ? scores->ndcg : scores->rmse;
+}
+
+/* ---- iterations ---- */
+
+/*
+ * Users that a training is measured on: at most these in the end, and after an iteration at most so many that they are
+ * compared with so many items in all, lest measuring takes longer than training.  (2 ns for each on one core; 1,000 users
+ * of Complete Journey, 2,500 of MovieLens-20M.)
+ */
+#define MEASURED_USERS 10000
+#define MEASURED_LEAST 500
+#define MEASURED_SCORES 67108864
+
+/* What one training in memory goes by. */
+typedef struct Run
+{
+	MrBudget *budget;
+	const MrAlsSettings *settings;
+	const MrRatings *ratings;
+	const MrHoldout *holdout;
+	const char *notice;
+	MrcAls als;
+	MrFit *fit;
+	double start_ms;
+} Run;
 
 static void
 als_error(const MrcAls *als, const MrRatings *ratings, MrcStatus status)
@@ -240,36 +461,6 @@ als_error(const MrcAls *als, const MrRatings *ratings, MrcStatus status)
 			 errhint("Scale the values or alpha down, or raise regularization.")));
 }
 
-static void
-iterate(Training *training, MrcAls *als, const MrRatings *ratings)
-{
-	double start_ms = mr_now_ms();
-
-	for (int i = 0; i < training->n_iterations; i++)
-	{
-		MrIteration *iteration = &training->history[i];
-		double before_ms = mr_now_ms();
-		MrcStatus status;
-		double now_ms;
-
-		CHECK_FOR_INTERRUPTS();
-		status = mrc_als_iterate(als);
-		if (status != MRC_OK)
-			als_error(als, ratings, status);
-		if (!isfinite(als->loss))
-			ereport(ERROR,
-					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("the loss is not finite"),
-					 errhint("Scale the values or alpha down, or raise regularization.")));
-		now_ms = mr_now_ms();
-		iteration->loss = als->loss;
-		iteration->seconds = (now_ms - before_ms) / 1e3;
-		ereport(NOTICE,
-				(errmsg("model \"%s\": iteration %d of %d: loss %.6g, %.2f s, %.1f s left", training->name,
-						i + 1, training->n_iterations, als->loss, iteration->seconds,
-						(now_ms - start_ms) / 1e3 / (i + 1) * (training->n_iterations - i - 1))));
-	}
-}
-
 /* Root mean square of the values, or 1 where that is 0. */
 static double
 size_of_values(const MrcCsr *csr)
@@ -285,126 +476,531 @@ size_of_values(const MrcCsr *csr)
 	return sum > 0 ? sqrt(sum / csr->start[csr->n_rows]) : 1;
 }
 
+/* Items that are known keep their factors, unless these are 0: a training does not get away from there. */
 static void
-factorize(Training *training, MrRatings *ratings)
+start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 {
-	MrBudget *budget = training->budget;
-	MrcAls als = {.params = training->params, .blas = mr_blas(), .by_user = ratings->by_user};
-	int rank = training->params.rank;
-	int n_threads = mr_n_threads(training->n_threads);
+	int rank = als->params.rank;
 
-	mr_csr_transpose(budget, &ratings->by_user, &als.by_item);
-	als.user = mr_reserve(budget, ratings->users.n * rank * sizeof(float));
-	als.item = mr_reserve(budget, ratings->items.n * rank * sizeof(float));
-	als.scratch =
-		mr_reserve(budget, mrc_als_scratch_bytes(&als.params, ratings->users.n, ratings->items.n, n_threads));
-	als.pool = mr_pool_create(budget->context, n_threads);
-	if (mrc_als_start(&als, (uint64) training->seed,
-					  als.params.implicit ? 1 : sqrt(size_of_values(&als.by_user))) != MRC_OK)
-		elog(ERROR, "training could not start");
-	iterate(training, &als, ratings);
-	mr_pool_destroy(als.pool);
-	mr_release(budget, als.scratch);
-	training->users = (MrSide){ratings->users, rank, als.user};
-	training->items = (MrSide){ratings->items, rank, als.item};
-
-	/* Popularity: how many users have the item; 0 times is not. */
-	training->baseline = (MrSide){ratings->items, 1, mr_reserve(budget, ratings->items.n * sizeof(float))};
-	for (int64 i = 0; i < ratings->items.n; i++)
+	if (warm->rank != rank)
+		elog(ERROR, "a start of rank %d for a training of rank %d", warm->rank, rank);
+	for (int64 i = 0; i < items->n; i++)
 	{
-		int64 n = als.by_item.start[i + 1] - als.by_item.start[i];
+		MrKey key = mr_ids_key(items, i);
+		int64 row = mr_ids_find(&warm->ids, &key);
+		const float *factors = warm->factors + row * rank;
+		bool some = false;
 
 		CHECK_FOR_INTERRUPTS();
-		for (int64 e = als.by_item.start[i]; e < als.by_item.start[i + 1] && als.params.implicit; e++)
-			n -= !(als.by_item.value[e] > 0);
-		training->baseline.factors[i] = (float) n;
+		for (int f = 0; row >= 0 && f < rank; f++)
+			some |= factors[f] != 0;
+		if (some)
+			memcpy(als->item + i * rank, factors, rank * sizeof(float));
 	}
-	training->n_ratings = als.by_item.start[als.by_item.n_rows];
+}
+
+/* All memory, and where the iterations start. */
+static void
+prepare(Run *run, const MrSide *warm)
+{
+	const MrAlsSettings *settings = run->settings;
+	const MrRatings *ratings = run->ratings;
+	MrBudget *budget = run->budget;
+	MrcAls *als = &run->als;
+	MrFit *fit = run->fit;
+	int n_threads = mr_n_threads(settings->n_threads);
+	Size rank_bytes = settings->core.rank * sizeof(float);
+	void *score = NULL;
+
+	als->params = settings->core;
+	als->blas = mr_blas();
+	als->by_user = ratings->by_user;
+	fit->history = mr_reserve(budget, settings->n_iterations * sizeof(MrIteration));
+	fit->user = als->user = mr_reserve(budget, ratings->users.n * rank_bytes);
+	fit->item = als->item = mr_reserve(budget, ratings->items.n * rank_bytes);
+	fit->baseline = mr_reserve(budget, ratings->items.n * sizeof(float));
+	als->scratch = mr_reserve(
+		budget, mrc_als_scratch_bytes(&als->params, ratings->users.n, ratings->items.n, n_threads));
+	if (run->holdout)
+		score = mr_reserve(budget,
+						   mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
+												  MEASURED_USERS, n_threads));
+	mr_csr_transpose(budget, &ratings->by_user, &als->by_item);
+	mr_release(budget, score);
+	als->pool = mr_pool_create(budget->context, n_threads);
+	if (mrc_als_start(als, (uint64) settings->seed,
+					  als->params.implicit ? 1 : sqrt(size_of_values(&als->by_user))) != MRC_OK)
+		elog(ERROR, "training could not start");
+	if (warm)
+		start_warm(als, &ratings->items, warm);
+}
+
+/* Tell how iteration i went; seconds_left counts the measuring of those to come. */
+static void
+report(const Run *run, int i)
+{
+	const MrAlsSettings *settings = run->settings;
+	const MrIteration *iteration = &run->fit->history[i];
+	double seconds_left = (mr_now_ms() - run->start_ms) / 1e3 / (i + 1) * (settings->n_iterations - i - 1);
+	char *metric = isnan(iteration->metric)
+		? ""
+		: psprintf(", %s %.4g", mr_als_metric_name(settings), iteration->metric);
+
+	if (run->notice)
+		ereport(NOTICE,
+				(errmsg("%s: iteration %d of %d: loss %.6g%s, %.2f s, %.1f s left", run->notice, i + 1,
+						settings->n_iterations, iteration->loss, metric, iteration->seconds, seconds_left)));
+}
+
+/* k 0: only the root mean squared error. */
+static void
+measure(Run *run, int k, int64 n_users)
+{
+	const MrAlsSettings *settings = run->settings;
+
+	mr_holdout_score(run->budget, run->als.pool, run->ratings, run->holdout, settings->core.rank,
+					 run->als.user, run->als.item, !settings->core.implicit, k, true, n_users,
+					 &run->fit->scores);
+}
+
+static void
+iterate_once(Run *run, MrIteration *iteration)
+{
+	const MrAlsSettings *settings = run->settings;
+	MrcAls *als = &run->als;
+	double before_ms = mr_now_ms();
+	MrcStatus status;
+
+	CHECK_FOR_INTERRUPTS();
+	status = mrc_als_iterate(als);
+	if (status != MRC_OK)
+		als_error(als, run->ratings, status);
+	if (!isfinite(als->loss))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("the loss is not finite"),
+				 errhint("Scale the values or alpha down, or raise regularization.")));
+	iteration->loss = als->loss;
+	iteration->seconds = (mr_now_ms() - before_ms) / 1e3;
+	iteration->metric = NAN;
+	if (run->holdout)
+	{
+		int64 n_users = MEASURED_SCORES / run->ratings->items.n;
+
+		measure(run, settings->core.implicit ? settings->k : 0,
+				Min(Max(n_users, MEASURED_LEAST), MEASURED_USERS));
+		iteration->metric = mr_als_metric(settings, &run->fit->scores);
+	}
+}
+
+static void
+iterate(Run *run)
+{
+	const MrAlsSettings *settings = run->settings;
+	MrIteration *history = run->fit->history;
+	int i;
+
+	run->start_ms = mr_now_ms();
+	for (i = 0; i < settings->n_iterations; i++)
+	{
+		iterate_once(run, &history[i]);
+		report(run, i);
+		if (i > 0 &&
+			history[i - 1].loss - history[i].loss < settings->tolerance * fabs(history[i - 1].loss) &&
+			settings->tolerance > 0 && i + 1 < settings->n_iterations)
+		{
+			if (run->notice)
+				ereport(NOTICE,
+						(errmsg("%s: the loss no longer falls: ended after %d of %d iterations", run->notice,
+								i + 1, settings->n_iterations)));
+			i++;
+			break;
+		}
+	}
+	run->fit->n_iterations = i;
+	if (run->holdout)
+		measure(run, settings->k, MEASURED_USERS);
+}
+
+/* Popularity: how many users have the item; of implicit feedback, 0 times is not. */
+static void
+count_users(const MrcCsr *by_item, bool implicit, float *count)
+{
+	for (int64 item = 0; item < by_item->n_rows; item++)
+	{
+		int64 n = by_item->start[item + 1] - by_item->start[item];
+
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = by_item->start[item]; e < by_item->start[item + 1] && implicit; e++)
+			n -= !(by_item->value[e] > 0);
+		count[item] = (float) n;
+	}
+}
+
+void
+mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
+		   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit)
+{
+	Run run = {.budget = budget,
+			   .settings = settings,
+			   .ratings = ratings,
+			   .holdout = holdout,
+			   .notice = notice,
+			   .fit = fit};
+
+	memset(fit, 0, sizeof(*fit));
+	prepare(&run, warm);
+	iterate(&run);
+	mr_pool_destroy(run.als.pool);
+	mr_release(budget, run.als.scratch);
+	count_users(&run.als.by_item, settings->core.implicit, fit->baseline);
+	mr_csr_release(budget, &run.als.by_item);
+	fit->n_ratings = ratings->by_user.start[ratings->by_user.n_rows];
+}
+
+/* ---- train_als and retrain ---- */
+
+typedef struct Training
+{
+	double start_ms;
+	MrBudget *budget;
+	char *name;
+	char *ratings; /* the argument of train_als */
+	MrAlsSettings als;
+	bool warm_start;
+	bool activate;
+	double gate_tolerance; /* below 0: no gate */
+	Oid owner;
+	char *query; /* NULL until ratings has been understood */
+	ArrayType *settings;
+	MrActive active; /* before */
+	MrHoldout holdout;
+	int64 n_users;
+	int64 n_items;
+	MrFit fit;
+	double seconds;
+	char *reason; /* why it is not active, or why no gate was passed; NULL: none to give */
+} Training;
+
+static bool
+bool_arg(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	if (PG_ARGISNULL(n))
+		null_value(name);
+	return PG_GETARG_BOOL(n);
 }
 
 static int
-store(const Training *training)
+threads_arg(FunctionCallInfo fcinfo, int n)
 {
-	const MrcAlsParams *params = &training->params;
-	double loss = training->history[training->n_iterations - 1].loss;
+	int n_threads;
+
+	if (PG_ARGISNULL(n))
+		null_value("threads");
+	n_threads = PG_GETARG_INT32(n);
+	if (n_threads < 0 || n_threads > 1024)
+		bad_value("threads", "between 0 and 1024", psprintf("%d", n_threads));
+	return n_threads;
+}
+
+static void
+train_als_arguments(FunctionCallInfo fcinfo, Training *training)
+{
+	MrAlsSettings *als = &training->als;
+
+	training->name = mr_name_arg(fcinfo, 0, "model");
+	training->ratings = mr_name_arg(fcinfo, 1, "ratings");
+	mr_als_settings_init(als);
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+	{
+		const Setting *setting = &SETTINGS[i];
+
+		if (!PG_ARGISNULL(setting->arg))
+			set_datum(als, setting, PG_GETARG_DATUM(setting->arg));
+		else if (!setting->null_ok)
+			null_value(setting->name);
+	}
+	mr_als_settings_finish(als);
+	als->n_threads = threads_arg(fcinfo, 8);
+	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
+	training->activate = bool_arg(fcinfo, 11, "activate");
+	training->gate_tolerance = -1;
+}
+
+static void
+retrain_arguments(FunctionCallInfo fcinfo, Training *training)
+{
+	const Setting tolerance = {"gate_tolerance", .least = 0, .most = FLT_MAX};
+
+	training->name = mr_name_arg(fcinfo, 0, "model");
+	training->warm_start = bool_arg(fcinfo, 2, "warm_start");
+	if (PG_ARGISNULL(4))
+		null_value(tolerance.name);
+	training->gate_tolerance = PG_GETARG_FLOAT8(4);
+	check_range(&tolerance, training->gate_tolerance);
+	training->activate = bool_arg(fcinfo, 7, "activate");
+}
+
+/* What retrain changes in the definition that it repeats. */
+static void
+retrain_settings(FunctionCallInfo fcinfo, MrAlsSettings *als)
+{
+	static const struct
+	{
+		const char *name;
+		int arg;
+	} given[] = {{"iterations", 1}, {"holdout", 3}, {"seed", 6}};
+
+	for (int i = 0; i < lengthof(SETTINGS); i++)
+		for (int j = 0; j < lengthof(given); j++)
+			if (strcmp(SETTINGS[i].name, given[j].name) == 0 && !PG_ARGISNULL(given[j].arg))
+				set_datum(als, &SETTINGS[i], PG_GETARG_DATUM(given[j].arg));
+	als->n_threads = threads_arg(fcinfo, 5);
+}
+
+/*
+ * Items of the active version to start from; false to start at random: if there is none, or if it has seen pairs that this
+ * training holds out, which would flatter it.
+ */
+static bool
+find_warm_start(const Training *training, MrBudget *budget, MrSide *items)
+{
+	const MrActive *active = &training->active;
+	const MrAlsSettings *als = &training->als;
+
+	if (active->version == 0)
+		return false;
+	if (als->holdout > 0 && (!active->trained || active->seed != als->seed || active->holdout < als->holdout))
+	{
+		ereport(
+			NOTICE,
+			(errmsg("model \"%s\": starts at random, not from version %d", training->name, active->version),
+			 errdetail("That version may have seen what is held out now.")));
+		return false;
+	}
+	mr_model_items(budget, training->name, active->version, items);
+	if (items->rank != als->core.rank)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("rank must be %d to start from version %d of model \"%s\", not %d", items->rank,
+						active->version, training->name, als->core.rank),
+				 errhint("Train with warm_start => false, or with the same rank.")));
+	return true;
+}
+
+/* Ratings as they are trained on.  As the owner: who trains another's model, a superuser say, lends no rights to it. */
+static MrRatings *
+read_ratings(Training *training, MrBudget *budget)
+{
+	const MrAlsSettings *als = &training->als;
+	MrRatings *ratings;
+	MrGuard guard;
+
+	mr_enter(&guard, training->owner, training->settings);
+	if (training->query == NULL)
+		training->query = mr_ratings_query(training->ratings, "ratings");
+	ratings = mr_ratings_read(budget, training->query, "ratings", true,
+							  als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+	mr_leave(&guard);
+	mr_ratings_transform(ratings, als->transform, "ratings");
+	if (als->holdout > 0)
+		mr_holdout_split(budget, ratings, als->holdout, als->seed, &training->holdout);
+	training->n_users = ratings->users.n;
+	training->n_items = ratings->items.n;
+	return ratings;
+}
+
+/* Whether the new version becomes active; sets the reason. */
+static bool
+passes(Training *training)
+{
+	const MrActive *active = &training->active;
+	const MrAlsSettings *als = &training->als;
+	double now = mr_als_metric(als, &training->fit.scores);
+	const char *metric = mr_als_metric_name(als);
+	double limit;
+
+	if (!training->activate)
+	{
+		training->reason = "activate is false";
+		return false;
+	}
+	if (training->gate_tolerance < 0)
+		return true;
+	if (active->version == 0)
+		training->reason = "no gate: no version was active";
+	else if (als->holdout == 0)
+		training->reason = "no gate: nothing was held out";
+	else if (active->metric == NULL)
+		training->reason = psprintf("no gate: nothing was held out of version %d", active->version);
+	else if (strcmp(active->metric, metric) != 0 || (als->core.implicit && active->k != als->k))
+		training->reason = psprintf("no gate: version %d was measured by %s at %d", active->version,
+									active->metric, active->k);
+	else if (active->holdout != als->holdout)
+		training->reason = psprintf("no gate: another part was held out of version %d", active->version);
+	if (training->reason)
+		return true;
+	limit = active->metric_value *
+		(1 + (als->core.implicit ? -training->gate_tolerance : training->gate_tolerance));
+	if (als->core.implicit ? now >= limit : now <= limit)
+		return true;
+	training->reason = psprintf("%s %.4g is worse than the %.4g of version %d by more than %g %%", metric,
+								now, active->metric_value, active->version, training->gate_tolerance * 100);
+	return false;
+}
+
+/* What the training measured, as JSON. */
+static char *
+metrics_json(const Training *training)
+{
+	const MrFit *fit = &training->fit;
+	const MrScores *scores = &fit->scores;
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfo(&json, "{\"loss\": %s, \"seconds\": %.3f",
+					 json_number(fit->history[fit->n_iterations - 1].loss), training->seconds);
+	if (training->als.holdout > 0)
+	{
+		appendStringInfo(&json, ", \"metric\": \"%s\", \"metric_value\": %s",
+						 mr_als_metric_name(&training->als),
+						 json_number(mr_als_metric(&training->als, scores)));
+		appendStringInfo(&json,
+						 ", \"holdout\": {\"precision\": %s, \"recall\": %s, \"map\": %s, \"ndcg\": %s",
+						 json_number(scores->precision), json_number(scores->recall),
+						 json_number(scores->map), json_number(scores->ndcg));
+		appendStringInfo(&json,
+						 ", \"hit_rate\": %s, \"coverage\": %s, \"rmse\": %s, \"users\": " INT64_FORMAT "}",
+						 json_number(scores->hit_rate), json_number(scores->coverage),
+						 json_number(scores->rmse), scores->n_users);
+	}
+	if (training->reason)
+	{
+		appendStringInfoString(&json, ", \"reason\": ");
+		escape_json(&json, training->reason);
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+static int
+store(const Training *training, const MrRatings *ratings, bool activate)
+{
+	const MrFit *fit = &training->fit;
+	int rank = training->als.core.rank;
 	MrNewModel new_model = {
 		.name = training->name,
 		.owner = training->owner,
 		.query = training->query,
 		.settings = training->settings,
-		.parameters =
-			psprintf("{\"rank\": %d, \"iterations\": %d, \"regularization\": %s, \"alpha\": %s, "
-					 "\"implicit\": %s, \"seed\": " INT64_FORMAT ", \"unobserved_weight\": %s, "
-					 "\"regularization_exponent\": %s}",
-					 params->rank, training->n_iterations, float8out_internal(params->regularization),
-					 float8out_internal(params->alpha), params->implicit ? "true" : "false", training->seed,
-					 float8out_internal(params->unobserved), float8out_internal(params->exponent)),
-		.metrics = psprintf("{\"loss\": %s, \"seconds\": %.3f}", float8out_internal(loss), training->seconds),
-		.n_ratings = training->n_ratings,
-		.n_iterations = training->n_iterations,
-		.iterations = training->history,
-		.users = training->users,
-		.items = training->items,
-		.baseline = training->baseline,
+		.parameters = mr_als_settings_json(&training->als),
+		.metrics = metrics_json(training),
+		.n_ratings = fit->n_ratings,
+		.activate = activate,
+		.n_iterations = fit->n_iterations,
+		.iterations = fit->history,
+		.users = {ratings->users, rank, fit->user},
+		.items = {ratings->items, rank, fit->item},
+		.baseline = {ratings->items, 1, fit->baseline},
 	};
 
 	return mr_model_store(&new_model);
 }
 
 static Datum
-result_row(FunctionCallInfo fcinfo, const Training *training, int version)
+result_row(FunctionCallInfo fcinfo, const Training *training, int version, bool activated)
 {
+	const MrFit *fit = &training->fit;
+	double metric = fit->history[fit->n_iterations - 1].metric;
 	TupleDesc desc;
-	Datum values[9];
-	bool nulls[9] = {false};
+	Datum values[13];
+	bool nulls[13] = {false};
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	values[0] = CStringGetTextDatum(training->name);
 	values[1] = Int32GetDatum(version);
-	values[2] = Int64GetDatum(training->users.ids.n);
-	values[3] = Int64GetDatum(training->items.ids.n);
-	values[4] = Int64GetDatum(training->n_ratings);
-	values[5] = Int32GetDatum(training->params.rank);
-	values[6] = Int32GetDatum(training->n_iterations);
-	values[7] = Float8GetDatum(training->history[training->n_iterations - 1].loss);
+	values[2] = Int64GetDatum(training->n_users);
+	values[3] = Int64GetDatum(training->n_items);
+	values[4] = Int64GetDatum(fit->n_ratings);
+	values[5] = Int32GetDatum(training->als.core.rank);
+	values[6] = Int32GetDatum(fit->n_iterations);
+	values[7] = Float8GetDatum(fit->history[fit->n_iterations - 1].loss);
 	values[8] = Float8GetDatum(training->seconds);
+	values[9] = CStringGetTextDatum(mr_als_metric_name(&training->als));
+	values[10] = Float8GetDatum(metric);
+	nulls[9] = nulls[10] = isnan(metric);
+	values[11] = BoolGetDatum(activated);
+	values[12] = training->reason ? CStringGetTextDatum(training->reason) : 0;
+	nulls[12] = training->reason == NULL;
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+/* From a definition to a stored version.  The model is locked; SPI is connected, and ends here. */
+static Datum
+train(FunctionCallInfo fcinfo, Training *training)
+{
+	MrBudget *budget = training->budget;
+	MemoryContext before;
+	MrSide warm;
+	bool is_warm;
+	bool activated;
+	MrRatings *ratings;
+	Datum result;
+	int version;
+
+	mr_model_active(training->name, &training->active);
+	is_warm = training->warm_start && find_warm_start(training, budget, &warm);
+	ratings = read_ratings(training, budget);
+	mr_als_fit(budget, &training->als, ratings, training->als.holdout > 0 ? &training->holdout : NULL,
+			   is_warm ? &warm : NULL, psprintf("model \"%s\"", training->name), &training->fit);
+	activated = passes(training);
+	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
+	version = store(training, ratings, activated);
+	if (training->activate && !activated)
+		ereport(
+			WARNING,
+			(errmsg("version %d of model \"%s\" was not activated: %s", version, training->name,
+					training->reason),
+			 errhint("Look at millrace.models; SELECT millrace.activate(%s, %d) activates it all the same.",
+					 quote_literal_cstr(training->name), version)));
+	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
+	before = MemoryContextSwitchTo(MemoryContextGetParent(budget->context)); /* the caller's */
+	result = result_row(fcinfo, training, version, activated);
+	MemoryContextSwitchTo(before);
+	SPI_finish();
+	MemoryContextDelete(budget->context);
+	return result;
 }
 
 Datum
 mr_train_als(PG_FUNCTION_ARGS)
 {
-	Training training = {0};
-	double start_ms = mr_now_ms();
-	MrRatings *ratings;
-	MrGuard guard;
-	Datum result;
-	int version;
+	Training training = {.start_ms = mr_now_ms()};
 
 	PreventCommandIfReadOnly("millrace.train_als()");
-	read_arguments(fcinfo, &training);
+	train_als_arguments(fcinfo, &training);
 	training.owner = mr_model_lock(training.name, false);
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();
 	training.budget = mr_budget_create("millrace training");
-	training.history = mr_reserve(training.budget, training.n_iterations * sizeof(MrIteration));
 	SPI_connect();
+	PG_RETURN_DATUM(train(fcinfo, &training));
+}
 
-	/* As the owner: who retrains another's model, a superuser say, must not lend his rights to its query. */
-	mr_enter(&guard, training.owner, training.settings);
-	training.query = mr_ratings_query(training.ratings, "ratings");
-	ratings = mr_ratings_read(training.budget, training.query, "ratings", true,
-							  training.params.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
-	mr_leave(&guard);
+Datum
+mr_retrain(PG_FUNCTION_ARGS)
+{
+	Training training = {.start_ms = mr_now_ms()};
 
-	factorize(&training, ratings);
-	training.seconds = (mr_now_ms() - start_ms) / 1e3;
-	version = store(&training);
-	SPI_finish();
-	training.seconds = (mr_now_ms() - start_ms) / 1e3;
-	result = result_row(fcinfo, &training, version);
-	MemoryContextDelete(training.budget->context);
-	PG_RETURN_DATUM(result);
+	PreventCommandIfReadOnly("millrace.retrain()");
+	retrain_arguments(fcinfo, &training);
+	training.owner = mr_model_lock(training.name, false);
+	if (!OidIsValid(training.owner))
+		mr_model_unknown(training.name);
+	training.budget = mr_budget_create("millrace training");
+	SPI_connect();
+	mr_model_definition(training.name, &training.query, &training.settings, &training.als);
+	retrain_settings(fcinfo, &training.als);
+	PG_RETURN_DATUM(train(fcinfo, &training));
 }

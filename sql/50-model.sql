@@ -1,6 +1,6 @@
 /*
- * Models: what is stored.  A model is a name with an owner and versions; a version is never changed once it is
- * written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
+ * Models: what is stored.  A model is a name with an owner and versions; a version's factors are never changed
+ * once they are written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
  * on a model are those of its owner, a role, kept as regrole so that a dump names it, and by name, to be sure who it is.
  */
 CREATE TABLE millrace.model (
@@ -13,7 +13,7 @@ CREATE TABLE millrace.model (
 );
 COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
 COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
-COMMENT ON COLUMN millrace.model.kind IS 'What was trained: als';
+COMMENT ON COLUMN millrace.model.kind IS 'What its versions are: als, factors of users and items';
 COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
 COMMENT ON COLUMN millrace.model.owner_name IS 'Name of that role when it trained first. A role that has gone leaves a number, which another role may get after a restore: unless owner still has this name, the model is neither trained nor asked for what a user has, and only a superuser may activate, prune and drop it. After ALTER ROLE … RENAME a superuser sets it to the new name';
 COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
@@ -23,7 +23,7 @@ CREATE TABLE millrace.model_version (
 	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
 	version int NOT NULL,
 	uuid uuid NOT NULL DEFAULT gen_random_uuid(),
-	query text NOT NULL,
+	query text,
 	settings text[] NOT NULL,
 	parameters jsonb NOT NULL,
 	metrics jsonb NOT NULL,
@@ -31,20 +31,22 @@ CREATE TABLE millrace.model_version (
 	items bigint NOT NULL,
 	ratings bigint NOT NULL,
 	created timestamptz NOT NULL DEFAULT clock_timestamp(),
+	activated timestamptz,
 	PRIMARY KEY (model, version)
 );
 COMMENT ON TABLE millrace.model_version IS 'Versions of models, one a training; see the view millrace.models';
 COMMENT ON COLUMN millrace.model_version.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
 COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of these factors, key of every cache made from them: a number can come back with other factors after a point-in-time recovery';
-COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings';
+COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
-COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training';
-COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds';
+COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users';
 COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items';
-COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item';
-COMMENT ON COLUMN millrace.model_version.created IS 'When the training ended';
+COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item that it was trained on';
+COMMENT ON COLUMN millrace.model_version.created IS 'When it was made';
+COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the active version; NULL: never';
 
 CREATE TABLE millrace.factors (
 	model text NOT NULL,
@@ -69,6 +71,7 @@ CREATE TABLE millrace.training_iteration (
 	version int NOT NULL,
 	iteration int NOT NULL,
 	loss float8 NOT NULL,
+	metric float8,
 	seconds float8 NOT NULL,
 	PRIMARY KEY (model, version, iteration),
 	FOREIGN KEY (model, version) REFERENCES millrace.model_version ON DELETE CASCADE
@@ -78,7 +81,8 @@ COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.training_iteration.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.training_iteration.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration';
+COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration, without measuring';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.model', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.model_version', '');
@@ -87,30 +91,32 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.training_iteration', '');
 
 CREATE VIEW millrace.models AS
 	SELECT m.name, m.kind, v.version, v.version IS NOT DISTINCT FROM m.active AS active, m.owner, v.parameters, v.metrics,
-		v.users, v.items, v.ratings, v.query, v.created
+		v.users, v.items, v.ratings, v.query, v.created, v.activated
 	FROM millrace.model AS m JOIN millrace.model_version AS v ON v.model = m.name;
 COMMENT ON VIEW millrace.models IS 'Models, one row a version';
 COMMENT ON COLUMN millrace.models.name IS 'Name that the functions take';
-COMMENT ON COLUMN millrace.models.kind IS 'What was trained: als';
+COMMENT ON COLUMN millrace.models.kind IS 'What its versions are: als, factors of users and items';
 COMMENT ON COLUMN millrace.models.version IS 'Number of the version, from 1';
 COMMENT ON COLUMN millrace.models.active IS 'Whether this version is served';
 COMMENT ON COLUMN millrace.models.owner IS 'Role whose members may train, activate, prune and drop the model';
-COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training';
-COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, seconds';
+COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.models.users IS 'Distinct users';
 COMMENT ON COLUMN millrace.models.items IS 'Distinct items';
-COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item';
-COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query';
-COMMENT ON COLUMN millrace.models.created IS 'When the training ended';
+COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item that it was trained on';
+COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query; NULL: imported without';
+COMMENT ON COLUMN millrace.models.created IS 'When it was made';
+COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
 CREATE VIEW millrace.trainings AS
-	SELECT i.model, i.version, i.iteration, i.loss, i.seconds FROM millrace.training_iteration AS i;
+	SELECT i.model, i.version, i.iteration, i.loss, i.metric, i.seconds FROM millrace.training_iteration AS i;
 COMMENT ON VIEW millrace.trainings IS 'History of trainings, one row an iteration';
 COMMENT ON COLUMN millrace.trainings.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.trainings.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.trainings.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration';
+COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration, without measuring';
 
 GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.models,
 	millrace.trainings TO PUBLIC;
@@ -124,29 +130,62 @@ CREATE TYPE millrace.training AS (
 	rank int,
 	iterations int,
 	loss float8,
-	seconds float8
+	seconds float8,
+	metric text,
+	metric_value float8,
+	active bool,
+	reason text
 );
-COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made, distinct users, items and pairs, the last loss, the duration';
+COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made, distinct users, items and pairs it was trained on, rank, iterations done, the last loss, the duration, what was measured on the hold-out (ndcg or rmse) if there was one, whether the version is active, and why not';
+COMMENT ON COLUMN millrace.training.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.training.version IS 'Version that it made';
+COMMENT ON COLUMN millrace.training.users IS 'Distinct users';
+COMMENT ON COLUMN millrace.training.items IS 'Distinct items';
+COMMENT ON COLUMN millrace.training.ratings IS 'Distinct pairs of user and item that it was trained on';
+COMMENT ON COLUMN millrace.training.rank IS 'Numbers in a factor';
+COMMENT ON COLUMN millrace.training.iterations IS 'Iterations done: fewer than asked for if the loss no longer fell';
+COMMENT ON COLUMN millrace.training.loss IS 'The objective after the last';
+COMMENT ON COLUMN millrace.training.seconds IS 'Duration of the whole training';
+COMMENT ON COLUMN millrace.training.metric IS 'What was measured on the hold-out: ndcg, or rmse of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.training.metric_value IS 'Its value after the last iteration';
+COMMENT ON COLUMN millrace.training.active IS 'Whether the version is served, from commit on';
+COMMENT ON COLUMN millrace.training.reason IS 'Why it is not, or why retrain had no gate';
 
 /* Not STRICT: a NULL argument is an error that names it. */
 CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,
-	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, unobserved_weight float8 = 0.3,
-	regularization_exponent float8 = NULL)
+	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, holdout float8 = 0, warm_start bool = false,
+	activate bool = true, unobserved_weight float8 = 0.3, regularization_exponent float8 = NULL,
+	value_transform text = 'none', nonnegative bool = false, tolerance float8 = 1e-6, k int = 10)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_als';
-COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8) IS
-'SELECT * FROM millrace.train_als(…): train a recommender by alternating least squares; makes a new version of the model, active at commit.
-ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has; so it must not read temporary tables.
+COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int) IS
+'SELECT * FROM millrace.train_als(…): train a recommender by alternating least squares; makes a new version of the model, active at commit unless activate is false.
+ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has, and by retrain; so it must not read temporary tables.
 implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008, who have unobserved_weight => 1, regularization_exponent => 0). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
+value_transform: what is done to the sum of a pair: none, log1p (log(1 + value)), or binary (1 above zero, else 0). nonnegative: no factor is below zero.
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
+Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
+holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
+warm_start: items that the active version knows start from its factors, the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
+
+CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start bool = true, holdout float8 = NULL,
+	gate_tolerance float8 = 0.05, threads int = 0, seed bigint = NULL, activate bool = true)
+	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_retrain';
+COMMENT ON FUNCTION millrace.retrain(text, int, bool, float8, float8, int, bigint, bool) IS
+'SELECT * FROM millrace.retrain(…): train a model again on what its ratings query returns now, as its owner and with the parameters of its newest version that was trained here; makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings too. warm_start, threads and activate are as in train_als.
+The gate: what the new version does on its hold-out is compared with what the active version did on its own. If it is worse by more than gate_tolerance times that, the new version is stored, but not activated; a warning, the column reason of the result and metrics->>''reason'' in millrace.models say so. Without a hold-out of both, measured alike, there is no gate, and the reason says that.';
 
 CREATE FUNCTION millrace.activate(model text, version int)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_activate';
 COMMENT ON FUNCTION millrace.activate(text, int) IS 'Serve this version of a model, from commit on; going back is activating an earlier one';
 
+CREATE FUNCTION millrace.rollback(model text)
+	RETURNS int LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_rollback';
+COMMENT ON FUNCTION millrace.rollback(text) IS 'Serve the version before the active one, from commit on: the newest older one that has been active; returns its number';
+
 CREATE FUNCTION millrace.prune(model text, keep int)
 	RETURNS int LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_prune';
-COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep` and the active one; returns how many were removed';
+COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep`, the active one, and with keep above 1 the one that rollback would activate; returns how many were removed';
 
 CREATE FUNCTION millrace.drop_model(model text)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';
@@ -160,7 +199,9 @@ CREATE FUNCTION millrace.item_factors(model text, OUT id text, OUT factor real[]
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_item_factors';
 COMMENT ON FUNCTION millrace.item_factors(text) IS 'Factors of the items of a model''s active version, in the order of their ids';
 
-REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8),
-	millrace.activate(text, int), millrace.prune(text, int), millrace.drop_model(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, float8),
-	millrace.activate(text, int), millrace.prune(text, int), millrace.drop_model(text) TO @extowner@ WITH GRANT OPTION;
+REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int),
+	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
+	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int),
+	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
+	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) TO @extowner@ WITH GRANT OPTION;

@@ -120,6 +120,7 @@ typedef struct MrcAls
 	float *user;		 /* n_users x rank, out */
 	float *item;		 /* n_items x rank, in and out */
 	void *scratch;		 /* mrc_als_scratch_bytes(), aligned to 64 */
+	int lanes;			 /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
 	/* results */
 	double loss;	 /* the objective after the last iteration */
 	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */
@@ -167,9 +168,15 @@ extern void mrc_topk(const MrcBlas *blas, const float *users, int n_users, const
 					 MrcTop *top, int64_t *n_top, void *scratch);
 
 /*
- * How good lists of k are, over n_rows users with something relevant each.  Means over the users of: hits / k;
- * hits / relevant; DCG / ideal DCG, where a hit at rank r is worth 1 / log2(r + 1) and the ideal list has all
- * relevant first, up to k (binary NDCG, as Spark's RankingMetrics).
+ * How good lists of k are, over n_rows users with something relevant each.  Means over the users of:
+ *   precision   hits / k
+ *   recall      hits / relevant
+ *   map         sum over hits of (hits up to its rank / its rank), divided by the most hits possible, min(k, relevant)
+ *   ndcg        DCG / ideal DCG, where a hit at rank r is worth 1 / log2(r + 1) and the ideal list has all relevant
+ *               first, up to k
+ *   hit_rate    1 if there is a hit, else 0
+ * as Spark's RankingMetrics has them (meanAveragePrecisionAt, binary NDCG).  coverage: the share of all items that stand
+ * in the list of at least one of the users.
  */
 typedef struct MrcRanking
 {
@@ -184,17 +191,39 @@ typedef struct MrcRanking
 	const int32_t *user_row;   /* n_rows: the row of users that scores for this one */
 	const int64_t *n_relevant; /* n_rows, each > 0; may exceed what is among the items */
 	MrcCsr relevant;		   /* n_rows x n_items; no values */
-	MrcCsr seen;			   /* n_rows x n_items, not to be recommended; no values */
+	MrcCsr seen;			   /* … x n_items, not to be recommended; no values; start NULL: nothing */
+	const int32_t *seen_row;   /* n_rows: the row of seen that is this user's; NULL: the same row */
 	void *scratch;			   /* mrc_ranking_scratch_bytes(), aligned to 64 */
 	/* results */
 	double precision;
 	double recall;
+	double map;
 	double ndcg;
+	double hit_rate;
+	double coverage;
 } MrcRanking;
 
 extern size_t mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int rank, int64_t k, int n_threads);
-/* Pool.  The sums do not depend on the number of threads. */
+/* Pool.  The results do not depend on the number of threads. */
 extern MrcStatus mrc_ranking_run(MrcRanking *ranking);
+
+/* How far inner products are from values. */
+typedef struct MrcError
+{
+	MrcPool *pool;
+	MrcCsr ratings;			 /* n_rows x n_items */
+	const int32_t *user_row; /* n_rows: the row of users of this row, if it has ratings; NULL: the same row */
+	const float *users;		 /* … x rank */
+	const float *items;		 /* n_items x rank */
+	int rank;
+	void *scratch; /* mrc_error_scratch_bytes() */
+	/* result */
+	double rmse; /* root of the mean square; NaN when there are no ratings */
+} MrcError;
+
+extern size_t mrc_error_scratch_bytes(int64_t n_rows);
+/* Pool.  The result does not depend on the number of threads. */
+extern MrcStatus mrc_error_run(MrcError *error);
 
 /* ---- block.c: factors at rest ---- */
 

@@ -148,7 +148,9 @@ typedef struct Sums
 {
 	double precision;
 	double recall;
+	double map;
 	double ndcg;
+	double hit_rate;
 } Sums;
 
 static int64_t
@@ -173,11 +175,18 @@ rounded(size_t n_bytes)
 	return (n_bytes + 63) / 64 * 64;
 }
 
-/* What a worker needs: factors, lists, their lengths, skip lists and their lengths, scratch of mrc_topk. */
+/* Bits of the items that stand in a list. */
 static size_t
-worker_bytes(int n_users, int rank, int64_t length)
+listed_bytes(int64_t n_items)
 {
-	return rounded((size_t) n_users * rank * sizeof(float)) +
+	return rounded((size_t) (n_items + 7) / 8);
+}
+
+/* What a worker needs: listed items, factors, lists, their lengths, skip lists and their lengths, scratch of mrc_topk. */
+static size_t
+worker_bytes(int n_users, int rank, int64_t n_items, int64_t length)
+{
+	return listed_bytes(n_items) + rounded((size_t) n_users * rank * sizeof(float)) +
 		rounded((size_t) n_users * length * sizeof(MrcTop)) +
 		2 * rounded((size_t) n_users * sizeof(int64_t)) + rounded((size_t) n_users * sizeof(int32_t *)) +
 		rounded(mrc_topk_scratch_bytes(n_users));
@@ -190,7 +199,7 @@ mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int rank, int64_t k, 
 	size_t n_blocks = (size_t) (n_rows / n_users + 1);
 
 	return rounded(n_blocks * sizeof(Sums)) +
-		(size_t) n_threads * worker_bytes(n_users, rank, least(k, n_items));
+		(size_t) n_threads * worker_bytes(n_users, rank, n_items, least(k, n_items));
 }
 
 static bool
@@ -217,7 +226,9 @@ judge(const MrcRanking *ranking, int64_t row, const MrcTop *top, int64_t n_top, 
 {
 	int64_t start = ranking->relevant.start[row];
 	int64_t n_known = ranking->relevant.start[row + 1] - start;
+	int64_t most_hits = least(ranking->k, ranking->n_relevant[row]);
 	int64_t n_hits = 0;
+	double precisions = 0;
 	double gain = 0;
 	double ideal = 0;
 
@@ -225,13 +236,16 @@ judge(const MrcRanking *ranking, int64_t row, const MrcTop *top, int64_t n_top, 
 		if (contains(ranking->relevant.index + start, n_known, top[i].row))
 		{
 			n_hits++;
+			precisions += (double) n_hits / (double) (i + 1);
 			gain += 1 / log2((double) i + 2);
 		}
-	for (int64_t i = 0; i < least(ranking->k, ranking->n_relevant[row]); i++)
+	for (int64_t i = 0; i < most_hits; i++)
 		ideal += 1 / log2((double) i + 2);
 	sums->precision += (double) n_hits / (double) ranking->k;
 	sums->recall += (double) n_hits / (double) ranking->n_relevant[row];
+	sums->map += precisions / (double) most_hits;
 	sums->ndcg += gain / ideal;
+	sums->hit_rate += n_hits > 0;
 }
 
 static void *
@@ -252,7 +266,8 @@ ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
 	size_t n_blocks = (size_t) (ranking->n_rows / block + 1);
 	Sums *sums = (Sums *) ranking->scratch + lo / block;
 	char *at = (char *) ranking->scratch + rounded(n_blocks * sizeof(Sums)) +
-		(size_t) worker * worker_bytes(block, ranking->rank, length);
+		(size_t) worker * worker_bytes(block, ranking->rank, ranking->n_items, length);
+	unsigned char *listed = take(&at, listed_bytes(ranking->n_items));
 	float *users = take(&at, (size_t) block * ranking->rank * sizeof(float));
 	MrcTop *top = take(&at, (size_t) block * length * sizeof(MrcTop));
 	int64_t *n_top = take(&at, (size_t) block * sizeof(int64_t));
@@ -262,18 +277,43 @@ ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 	for (int i = 0; i < n; i++)
 	{
+		int64_t row = ranking->seen_row ? ranking->seen_row[lo + i] : lo + i;
+
 		memcpy(users + (int64_t) i * ranking->rank,
 			   ranking->users + (int64_t) ranking->user_row[lo + i] * ranking->rank,
 			   (size_t) ranking->rank * sizeof(float));
-		skip[i] = ranking->seen.index + ranking->seen.start[lo + i];
-		n_skip[i] = ranking->seen.start[lo + i + 1] - ranking->seen.start[lo + i];
+		skip[i] = ranking->seen.start ? ranking->seen.index + ranking->seen.start[row] : NULL;
+		n_skip[i] = ranking->seen.start ? ranking->seen.start[row + 1] - ranking->seen.start[row] : 0;
 	}
 	mrc_topk(ranking->blas, users, n, ranking->items, ranking->n_items, ranking->rank, skip, n_skip, length,
 			 top, n_top, at);
-	*sums = (Sums){0, 0, 0};
+	memset(sums, 0, sizeof(*sums));
 	for (int i = 0; i < n; i++)
-		judge(ranking, lo + i, top + i * length, n_top[i], sums);
+	{
+		const MrcTop *list = top + i * length;
+
+		judge(ranking, lo + i, list, n_top[i], sums);
+		for (int64_t j = 0; j < n_top[i]; j++)
+			listed[list[j].row / 8] |= (unsigned char) (1 << list[j].row % 8);
+	}
 	return MRC_OK;
+}
+
+/* Items that stand in the list of any user.  workers: their scratch, apart by n_bytes. */
+static int64_t
+count_listed(const unsigned char *workers, size_t n_bytes, int n_workers, int64_t n_items)
+{
+	int64_t n = 0;
+
+	for (int64_t i = 0; i < (n_items + 7) / 8; i++)
+	{
+		unsigned bits = 0;
+
+		for (int worker = 0; worker < n_workers; worker++)
+			bits |= workers[(size_t) worker * n_bytes + (size_t) i];
+		n += __builtin_popcount(bits);
+	}
+	return n;
 }
 
 MrcStatus
@@ -281,14 +321,78 @@ mrc_ranking_run(MrcRanking *ranking)
 {
 	int block = block_users(ranking->n_items, ranking->rank, ranking->k);
 	const Sums *sums = ranking->scratch;
-	MrcStatus status = mrc_pool_run(ranking->pool, ranking->n_rows, block, ranking_task, ranking);
+	size_t n_bytes =
+		worker_bytes(block, ranking->rank, ranking->n_items, least(ranking->k, ranking->n_items));
+	unsigned char *workers =
+		(unsigned char *) ranking->scratch + rounded((size_t) (ranking->n_rows / block + 1) * sizeof(Sums));
+	int n_workers = mrc_pool_size(ranking->pool);
+	double n = (double) ranking->n_rows;
+	MrcStatus status;
 
-	ranking->precision = ranking->recall = ranking->ndcg = 0;
-	for (int64_t i = 0; i * block < ranking->n_rows && status == MRC_OK; i++)
+	for (int worker = 0; worker < n_workers; worker++)
+		memset(workers + (size_t) worker * n_bytes, 0, listed_bytes(ranking->n_items));
+	status = mrc_pool_run(ranking->pool, ranking->n_rows, block, ranking_task, ranking);
+	ranking->precision = ranking->recall = ranking->map = ranking->ndcg = ranking->hit_rate = 0;
+	ranking->coverage = 0;
+	if (status != MRC_OK)
+		return status;
+	for (int64_t i = 0; i * block < ranking->n_rows; i++)
 	{
-		ranking->precision += sums[i].precision / (double) ranking->n_rows;
-		ranking->recall += sums[i].recall / (double) ranking->n_rows;
-		ranking->ndcg += sums[i].ndcg / (double) ranking->n_rows;
+		ranking->precision += sums[i].precision / n;
+		ranking->recall += sums[i].recall / n;
+		ranking->map += sums[i].map / n;
+		ranking->ndcg += sums[i].ndcg / n;
+		ranking->hit_rate += sums[i].hit_rate / n;
 	}
+	if (ranking->n_items > 0)
+		ranking->coverage =
+			(double) count_listed(workers, n_bytes, n_workers, ranking->n_items) / (double) ranking->n_items;
+	return MRC_OK;
+}
+
+/* ---- how well values are predicted ---- */
+
+/* Rows of a sum. */
+#define ERROR_ROWS 256
+
+size_t
+mrc_error_scratch_bytes(int64_t n_rows)
+{
+	return (size_t) (n_rows / ERROR_ROWS + 1) * sizeof(double);
+}
+
+static MrcStatus
+error_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const MrcError *error = arg;
+	const MrcCsr *csr = &error->ratings;
+	double sum = 0;
+
+	(void) worker;
+	for (int64_t row = lo; row < hi; row++)
+		for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+		{
+			int64_t user = error->user_row ? error->user_row[row] : row;
+			double difference = (double) csr->value[e] -
+				(double) mrc_dot(error->users + user * error->rank,
+								 error->items + (int64_t) csr->index[e] * error->rank, error->rank);
+
+			sum += difference * difference;
+		}
+	((double *) error->scratch)[lo / ERROR_ROWS] = sum;
+	return MRC_OK;
+}
+
+MrcStatus
+mrc_error_run(MrcError *error)
+{
+	const double *sums = error->scratch;
+	int64_t n_rows = error->ratings.n_rows;
+	MrcStatus status = mrc_pool_run(error->pool, n_rows, ERROR_ROWS, error_task, error);
+	double sum = 0;
+
+	for (int64_t i = 0; i * ERROR_ROWS < n_rows && status == MRC_OK; i++)
+		sum += sums[i];
+	error->rmse = status == MRC_OK ? sqrt(sum / (double) error->ratings.start[n_rows]) : NAN;
 	return status;
 }

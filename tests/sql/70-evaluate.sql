@@ -1,48 +1,66 @@
 BEGIN;
-SELECT plan(40);
+SELECT plan(70);
 SET LOCAL client_min_messages = warning;
 
-CREATE TABLE pairs AS SELECT DISTINCT n % 61 AS u, (n * n / 5) % 83 AS i FROM generate_series(1, 3000) AS n;
-CREATE VIEW train AS SELECT u, i FROM pairs WHERE millrace.split(u || ':' || i, 0.5);
-CREATE VIEW test AS SELECT u, i FROM pairs WHERE NOT millrace.split(u || ':' || i, 0.5)
-	UNION ALL VALUES (5000, 1), (5000, 2), (5001, 3) -- users that the model does not know
-	UNION ALL VALUES (1, 7000), (2, 7000); -- an item that it does not know
+CREATE TABLE pairs AS SELECT n % 61 AS u, (n * n / 5) % 83 AS i, 1 + n % 4 AS v FROM generate_series(1, 3000) AS n;
+INSERT INTO pairs SELECT u, 100 + i, v FROM pairs WHERE i % 3 = 0; -- the same to everybody as another item: ties
+DELETE FROM pairs AS p USING pairs AS q WHERE p.u = q.u AND p.i = q.i AND p.ctid > q.ctid;
+CREATE VIEW train AS SELECT u, i, v FROM pairs WHERE millrace.split(u || ':' || i % 100, 0.5);
+CREATE VIEW test AS SELECT u, i, v FROM pairs WHERE NOT millrace.split(u || ':' || i % 100, 0.5)
+	UNION ALL VALUES (5000, 1, 2), (5000, 2, 2), (5001, 3, 2) -- users that the model does not know
+	UNION ALL VALUES (1, 7000, 2), (2, 7000, 1) -- an item that it does not know
+	UNION ALL SELECT u, i, v FROM pairs WHERE u % 10 = 3; -- what users have; and twice
 SELECT millrace.train_als('m', 'train', rank => 10, iterations => 5);
+SELECT millrace.train_als('rated', 'train', rank => 3, iterations => 5, implicit => false);
+SELECT millrace.train_als('tied', 'SELECT u, i % 4, 1 FROM train', rank => 2, iterations => 2);
 
--- The definition, in SQL
-CREATE FUNCTION expected(k int, exclude_seen bool) RETURNS TABLE (metric text, value float8) LANGUAGE sql AS $$
-	WITH relevant AS (
-		SELECT DISTINCT u, i FROM test AS t WHERE u IN (SELECT u FROM train) AND (NOT $2 OR NOT EXISTS (SELECT FROM train AS s WHERE s.u = t.u AND s.i = t.i))),
+-- The definitions, in SQL: lists of factors' products, nothing of the module
+CREATE FUNCTION expected(model text, k int, exclude_seen bool) RETURNS TABLE (metric text, value float8) LANGUAGE sql AS $$
+	WITH known AS (SELECT id::int AS u, factor FROM millrace.user_factors($1)), items AS (SELECT id::int AS i, factor FROM millrace.item_factors($1)),
+	own AS (SELECT DISTINCT u, CASE WHEN $1 = 'tied' THEN i % 4 ELSE i END AS i FROM train),
+	tested AS (SELECT u, i, sum(v) AS v FROM test GROUP BY 1, 2),
+	relevant AS (SELECT u, i FROM tested WHERE v > 0 AND u IN (SELECT u FROM known) AND (NOT $3 OR (u, i) NOT IN (SELECT u, i FROM own))),
 	users AS (SELECT u, count(*) AS n FROM relevant GROUP BY 1),
+	products AS MATERIALIZED (SELECT u, i, (SELECT sum(a::float8 * b) FROM unnest(known.factor, items.factor) AS f(a, b)) AS score FROM known, items),
+	lists AS (
+		SELECT u, i, row_number() OVER (PARTITION BY u ORDER BY score DESC, i) AS rank FROM products
+		WHERE u IN (SELECT u FROM users) AND (NOT $3 OR (u, i) NOT IN (SELECT u, i FROM own))),
 	hits AS (
-		SELECT users.u, users.n, t.rank FROM users LEFT JOIN LATERAL (SELECT * FROM millrace.recommend_top_k('m', users.u, $1, $2)) AS t
-			ON EXISTS (SELECT FROM relevant WHERE relevant.u = users.u AND relevant.i = t.item_id)),
+		SELECT u, n, rank, row_number() OVER (PARTITION BY u ORDER BY rank) AS nth FROM lists JOIN relevant USING (u, i) JOIN users USING (u) WHERE rank <= $2),
 	by_user AS (
-		SELECT count(rank)::float8 AS n_hits, n, coalesce(sum(1 / (ln(rank + 1) / ln(2))), 0) AS gain,
-			(SELECT sum(1 / (ln(p + 1) / ln(2))) FROM generate_series(1, least(n, $1)) AS p) AS ideal
-		FROM hits GROUP BY u, n)
-	SELECT 'precision', avg(n_hits / $1) FROM by_user UNION ALL SELECT 'recall', avg(n_hits / n) FROM by_user
-	UNION ALL SELECT 'ndcg', avg(gain / ideal) FROM by_user UNION ALL SELECT 'users', count(*) FROM by_user $$;
-CREATE FUNCTION differences(k int, exclude_seen bool) RETURNS bigint LANGUAGE sql AS $$
-	SELECT count(*) FROM expected($1, $2) AS e LEFT JOIN millrace.evaluate('m', 'test', $1, $2) AS a USING (metric)
-	WHERE a.value IS NULL OR abs(a.value - e.value) > 1e-9 OR e.value = 0 $$;
+		SELECT u, users.n, count(rank)::float8 AS n_hits, coalesce(sum(nth::float8 / rank), 0) AS precisions, coalesce(sum(1 / (ln(rank + 1) / ln(2))), 0) AS gain,
+			(SELECT sum(1 / (ln(p + 1) / ln(2))) FROM generate_series(1, least(users.n, $2)) AS p) AS ideal
+		FROM users LEFT JOIN hits USING (u) GROUP BY u, users.n)
+	SELECT 'precision', avg(n_hits / $2) FROM by_user UNION ALL SELECT 'recall', avg(n_hits / n) FROM by_user
+	UNION ALL SELECT 'map', avg(precisions / least(n, $2)) FROM by_user UNION ALL SELECT 'ndcg', avg(gain / ideal) FROM by_user
+	UNION ALL SELECT 'hit_rate', avg((n_hits > 0)::int) FROM by_user
+	UNION ALL SELECT 'coverage', (SELECT count(DISTINCT i) FROM lists WHERE rank <= $2)::float8 / (SELECT count(*) FROM items)
+	UNION ALL SELECT 'rmse', (SELECT sqrt(avg((v - score) ^ 2)) FROM tested JOIN products USING (u, i) WHERE $1 = 'rated')
+	UNION ALL SELECT 'users', count(*) FROM by_user
+	UNION ALL SELECT 'unknown_users', count(DISTINCT u) FROM test WHERE u NOT IN (SELECT u FROM known)
+	UNION ALL SELECT 'unknown_items', count(DISTINCT i) FROM test WHERE i NOT IN (SELECT i FROM items) $$;
+CREATE FUNCTION differences(model text, k int, exclude_seen bool) RETURNS SETOF text LANGUAGE sql AS $$
+	SELECT format('%s: %s instead of %s', metric, a.value, e.value) FROM expected($1, $2, $3) AS e FULL JOIN millrace.evaluate($1, 'test', $2, $3) AS a USING (metric)
+	WHERE a.value IS DISTINCT FROM e.value AND abs(a.value - e.value) < CASE metric WHEN 'rmse' THEN 1e-6 ELSE 1e-9 END IS NOT TRUE OR e.value = 0 AND $1 <> 'tied' $$;
 
-SELECT is(differences(5, true), 0::bigint, 'k = 5, without what users have');
-SELECT is(differences(5, false), 0::bigint, 'k = 5, with it');
-SELECT is(differences(1, true), 0::bigint, 'k = 1');
-SELECT is(differences(500, true), 0::bigint, 'k above the number of items');
-SELECT results_eq($$ SELECT metric FROM millrace.evaluate('m', 'test') $$, $$ VALUES ('precision'), ('recall'), ('ndcg'), ('users'), ('unknown_users'), ('unknown_items') $$, 'rows');
+SELECT is_empty(format('SELECT differences(%L, %s, %L)', model, k, exclude_seen), format('%s, k = %s, %s what users have', model, k, CASE WHEN exclude_seen THEN 'without' ELSE 'with' END))
+	FROM unnest('{m,rated,tied}'::text[]) AS model, unnest('{1,2,5,20,500}'::int[]) AS k, unnest('{t,f}'::bool[]) AS exclude_seen;
+SELECT cmp_ok((SELECT count(*) FROM (SELECT a.id FROM millrace.item_factors('m') AS a JOIN millrace.item_factors('m') AS b ON a.factor = b.factor AND a.id <> b.id) AS x), '>', 20::bigint, 'there were ties');
+SELECT results_eq($$ SELECT metric FROM millrace.evaluate('m', 'test') $$, $$ VALUES ('precision'), ('recall'), ('map'), ('ndcg'), ('hit_rate'), ('coverage'), ('rmse'), ('users'), ('unknown_users'), ('unknown_items') $$, 'rows');
 SELECT is(value, 2::float8, 'unknown users are counted') FROM millrace.evaluate('m', 'test') WHERE metric = 'unknown_users';
 SELECT is(value, 1::float8, 'unknown items are counted') FROM millrace.evaluate('m', 'test') WHERE metric = 'unknown_items';
 SELECT is((SELECT array_agg(round(value::numeric, 12)) FROM millrace.evaluate('m', 'test')), (SELECT array_agg(round(value::numeric, 12)) FROM millrace.evaluate('m', 'SELECT u::text, i::text, 3 FROM test')), 'ids of the other kind, with a value');
 SELECT is((SELECT array_agg(value) FROM millrace.evaluate('m', 'test')), (SELECT array_agg(value) FROM millrace.evaluate('m', 'SELECT u, i, 1 FROM test UNION ALL SELECT u, 9999 + u, -1 FROM test') WHERE metric <> 'unknown_items') || 1::float8, 'a value that is not above zero is not relevant');
 SELECT is(value, NULL, 'nobody known: NULL') FROM millrace.evaluate('m', 'VALUES (12345, 1)') WHERE metric = 'precision';
 SELECT is(value, 0::float8, 'of no users') FROM millrace.evaluate('m', 'VALUES (12345, 1)') WHERE metric = 'users';
+SELECT is(value, NULL, 'no pair known: no RMSE') FROM millrace.evaluate('rated', 'VALUES (12345, 1), (1, 7000)') WHERE metric = 'rmse';
+SELECT is(value, NULL, 'nor of the baseline') FROM millrace.evaluate('rated', 'test', method => 'baseline') WHERE metric = 'rmse';
+SELECT is((SELECT value FROM millrace.evaluate('rated', 'SELECT u, i FROM test') WHERE metric = 'rmse'), (SELECT value FROM millrace.evaluate('rated', 'SELECT u, i, count(*) FROM test GROUP BY 1, 2') WHERE metric = 'rmse'), 'without values RMSE is of 1');
 SELECT is(value, NULL, 'nothing new in the test') FROM millrace.evaluate('m', 'train') WHERE metric = 'precision';
 SET LOCAL millrace.threads = 1;
-CREATE TEMP TABLE one AS SELECT * FROM millrace.evaluate('m', 'test', 5);
+CREATE TEMP TABLE one AS SELECT * FROM millrace.evaluate('rated', 'test', 5);
 RESET millrace.threads;
-SELECT results_eq('SELECT * FROM one', $$ SELECT * FROM millrace.evaluate('m', 'test', 5) $$, 'one thread gives the same');
+SELECT results_eq('SELECT * FROM one', $$ SELECT * FROM millrace.evaluate('rated', 'test', 5) $$, 'one thread gives the same');
 
 -- What a user has is not relevant, though the model does not know the item
 CREATE TABLE later AS SELECT * FROM pairs;

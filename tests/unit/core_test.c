@@ -708,7 +708,7 @@ test_top_order(void **state)
 	assert_true(mrc_top_before((MrcTop){NAN, 0}, (MrcTop){NAN, 5}));
 }
 
-/* Precision, recall and NDCG of a case that can be done by hand. */
+/* A case that can be done by hand. */
 static void
 test_ranking_by_hand(void **state)
 {
@@ -742,6 +742,9 @@ test_ranking_by_hand(void **state)
 	assert_true(fabs(ranking.precision - (2.0 / 3 + 1.0 / 3) / 2) < 1e-12);
 	assert_true(fabs(ranking.recall - (1 + 1.0 / 3) / 2) < 1e-12);
 	assert_true(fabs(ranking.ndcg - ((1 + 0.5) / ideal2 + 1 / ideal3) / 2) < 1e-12);
+	assert_true(fabs(ranking.map - ((1 + 2.0 / 3) / 2 + 1.0 / 3) / 2) < 1e-12);
+	assert_true(ranking.hit_rate == 1);
+	assert_true(fabs(ranking.coverage - 4.0 / 5) < 1e-12);
 	free(ranking.scratch);
 	ranking.k = 1000; /* longer than the list: hits / k */
 	ranking.scratch = aligned(mrc_ranking_scratch_bytes(2, 5, 1, 1000, 2));
@@ -749,6 +752,218 @@ test_ranking_by_hand(void **state)
 	assert_true(fabs(ranking.precision - (2.0 / 1000 + 2.0 / 1000) / 2) < 1e-12);
 	free(ranking.scratch);
 	pool_free(ranking.pool);
+}
+
+/* Sums of what the definitions say about one user's list; any of its items that is relevant: is_relevant. */
+static void
+add_by_definition(MrcRanking *sums, const MrcTop *list, int n_list, int k, int n_relevant,
+				  const bool *is_relevant)
+{
+	int most = k < n_relevant ? k : n_relevant;
+	int n_hits = 0;
+	double precisions = 0;
+	double gain = 0;
+	double ideal = 0;
+
+	for (int r = 1; r <= k; r++)
+	{
+		if (r <= n_list && is_relevant[list[r - 1].row])
+		{
+			precisions += (double) ++n_hits / r;
+			gain += 1 / log2(r + 1);
+		}
+		if (r <= most)
+			ideal += 1 / log2(r + 1);
+	}
+	sums->precision += (double) n_hits / k;
+	sums->recall += (double) n_hits / n_relevant;
+	sums->map += precisions / most;
+	sums->ndcg += gain / ideal;
+	sums->hit_rate += n_hits > 0;
+}
+
+/* Entries of a random CSR, each with this probability; index has room for all. */
+static MrcCsr
+random_csr(int n_rows, int n_cols, double share)
+{
+	MrcCsr csr = {n_rows, n_cols, malloc((size_t) (n_rows + 1) * sizeof(int64_t)),
+				  malloc((size_t) n_rows * n_cols * sizeof(int32_t)), NULL};
+	int64_t n = 0;
+
+	for (int row = 0; row < n_rows; row++)
+	{
+		csr.start[row] = n;
+		for (int column = 0; column < n_cols; column++)
+			if (uniform() < share || (row == column && share > 0))
+				csr.index[n++] = column;
+	}
+	csr.start[n_rows] = n;
+	return csr;
+}
+
+static bool
+csr_has(const MrcCsr *csr, int row, int column)
+{
+	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+		if (csr->index[e] == column)
+			return true;
+	return false;
+}
+
+/* N_ROWS of the N_USERS are judged, in turned order: user_row and seen_row say who is who. */
+static void
+check_ranking(int k, bool ties, bool with_seen)
+{
+	enum
+	{
+		N_USERS = 150,
+		N_ROWS = 130,
+		N_ITEMS = 140,
+		K = 5
+	};
+	float users[N_USERS * K];
+	float items[N_ITEMS * K];
+	int32_t user_row[N_ROWS];
+	int64_t n_relevant[N_ROWS];
+	bool listed[N_ITEMS] = {false};
+	int n_listed = 0;
+	MrcRanking expected = {.blas = NULL};
+	MrcRanking ranking = {.users = users,
+						  .items = items,
+						  .n_items = N_ITEMS,
+						  .rank = K,
+						  .k = k,
+						  .n_rows = N_ROWS,
+						  .user_row = user_row,
+						  .n_relevant = n_relevant,
+						  .relevant = random_csr(N_ROWS, N_ITEMS, 0.05),
+						  .seen_row = user_row};
+	MrcCsr seen = random_csr(N_USERS, N_ITEMS, 0.2);
+
+	for (int i = 0; i < N_USERS * K; i++)
+		users[i] = ties ? (float) (rand() % 3) : (float) (uniform() - 0.5);
+	for (int i = 0; i < N_ITEMS * K; i++)
+		items[i] = ties ? (float) (rand() % 2) : (float) (uniform() - 0.5);
+	for (int row = 0; row < N_ROWS; row++)
+	{
+		user_row[row] = N_USERS - 1 - row;
+		n_relevant[row] = ranking.relevant.start[row + 1] - ranking.relevant.start[row] + row % 3;
+		n_relevant[row] += n_relevant[row] == 0;
+	}
+	if (with_seen)
+		ranking.seen = seen;
+	for (int row = 0; row < N_ROWS; row++)
+	{
+		MrcTop all[N_ITEMS];
+		bool is_relevant[N_ITEMS];
+		int n = 0;
+
+		for (int i = 0; i < N_ITEMS; i++)
+		{
+			is_relevant[i] = csr_has(&ranking.relevant, row, i);
+			if (!with_seen || !csr_has(&seen, user_row[row], i))
+				all[n++] = (MrcTop){mrc_dot(users + user_row[row] * K, items + i * K, K), i};
+		}
+		qsort(all, (size_t) n, sizeof(MrcTop), compare_tops);
+		for (int i = 0; i < n && i < k; i++)
+		{
+			n_listed += !listed[all[i].row];
+			listed[all[i].row] = true;
+		}
+		add_by_definition(&expected, all, n, k, (int) n_relevant[row], is_relevant);
+	}
+	for (int n_threads = 1; n_threads <= 3; n_threads += 2)
+	{
+		MrcRanking before = ranking;
+
+		ranking.pool = pool_of(n_threads);
+		ranking.scratch = aligned(mrc_ranking_scratch_bytes(N_ROWS, N_ITEMS, K, k, n_threads));
+		assert_int_equal(mrc_ranking_run(&ranking), MRC_OK);
+		assert_true(fabs(ranking.precision - expected.precision / N_ROWS) < 1e-12);
+		assert_true(fabs(ranking.recall - expected.recall / N_ROWS) < 1e-12);
+		assert_true(fabs(ranking.map - expected.map / N_ROWS) < 1e-12);
+		assert_true(fabs(ranking.ndcg - expected.ndcg / N_ROWS) < 1e-12);
+		assert_true(fabs(ranking.hit_rate - expected.hit_rate / N_ROWS) < 1e-12);
+		assert_true(fabs(ranking.coverage - (double) n_listed / N_ITEMS) < 1e-12);
+		assert_true(ranking.precision > 0);
+		if (n_threads > 1)
+			assert_true(ranking.precision == before.precision && ranking.recall == before.recall &&
+						ranking.map == before.map && ranking.ndcg == before.ndcg &&
+						ranking.hit_rate == before.hit_rate && ranking.coverage == before.coverage);
+		free(ranking.scratch);
+		pool_free(ranking.pool);
+	}
+	free(ranking.relevant.start);
+	free(ranking.relevant.index);
+	free(seen.start);
+	free(seen.index);
+}
+
+static void
+test_ranking_against_definition(void **state)
+{
+	static const int lengths[] = {1, 3, 10, 139, 140, 1000};
+
+	(void) state;
+	srand(SEED);
+	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++)
+		for (int which = 0; which < 4; which++)
+			check_ranking(lengths[i], which % 2, which / 2);
+}
+
+static void
+test_rmse_against_definition(void **state)
+{
+	enum
+	{
+		N_USERS = 600,
+		N_ITEMS = 40,
+		K = 7
+	};
+	float users[N_USERS * K];
+	float items[N_ITEMS * K];
+	double sum = 0;
+	double once = 0;
+	MrcError error = {
+		.ratings = random_csr(N_USERS, N_ITEMS, 0.1), .users = users, .items = items, .rank = K};
+	int64_t n = error.ratings.start[N_USERS];
+
+	(void) state;
+	error.ratings.value = malloc((size_t) n * sizeof(float));
+	error.scratch = malloc(mrc_error_scratch_bytes(N_USERS));
+	for (int i = 0; i < N_USERS * K; i++)
+		users[i] = (float) uniform();
+	for (int i = 0; i < N_ITEMS * K; i++)
+		items[i] = (float) uniform();
+	for (int user = 0; user < N_USERS; user++)
+		for (int64_t e = error.ratings.start[user]; e < error.ratings.start[user + 1]; e++)
+		{
+			double product = 0;
+
+			error.ratings.value[e] = (float) (5 * uniform());
+			for (int i = 0; i < K; i++)
+				product += (double) users[user * K + i] * items[error.ratings.index[e] * K + i];
+			sum += pow(error.ratings.value[e] - product, 2);
+		}
+	for (int n_threads = 1; n_threads <= 3; n_threads += 2)
+	{
+		error.pool = pool_of(n_threads);
+		assert_int_equal(mrc_error_run(&error), MRC_OK);
+		assert_true(fabs(error.rmse - sqrt(sum / (double) n)) < 1e-6);
+		if (n_threads == 1)
+			once = error.rmse;
+		assert_true(error.rmse == once);
+		pool_free(error.pool);
+	}
+	memset(error.ratings.start, 0, (N_USERS + 1) * sizeof(int64_t));
+	error.pool = pool_of(2);
+	assert_int_equal(mrc_error_run(&error), MRC_OK);
+	assert_true(isnan(error.rmse));
+	pool_free(error.pool);
+	free(error.ratings.start);
+	free(error.ratings.index);
+	free(error.ratings.value);
+	free(error.scratch);
 }
 
 /* ---- blocks ---- */
@@ -974,6 +1189,8 @@ main(void)
 		cmocka_unit_test(test_top_order),
 		cmocka_unit_test(test_topk_against_sort),
 		cmocka_unit_test(test_ranking_by_hand),
+		cmocka_unit_test(test_ranking_against_definition),
+		cmocka_unit_test(test_rmse_against_definition),
 		cmocka_unit_test(test_hash),
 		cmocka_unit_test(test_block_round_trip),
 		cmocka_unit_test(test_block_bytes_are_fixed),
