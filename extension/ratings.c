@@ -65,22 +65,34 @@ affordable(const MrBudget *budget, Size n_bytes)
 	return n_bytes <= limit_bytes && budget->used_bytes + n_bytes <= limit_bytes;
 }
 
+void
+mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what)
+{
+	Size need_mb = ((budget->used_bytes + n_bytes) >> 20) + 1;
+	Size limit_mb = (Size) mr_max_memory_kb >> 10;
+
+	if (affordable(budget, n_bytes))
+		return;
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		 errmsg("this needs more memory than millrace.max_memory allows"),
+		 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
+			  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
+						  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
+		 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train with a lower rank.",
+				 need_mb)));
+}
+
 void *
 mr_reserve(MrBudget *budget, Size n_bytes)
 {
-	Size limit_bytes = (Size) mr_max_memory_kb * 1024;
 	Size gross;
 	char *raw;
 	Piece *piece;
 	uintptr_t at;
 
-	if (!affordable(budget, n_bytes))
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("this needs more memory than millrace.max_memory allows"),
-				 errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
-						   budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_bytes >> 20),
-				 errhint("Raise millrace.max_memory, read fewer rows, or train with a lower rank.")));
+	mr_reserve_check(budget, n_bytes, NULL);
 	gross = n_bytes + sizeof(Piece) + ALIGN_BYTES;
 	raw = MemoryContextAllocExtended(budget->context, gross, MCXT_ALLOC_HUGE);
 	at = TYPEALIGN(ALIGN_BYTES, (uintptr_t) raw + sizeof(Piece));
@@ -920,7 +932,13 @@ add_chunk(Reader *reader)
 	Chunk *chunk;
 
 	if (!affordable(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES))
+	{
 		size = BATCH_ROWS;
+		mr_reserve_check(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES,
+						 psprintf("Reading more than " INT64_FORMAT " rows with " INT64_FORMAT
+								  " users and " INT64_FORMAT " items",
+								  reader->n, reader->users.n, reader->items.n));
+	}
 	chunk = mr_reserve(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES);
 	*chunk = (Chunk){.size = size};
 	chunk->user = (int32 *) ((char *) chunk + CHUNK_HEADER_BYTES);
@@ -1029,6 +1047,12 @@ read_all(Reader *reader, const char *query)
 }
 
 /* ---- compressed rows ---- */
+
+Size
+mr_csr_bytes(int64 n_rows, int64 n)
+{
+	return (n_rows + 1) * sizeof(int64) + n * (sizeof(int32) + sizeof(float));
+}
 
 static void
 csr_reserve(MrBudget *budget, MrcCsr *csr, int64 n_rows, int64 n_cols, int64 n)
@@ -1227,6 +1251,22 @@ sort_part(MrcCsr *csr, Entry *entries, Entry *other, int64 n)
 	}
 }
 
+/* Price what sort_triples() has yet to do: first the entries stand beside the triples, then beside the result. */
+static void
+check_arranging(const Reader *reader, int64 largest)
+{
+	Size chunk_bytes = 0;
+	Size result_bytes = largest * sizeof(Entry) + reader->n * (sizeof(int32) + sizeof(float));
+
+	for (const Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
+		chunk_bytes += CHUNK_HEADER_BYTES + chunk->size * TRIPLE_BYTES;
+	mr_reserve_check(
+		reader->budget,
+		reader->n * sizeof(Entry) + (result_bytes > chunk_bytes ? result_bytes - chunk_bytes : 0),
+		psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT " items",
+				 reader->n, reader->users.n, reader->items.n));
+}
+
 /* Triples into rows of users, each in the order of items; the triples are released on the way. */
 static void
 sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
@@ -1257,6 +1297,9 @@ sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const in
 	part_of_row = mr_reserve(budget, (csr->n_rows + 1) * sizeof(uint16));
 	n_parts = divide_rows(csr, part_of_row, part_start);
 	memcpy(part_end, part_start, sizeof(part_start));
+	for (int part = 0; part < n_parts; part++)
+		largest = Max(largest, part_start[part + 1] - part_start[part]);
+	check_arranging(reader, largest);
 	entries = mr_reserve(budget, reader->n * sizeof(Entry));
 	for (Chunk *chunk = reader->chunks, *next; chunk; chunk = next)
 	{
@@ -1268,8 +1311,6 @@ sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const in
 		mr_release(budget, chunk);
 	}
 	mr_release(budget, part_of_row);
-	for (int part = 0; part < n_parts; part++)
-		largest = Max(largest, part_start[part + 1] - part_start[part]);
 	other = mr_reserve(budget, largest * sizeof(Entry));
 	csr->index = mr_reserve(budget, reader->n * sizeof(int32));
 	csr->value = mr_reserve(budget, reader->n * sizeof(float));
