@@ -81,7 +81,7 @@ COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.training_iteration.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.training_iteration.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of at most 10,000 users: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration, without measuring';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.model', '');
@@ -115,7 +115,7 @@ COMMENT ON COLUMN millrace.trainings.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.trainings.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.trainings.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of at most 10,000 users: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration, without measuring';
 
 GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.models,
@@ -164,7 +164,7 @@ implicit: the value is how often or how much, never negative; every pair weighs 
 value_transform: what is done to the sum of a pair: none, log1p (log(1 + value)), or binary (1 above zero, else 0). nonnegative: no factor is below zero.
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
-holdout: part of the pairs that is not trained on, but measured after each iteration, on at most 10,000 users: NDCG of the k best items that a user does not have, or RMSE if not implicit. Which pairs depends on their ids and the seed only; something of each user and item stays.
+holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
 warm_start: items that the active version knows start from its factors, the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
