@@ -36,19 +36,23 @@ def draw_movielens(users, items, pairs):
     weight = (np.arange(items) + 60.0) ** -1.25
     weight /= weight.sum()
     cumulated = np.cumsum(weight)
-    keys = []
-    heavy = lengths > 1000  # exactly: the largest of log weight + Gumbel noise
-    for user in np.flatnonzero(heavy):
-        best = np.argpartition(-(np.log(weight) + rng.gumbel(size=items)), lengths[user])[:lengths[user]]
+    keys, noise = [], np.log(weight).astype(np.float32)
+    heavy = np.flatnonzero(lengths > 300)  # exactly: the largest of log weight + Gumbel noise
+    for user in heavy:
+        best = np.argpartition(np.log(-np.log(rng.random(items, np.float32) + np.float32(1e-12))) - noise, lengths[user])[:lengths[user]]
         keys.append(user * items + best)
-    have = np.empty(0, np.int64)
-    missing = np.where(heavy, 0, lengths)
-    while missing.any():  # the others: drawn again until they have enough
-        drawn = np.repeat(np.arange(users), missing)
-        drawn = drawn * items + np.minimum(np.searchsorted(cumulated, rng.random(len(drawn))), items - 1)
-        have = np.union1d(have, drawn)
-        missing = np.where(heavy, 0, lengths - np.bincount(have // items, minlength=users))
-    keys = np.sort(np.concatenate([*keys, have]))
+    missing = lengths.copy()
+    missing[heavy] = 0
+    drawn = np.empty(0, np.int64)
+    while missing.any():  # the others: those who have too few distinct ones draw again
+        more = np.repeat(np.arange(users), missing)
+        drawn = np.union1d(drawn, more * items + np.minimum(np.searchsorted(cumulated, rng.random(len(more))), items - 1))
+        user = drawn // items
+        missing = np.where(missing > 0, lengths - np.bincount(user, minlength=users), 0)
+        complete = missing[user] == 0
+        keys.append(drawn[complete])
+        drawn = drawn[~complete]
+    keys = np.sort(np.concatenate(keys))
     # Popular items are not the first ones.
     return (keys // items).astype(np.int32), rng.permutation(items).astype(np.int32)[keys % items], rng.integers(1, 11, pairs).astype(np.float32) / 2
 
