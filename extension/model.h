@@ -71,6 +71,8 @@ extern char *mr_key_cstring(const MrKey *key);
  * or "test", for messages.
  */
 extern char *mr_ratings_query(const char *ratings, const char *what);
+/* The same for a query with other columns, listed for messages. */
+extern char *mr_query_of(const char *given, const char *what, const char *columns);
 
 /* Columns of a query of ratings: kinds of the first two, and the value if there are more. */
 typedef struct MrShape
@@ -251,7 +253,7 @@ typedef struct MrModel
 	pg_uuid_t uuid; /* of the version: the key of everything derived from it */
 	Oid owner;
 	NameData owner_name; /* what he was called; see mr_model_enter */
-	char *query;		 /* the ratings, to be run as owner with settings */
+	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
 	MrSide users;
 	MrSide items;
@@ -295,7 +297,7 @@ typedef struct MrNewModel
 {
 	const char *name;
 	Oid owner;
-	const char *query;
+	const char *query; /* NULL: nobody has anything, and there is no baseline */
 	ArrayType *settings;
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */

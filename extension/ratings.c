@@ -452,9 +452,9 @@ single_query(SPIPlanPtr plan, const char *what)
  * query without the semicolon that ends it and what follows.
  */
 char *
-mr_ratings_query(const char *ratings, const char *what)
+mr_query_of(const char *given, const char *what, const char *columns)
 {
-	Oid relation = named_relation(ratings);
+	Oid relation = named_relation(given);
 	SPIPlanPtr plan;
 	RawStmt *statement;
 
@@ -462,18 +462,23 @@ mr_ratings_query(const char *ratings, const char *what)
 		return psprintf("TABLE %s",
 						quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)),
 												   get_rel_name(relation)));
-	if (!looks_like_query(ratings))
+	if (!looks_like_query(given))
 		ereport(
 			ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", ratings),
-			 errhint("Give the name of a table or view, or a query whose first columns are user, item and, "
-					 "if there is one, value.")));
-	plan = SPI_prepare(ratings, 0, NULL); /* analysed, not run */
+			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", given),
+			 errhint("Give the name of a table or view, or a query whose first columns are %s.", columns)));
+	plan = SPI_prepare(given, 0, NULL); /* analysed, not run */
 	statement = single_query(plan, what)->raw_parse_tree;
-	ratings += Max(statement->stmt_location, 0);
-	ratings = statement->stmt_len > 0 ? pnstrdup(ratings, statement->stmt_len) : pstrdup(ratings);
+	given += Max(statement->stmt_location, 0);
+	given = statement->stmt_len > 0 ? pnstrdup(given, statement->stmt_len) : pstrdup(given);
 	SPI_freeplan(plan);
-	return (char *) ratings;
+	return (char *) given;
+}
+
+char *
+mr_ratings_query(const char *ratings, const char *what)
+{
+	return mr_query_of(ratings, what, "user, item and, if there is one, value");
 }
 
 static char *

@@ -23,7 +23,7 @@ CREATE TABLE millrace.model_version (
 	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
 	version int NOT NULL,
 	uuid uuid NOT NULL DEFAULT gen_random_uuid(),
-	query text NOT NULL,
+	query text,
 	settings text[] NOT NULL,
 	parameters jsonb NOT NULL,
 	metrics jsonb NOT NULL,
@@ -38,7 +38,7 @@ COMMENT ON TABLE millrace.model_version IS 'Versions of models, one a training; 
 COMMENT ON COLUMN millrace.model_version.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
 COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of these factors, key of every cache made from them: a number can come back with other factors after a point-in-time recovery';
-COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings';
+COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
 COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
 COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
@@ -104,7 +104,7 @@ COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, 
 COMMENT ON COLUMN millrace.models.users IS 'Distinct users';
 COMMENT ON COLUMN millrace.models.items IS 'Distinct items';
 COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item that it was trained on';
-COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query';
+COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query; NULL: imported without';
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 

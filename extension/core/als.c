@@ -9,8 +9,7 @@
  * gathered into a panel that fits the first-level cache, and A gets the panel's symmetric update by the tiles of
  * kernel.h; then Cholesky.
  *
- * The loss needs no pass over all pairs: sum over all pairs of (x.y)^2 is the sum of the products of the elements
- * of both Gramians, and what the ratings change in it is summed while the items are solved.
+ * The loss needs no pass over the pairs: at the minimum of a row its part of the objective follows from b and x.
  *
  * Work is cut into chunks of rows of about equal cost by the input alone; sums over rows are kept per chunk, those
  * of Gramians per slot, and added in order: so nothing depends on who did what when.
@@ -21,35 +20,49 @@
 #include <math.h>
 #include <string.h>
 
-#define PANEL_FLOATS 8192	/* 32 kB, most of a first-level cache */
+#define PANEL_FLOATS 6144	/* 24 kB, half a first-level cache */
 #define GRAM_SLOTS 16		/* partial Gramians, added in order */
 #define MAX_CHUNKS 4096		/* of a half-step */
 #define CHUNK_MACS 8e6		/* multiplications of one, well under a millisecond */
-#define PREFETCH 4			/* ratings ahead */
+#define AHEAD 256			/* ratings between the fetch of a factor into the cache and its use */
+#define CANCELS 64			/* a difference of which less than this part is left is inexact */
 #define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
 #define CBLAS_ROW_MAJOR 101 /* CBLAS' enumerations: there is no header at run time */
 #define CBLAS_NO_TRANS 111
 #define CBLAS_TRANS 112
 
+/* Factors that will be needed: of each the cache line at `line` + index * stride is fetched, until `last`. */
+typedef struct Ahead
+{
+	const int32_t *index;
+	uintptr_t line;
+	uintptr_t last;
+	size_t stride;
+} Ahead;
+
 #if defined(__x86_64__)
 #define KERNEL(name) name##_avx512
-#define TARGET __attribute__((target("avx512f,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
 #define LANES 16
 #define COLS 4
+#define ROWS(cols) ((cols) == 4 ? 4 : (cols) == 1 ? 16 : 8)
 #include "kernel.h"
 #undef KERNEL
 #undef TARGET
 #undef LANES
 #undef COLS
+#undef ROWS
 #define KERNEL(name) name##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
 #define COLS 3
+#define ROWS(cols) ((cols) == 1 ? 8 : 4)
 #include "kernel.h"
 #undef KERNEL
 #undef TARGET
 #undef LANES
 #undef COLS
+#undef ROWS
 #define COLS 2 /* 16 registers */
 #else
 #define COLS 4
@@ -57,26 +70,33 @@
 #define KERNEL(name) name##_plain
 #define TARGET
 #define LANES 4
+#define ROWS(cols) 4
 #include "kernel.h"
 
 typedef struct Kernels
 {
-	void (*syrk)(float *a, const float *p, int ld, int n, int lo, float sign);
-	void (*gather)(float *to, const float *from, int rank, int ld, float scale, float *sum, float weight);
+	void (*syrk)(float *a, const float *p, int ld, int n, const Ahead *ahead);
+	void (*gather)(float *to, const float *from, int rank, int ld, float scale);
+	void (*linear)(double *b, const float *p, const float *c, int ld, int n);
 	void (*dots)(const float *x, const float *y, int64_t n, int rank, float *out);
-	bool (*solve)(float *a, float *b, int ld, int rank, const float *least);
+	bool (*solve)(float *a, float *b, int ld, const float *least, float *w);
 } Kernels;
 
+/* The widest the processor has, up to so many lanes if not 0. */
 static Kernels
-kernels(void)
+kernels(int lanes)
 {
 #if defined(__x86_64__)
-	if (__builtin_cpu_supports("avx512f"))
-		return (Kernels){syrk_avx512, gather_avx512, dots_avx512, solve_avx512};
-	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-		return (Kernels){syrk_avx2, gather_avx2, dots_avx2, solve_avx2};
+	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512vl"))
+		return (Kernels){syrk_avx512, gather_avx512, linear_avx512, dots_avx512, solve_avx512};
+	if (lanes != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return (Kernels){syrk_avx2, gather_avx2, linear_avx2, dots_avx2, solve_avx2};
+#else
+	(void) lanes;
 #endif
-	return (Kernels){syrk_plain, gather_plain, dots_plain, solve_plain};
+	return (Kernels){syrk_plain, gather_plain, linear_plain, dots_plain, solve_plain};
 }
 
 /* One thread's. */
@@ -84,9 +104,11 @@ typedef struct Desk
 {
 	float *panel;  /* panel_rows x ld */
 	float *a;	   /* ld x ld, with room for doubles */
-	float *b;	   /* ld */
+	float *linear; /* panel_rows: weights of the panel's rows in b */
+	float *x;	   /* ld: b, then the solution */
 	float *least;  /* ld: the smallest pivot that counts */
-	double *exact; /* ld: b of solve_in_double */
+	float *w;	   /* ld x 16, of Kernels.solve */
+	double *b;	   /* ld */
 	int64_t bad_row;
 	int64_t paused_chunk; /* -1, or the chunk that gave way to a pause; this desk gets it again */
 	int64_t paused_row;	  /* its first row that is not done */
@@ -108,10 +130,9 @@ typedef struct Half
 	double row_cost; /* of a row without ratings, in ratings */
 	int64_t n_chunks;
 	int64_t slot_rows;
-	float *slots;		   /* GRAM_SLOTS x ld x ld */
-	float *gram;		   /* ld x ld, unobserved * G of the other side */
-	double *chunk_loss;	   /* MAX_CHUNKS: what the ratings of the chunk's rows add to the loss */
-	double *chunk_penalty; /* MAX_CHUNKS */
+	float *slots;		/* GRAM_SLOTS x ld x ld */
+	float *gram;		/* ld x ld, unobserved * G of the other side */
+	double *chunk_loss; /* MAX_CHUNKS: of the chunk's rows: the objective (want_loss) or the penalty */
 	Desk *desks;
 } Half;
 
@@ -130,19 +151,20 @@ panel_rows_of(int ld)
 static size_t
 desk_floats(int ld)
 {
-	return (size_t) panel_rows_of(ld) * ld + 2 * (size_t) ld * ld + 4 * (size_t) ld;
+	return (size_t) (panel_rows_of(ld) + 15) / 16 * 16 + (size_t) panel_rows_of(ld) * ld +
+		2 * (size_t) ld * ld + 20 * (size_t) ld;
 }
 
 size_t
 mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads)
 {
 	size_t ld = (size_t) padded(params->rank);
-	size_t floats = (GRAM_SLOTS + 2) * ld * ld + (size_t) n_threads * desk_floats((int) ld);
+	size_t floats = (GRAM_SLOTS + 1) * ld * ld + (size_t) n_threads * desk_floats((int) ld);
 	size_t desks = ((size_t) n_threads * sizeof(Desk) + 63) / 64 * 64;
 
 	(void) n_users;
 	(void) n_items;
-	return floats * sizeof(float) + 2 * MAX_CHUNKS * sizeof(double) + desks;
+	return floats * sizeof(float) + MAX_CHUNKS * sizeof(double) + desks;
 }
 
 static inline float *
@@ -164,7 +186,7 @@ half_begin(Half *half, const MrcAls *als, bool user_side)
 
 	memset(half, 0, sizeof(*half));
 	half->als = als;
-	half->kernels = kernels();
+	half->kernels = kernels(als->lanes);
 	half->csr = user_side ? &als->by_user : &als->by_item;
 	half->own = user_side ? als->user : als->item;
 	half->other = user_side ? als->item : als->user;
@@ -174,19 +196,19 @@ half_begin(Half *half, const MrcAls *als, bool user_side)
 	half->panel_rows = panel_rows_of(half->ld);
 	half->slots = take(&at, GRAM_SLOTS * ld * ld * sizeof(float));
 	half->gram = take(&at, ld * ld * sizeof(float));
-	(void) take(&at, ld * ld * sizeof(float));
 	half->chunk_loss = (double *) (void *) take(&at, MAX_CHUNKS * sizeof(double));
-	half->chunk_penalty = (double *) (void *) take(&at, MAX_CHUNKS * sizeof(double));
 	half->desks = (Desk *) (void *) take(&at, ((size_t) n_threads * sizeof(Desk) + 63) / 64 * 64);
 	for (int i = 0; i < n_threads; i++)
 	{
 		Desk *desk = &half->desks[i];
 
 		desk->panel = take(&at, (size_t) half->panel_rows * ld * sizeof(float));
+		desk->linear = take(&at, ((size_t) half->panel_rows + 15) / 16 * 16 * sizeof(float));
 		desk->a = take(&at, ld * ld * sizeof(double));
-		desk->b = take(&at, ld * sizeof(float));
+		desk->x = take(&at, ld * sizeof(float));
 		desk->least = take(&at, ld * sizeof(float));
-		desk->exact = (double *) (void *) take(&at, ld * sizeof(double));
+		desk->w = take(&at, ld * 16 * sizeof(float));
+		desk->b = (double *) (void *) take(&at, ld * sizeof(double));
 		desk->bad_row = -1;
 		desk->paused_chunk = -1;
 	}
@@ -216,9 +238,8 @@ gram_task(void *arg, int worker, int64_t lo, int64_t hi)
 				return MRC_AGAIN;
 			for (int t = 0; t < n; t++)
 				half->kernels.gather(desk->panel + (size_t) t * half->ld,
-									 half->other + (row + t) * half->rank, half->rank, half->ld, 1, desk->b,
-									 0);
-			half->kernels.syrk(sum, desk->panel, half->ld, n, 0, 1);
+									 half->other + (row + t) * half->rank, half->rank, half->ld, 1);
+			half->kernels.syrk(sum, desk->panel, half->ld, n, NULL);
 			row += n;
 		}
 	}
@@ -290,58 +311,79 @@ weights(const MrcAlsParams *params, float value, float *square, float *linear)
 	}
 }
 
+/* A panel of n ratings from entry e on, and what they add to A and b. */
+static void
+add_panel(const Half *half, Desk *desk, int64_t e, int n)
+{
+	const MrcCsr *csr = half->csr;
+	int rank = half->rank;
+	int ld = half->ld;
+	Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->other,
+				   (uintptr_t) half->other + (size_t) rank * sizeof(float) - 1,
+				   (size_t) rank * sizeof(float)};
+
+	for (int t = 0; t < n; t++)
+	{
+		const float *y = half->other + (int64_t) csr->index[e + t] * rank;
+		float square;
+		float linear;
+		float root;
+
+		weights(&half->als->params, csr->value[e + t], &square, &linear);
+		root = sqrtf(square);
+		half->kernels.gather(desk->panel + (size_t) t * ld, y, rank, ld, root);
+		desk->linear[t] = root > 0 ? linear / root : 0;
+		if (root == 0 && linear != 0)
+			for (int i = 0; i < rank; i++)
+				desk->b[i] += (double) linear * y[i];
+	}
+	half->kernels.linear(desk->b, desk->panel, desk->linear, ld, n);
+	half->kernels.syrk(desk->a, desk->panel, ld, n, e + AHEAD + n <= csr->start[csr->n_rows] ? &ahead : NULL);
+}
+
 /* A and b of a row.  MRC_AGAIN when the pool wants a pause, MRC_NOTFINITE when A is out of range. */
 static MrcStatus
 build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 {
 	const MrcCsr *csr = half->csr;
-	const MrcAlsParams *params = &half->als->params;
 	int64_t end = csr->start[row + 1];
+	int64_t n_panels = (end - csr->start[row] + half->panel_rows - 1) / half->panel_rows;
 	int ld = half->ld;
 
-	memset(desk->b, 0, (size_t) ld * sizeof(float));
-	if (params->implicit)
+	memset(desk->b, 0, (size_t) ld * sizeof(double));
+	if (half->als->params.implicit)
 		memcpy(desk->a, half->gram, (size_t) ld * ld * sizeof(float));
 	else
 		memset(desk->a, 0, (size_t) ld * ld * sizeof(float));
-	for (int64_t e = csr->start[row]; e < end;)
+	for (int64_t e = csr->start[row]; e < end; n_panels--)
 	{
-		int n = (int) (end - e < half->panel_rows ? end - e : half->panel_rows);
+		int n = (int) ((end - e + n_panels - 1) / n_panels);
 
 		if (mrc_pool_pausing(half->als->pool) && end - csr->start[row] > half->panel_rows)
 			return MRC_AGAIN;
-		for (int t = 0; t < n; t++, e++)
-		{
-			float square;
-			float linear;
-
-			if (e + PREFETCH < end)
-				__builtin_prefetch(half->other + (int64_t) csr->index[e + PREFETCH] * half->rank);
-			weights(params, csr->value[e], &square, &linear);
-			half->kernels.gather(desk->panel + (size_t) t * ld,
-								 half->other + (int64_t) csr->index[e] * half->rank, half->rank, ld,
-								 sqrtf(square), desk->b, linear);
-		}
-		half->kernels.syrk(desk->a, desk->panel, ld, n, 0, 1);
+		add_panel(half, desk, e, n);
+		e += n;
 	}
-	for (int i = 0; i < half->rank; i++)
+	for (int i = 0; i < ld; i++)
 	{
 		float *diagonal = &desk->a[(size_t) i * ld + i];
 
-		*diagonal += (float) penalty;
+		*diagonal = i < half->rank ? *diagonal + (float) penalty : 1;
 		if (!(*diagonal <= FLT_MAX))
 			return MRC_NOTFINITE;
 		desk->least[i] = *diagonal * FLT_EPSILON;
+		desk->x[i] = (float) desk->b[i];
 	}
 	return MRC_OK;
 }
 
-/* What the row's ratings add to the loss, beyond the unobserved weight of all pairs. */
+/* The row's part of the objective, from the objective itself: all pairs of the row, and its penalty. */
 static double
-rating_loss(const Half *half, int64_t row)
+row_loss_direct(const Half *half, int64_t row, double penalty)
 {
 	const MrcCsr *csr = half->csr;
 	const MrcAlsParams *params = &half->als->params;
+	const float *x = half->own + row * half->rank;
 	double sum = 0;
 
 	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
@@ -349,8 +391,7 @@ rating_loss(const Half *half, int64_t row)
 		float predicted;
 		double miss;
 
-		half->kernels.dots(half->own + row * half->rank, half->other + (int64_t) csr->index[e] * half->rank,
-						   1, half->rank, &predicted);
+		half->kernels.dots(x, half->other + (int64_t) csr->index[e] * half->rank, 1, half->rank, &predicted);
 		if (!params->implicit)
 		{
 			miss = csr->value[e] - (double) predicted;
@@ -363,7 +404,36 @@ rating_loss(const Half *half, int64_t row)
 				params->unobserved * (double) predicted * predicted;
 		}
 	}
+	for (int i = 0; i < half->rank; i++)
+	{
+		sum += penalty * x[i] * x[i];
+		for (int j = i; j < half->rank && params->implicit; j++)
+			sum += (i == j ? 1.0 : 2.0) * x[i] * x[j] * half->gram[(size_t) i * half->ld + j];
+	}
 	return sum;
+}
+
+/*
+ * The row's part of the objective, C - 2 x.b + x.(A x), where C is the objective of x = 0.  With A x = b that is
+ * C - x.b.  Where little is left of the difference, it is too inexact and the objective is computed itself.
+ */
+static double
+row_loss(const Half *half, const Desk *desk, int64_t row, double penalty)
+{
+	const MrcCsr *csr = half->csr;
+	const MrcAlsParams *params = &half->als->params;
+	double all = 0;
+	double product = 0;
+
+	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+	{
+		double value = csr->value[e];
+
+		all += !params->implicit ? value * value : value > 0 ? params->unobserved + params->alpha * value : 0;
+	}
+	for (int i = 0; i < half->rank; i++)
+		product += half->own[row * half->rank + i] * desk->b[i];
+	return all - product > all / CANCELS ? all - product : row_loss_direct(half, row, penalty);
 }
 
 /*
@@ -377,7 +447,7 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
 	int rank = half->rank;
 	size_t ld = (size_t) half->ld;
 	double *a = (double *) (void *) desk->a;
-	double *b = desk->exact;
+	double *b = desk->b;
 
 	memset(a, 0, ld * ld * sizeof(double));
 	memset(b, 0, ld * sizeof(double));
@@ -424,39 +494,48 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
 		for (int j = i + 1; j < rank; j++)
 			b[i] -= a[i * ld + j] * b[j];
 		b[i] /= a[i * ld + i];
-		desk->b[i] = (float) b[i];
+		desk->x[i] = (float) b[i];
 	}
 	return MRC_OK;
 }
 
+/* loss: the row's part of the objective if the half-step wants it, else its penalty. */
 static MrcStatus
-solve_row(Half *half, Desk *desk, int64_t row, double *penalty)
+solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 {
 	float *own = half->own + row * half->rank;
 	int64_t n = n_counted(half, row);
 	double square = 0;
+	double penalty;
+	bool exact = true;
 	MrcStatus status;
 
-	*penalty = 0;
+	*loss = 0;
 	if (n == 0)
 	{
 		memset(own, 0, (size_t) half->rank * sizeof(float));
 		return MRC_OK;
 	}
-	*penalty = penalty_of(half, n);
-	status = build_system(half, desk, row, *penalty);
+	penalty = penalty_of(half, n);
+	status = build_system(half, desk, row, penalty);
 	if (status != MRC_OK)
 		return status;
-	if (!half->kernels.solve(desk->a, desk->b, half->ld, half->rank, desk->least))
-		status = half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, *penalty);
+	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
+	{
+		status = half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, penalty);
+		exact = false;
+	}
 	if (status != MRC_OK)
 		return status;
 	for (int i = 0; i < half->rank; i++)
-		square += (double) desk->b[i] * desk->b[i];
+		square += (double) desk->x[i] * desk->x[i];
 	if (!(square <= FLT_MAX))
 		return MRC_NOTFINITE;
-	memcpy(own, desk->b, (size_t) half->rank * sizeof(float));
-	*penalty *= square;
+	memcpy(own, desk->x, (size_t) half->rank * sizeof(float));
+	if (!half->want_loss)
+		*loss = penalty * square;
+	else
+		*loss = exact ? row_loss(half, desk, row, penalty) : row_loss_direct(half, row, penalty);
 	return MRC_OK;
 }
 
@@ -498,13 +577,13 @@ rows_task(void *arg, int worker, int64_t chunk, int64_t chunk_end)
 		if (chunk == desk->paused_chunk)
 			row = desk->paused_row;
 		else
-			half->chunk_loss[chunk] = half->chunk_penalty[chunk] = 0;
+			half->chunk_loss[chunk] = 0;
 		desk->paused_chunk = -1;
 		for (; row < end; row++)
 		{
-			double penalty;
+			double loss;
 			MrcStatus status =
-				mrc_pool_pausing(half->als->pool) ? MRC_AGAIN : solve_row(half, desk, row, &penalty);
+				mrc_pool_pausing(half->als->pool) ? MRC_AGAIN : solve_row(half, desk, row, &loss);
 
 			if (status == MRC_AGAIN)
 			{
@@ -517,9 +596,7 @@ rows_task(void *arg, int worker, int64_t chunk, int64_t chunk_end)
 				desk->bad_row = row;
 				return status;
 			}
-			half->chunk_penalty[chunk] += penalty;
-			if (half->want_loss)
-				half->chunk_loss[chunk] += rating_loss(half, row);
+			half->chunk_loss[chunk] += loss;
 		}
 	}
 	return MRC_OK;
@@ -573,34 +650,13 @@ mrc_als_half_step(MrcAls *als, bool user_side)
 }
 
 static double
-sum_chunks(const Half *half, const double *values)
+sum_chunks(const Half *half)
 {
 	double sum = 0;
 
 	for (int64_t chunk = 0; chunk < half->n_chunks; chunk++)
-		sum += values[chunk];
+		sum += half->chunk_loss[chunk];
 	return sum;
-}
-
-/* Sum over all pairs of (x.y)^2 times the unobserved weight, from the two upper triangles. */
-static MrcStatus
-all_pairs_loss(Half *items, MrcAls *als, double *loss)
-{
-	Half users;
-	float *gram = items->gram + (size_t) items->ld * items->ld;
-	MrcStatus status;
-
-	*loss = 0;
-	half_begin(&users, als, true);
-	status = gramian(&users, gram, 1);
-	for (int i = 0; i < items->rank && status == MRC_OK; i++)
-		for (int j = i; j < items->rank; j++)
-		{
-			size_t at = (size_t) i * items->ld + j;
-
-			*loss += (i == j ? 1 : 2) * (double) items->gram[at] * gram[at];
-		}
-	return status;
 }
 
 MrcStatus
@@ -608,30 +664,21 @@ mrc_als_iterate(MrcAls *als)
 {
 	Half half;
 	MrcStatus status;
-	double loss;
-	double pairs = 0;
+	double loss = 0;
 
-	half_begin(&half, als, true);
-	status = solve_side(&half);
-	if (status != MRC_OK)
+	for (int side = 0; side < 2; side++)
 	{
-		report_bad_row(als, &half, true);
-		return status;
+		half_begin(&half, als, side == 0);
+		half.want_loss = side == 1;
+		status = solve_side(&half);
+		if (status != MRC_OK)
+		{
+			report_bad_row(als, &half, side == 0);
+			return status;
+		}
+		loss += sum_chunks(&half);
 	}
-	loss = sum_chunks(&half, half.chunk_penalty);
-
-	half_begin(&half, als, false);
-	half.want_loss = true;
-	status = solve_side(&half);
-	if (status != MRC_OK)
-	{
-		report_bad_row(als, &half, false);
-		return status;
-	}
-	loss += sum_chunks(&half, half.chunk_penalty) + sum_chunks(&half, half.chunk_loss);
-	if (als->params.implicit)
-		status = all_pairs_loss(&half, als, &pairs);
-	als->loss = loss + pairs;
+	als->loss = loss;
 	return status;
 }
 
@@ -694,14 +741,14 @@ mrc_dot(const float *a, const float *b, int n)
 {
 	float product;
 
-	kernels().dots(a, b, 1, n, &product);
+	kernels(0).dots(a, b, 1, n, &product);
 	return product;
 }
 
 void
 mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out)
 {
-	kernels().dots(x, y, n, rank, out);
+	kernels(0).dots(x, y, n, rank, out);
 }
 
 void

@@ -3,10 +3,13 @@
  *   KERNEL(name)  the name with the instruction set's suffix
  *   TARGET        the function attribute that allows the instructions
  *   LANES         floats of a vector: 4, 8 or 16
- *   COLS          vectors of a tile: 4 x COLS accumulators must fit the registers
+ *   COLS          vectors of the widest tile
+ *   ROWS(cols)    rows of a tile of so many vectors, a divisor of LANES: rows x cols accumulators, cols vectors and
+ *                 one more must fit the registers, and eight accumulators hide the latency of a multiply-add
  * No include guard, and nothing here may be called without the check in kernels() of als.c.
  *
- * Matrices of a row's system are padded to ld columns, a multiple of 16; only the upper triangle is kept.
+ * Matrices of a row's system are padded to ld columns, a multiple of 16; only the upper triangle counts, and what is
+ * below it in the blocks of 16 x 16 on the diagonal is anything finite.
  */
 
 typedef float KERNEL(Vec) __attribute__((vector_size(LANES * 4)));
@@ -14,17 +17,57 @@ typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), m
 #define VEC KERNEL(Vec)
 #define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
 #define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
+#define INLINE TARGET static inline __attribute__((always_inline))
 
-/* a[i … i + 3][j … j + cols * LANES - 1] += sign * sum over t < n of p[t][i …] p[t][j …] */
-TARGET static inline __attribute__((always_inline)) void
-KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, const int cols)
+/* Sum of the lanes, by halves. */
+INLINE float
+KERNEL(sum)(VEC v)
 {
-	VEC acc[4][COLS];
+	typedef float Four __attribute__((vector_size(16)));
+#if LANES >= 8
+	typedef float Eight __attribute__((vector_size(32)));
+#endif
+#if LANES == 16
+	union
+	{
+		VEC whole;
+		Eight half[2];
+	} sixteen = {v};
+	union
+	{
+		Eight whole;
+		Four half[2];
+	} eight = {sixteen.half[0] + sixteen.half[1]};
+#elif LANES == 8
+	union
+	{
+		Eight whole;
+		Four half[2];
+	} eight = {v};
+#endif
+#if LANES >= 8
+	Four four = eight.half[0] + eight.half[1];
+#else
+	Four four = v;
+#endif
+
+	return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/*
+ * a[i … i + rows - 1][j … j + cols * LANES - 1] += sign * sum over t < n of p[t][i …] p[t][j …].  Meanwhile one line
+ * of each of the factors that come n ratings later is fetched, if ahead.
+ */
+INLINE void
+KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, const int rows,
+			 const int cols, const Ahead *ahead)
+{
+	VEC acc[16][COLS];
 	const float *left = p + i;
 	const float *right = p + j;
 
-#pragma GCC unroll 4
-	for (int r = 0; r < 4; r++)
+#pragma GCC unroll 16
+	for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
 			acc[r][c] = (VEC){0};
@@ -32,17 +75,19 @@ KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, 
 	{
 		VEC y[COLS];
 
+		if (ahead)
+			__builtin_prefetch((const void *) (ahead->line + (size_t) ahead->index[t] * ahead->stride), 0, 2);
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
 			y[c] = LOAD(right + c * LANES);
-#pragma GCC unroll 4
-		for (int r = 0; r < 4; r++)
+#pragma GCC unroll 16
+		for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
 			for (int c = 0; c < cols; c++)
 				acc[r][c] += left[r] * y[c];
 	}
-#pragma GCC unroll 4
-	for (int r = 0; r < 4; r++)
+#pragma GCC unroll 16
+	for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
 		{
@@ -52,64 +97,101 @@ KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, 
 		}
 }
 
-/* Upper triangle of a (ld x ld), rows lo and on, += sign * p^T p, p being n x ld.  lo: a multiple of 16. */
-TARGET static void
-KERNEL(syrk)(float *a, const float *p, int ld, int n, int lo, float sign)
+/* Rows i … i + LANES - 1, from the diagonal on, of a += sign * p^T p, p being n x ld.  i: a multiple of LANES. */
+INLINE void
+KERNEL(stripe)(float *a, const float *p, int ld, int n, int i, float sign, Ahead *ahead)
 {
-	for (int i = lo; i < ld; i += 4)
+	for (int j = i, cols; j < ld; j += cols * LANES)
 	{
-		int j = i / LANES * LANES;
+		int left = (ld - j) / LANES;
 
-		for (; j + COLS * LANES <= ld; j += COLS * LANES)
-			KERNEL(tile)(a, p, ld, n, i, j, sign, COLS);
-		switch ((ld - j) / LANES)
+		cols = left <= COLS ? left : left < 2 * COLS ? (left + 1) / 2 : COLS;
+#define TILES(c)                                                      \
+	for (int r = 0; r < LANES; r += ROWS(c))                          \
+	{                                                                 \
+		KERNEL(tile)(a, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
+		if (ahead && ahead->line < ahead->last)                       \
+			ahead->line += 64;                                        \
+	}                                                                 \
+	break
+		switch (cols)
 		{
 #if COLS > 3
-			case 3:
-				KERNEL(tile)(a, p, ld, n, i, j, sign, 3);
-				break;
+			case 4:
+				TILES(4);
 #endif
 #if COLS > 2
-			case 2:
-				KERNEL(tile)(a, p, ld, n, i, j, sign, 2);
-				break;
+			case 3:
+				TILES(3);
 #endif
-			case 1:
-				KERNEL(tile)(a, p, ld, n, i, j, sign, 1);
-				break;
+			case 2:
+				TILES(2);
 			default:
-				break;
+				TILES(1);
 		}
+#undef TILES
 	}
 }
 
-/* to[0 … rank) = scale * from, zeros up to ld; sum += weight * from. */
+/* Upper triangle of a (ld x ld) += p^T p, p being n x ld; ahead: n factors that will be needed soon, or NULL. */
 TARGET static void
-KERNEL(gather)(float *to, const float *from, int rank, int ld, float scale, float *sum, float weight)
+KERNEL(syrk)(float *a, const float *p, int ld, int n, const Ahead *ahead)
+{
+	if (ahead)
+	{
+		Ahead at = *ahead;
+
+		for (int i = 0; i < ld; i += LANES)
+			KERNEL(stripe)(a, p, ld, n, i, 1, &at);
+	}
+	else
+		for (int i = 0; i < ld; i += LANES)
+			KERNEL(stripe)(a, p, ld, n, i, 1, NULL);
+}
+
+/* to[0 … rank) = scale * from, zeros up to ld. */
+TARGET static void
+KERNEL(gather)(float *to, const float *from, int rank, int ld, float scale)
 {
 	int j = 0;
 
 	for (; j + LANES <= rank; j += LANES)
-	{
-		VEC y = LOAD(from + j);
-
-		STORE(to + j, scale * y);
-		STORE(sum + j, LOAD(sum + j) + weight * y);
-	}
+		STORE(to + j, scale * LOAD(from + j));
 	for (; j < rank; j++)
-	{
 		to[j] = scale * from[j];
-		sum[j] += weight * from[j];
-	}
 	for (; j < ld; j++)
 		to[j] = 0;
 }
 
-TARGET static inline __attribute__((always_inline)) float
+/* b (ld doubles) += p^T c, p being n x ld. */
+TARGET static void
+KERNEL(linear)(double *b, const float *p, const float *c, int ld, int n)
+{
+	int j = 0;
+
+	for (; j < ld; j += LANES)
+	{
+		VEC acc[4] = {{0}, {0}, {0}, {0}};
+		VEC all;
+		int t = 0;
+
+		for (; t + 4 <= n; t += 4)
+#pragma GCC unroll 4
+			for (int q = 0; q < 4; q++)
+				acc[q] += c[t + q] * LOAD(p + (size_t) (t + q) * ld + j);
+		for (; t < n; t++)
+			acc[0] += c[t] * LOAD(p + (size_t) t * ld + j);
+		all = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+		for (int lane = 0; lane < LANES; lane++)
+			b[j + lane] += all[lane];
+	}
+}
+
+INLINE float
 KERNEL(dot)(const float *a, const float *b, int n)
 {
 	VEC acc[2] = {{0}, {0}};
-	float sum = 0;
+	float sum;
 	int j = 0;
 
 	for (; j + 2 * LANES <= n; j += 2 * LANES)
@@ -122,9 +204,7 @@ KERNEL(dot)(const float *a, const float *b, int n)
 		acc[0] += LOAD(a + j) * LOAD(b + j);
 		j += LANES;
 	}
-	acc[0] += acc[1];
-	for (int lane = 0; lane < LANES; lane++)
-		sum += acc[0][lane];
+	sum = KERNEL(sum)(acc[0] + acc[1]);
 	for (; j < n; j++)
 		sum += a[j] * b[j];
 	return sum;
@@ -139,53 +219,159 @@ KERNEL(dots)(const float *x, const float *y, int64_t n, int rank, float *out)
 }
 
 /*
- * Solve a x = b for a symmetric, upper triangle given, destroyed; b becomes x.  Cholesky a = U^T U by blocks of 16
- * rows: within a block row by row, then the rest is updated by syrk.  A pivot that is not above least[i] (what
- * rounding leaves of a zero) ends it with false.
+ * Factorise the block of 16 x 16 at a, U^T U, and leave U^-T in w (16 x 16, lower).  Gaussian elimination first, whose
+ * longest chain has a division and no root: the rows become D^1/2 U.  False where a pivot is not above least[i].
+ */
+INLINE bool
+KERNEL(block)(const float *a, int ld, const float *least, float *w)
+{
+	enum
+	{
+		PARTS = 16 / LANES
+	};
+	float row[16][16]; /* unit upper: row i of U / U[i][i] */
+	float pivot[16];
+	VEC v[16][PARTS];
+	bool good = true;
+
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++)
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			v[i][c] = LOAD(a + (size_t) i * ld + c * LANES);
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++)
+	{
+		float inverse;
+
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			STORE(row[i] + c * LANES, v[i][c]);
+		pivot[i] = row[i][i];
+		inverse = 1 / pivot[i];
+#pragma GCC unroll 16
+		for (int q = i + 1; q < 16; q++)
+		{
+			float factor = row[i][q] * inverse;
+
+#pragma GCC unroll 4
+			for (int c = 0; c < PARTS; c++)
+				v[q][c] -= factor * v[i][c];
+		}
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			STORE(row[i] + c * LANES, v[i][c] * inverse);
+	}
+	for (int i = 0; i < 16; i++)
+		good &= pivot[i] > least[i] && pivot[i] <= FLT_MAX;
+	if (!good)
+		return false;
+
+		/* Forward substitution of the identity: row i of w = (e_i - sum over q < i of row[q][i] w_q). */
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++)
+	{
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+		{
+			v[i][c] = (VEC){0};
+			if (i / LANES == c)
+				v[i][c][i % LANES] = 1;
+#pragma GCC unroll 16
+			for (int q = 0; q < i; q++)
+				v[i][c] -= row[q][i] * v[q][c];
+		}
+	}
+#pragma GCC unroll 16
+	for (int i = 0; i < 16; i++)
+	{
+		float root = 1 / sqrtf(pivot[i]);
+
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			STORE(w + i * 16 + c * LANES, root * v[i][c]);
+	}
+	return true;
+}
+
+/*
+ * Solve a x = b for a symmetric, upper triangle given, destroyed; b becomes x; both padded to ld by the identity and
+ * zeros.  Cholesky a = U^T U by blocks of 16 rows: the blocks above are taken away (stripe), the block on the diagonal
+ * is factorised, and its inverse, kept in w (ld / 16 blocks), makes products of the substitutions:
+ *   right of the diagonal   U12 = w a12
+ *   U^T z = b               z1 = w (b1 - sum of the blocks above, U01^T z0)
+ *   U x = z                 x1 = w^T (z1 - U12 x2)
+ * A pivot that is not above least[i] (what rounding leaves of a zero) ends it with false.
  */
 TARGET static bool
-KERNEL(solve)(float *a, float *b, int ld, int rank, const float *least)
+KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 {
-	for (int block = 0; block < rank; block += 16)
+	for (int at = 0; at < ld; at += 16)
 	{
-		int end = block + 16 < rank ? block + 16 : rank;
+		float *stripe = a + (size_t) at * ld;
+		float *inverse = w + (size_t) at * 16;
+		float z[16];
 
-		for (int i = block; i < end; i++)
+		for (int i = at; i < at + 16 && at > 0; i += LANES)
+			KERNEL(stripe)(a, a, ld, at, i, -1, NULL);
+		if (!KERNEL(block)(stripe + at, ld, least + at, inverse))
+			return false;
+		for (int j = at + 16; j < ld; j += LANES)
 		{
-			float *row = a + (size_t) i * ld;
-			int from = i / LANES * LANES;
+			VEC v[16];
 
-			for (int q = block; q < i; q++)
+#pragma GCC unroll 16
+			for (int t = 0; t < 16; t++)
+				v[t] = LOAD(stripe + (size_t) t * ld + j);
+#pragma GCC unroll 16
+			for (int i = 15; i >= 0; i--)
 			{
-				const float *done = a + (size_t) q * ld;
+				VEC sum = inverse[i * 16] * v[0];
 
-				for (int j = from; j < ld; j += LANES)
-					STORE(row + j, LOAD(row + j) - done[i] * LOAD(done + j));
+#pragma GCC unroll 16
+				for (int t = 1; t <= i; t++)
+					sum += inverse[i * 16 + t] * v[t];
+				STORE(stripe + (size_t) i * ld + j, sum);
 			}
-			if (!(row[i] > least[i]) || row[i] > FLT_MAX)
-				return false;
-
-			float inverse = 1 / sqrtf(row[i]);
-
-			for (int j = from; j < ld; j += LANES)
-				STORE(row + j, LOAD(row + j) * inverse);
 		}
-		if (end < rank)
-			KERNEL(syrk)(a, a + (size_t) block * ld, ld, end - block, block + 16, -1);
-	}
-	for (int i = 0; i < rank; i++)
-	{
-		const float *row = a + (size_t) i * ld;
+		for (int j = at; j < at + 16; j += LANES)
+		{
+			VEC sum[2] = {LOAD(b + j), {0}};
 
-		b[i] /= row[i];
-		for (int j = i + 1; j < rank; j++)
-			b[j] -= b[i] * row[j];
-	}
-	for (int i = rank - 1; i >= 0; i--)
-	{
-		const float *row = a + (size_t) i * ld;
+			for (int t = 0; t < at; t += 2)
+			{
+				sum[0] -= b[t] * LOAD(a + (size_t) t * ld + j);
+				sum[1] -= b[t + 1] * LOAD(a + (size_t) (t + 1) * ld + j);
+			}
+			STORE(z + j - at, sum[0] + sum[1]);
+		}
+		for (int i = 0; i < 16; i++)
+		{
+			float sum = inverse[i * 16] * z[0];
 
-		b[i] = (b[i] - KERNEL(dot)(row + i + 1, b + i + 1, rank - i - 1)) / row[i];
+			for (int t = 1; t <= i; t++)
+				sum += inverse[i * 16 + t] * z[t];
+			b[at + i] = sum;
+		}
+	}
+	for (int at = ld - 16; at >= 0; at -= 16)
+	{
+		float z[16];
+
+		for (int i = 0; i < 16; i++)
+			z[i] = b[at + i] - KERNEL(dot)(a + (size_t) (at + i) * ld + at + 16, b + at + 16, ld - at - 16);
+		for (int j = 0; j < 16; j += LANES)
+		{
+			VEC sum[2] = {{0}, {0}};
+
+#pragma GCC unroll 8
+			for (int t = 0; t < 16; t += 2)
+			{
+				sum[0] += z[t] * LOAD(w + (size_t) (at + t) * 16 + j);
+				sum[1] += z[t + 1] * LOAD(w + (size_t) (at + t + 1) * 16 + j);
+			}
+			STORE(b + at + j, sum[0] + sum[1]);
+		}
 	}
 	return true;
 }
@@ -193,3 +379,4 @@ KERNEL(solve)(float *a, float *b, int ld, int rank, const float *least)
 #undef VEC
 #undef LOAD
 #undef STORE
+#undef INLINE
