@@ -188,6 +188,9 @@ extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *r
 extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
 								   int64 max_users, int n_threads);
 
+/* As a JSON object, with the iterations done and the last loss. */
+extern char *mr_scores_json(const MrScores *scores, int n_iterations, double loss);
+
 /* ---- train.c: threads and BLAS ---- */
 
 /* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
@@ -301,6 +304,8 @@ extern void mr_model_enter(MrGuard *guard, const MrModel *model);
  * owner has gone, unless gone_ok and the caller is a superuser.
  */
 extern Oid mr_model_lock(const char *name, bool gone_ok);
+/* The same without the lock. */
+extern Oid mr_model_owner(const char *name);
 
 /* A model that is not yet stored. */
 typedef struct MrNewModel
