@@ -116,6 +116,12 @@ check_owner(const char *name, bool gone_ok)
 }
 
 Oid
+mr_model_owner(const char *name)
+{
+	return check_owner(name, false);
+}
+
+Oid
 mr_model_lock(const char *name, bool gone_ok)
 {
 	uint64 key = hash_bytes_extended((const unsigned char *) name, strlen(name), 0);

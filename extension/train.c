@@ -510,8 +510,23 @@ prepare(Run *run, const MrSide *warm)
 	MrFit *fit = run->fit;
 	int n_threads = mr_n_threads(settings->n_threads);
 	Size rank_bytes = settings->core.rank * sizeof(float);
+	int64 n_ratings = ratings->by_user.start[ratings->users.n];
+	Size scratch_bytes =
+		mrc_als_scratch_bytes(&settings->core, ratings->users.n, ratings->items.n, n_threads);
+	Size score_bytes = 0;
 	void *score = NULL;
 
+	if (run->holdout)
+		score_bytes = mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
+											 MEASURED_USERS, n_threads);
+	mr_reserve_check(budget,
+					 settings->n_iterations * sizeof(MrIteration) +
+						 (ratings->users.n + ratings->items.n) * rank_bytes +
+						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes +
+						 mr_csr_bytes(ratings->items.n, n_ratings),
+					 psprintf("A model of rank %d of " INT64_FORMAT " ratings with " INT64_FORMAT
+							  " users and " INT64_FORMAT " items",
+							  settings->core.rank, n_ratings, ratings->users.n, ratings->items.n));
 	als->params = settings->core;
 	als->blas = mr_blas();
 	als->by_user = ratings->by_user;
@@ -519,12 +534,9 @@ prepare(Run *run, const MrSide *warm)
 	fit->user = als->user = mr_reserve(budget, ratings->users.n * rank_bytes);
 	fit->item = als->item = mr_reserve(budget, ratings->items.n * rank_bytes);
 	fit->baseline = mr_reserve(budget, ratings->items.n * sizeof(float));
-	als->scratch = mr_reserve(
-		budget, mrc_als_scratch_bytes(&als->params, ratings->users.n, ratings->items.n, n_threads));
+	als->scratch = mr_reserve(budget, scratch_bytes);
 	if (run->holdout)
-		score = mr_reserve(budget,
-						   mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
-												  MEASURED_USERS, n_threads));
+		score = mr_reserve(budget, score_bytes);
 	mr_csr_transpose(budget, &ratings->by_user, &als->by_item);
 	mr_release(budget, score);
 	als->pool = mr_pool_create(budget->context, n_threads);

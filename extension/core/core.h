@@ -120,7 +120,7 @@ typedef struct MrcAls
 	float *user;		 /* n_users x rank, out */
 	float *item;		 /* n_items x rank, in and out */
 	void *scratch;		 /* mrc_als_scratch_bytes(), aligned to 64 */
-	int lanes;			 /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
+	int lanes; /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
 	/* results */
 	double loss;	 /* the objective after the last iteration */
 	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(88);
+SELECT plan(89);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE pairs AS SELECT DISTINCT n % 61 AS u, (n * n / 5) % 83 AS i, 1 + n % 3 AS v FROM generate_series(1, 1500) AS n;
@@ -95,6 +95,17 @@ SET LOCAL millrace.max_memory = '1MB';
 SELECT throws_ok($$ EXECUTE import('SELECT n, array_fill(1::real, ARRAY[500]) FROM generate_series(1, 2000) AS n', 'domains') $$, '54000', 'this needs more memory than millrace.max_memory allows', 'memory');
 RESET millrace.max_memory;
 SELECT is_empty($$ SELECT FROM millrace.models WHERE name = 'x' $$, 'nothing is left behind');
+
+-- A hostile search_path
+CREATE SCHEMA hostile;
+CREATE FUNCTION hostile.differs(text, text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
+CREATE FUNCTION hostile.differs(bigint, bigint) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
+CREATE OPERATOR hostile.< (FUNCTION = hostile.differs, LEFTARG = text, RIGHTARG = text);
+CREATE OPERATOR hostile.< (FUNCTION = hostile.differs, LEFTARG = bigint, RIGHTARG = bigint);
+SET LOCAL search_path = hostile, pg_catalog, public;
+CREATE TEMP TABLE guarded AS SELECT * FROM millrace.import_als('guarded', 'domains', 'SELECT id::text, factor FROM public.domains', 'SELECT id, id::text FROM public.domains');
+RESET search_path;
+SELECT is(version, 1, 'operators of others are not called') FROM guarded;
 
 -- Rights
 CREATE ROLE mr_importer;
