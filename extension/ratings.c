@@ -613,7 +613,8 @@ single_query(SPIPlanPtr plan, const char *what)
 	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->resultDesc == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a single query that returns rows", what)));
+				 errmsg("%s must be a single query that returns rows", what),
+				 errhint("Give a name, or one SELECT, VALUES or TABLE.")));
 	return linitial(sources);
 }
 
@@ -822,8 +823,16 @@ bad_value(const Reader *reader, TupleTableSlot *slot, double value)
 	const char *wrong;
 	const char *hint = "Leave such rows out.";
 	int code = ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE;
+	char *shown = psprintf("%g", value);
 
-	if (isnan(value))
+	if (isinf(value) && reader->shape.value_type == NUMERICOID &&
+		!numeric_is_inf(DatumGetNumeric(slot->tts_values[2])))
+	{
+		wrong = "a value out of range";
+		shown = describe(slot, 2);
+		hint = "Scale the values down.";
+	}
+	else if (isnan(value))
 		wrong = "a value that is not a number";
 	else if (isinf(value))
 		wrong = "an infinite value";
@@ -839,7 +848,7 @@ bad_value(const Reader *reader, TupleTableSlot *slot, double value)
 		code = ERRCODE_INVALID_PARAMETER_VALUE;
 	}
 	ereport(ERROR,
-			(errcode(code), errmsg("%s: %s: %g", reader->what, wrong, value),
+			(errcode(code), errmsg("%s: %s: %s", reader->what, wrong, shown),
 			 errdetail("It belongs to user \"%s\" and item \"%s\".", describe(slot, 0), describe(slot, 1)),
 			 errhint("%s", hint)));
 }
@@ -1155,7 +1164,8 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 						 errmsg("%s: a sum of values is out of range", what),
 						 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(&user),
-								   mr_key_cstring(&item))));
+								   mr_key_cstring(&item)),
+						 errhint("Scale the values down.")));
 			}
 			csr->index[out] = column;
 			csr->value[out++] = (float) sum;
@@ -1347,7 +1357,8 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	if (reader->n == 0 && !empty_ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
-				 errdetail("The query is: %s", query)));
+				 errdetail("The query is: %s", query),
+				 errhint("Check its conditions, and whether its tables have been filled.")));
 	read = clock();
 	user_row = map_finish(&reader->users, &ratings->users);
 	item_row = map_finish(&reader->items, &ratings->items);

@@ -922,7 +922,7 @@ static Datum
 result_row(FunctionCallInfo fcinfo, const Training *training, int version, bool activated)
 {
 	const MrFit *fit = &training->fit;
-	double metric = fit->history[fit->n_iterations - 1].metric;
+	double metric = training->als.holdout > 0 ? mr_als_metric(&training->als, &fit->scores) : NAN;
 	TupleDesc desc;
 	Datum values[13];
 	bool nulls[13] = {false};
