@@ -121,8 +121,7 @@ def gflops(pairs, users, items, rank, seconds):
 
 
 def case_als20m(work):
-    """Implicit ALS on 20 M synthetic ratings of MovieLens' shape, beside `implicit` (its conjugate gradients take 3 steps a row and fall
-    behind in loss at equal iterations; its Cholesky is exact, as ours)"""
+    """Implicit ALS on 20 M synthetic ratings of MovieLens' shape, beside `implicit`.  Its Cholesky is exact, as ours; its conjugate gradients take 3 steps a row, and do not reach the same loss in as many iterations"""
     users, items, pairs = 138493, 26744, 20000263
     work.chmod(0o755)
     with Peers() as peers:
@@ -211,3 +210,109 @@ def export(side, path):
     with open(path, "wb") as out:
         subprocess.run(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT id::bigint, factor FROM millrace.{side}_factors('bench')) TO STDOUT BINARY"],
                        stdout=out, check=True)
+
+
+# What is searched for our parameters.  Exponent and regularization go together: rows n + unobserved_weight * items long are penalised about equally.
+NEW_GRIDS = [{"iterations": 8, "rank": [64, 128], "value_transform": ["binary", "none"], "unobserved_weight": [0.5, 1], **more}
+             for more in ({"regularization_exponent": 0.75, "regularization": [0.04, 0.06, 0.08]}, {"regularization_exponent": 1, "regularization": [0.0075, 0.01, 0.0125]})]
+REPEAT_GRIDS = [{"iterations": 6, "rank": 256, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
+                 "regularization_exponent": 0.5, "regularization": [0.1, 0.2]}]
+IMPLICIT_GRID = [dict(values=values, factors=factors, regularization=regularization)
+                 for values in ("none", "log1p", "binary") for factors in (16, 64, 128) for regularization in (1.0, 10.0, 30.0)]
+SPARK_GRID = [dict(values="none", rank=64, maxIter=10, implicitPrefs=True, **more) for more in (dict(regParam=0.1), dict(regParam=0.5), dict(regParam=0.1, alpha=4.0), dict(regParam=0.02, alpha=0.25))]
+SPARK_USERS = dict(rank=10, maxIter=10, regParam=0.1)
+SPLITS = 5
+
+
+def best(grid, measure):
+    """The best parameters for new items and for any, on the validation part, and what they reach there."""
+    tried = [(measure(**parameters), parameters) for parameters in grid]
+    return [max(((figures[i], parameters) for figures, parameters in tried), key=lambda t: t[0]) for i in (0, 1)]
+
+
+def tuned(train, validation, grids, new):
+    """The best of the grids by tune_als: precision, arguments of train_als."""
+    rows = [sql(f"""{QUIET} SELECT value, parameters FROM millrace.tune_als('bench', $q${train}$q$, '{json.dumps(grid)}', 'precision', 5,
+        validation => $q${validation}$q$, exclude_seen => {new})""").split("|") for grid in grids]
+    value, parameters = max(rows, key=lambda row: float(row[0]))
+    return float(value), {name: json.loads(parameters)[name] for name in grids[0]}
+
+
+def evaluated(train, test, settings):
+    """Precision at 5 of a training: of new items, and of any."""
+    sql(f"{QUIET} SELECT millrace.train_als('bench', $q${train}$q${arguments(settings)}); SELECT millrace.prune('bench', 1)")
+    return [float(sql(f"SELECT value FROM millrace.evaluate('bench', $q${test}$q$, 5, {new}) WHERE metric = 'precision'")) for new in (True, False)]
+
+
+def case_quality(work):
+    """Precision at 5 on the 5,000 products of Complete Journey, means over five half/half splits; parameters are chosen on half of the first split's training half, never on a test half"""
+    with Peers() as peers:
+        load_journey(peers, work)
+        halves = [f"millrace.split(row, 0.5, {seed})" for seed in range(1, SPLITS + 1)]
+        flags = [*halves, "millrace.split(row, 0.5, 101)", "millrace.split(row, 0.8, 102)"]
+        with open(work / "top.csv", "w") as out:
+            columns = ", ".join(f"{flag}::int" for flag in flags)
+            subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT household, product, quantity, {columns} FROM journey WHERE top) TO STDOUT CSV"], stdout=out, check=True)
+        print("#", peers.quality_load(path=work / "top.csv"), flush=True)
+        rows = lambda *conditions: " AND ".join(["SELECT household, product FROM journey WHERE top", *conditions])
+        inner, validation = rows(halves[0], flags[5]), rows(halves[0], "NOT " + flags[5])
+
+        # What is best on the validation part
+        peers.quality_use(train=[(0, True), (5, True)], test=[(0, True), (5, False)])
+        print("# validation: EASE {:.4f} {:.4f}".format(*peers.precision_ease(regularization=500)))
+        chosen = {"ours": [tuned(inner, validation, grids, new) for grids, new in ((NEW_GRIDS, True), (REPEAT_GRIDS, False))],
+                  "implicit": best(IMPLICIT_GRID, peers.precision_implicit),
+                  "Spark implicit": best(SPARK_GRID, lambda **parameters: peers.precision_spark(folder=work, **parameters))}
+        for name, configurations in chosen.items():
+            for kind, (value, parameters) in zip(("new items", "repeats"), configurations):
+                print(f"# validation, {kind}: {name} {value:.4f} with {parameters}", flush=True)
+
+        # The five splits
+        figures = {}
+        for n, half in enumerate(halves):
+            peers.quality_use(train=[(n, True)], test=[(n, False)])
+            note = lambda name, pair: figures.setdefault(name, []).append(pair)
+            note("EASE", peers.precision_ease(regularization=500))
+            note("popularity", peers.precision_popularity())
+            note("own history", peers.precision_own())
+            note("implicit, its defaults", peers.precision_implicit())
+            note("ours, defaults", evaluated(rows(half), rows("NOT " + half), {}))
+            for kind in (0, 1):
+                for name, measure in (("implicit", peers.precision_implicit), ("Spark implicit", lambda **more: peers.precision_spark(folder=work, **more))):
+                    same = kind == 1 and chosen[name][0][1] == chosen[name][1][1]
+                    note((name, kind), figures[name, 0][-1] if same else measure(**chosen[name][kind][1]))
+                note(("ours", kind), evaluated(rows(half), rows("NOT " + half), chosen["ours"][kind][1]))
+                if n == 0:
+                    for side in ("user", "item"):
+                        export(side, work / side)
+                    again = peers.precision_factors(users_path=work / "user", items_path=work / "item", rank=chosen["ours"][kind][1]["rank"])
+                    assert max(abs(a - b) for a, b in zip(again, figures["ours", kind][0])) < 5e-4, f"evaluate() says {figures['ours', kind][0]}, NumPy {again}"
+        mean = lambda name, kind: statistics.mean(pair[kind] for pair in figures[(name, kind) if (name, kind) in figures else name])
+        for kind, what in enumerate(("new items", "with repeats")):
+            mine = mean("ours", kind)
+            over = lambda name, target="": report("quality", f"{what}: ours / {name}", "precision@5", mine, mean(name, kind), target,
+                                                  [a[kind] / b[kind] for a, b in zip(figures["ours", kind], figures[(name, kind) if (name, kind) in figures else name])])
+            over("EASE", "" if kind else ">= 1")
+            for name in ("implicit", "Spark implicit"):
+                over(name)
+            if kind == 0:
+                others = max(mean(name, 0) for name in ("implicit", "Spark implicit", "implicit, its defaults"))
+                report("quality", f"{what}: ours / best of implicit and Spark + 0.005", "precision@5", mine, others + 0.005, ">= 1")
+            else:
+                report("quality", f"{what}: ours / 0.58", "precision@5", mine, 0.58, ">= 1")
+            for name in ("implicit, its defaults", "popularity", "own history", "ours, defaults"):
+                over(name)
+
+        # What users bring from Spark
+        part = [(0, True), (6, True)]
+        theirs, quantities = [], lambda *conditions: rows(*conditions).replace("product", "product, quantity", 1)
+        for test in (part, [(0, True), (6, False)]):
+            peers.quality_use(train=part, test=test)
+            theirs.append(peers.precision_spark(folder=work, **SPARK_USERS)[1])
+        mine = []
+        for settings in (dict(implicit=False, rank=10, iterations=10, regularization=0.1), chosen["ours"][1][1]):
+            query = quantities if "implicit" in settings else rows
+            mine.append([evaluated(query(halves[0], flags[6]), rows(halves[0], flag), settings)[1] for flag in (flags[6], "NOT " + flags[6])])
+        for i, what in enumerate(("train", "validation")):
+            report("quality", f"Spark users' explicit configuration, {what}: ours / Spark", "precision@5", mine[0][i], theirs[i])
+            report("quality", f"the one chosen for repeats, {what}: ours / Spark's explicit", "precision@5", mine[1][i], theirs[i])
