@@ -62,11 +62,15 @@ extern void mrc_pool_stop(MrcPool *pool);
 /*
  * CBLAS sgemm with its int enumerations (row-major 101, no transpose 111, transpose 112), single-threaded and
  * callable from several threads; NULL to use the loops of kernel.h.  Only worth it for large operands.
+ * dsyevd: LAPACK's, with 32-bit integers, for the eigenvectors of a symmetric matrix; NULL to do without.
  */
 typedef struct MrcBlas
 {
 	void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
 				  int lda, const float *b, int ldb, float beta, float *c, int ldc);
+	void (*dsyevd)(const char *job, const char *triangle, const int *n, double *a, const int *lda,
+				   double *values, double *work, const int *n_work, int *iwork, const int *n_iwork,
+				   int *info);
 } MrcBlas;
 
 /* c (m x n) = a (m x k) * b (n x k)^T, contiguous.  Any thread. */
@@ -120,7 +124,7 @@ typedef struct MrcAls
 	float *user;		 /* n_users x rank, out */
 	float *item;		 /* n_items x rank, in and out */
 	void *scratch;		 /* mrc_als_scratch_bytes(), aligned to 64 */
-	int lanes;			 /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
+	int lanes; /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
 	/* results */
 	double loss;	 /* the objective after the last iteration */
 	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */

@@ -18,6 +18,24 @@ typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), m
 #define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
 #define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
 #define INLINE TARGET static inline __attribute__((always_inline))
+#if LANES == 16
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOWER 0, 4, 1, 5
+#define UPPER 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, LOWER)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, UPPER)
+#else
+typedef int KERNEL(Order) __attribute__((vector_size(LANES * 4)));
+#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){LOWER})
+#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){UPPER})
+#endif
 
 /* Sum of the lanes, by halves. */
 INLINE float
@@ -55,12 +73,12 @@ KERNEL(sum)(VEC v)
 }
 
 /*
- * a[i … i + rows - 1][j … j + cols * LANES - 1] += sign * sum over t < n of p[t][i …] p[t][j …].  Meanwhile one line
- * of each of the factors that come n ratings later is fetched, if ahead.
+ * a[i … i + rows - 1][j … j + cols * LANES - 1] = from (NULL: 0) + sign * sum over t < n of p[t][i …] p[t][j …].
+ * Meanwhile one line of each of the factors that come n ratings later is fetched, if ahead.
  */
 INLINE void
-KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, const int rows,
-			 const int cols, const Ahead *ahead)
+KERNEL(tile)(float *a, const float *from, const float *p, int ld, int n, int i, int j, float sign,
+			 const int rows, const int cols, const Ahead *ahead)
 {
 	VEC acc[16][COLS];
 	const float *left = p + i;
@@ -86,33 +104,36 @@ KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, 
 			for (int c = 0; c < cols; c++)
 				acc[r][c] += left[r] * y[c];
 	}
+	a += (size_t) i * ld + j;
+	if (from)
+		from += (size_t) i * ld + j;
 #pragma GCC unroll 16
 	for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
 		{
-			float *out = a + (size_t) (i + r) * ld + j + c * LANES;
+			size_t at = (size_t) r * ld + c * LANES;
 
-			STORE(out, LOAD(out) + sign * acc[r][c]);
+			STORE(a + at, from ? LOAD(from + at) + sign * acc[r][c] : sign * acc[r][c]);
 		}
 }
 
-/* Rows i … i + LANES - 1, from the diagonal on, of a += sign * p^T p, p being n x ld.  i: a multiple of LANES. */
+/* Rows i … i + LANES - 1, from the diagonal on, of a = from + sign * p^T p, p being n x ld.  i: a multiple of LANES. */
 INLINE void
-KERNEL(stripe)(float *a, const float *p, int ld, int n, int i, float sign, Ahead *ahead)
+KERNEL(stripe)(float *a, const float *from, const float *p, int ld, int n, int i, float sign, Ahead *ahead)
 {
 	for (int j = i, cols; j < ld; j += cols * LANES)
 	{
 		int left = (ld - j) / LANES;
 
 		cols = left <= COLS ? left : left < 2 * COLS ? (left + 1) / 2 : COLS;
-#define TILES(c)                                                      \
-	for (int r = 0; r < LANES; r += ROWS(c))                          \
-	{                                                                 \
-		KERNEL(tile)(a, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
-		if (ahead && ahead->line < ahead->last)                       \
-			ahead->line += 64;                                        \
-	}                                                                 \
+#define TILES(c)                                                            \
+	for (int r = 0; r < LANES; r += ROWS(c))                                \
+	{                                                                       \
+		KERNEL(tile)(a, from, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
+		if (ahead && ahead->line < ahead->last)                             \
+			ahead->line += 64;                                              \
+	}                                                                       \
 	break
 		switch (cols)
 		{
@@ -133,34 +154,139 @@ KERNEL(stripe)(float *a, const float *p, int ld, int n, int i, float sign, Ahead
 	}
 }
 
-/* Upper triangle of a (ld x ld) += p^T p, p being n x ld; ahead: n factors that will be needed soon, or NULL. */
+/* Upper triangle of a (ld x ld) = from (a, NULL: 0) + p^T p, p being n x ld; ahead: n factors to fetch, or NULL. */
 TARGET static void
-KERNEL(syrk)(float *a, const float *p, int ld, int n, const Ahead *ahead)
+KERNEL(syrk)(float *a, const float *from, const float *p, int ld, int n, const Ahead *ahead)
 {
 	if (ahead)
 	{
 		Ahead at = *ahead;
 
 		for (int i = 0; i < ld; i += LANES)
-			KERNEL(stripe)(a, p, ld, n, i, 1, &at);
+			KERNEL(stripe)(a, from, p, ld, n, i, 1, &at);
 	}
 	else
 		for (int i = 0; i < ld; i += LANES)
-			KERNEL(stripe)(a, p, ld, n, i, 1, NULL);
+			KERNEL(stripe)(a, from, p, ld, n, i, 1, NULL);
 }
 
-/* to[0 … rank) = scale * from, zeros up to ld. */
+/*
+ * Weights of n ratings: root^2 is that of y y^T in A, root * linear that of y in b.  The least weight of a rating that
+ * counts is not 0, for linear's sake, but nothing beside any other part of A.
+ */
 TARGET static void
-KERNEL(gather)(float *to, const float *from, int rank, int ld, float scale)
+KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobserved, float *root,
+			  float *linear)
 {
-	int j = 0;
+	if (!implicit)
+		for (int t = 0; t < n; t++)
+		{
+			root[t] = 1;
+			linear[t] = value[t];
+		}
+	else
+		for (int t = 0; t < n; t++)
+		{
+			float square = alpha * value[t];
+			float some = sqrtf(square > 1e-30f ? square : 1e-30f);
+			float weight = (unobserved + square) / some;
 
-	for (; j + LANES <= rank; j += LANES)
-		STORE(to + j, scale * LOAD(from + j));
-	for (; j < rank; j++)
-		to[j] = scale * from[j];
-	for (; j < ld; j++)
-		to[j] = 0;
+			root[t] = value[t] > 0 ? some : 0;
+			linear[t] = value[t] > 0 ? weight : 0;
+		}
+}
+
+/* panel[t][0 … rank) = root[t] * scale (or 1 if NULL) * row index[t] of basis, zeros up to ld; t < n. */
+TARGET static void
+KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
+			   const float *scale, int n, int rank, int ld)
+{
+	for (int t = 0; t < n; t++, panel += ld)
+	{
+		const float *from = basis + (size_t) index[t] * stride;
+		int j = 0;
+
+		if (scale)
+			for (; j + LANES <= rank; j += LANES)
+				STORE(panel + j, root[t] * LOAD(from + j) * LOAD(scale + j));
+		else
+			for (; j + LANES <= rank; j += LANES)
+				STORE(panel + j, root[t] * LOAD(from + j));
+		for (; j < rank; j++)
+			panel[j] = root[t] * from[j] * (scale ? scale[j] : 1);
+		for (; j < ld; j++)
+			panel[j] = 0;
+	}
+}
+
+/* to (cols x rows) = from (rows x cols) transposed; both multiples of 16.  Blocks, by rounds of a perfect shuffle. */
+TARGET static void
+KERNEL(turn)(float *to, const float *from, int rows, int cols)
+{
+	for (int i = 0; i < rows; i += LANES)
+		for (int j = 0; j < cols; j += LANES)
+		{
+			VEC v[2][LANES];
+			int side = 0;
+
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				v[0][r] = LOAD(from + (size_t) (i + r) * cols + j);
+#pragma GCC unroll 4
+			for (int round = 1; round < LANES; round *= 2, side = 1 - side)
+#pragma GCC unroll 8
+				for (int r = 0; r < LANES / 2; r++)
+				{
+					v[1 - side][2 * r] = ZIP_LOW(v[side][r], v[side][r + LANES / 2]);
+					v[1 - side][2 * r + 1] = ZIP_HIGH(v[side][r], v[side][r + LANES / 2]);
+				}
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				STORE(to + (size_t) (j + r) * rows + i, v[side][r]);
+		}
+}
+
+/* out (n x ld) = y (n x rank) * q (rank x ld). */
+TARGET static void
+KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld)
+{
+	for (int64_t i = 0; i < n; i += 4)
+	{
+		const float *row[4];
+		int rows = n - i < 4 ? (int) (n - i) : 4;
+
+		for (int r = 0; r < 4; r++)
+			row[r] = y + (i + (r < rows ? r : 0)) * rank;
+		for (int j = 0; j < ld; j += 2 * LANES)
+		{
+			VEC acc[4][2] = {{{0}}};
+			int second = j + LANES < ld ? LANES : 0;
+
+			for (int t = 0; t < rank; t++)
+#pragma GCC unroll 4
+				for (int r = 0; r < 4; r++)
+				{
+					acc[r][0] += row[r][t] * LOAD(q + (size_t) t * ld + j);
+					acc[r][1] += row[r][t] * LOAD(q + (size_t) t * ld + j + second);
+				}
+			for (int r = 0; r < rows; r++)
+			{
+				STORE(out + (i + r) * ld + j, acc[r][0]);
+				if (second)
+					STORE(out + (i + r) * ld + j + second, acc[r][1]);
+			}
+		}
+	}
+}
+
+/* scale[i] = 1 / sqrt(diagonal[i] + penalty), 0 from rank to ld. */
+TARGET static void
+KERNEL(scale)(float *scale, const float *diagonal, float penalty, int rank, int ld)
+{
+	for (int i = 0; i < rank; i++)
+		scale[i] = 1 / sqrtf(diagonal[i] + penalty);
+	for (int i = rank; i < ld; i++)
+		scale[i] = 0;
 }
 
 /* b (ld doubles) += p^T c, p being n x ld. */
@@ -313,7 +439,7 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 		float z[16];
 
 		for (int i = at; i < at + 16 && at > 0; i += LANES)
-			KERNEL(stripe)(a, a, ld, at, i, -1, NULL);
+			KERNEL(stripe)(a, a, a, ld, at, i, -1, NULL);
 		if (!KERNEL(block)(stripe + at, ld, least + at, inverse))
 			return false;
 		for (int j = at + 16; j < ld; j += LANES)
@@ -380,3 +506,7 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 #undef LOAD
 #undef STORE
 #undef INLINE
+#undef LOWER
+#undef UPPER
+#undef ZIP_LOW
+#undef ZIP_HIGH
