@@ -31,7 +31,7 @@
 #include <math.h>
 #include <string.h>
 
-#define PANEL_FLOATS 6144 /* 24 kB, half a first-level cache */
+#define PANEL_FLOATS 4096 /* 16 kB, a third of a first-level cache */
 #define GRAM_SLOTS 16	  /* partial Gramians, added in order */
 #define MAX_CHUNKS 4096	  /* of a half-step */
 #define CHUNK_MACS 8e6	  /* multiplications of one, well under a millisecond */
@@ -40,7 +40,7 @@
 #define DUAL_LEAST 1e-5	  /* the least pivot of I + P P^T, by its diagonal */
 #define DUAL_SHARE 16	  /* worth it when one row of so many is short */
 #define SIGN_LEAST 1e-5	  /* smaller, by the largest, than this a number has no sign */
-#define AHEAD 256		  /* ratings between the fetch of a factor into the cache and its use */
+#define AHEAD 96		  /* ratings between the fetch of a factor into the cache and its use */
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
 #define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
@@ -96,7 +96,7 @@ typedef struct Kernels
 	void (*weigh)(const float *value, int n, bool implicit, float alpha, float unobserved, float *root,
 				  float *linear);
 	void (*gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
-				   const float *scale, int n, int rank, int ld);
+				   const float *linear, double *b, const float *scale, int n, int rank, int ld);
 	void (*linear)(double *b, const float *p, const float *c, int ld, int n);
 	void (*dots)(const float *x, const float *y, int64_t n, int rank, float *out);
 	bool (*solve)(float *a, float *b, int ld, const float *least, float *w);
@@ -479,7 +479,7 @@ n_counted(const Half *half, int64_t row)
 	return n;
 }
 
-/* Roots and weights of n ratings from entry e on, and the panel of their factors. */
+/* Weights of n ratings from entry e on, the panel of their factors, and what they add to b if there is no scale. */
 static void
 gather(const Half *half, Desk *desk, int64_t e, int n, const float *scale)
 {
@@ -488,8 +488,8 @@ gather(const Half *half, Desk *desk, int64_t e, int n, const float *scale)
 
 	half->kernels.weigh(csr->value + e, n, params->implicit, (float) params->alpha,
 						(float) params->unobserved, desk->root, desk->linear);
-	half->kernels.gather(desk->panel, half->basis, half->stride, csr->index + e, desk->root, scale, n,
-						 half->rank, half->ld);
+	half->kernels.gather(desk->panel, half->basis, half->stride, csr->index + e, desk->root, desk->linear,
+						 desk->b, scale, n, half->rank, half->ld);
 }
 
 /* A and b of a row.  MRC_AGAIN when the pool wants a pause, MRC_NOTFINITE when A is out of range. */
@@ -512,7 +512,6 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 		if (mrc_pool_pausing(half->als->pool) && end - csr->start[row] > half->panel_rows)
 			return MRC_AGAIN;
 		gather(half, desk, e, n, NULL);
-		half->kernels.linear(desk->b, desk->panel, desk->linear, ld, n);
 		half->kernels.syrk(desk->a, from, desk->panel, ld, n,
 						   e + AHEAD + n <= csr->start[csr->n_rows] ? &ahead : NULL);
 		from = desk->a;
@@ -730,7 +729,7 @@ solve_primal(const Half *half, Desk *desk, int64_t row, double penalty, double *
 	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
 		return MRC_NOTPD;
 	*product = 0;
-	for (int i = 0; i < half->rank; i++)
+	for (int i = 0; i < half->rank && half->want_loss; i++)
 		*product += desk->x[i] * desk->b[i];
 	return MRC_OK;
 }
@@ -741,7 +740,7 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 {
 	float *own = half->own + row * half->rank;
 	int64_t n = n_counted(half, row);
-	double square = 0;
+	float square;
 	double product = 0;
 	double penalty;
 	MrcStatus status = MRC_OK;
@@ -765,8 +764,7 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 	}
 	if (status != MRC_OK)
 		return status;
-	for (int i = 0; i < half->rank; i++)
-		square += (double) desk->x[i] * desk->x[i];
+	half->kernels.dots(desk->x, desk->x, 1, half->rank, &square);
 	if (!(square <= FLT_MAX))
 		return MRC_NOTFINITE;
 	memcpy(own, desk->x, (size_t) half->rank * sizeof(float));

@@ -196,26 +196,75 @@ KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobs
 		}
 }
 
-/* panel[t][0 … rank) = root[t] * scale (or 1 if NULL) * row index[t] of basis, zeros up to ld; t < n. */
-TARGET static void
-KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
-			   const float *scale, int n, int rank, int ld)
+/*
+ * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With b, b (ld doubles) +=
+ * panel^T linear; with scale instead, column i of the panel is multiplied by scale[i].
+ */
+INLINE void
+KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const int32_t *index,
+					   const float *root, const float *linear, double *b, const float *scale, int n, int ld,
+					   const int cols)
 {
-	for (int t = 0; t < n; t++, panel += ld)
+	VEC acc[4];
+	VEC factor[4];
+
+#pragma GCC unroll 4
+	for (int c = 0; c < cols; c++)
+	{
+		acc[c] = (VEC){0};
+		if (scale)
+			factor[c] = LOAD(scale + c * LANES);
+	}
+	for (int t = 0; t < n; t++)
 	{
 		const float *from = basis + (size_t) index[t] * stride;
-		int j = 0;
 
-		if (scale)
-			for (; j + LANES <= rank; j += LANES)
-				STORE(panel + j, root[t] * LOAD(from + j) * LOAD(scale + j));
-		else
-			for (; j + LANES <= rank; j += LANES)
-				STORE(panel + j, root[t] * LOAD(from + j));
-		for (; j < rank; j++)
-			panel[j] = root[t] * from[j] * (scale ? scale[j] : 1);
-		for (; j < ld; j++)
-			panel[j] = 0;
+#pragma GCC unroll 4
+		for (int c = 0; c < cols; c++)
+		{
+			VEC y = root[t] * LOAD(from + c * LANES);
+
+			if (scale)
+				y *= factor[c];
+			else
+				acc[c] += linear[t] * y;
+			STORE(panel + (size_t) t * ld + c * LANES, y);
+		}
+	}
+	for (int i = 0; i < cols * LANES && !scale; i++)
+		b[i] += acc[i / LANES][i % LANES];
+}
+
+TARGET static void
+KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
+			   const float *linear, double *b, const float *scale, int n, int rank, int ld)
+{
+	int j = 0;
+
+	for (int cols; j + LANES <= rank; j += cols * LANES)
+	{
+		cols = j + 4 * LANES <= rank ? 4 : 1;
+		if (scale && cols == 4)
+			KERNEL(gather_columns)
+		(panel + j, basis + j, stride, index, root, NULL, NULL, scale + j, n, ld, 4);
+		else if (scale) KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, NULL, NULL,
+											   scale + j, n, ld, 1);
+		else if (cols == 4)
+			KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 4);
+		else KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 1);
+	}
+	for (int t = 0; t < n && j < ld; t++)
+	{
+		const float *from = basis + (size_t) index[t] * stride;
+
+		for (int i = j; i < ld; i++)
+		{
+			float y = i < rank ? root[t] * from[i] : 0;
+
+			panel[(size_t) t * ld + i] = scale ? y * scale[i] : y;
+			if (!scale)
+				b[i] += (double) linear[t] * y;
+		}
 	}
 }
 
@@ -290,27 +339,39 @@ KERNEL(scale)(float *scale, const float *diagonal, float penalty, int rank, int 
 }
 
 /* b (ld doubles) += p^T c, p being n x ld. */
+INLINE void
+KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n, const int cols)
+{
+	VEC acc[2][4] = {{{0}}};
+	int t = 0;
+
+	for (; t + 2 <= n; t += 2, p += 2 * (size_t) ld)
+#pragma GCC unroll 4
+		for (int q = 0; q < cols; q++)
+		{
+			acc[0][q] += c[t] * LOAD(p + q * LANES);
+			acc[1][q] += c[t + 1] * LOAD(p + ld + q * LANES);
+		}
+#pragma GCC unroll 4
+	for (int q = 0; q < cols; q++)
+	{
+		if (t < n)
+			acc[0][q] += c[t] * LOAD(p + q * LANES);
+		acc[0][q] += acc[1][q];
+		for (int lane = 0; lane < LANES; lane++)
+			b[q * LANES + lane] += acc[0][q][lane];
+	}
+}
+
 TARGET static void
 KERNEL(linear)(double *b, const float *p, const float *c, int ld, int n)
 {
 	int j = 0;
 
+	for (; j + 4 * LANES <= ld; j += 4 * LANES)
+		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 4);
 	for (; j < ld; j += LANES)
-	{
-		VEC acc[4] = {{0}, {0}, {0}, {0}};
-		VEC all;
-		int t = 0;
-
-		for (; t + 4 <= n; t += 4)
-#pragma GCC unroll 4
-			for (int q = 0; q < 4; q++)
-				acc[q] += c[t + q] * LOAD(p + (size_t) (t + q) * ld + j);
-		for (; t < n; t++)
-			acc[0] += c[t] * LOAD(p + (size_t) t * ld + j);
-		all = (acc[0] + acc[1]) + (acc[2] + acc[3]);
-		for (int lane = 0; lane < LANES; lane++)
-			b[j + lane] += all[lane];
-	}
+		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 1);
 }
 
 INLINE float
@@ -345,11 +406,12 @@ KERNEL(dots)(const float *x, const float *y, int64_t n, int rank, float *out)
 }
 
 /*
- * Factorise the block of 16 x 16 at a, U^T U, and leave U^-T in w (16 x 16, lower).  Gaussian elimination first, whose
- * longest chain has a division and no root: the rows become D^1/2 U.  False where a pivot is not above least[i].
+ * Factorise the block of 16 x 16 at a, U^T U, leave U^-T in w (16 x 16, lower), and put z = U^-T z.  Gaussian
+ * elimination first, whose longest chain has a division and no root: the rows become D^1/2 U.  False where a pivot is
+ * not above least[i].
  */
 INLINE bool
-KERNEL(block)(const float *a, int ld, const float *least, float *w)
+KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 {
 	enum
 	{
@@ -358,7 +420,12 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	float row[16][16]; /* unit upper: row i of U / U[i][i] */
 	float pivot[16];
 	VEC v[16][PARTS];
+	VEC b[PARTS];
 	bool good = true;
+
+#pragma GCC unroll 4
+	for (int c = 0; c < PARTS; c++)
+		b[c] = LOAD(z + c * LANES);
 
 #pragma GCC unroll 16
 	for (int i = 0; i < 16; i++)
@@ -370,23 +437,24 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	{
 		float inverse;
 
+		pivot[i] = v[i][i / LANES][i % LANES];
+		inverse = 1 / pivot[i];
+		z[i] = b[i / LANES][i % LANES];
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
-			STORE(row[i] + c * LANES, v[i][c]);
-		pivot[i] = row[i][i];
-		inverse = 1 / pivot[i];
+			b[c] -= (z[i] * inverse) * v[i][c];
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			STORE(row[i] + c * LANES, v[i][c] * inverse);
 #pragma GCC unroll 16
 		for (int q = i + 1; q < 16; q++)
 		{
-			float factor = row[i][q] * inverse;
+			float factor = row[i][q];
 
 #pragma GCC unroll 4
 			for (int c = 0; c < PARTS; c++)
 				v[q][c] -= factor * v[i][c];
 		}
-#pragma GCC unroll 4
-		for (int c = 0; c < PARTS; c++)
-			STORE(row[i] + c * LANES, v[i][c] * inverse);
 	}
 	for (int i = 0; i < 16; i++)
 		good &= pivot[i] > least[i] && pivot[i] <= FLT_MAX;
@@ -413,6 +481,7 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	{
 		float root = 1 / sqrtf(pivot[i]);
 
+		z[i] *= root;
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
 			STORE(w + i * 16 + c * LANES, root * v[i][c]);
@@ -436,11 +505,21 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 	{
 		float *stripe = a + (size_t) at * ld;
 		float *inverse = w + (size_t) at * 16;
-		float z[16];
 
 		for (int i = at; i < at + 16 && at > 0; i += LANES)
 			KERNEL(stripe)(a, a, a, ld, at, i, -1, NULL);
-		if (!KERNEL(block)(stripe + at, ld, least + at, inverse))
+		for (int j = at; j < at + 16; j += LANES)
+		{
+			VEC sum[2] = {LOAD(b + j), {0}};
+
+			for (int t = 0; t < at; t += 2)
+			{
+				sum[0] -= b[t] * LOAD(a + (size_t) t * ld + j);
+				sum[1] -= b[t + 1] * LOAD(a + (size_t) (t + 1) * ld + j);
+			}
+			STORE(b + j, sum[0] + sum[1]);
+		}
+		if (!KERNEL(block)(stripe + at, ld, least + at, inverse, b + at))
 			return false;
 		for (int j = at + 16; j < ld; j += LANES)
 		{
@@ -459,25 +538,6 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 					sum += inverse[i * 16 + t] * v[t];
 				STORE(stripe + (size_t) i * ld + j, sum);
 			}
-		}
-		for (int j = at; j < at + 16; j += LANES)
-		{
-			VEC sum[2] = {LOAD(b + j), {0}};
-
-			for (int t = 0; t < at; t += 2)
-			{
-				sum[0] -= b[t] * LOAD(a + (size_t) t * ld + j);
-				sum[1] -= b[t + 1] * LOAD(a + (size_t) (t + 1) * ld + j);
-			}
-			STORE(z + j - at, sum[0] + sum[1]);
-		}
-		for (int i = 0; i < 16; i++)
-		{
-			float sum = inverse[i * 16] * z[0];
-
-			for (int t = 1; t <= i; t++)
-				sum += inverse[i * 16 + t] * z[t];
-			b[at + i] = sum;
 		}
 	}
 	for (int at = ld - 16; at >= 0; at -= 16)
