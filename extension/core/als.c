@@ -39,7 +39,8 @@
 #define DUAL_SPREAD 1e-5  /* the least E by the greatest, of a system that is not too ill-conditioned for P */
 #define DUAL_LEAST 1e-5	  /* the least pivot of I + P P^T, by its diagonal */
 #define DUAL_SHARE 16	  /* worth it when one row of so many is short */
-#define SIGN_LEAST 1e-5	  /* smaller, by the largest, than this a number has no sign */
+#define SIGN_STEPS 4	  /* of the pivoting, at most so many times the rank */
+#define SIGN_LEAST 1e-5f  /* smaller, by the largest, than this a number has no sign */
 #define AHEAD 96		  /* ratings between the fetch of a factor into the cache and its use */
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
@@ -134,7 +135,7 @@ typedef struct Desk
 	float *root;   /* desk_rows: of the weights of the panel's rows in A */
 	float *linear; /* desk_rows: their weights in b, by root */
 	float *a;	   /* ld x ld, with room for doubles */
-	float *kept;   /* ld x ld: A while a is solved; nonnegative only */
+	float *kept;   /* ld x ld, ld: A and b while they are solved; nonnegative only */
 	float *x;	   /* ld: b, then the solution */
 	float *y;	   /* ld */
 	float *scale;  /* ld: E^(-1/2) */
@@ -258,7 +259,7 @@ lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int
 		desk.linear = take_floats(&at, desk_rows);
 		desk.a = take(&at, ld * ld * sizeof(double));
 		if (params->nonnegative)
-			desk.kept = take_floats(&at, ld * ld);
+			desk.kept = take_floats(&at, ld * ld + ld);
 		desk.x = take_floats(&at, ld);
 		desk.y = take_floats(&at, ld);
 		desk.scale = take_floats(&at, ld);
@@ -611,10 +612,11 @@ row_loss(const Half *half, int64_t row, double penalty, double product)
 
 /*
  * The system of a row with explicit ratings that is singular at single precision, from the start in doubles: values of
- * 1e5 make A that much larger than the penalty that keeps it regular.  Plain loops; few data need this.
+ * 1e5 make A that much larger than the penalty that keeps it regular.  fixed, unless NULL: coordinates that stay 0.
+ * Plain loops; few data need this.
  */
 static MrcStatus
-solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
+solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed)
 {
 	const MrcCsr *csr = half->csr;
 	int rank = half->rank;
@@ -640,6 +642,11 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
 	for (int i = 0; i < rank; i++)
 	{
 		a[i * ld + i] += penalty;
+		for (int j = i; j < rank && fixed; j++)
+			if (fixed[i] || fixed[j])
+				a[i * ld + j] = i == j ? 1 : 0;
+		if (fixed && fixed[i])
+			b[i] = 0;
 		desk->least[i] = (float) (a[i * ld + i] * rank * DBL_EPSILON);
 	}
 	for (int i = 0; i < rank; i++)
@@ -734,6 +741,132 @@ solve_primal(const Half *half, Desk *desk, int64_t row, double penalty, double *
 	return MRC_OK;
 }
 
+static float
+product_of(const Half *half, const float *a, const float *b, int n)
+{
+	float product;
+
+	half->kernels.dots(a, b, 1, n, &product);
+	return product;
+}
+
+/* A and b with the fixed coordinates taken out, to be solved. */
+static void
+take_free(const Half *half, Desk *desk, const bool *fixed)
+{
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+
+	for (size_t i = 0; i < ld; i++)
+	{
+		const float *from = desk->kept + i * ld;
+		float *to = desk->a + i * ld;
+
+		for (size_t j = i; j < ld; j++)
+			to[j] = fixed[i] || fixed[j] ? (float) (i == j) : from[j];
+		for (size_t j = i / 16 * 16; j < i; j++)
+			to[j] = 0;
+		desk->x[i] = fixed[i] ? 0 : b[i];
+		desk->least[i] = to[i] * FLT_EPSILON;
+	}
+}
+
+/*
+ * One step of the pivoting: the minimum over the free coordinates to x, and to y = A x - b what would change the fixed
+ * ones; wrong: those with the wrong sign.
+ */
+static MrcStatus
+solve_free(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed, bool *wrong)
+{
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+	float most_x = 0;
+	float most_b = 0;
+
+	take_free(half, desk, fixed);
+	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
+	{
+		MrcStatus status =
+			half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, penalty, fixed);
+
+		if (status != MRC_OK)
+			return status;
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		desk->y[i] = -b[i];
+		most_x = fmaxf(most_x, fabsf(desk->x[i]));
+		most_b = fmaxf(most_b, fabsf(b[i]));
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		const float *above = desk->kept + (size_t) i * ld;
+
+		for (int j = i + 1; j < rank; j++)
+			desk->y[j] += above[j] * desk->x[i];
+		desk->y[i] += product_of(half, above + i, desk->x + i, rank - i);
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		wrong[i] = fixed[i] ? desk->y[i] < -SIGN_LEAST * most_b : desk->x[i] < -SIGN_LEAST * most_x;
+		if (!wrong[i])
+			desk->x[i] = fmaxf(desk->x[i], 0);
+	}
+	return MRC_OK;
+}
+
+/*
+ * The minimum over x >= 0.  All wrong coordinates change sides at once while their number falls, or for three more
+ * steps; then only the last one does, which cannot go round in circles (Murty).
+ */
+static MrcStatus
+solve_nonnegative(const Half *half, Desk *desk, int64_t row, double penalty, double *product)
+{
+	bool fixed[MRC_MAX_RANK] = {false};
+	bool wrong[MRC_MAX_RANK];
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+	int fewest = rank + 1;
+	int patience = 3;
+	int n_wrong = rank;
+	MrcStatus status = build_system(half, desk, row, penalty);
+
+	memcpy(desk->kept, desk->a, ld * ld * sizeof(float));
+	memcpy(desk->kept + ld * ld, desk->x, ld * sizeof(float));
+	for (int step = 0; step < SIGN_STEPS * rank + 16 && n_wrong > 0 && status == MRC_OK; step++)
+	{
+		int last = 0;
+
+		status = mrc_pool_pausing(half->als->pool) ? MRC_AGAIN
+												   : solve_free(half, desk, row, penalty, fixed, wrong);
+		if (status != MRC_OK)
+			break;
+		n_wrong = 0;
+		for (int i = 0; i < rank; i++)
+			if (wrong[i])
+			{
+				n_wrong++;
+				last = i;
+			}
+		patience = n_wrong < fewest ? 3 : patience - 1;
+		fewest = n_wrong < fewest ? n_wrong : fewest;
+		for (int i = 0; i < rank; i++)
+			if (wrong[i] && (patience >= 0 || i == last))
+				fixed[i] = !fixed[i];
+	}
+	*product = 0;
+	for (int i = 0; i < rank; i++)
+	{
+		desk->x[i] = fmaxf(desk->x[i], 0);
+		*product += (double) desk->x[i] * b[i];
+	}
+	if (n_wrong > 0)
+		*product = DBL_MAX; /* rounding decided signs: not quite the minimum */
+	return status;
+}
+
 /* loss: the row's part of the objective if the half-step wants it, else its penalty. */
 static MrcStatus
 solve_row(Half *half, Desk *desk, int64_t row, double *loss)
@@ -752,14 +885,16 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 		return MRC_OK;
 	}
 	penalty = penalty_of(half, n);
-	if (half->csr->start[row + 1] - half->csr->start[row] > half->dual_rows || !(penalty > 0) ||
-		!solve_dual(half, desk, row, penalty, &product))
+	if (half->als->params.nonnegative)
+		status = solve_nonnegative(half, desk, row, penalty, &product);
+	else if (half->csr->start[row + 1] - half->csr->start[row] > half->dual_rows || !(penalty > 0) ||
+			 !solve_dual(half, desk, row, penalty, &product))
 		status = solve_primal(half, desk, row, penalty, &product);
 	if (status == MRC_OK)
 		rotate_back(half, desk);
-	else if (status == MRC_NOTPD && !half->als->params.implicit)
+	else if (status == MRC_NOTPD && !half->als->params.implicit && !half->als->params.nonnegative)
 	{
-		status = solve_in_double(half, desk, row, penalty);
+		status = solve_in_double(half, desk, row, penalty, NULL);
 		product = DBL_MAX; /* nothing is known */
 	}
 	if (status != MRC_OK)
@@ -955,9 +1090,10 @@ start_task(void *arg, int worker, int64_t lo, int64_t hi)
 	{
 		double radius = sqrt(-2 * log(uniform(base + 2 * (uint64_t) i)));
 
+		double normal = radius * cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1));
+
 		start->als->item[i] =
-			(float) (start->scale * radius *
-					 cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1)));
+			(float) (start->scale * (start->als->params.nonnegative ? fabs(normal) : normal));
 	}
 	return MRC_OK;
 }

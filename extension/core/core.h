@@ -135,7 +135,8 @@ typedef struct MrcAls
 extern size_t
 mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads);
 /*
- * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only.
+ * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only;
+ * its absolute value if nonnegative.
  * Explicit feedback wants sqrt(size of the values) as scale, so that both sides begin at the size they will have: from
  * a start that is too small the other side's systems are singular at single precision.  Pool.
  */
