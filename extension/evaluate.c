@@ -326,7 +326,7 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 		prepare_error(evaluation, ratings, items);
 	else
 		mr_csr_release(evaluation->budget, &ratings->by_user);
-	if (exclude_seen)
+	if (exclude_seen && evaluation->model->query)
 		read_seen(evaluation, &ratings->items, items, &ranking->seen);
 	else
 	{
@@ -409,6 +409,11 @@ mr_evaluate(PG_FUNCTION_ARGS)
 	SPI_connect();
 	evaluation.budget = mr_budget_create("evaluation");
 	evaluation.model = mr_model_open(name);
+	if (baseline && evaluation.model->query == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("model \"%s\" has no baseline", name),
+				 errdetail("It was imported without ratings.")));
 	evaluation.list = baseline ? &evaluation.model->baseline : &evaluation.model->items;
 	prepare(&evaluation, test, PG_GETARG_BOOL(3));
 	run(&evaluation, PG_GETARG_INT32(2));

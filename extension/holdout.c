@@ -8,6 +8,8 @@
 
 #include <math.h>
 
+#include "common/shortest_dec.h"
+
 #define INTERRUPT_ROWS 0xFFFFF /* mask: look for interrupts once in a million entries */
 
 /* ---- who is held out ---- */
@@ -415,4 +417,40 @@ mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int r
 	return n_users * (sizeof(int32) + 2 * sizeof(int64)) + n_out * sizeof(int32) + 64 +
 		Max(n_users * sizeof(Drawn),
 			mrc_ranking_scratch_bytes(n_judged, ratings->items.n, rank, k, n_threads));
+}
+
+/* The shortest text that reads back as the same number; not finite: null. */
+static void
+append_number(StringInfo json, const char *name, double value)
+{
+	char number[DOUBLE_SHORTEST_DECIMAL_LEN];
+
+	appendStringInfo(json, "\"%s\": ", name);
+	if (isfinite(value))
+	{
+		double_to_shortest_decimal_buf(value, number);
+		appendStringInfo(json, "%s, ", number);
+	}
+	else
+		appendStringInfoString(json, "null, ");
+}
+
+char *
+mr_scores_json(const MrScores *scores, int n_iterations, double loss)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	append_number(&json, "precision", scores->precision);
+	append_number(&json, "recall", scores->recall);
+	append_number(&json, "map", scores->map);
+	append_number(&json, "ndcg", scores->ndcg);
+	append_number(&json, "hit_rate", scores->hit_rate);
+	append_number(&json, "coverage", scores->coverage);
+	append_number(&json, "rmse", scores->rmse);
+	append_number(&json, "loss", loss);
+	appendStringInfo(&json, "\"iterations\": %d, \"users\": " INT64_FORMAT "}", n_iterations,
+					 scores->n_users);
+	return json.data;
 }

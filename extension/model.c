@@ -116,6 +116,12 @@ check_owner(const char *name, bool gone_ok)
 }
 
 Oid
+mr_model_owner(const char *name)
+{
+	return check_owner(name, false);
+}
+
+Oid
 mr_model_lock(const char *name, bool gone_ok)
 {
 	uint64 key = hash_bytes_extended((const unsigned char *) name, strlen(name), 0);
@@ -210,16 +216,20 @@ static void
 store_version(const MrNewModel *new_model, int version)
 {
 	Oid types[9] = {TEXTOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID};
-	Datum values[9] = {CStringGetTextDatum(new_model->name),	   Int32GetDatum(version),
-					   CStringGetTextDatum(new_model->query),	   PointerGetDatum(new_model->settings),
-					   CStringGetTextDatum(new_model->parameters), CStringGetTextDatum(new_model->metrics),
-					   Int64GetDatum(new_model->users.ids.n),	   Int64GetDatum(new_model->items.ids.n),
+	Datum values[9] = {CStringGetTextDatum(new_model->name),
+					   Int32GetDatum(version),
+					   CStringGetTextDatum(new_model->query ? new_model->query : ""),
+					   PointerGetDatum(new_model->settings),
+					   CStringGetTextDatum(new_model->parameters),
+					   CStringGetTextDatum(new_model->metrics),
+					   Int64GetDatum(new_model->users.ids.n),
+					   Int64GetDatum(new_model->items.ids.n),
 					   Int64GetDatum(new_model->n_ratings)};
 
 	mr_exec_args("INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
 				 "users, items, "
 				 "ratings) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, $9)",
-				 SPI_OK_INSERT, false, 9, types, values, NULL);
+				 SPI_OK_INSERT, false, 9, types, values, new_model->query ? NULL : "  n      ");
 }
 
 static void
@@ -720,7 +730,7 @@ read_definition(const char *name)
 	model->owner = DatumGetObjectId(SPI_getbinval(row, desc, 1, &null));
 	model->version = DatumGetInt32(SPI_getbinval(row, desc, 2, &null));
 	model->uuid = *DatumGetUUIDP(SPI_getbinval(row, desc, 3, &null));
-	model->query = TextDatumGetCString(SPI_getbinval(row, desc, 4, &null));
+	model->query = SPI_getvalue(row, desc, 4);
 	model->settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 5, &null));
 	model->owner_name = *DatumGetName(SPI_getbinval(row, desc, 6, &null));
 	MemoryContextSwitchTo(before);
@@ -770,7 +780,10 @@ mr_model_open(const char *name)
 	}
 	load_side(model, &model->users, "user");
 	load_side(model, &model->items, "item");
-	load_side(model, &model->baseline, "baseline");
+	if (model->query)
+		load_side(model, &model->baseline, "baseline");
+	else
+		model->baseline.rank = 1;
 	if (model->users.rank != model->items.rank || model->baseline.rank != 1)
 		corrupt_block(model, "item", 0, "its rank is not that of the other side");
 	mr_leave(&guard);

@@ -26,6 +26,11 @@ typedef struct MrBudget
 extern MrBudget *mr_budget_create(const char *name);
 extern void *mr_reserve(MrBudget *budget, Size n_bytes);
 extern void mr_release(MrBudget *budget, void *memory);
+/*
+ * Refuse at once what is going to take so much more memory: 54000.  what begins a sentence, "… needs … MB", and says
+ * the sizes on which that depends; NULL: the next step.
+ */
+extern void mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what);
 
 /* A plan that mr_prepare keeps and that is freed when the context goes, by an error too; it may not move. */
 typedef struct MrPlan
@@ -71,12 +76,17 @@ extern char *mr_key_cstring(const MrKey *key);
  * or "test", for messages.
  */
 extern char *mr_ratings_query(const char *ratings, const char *what);
+/* The same for a query with other columns, listed for messages. */
+extern char *mr_query_of(const char *given, const char *what, const char *columns);
 
 /* Columns of a query of ratings: kinds of the first two, and the value if there are more. */
 typedef struct MrShape
 {
 	bool user_text;
 	bool item_text;
+	Oid user_type; /* below any domain */
+	Oid item_type;
+	Oid value_type; /* InvalidOid without one */
 	int n_columns;
 } MrShape;
 
@@ -109,6 +119,8 @@ typedef struct MrRatings
 extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner,
 								  MrValues values, bool empty_ok);
 extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
+/* Bytes of compressed rows, mr_csr_transpose()'s result for one. */
+extern Size mr_csr_bytes(int64 n_rows, int64 n);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);
 
 /* What is done to the values before training: nothing; log(1 + value); 1 if the value is above 0, else 0. */
@@ -175,6 +187,9 @@ extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *r
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
 								   int64 max_users, int n_threads);
+
+/* As a JSON object, with the iterations done and the last loss. */
+extern char *mr_scores_json(const MrScores *scores, int n_iterations, double loss);
 
 /* ---- train.c: threads and BLAS ---- */
 
@@ -251,7 +266,7 @@ typedef struct MrModel
 	pg_uuid_t uuid; /* of the version: the key of everything derived from it */
 	Oid owner;
 	NameData owner_name; /* what he was called; see mr_model_enter */
-	char *query;		 /* the ratings, to be run as owner with settings */
+	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
 	MrSide users;
 	MrSide items;
@@ -289,13 +304,15 @@ extern void mr_model_enter(MrGuard *guard, const MrModel *model);
  * owner has gone, unless gone_ok and the caller is a superuser.
  */
 extern Oid mr_model_lock(const char *name, bool gone_ok);
+/* The same without the lock. */
+extern Oid mr_model_owner(const char *name);
 
 /* A model that is not yet stored. */
 typedef struct MrNewModel
 {
 	const char *name;
 	Oid owner;
-	const char *query;
+	const char *query; /* NULL: nobody has anything, and there is no baseline */
 	ArrayType *settings;
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */

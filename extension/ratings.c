@@ -2,24 +2,35 @@
  * ratings.c: the only reader of user tables.
  *
  * A query of ratings has the columns user, item [, value] first; what follows is ignored.  It is wrapped once, as
- *     SELECT q.u::bigint, q.i::text, q.v::float8 FROM (query) AS q(u, i, v, c4, …)
- * so that the executor does all casts and this file sees three types only.  Rows stream through an SPI cursor; ids
- * are hashed to dense numbers in the order of appearance and renumbered at the end in the order of ids.  The triples
- * are then sorted by two counting sorts (by item, then by user), which leaves duplicates side by side.
+ *     SELECT q.u, q.i, q.v FROM (query) AS q(u, i, v, c4, …)
+ * and run to its end with a receiver of our own: the executor hands over each row where it lies, and nothing is copied
+ * but the numbers.  Rows are gathered into small batches, whose ids are then looked up together, so that the look-ups
+ * wait for memory at the same time.  Ids get dense numbers in the order of appearance, and rows in the order of ids at
+ * the end.  The triples of numbers and value, which stand in chunks that never move, are divided by ranges of users
+ * that fit a processor's cache, and each range is sorted by item and then by user; that leaves duplicates side by side,
+ * in the order of appearance.
+ *
+ * The query runs serially: sums must not depend on how workers happened to share the rows.
  */
 #include "model.h"
 
 #include <ctype.h>
 #include <float.h>
 #include <math.h>
+#include <time.h>
 
+#include "access/detoast.h"
 #include "catalog/namespace.h"
 #include "common/hashfn.h"
+#include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
+#include "port/pg_bitutils.h"
+#include "utils/numeric.h"
 #include "utils/plancache.h"
 #include "utils/varlena.h"
 
-#define FETCH_ROWS 10000
+#define BATCH_ROWS 512
+#define BATCH_TEXT_BYTES 65536
 #define MAX_ID_BYTES 65536
 #define ALIGN_BYTES 64
 #define INTERRUPT_ROWS 0xFFFFF /* mask: look for interrupts once in a million entries */
@@ -45,22 +56,43 @@ mr_budget_create(const char *name)
 	return budget;
 }
 
+/* Whether so much more is within millrace.max_memory. */
+static bool
+affordable(const MrBudget *budget, Size n_bytes)
+{
+	Size limit_bytes = (Size) mr_max_memory_kb * 1024;
+
+	return n_bytes <= limit_bytes && budget->used_bytes + n_bytes <= limit_bytes;
+}
+
+void
+mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what)
+{
+	Size need_mb = ((budget->used_bytes + n_bytes) >> 20) + 1;
+	Size limit_mb = (Size) mr_max_memory_kb >> 10;
+
+	if (affordable(budget, n_bytes))
+		return;
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+		 errmsg("this needs more memory than millrace.max_memory allows"),
+		 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
+			  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
+						  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
+		 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train with a lower rank.",
+				 need_mb)));
+}
+
 void *
 mr_reserve(MrBudget *budget, Size n_bytes)
 {
-	Size limit_bytes = (Size) mr_max_memory_kb * 1024;
 	Size gross;
 	char *raw;
 	Piece *piece;
 	uintptr_t at;
 
-	if (n_bytes > limit_bytes || budget->used_bytes + n_bytes > limit_bytes)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("this needs more memory than millrace.max_memory allows"),
-				 errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
-						   budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_bytes >> 20),
-				 errhint("Raise millrace.max_memory, read fewer rows, or train with a lower rank.")));
+	mr_reserve_check(budget, n_bytes, NULL);
 	gross = n_bytes + sizeof(Piece) + ALIGN_BYTES;
 	raw = MemoryContextAllocExtended(budget->context, gross, MCXT_ALLOC_HUGE);
 	at = TYPEALIGN(ALIGN_BYTES, (uintptr_t) raw + sizeof(Piece));
@@ -92,7 +124,7 @@ grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 
 	if (n_bytes <= have)
 		return memory;
-	if (budget->used_bytes + have + have / 2 <= (Size) mr_max_memory_kb * 1024)
+	if (affordable(budget, have + have / 2))
 		n_bytes = Max(n_bytes, have + have / 2);
 	bigger = mr_reserve(budget, n_bytes);
 	if (used_bytes > 0)
@@ -230,143 +262,281 @@ mr_ids_find(const MrIds *ids, const MrKey *wanted)
 	return -1;
 }
 
-/* Ids as they come: number of an id in the order of appearance. */
+/* An entry of an IdMap. */
+typedef struct IdSlot
+{
+	uint64 key;	  /* bigint: the id; text: its hash; when sorted: what decides the order, or begins to */
+	int32 number; /* in the order of appearance; -1: the slot is free */
+} IdSlot;
+
+/*
+ * Ids as they come, and their numbers.  Integers from 0 up, as long as they are not much larger than the number of ids,
+ * are found in an array, which needs a quarter of the cache; the others, and texts, in a hash table with linear
+ * probing, at most three quarters full.
+ */
 typedef struct IdMap
 {
 	MrBudget *budget;
-	MrIds ids; /* not sorted */
-	int32 *slots;
+	bool text;
+	int64 n;
+	int32 *direct; /* n_direct: number of id i, or -1 */
+	uint64 n_direct;
+	IdSlot *slots; /* mask + 1, a power of two; none of them an integer below n_direct */
 	uint64 mask;
+	int64 n_hashed;
+	char *bytes;   /* text: id i is bytes [starts[i], starts[i + 1]) */
+	int64 *starts; /* text: n + 1 */
 } IdMap;
+
+#define DIRECT_IDS 8 /* the array is so many times as long as there are ids, at most */
 
 static void
 map_begin(IdMap *map, MrBudget *budget, bool is_text)
 {
 	memset(map, 0, sizeof(*map));
 	map->budget = budget;
-	map->ids.text = is_text;
-	map->mask = 1023;
-	map->slots = mr_reserve(budget, (map->mask + 1) * sizeof(int32));
-	memset(map->slots, -1, (map->mask + 1) * sizeof(int32));
+	map->text = is_text;
 	if (is_text)
 	{
-		map->ids.starts = mr_reserve(budget, 1024 * sizeof(int64));
-		map->ids.starts[0] = 0;
+		map->starts = mr_reserve(budget, BATCH_ROWS * sizeof(int64));
+		map->starts[0] = 0;
 	}
 }
 
+/* Where to look for a key first, before the mask. */
 static uint64
-hash_key(const MrKey *key)
+spread(const IdMap *map, uint64 key)
 {
-	uint64 hash;
-
-	if (key->text)
-		return hash_bytes_extended((const unsigned char *) key->bytes, key->n_bytes, 0);
+	if (map->text)
+		return key;
 
 	/* The finalizer of MurmurHash3 (Austin Appleby, public domain): ids that differ in high bits only spread too. */
-	hash = (uint64) key->value;
-	hash = (hash ^ hash >> 33) * UINT64CONST(0xFF51AFD7ED558CCD);
-	hash = (hash ^ hash >> 33) * UINT64CONST(0xC4CEB9FE1A85EC53);
-	return hash ^ hash >> 33;
+	key = (key ^ key >> 33) * UINT64CONST(0xFF51AFD7ED558CCD);
+	key = (key ^ key >> 33) * UINT64CONST(0xC4CEB9FE1A85EC53);
+	return key ^ key >> 33;
 }
 
+/* A new table of n slots with those of the old one that are not in the array. */
 static void
-map_rehash(IdMap *map)
+map_rehash(IdMap *map, uint64 n)
 {
-	mr_release(map->budget, map->slots);
-	map->mask = map->mask * 2 + 1;
-	map->slots = mr_reserve(map->budget, (map->mask + 1) * sizeof(int32));
-	memset(map->slots, -1, (map->mask + 1) * sizeof(int32));
-	for (int64 i = 0; i < map->ids.n; i++)
+	IdSlot *before = map->slots;
+	uint64 n_before = before ? map->mask + 1 : 0;
+
+	map->slots = mr_reserve(map->budget, n * sizeof(IdSlot));
+	map->mask = n - 1;
+	map->n_hashed = 0;
+	for (uint64 i = 0; i < n; i++)
+		map->slots[i].number = -1;
+	for (uint64 i = 0; i < n_before; i++)
 	{
-		MrKey key = mr_ids_key(&map->ids, i);
-		uint64 at = hash_key(&key) & map->mask;
+		uint64 at = spread(map, before[i].key) & map->mask;
 
 		if ((i & INTERRUPT_ROWS) == 0)
 			CHECK_FOR_INTERRUPTS();
-		while (map->slots[at] >= 0)
+		if (before[i].number < 0 || (!map->text && before[i].key < map->n_direct))
+			continue;
+		while (map->slots[at].number >= 0)
 			at = (at + 1) & map->mask;
-		map->slots[at] = (int32) i;
+		map->slots[at] = before[i];
+		map->n_hashed++;
 	}
+	mr_release(map->budget, before);
 }
 
+/* Make the array so long, if the budget allows. */
 static void
-map_append(IdMap *map, const MrKey *key)
+map_lengthen(IdMap *map, uint64 n)
 {
-	MrIds *ids = &map->ids;
+	int32 *longer;
 
-	if (ids->n == INT32_MAX)
-		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many distinct ids")));
-	if (!key->text)
-	{
-		ids->ints = grow(map->budget, ids->ints, ids->n * sizeof(int64), (ids->n + 1) * sizeof(int64));
-		ids->ints[ids->n++] = key->value;
+	if (!affordable(map->budget, (n + map->mask + 1) * sizeof(IdSlot)))
 		return;
-	}
-	if (key->n_bytes > MAX_ID_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("an id has " INT64_FORMAT " bytes, more than %d", key->n_bytes, MAX_ID_BYTES)));
+	longer = mr_reserve(map->budget, n * sizeof(int32));
+	memset(longer, -1, n * sizeof(int32));
+	if (map->n_direct > 0)
+		memcpy(longer, map->direct, map->n_direct * sizeof(int32));
+	mr_release(map->budget, map->direct);
+	map->direct = longer;
+	map->n_direct = n;
+	for (uint64 i = 0; i <= map->mask; i++)
+		if (map->slots[i].number >= 0 && map->slots[i].key < n)
+			longer[map->slots[i].key] = map->slots[i].number;
+	map_rehash(map, map->mask + 1);
+}
 
-	int64 end = ids->starts[ids->n];
+/* The ids of one column of a batch. */
+typedef struct IdBatch
+{
+	uint64 key[BATCH_ROWS]; /* bigint: the id; text: its hash */
+	/* text: id i is bytes [starts[i], starts[i + 1]) */
+	char *bytes;
+	int64 starts[BATCH_ROWS + 1];
+} IdBatch;
 
-	ids->bytes = grow(map->budget, ids->bytes, end, end + key->n_bytes + 1);
-	ids->starts = grow(map->budget, ids->starts, (ids->n + 1) * sizeof(int64), (ids->n + 2) * sizeof(int64));
-	memcpy(ids->bytes + end, key->bytes, key->n_bytes);
-	ids->starts[++ids->n] = end + key->n_bytes;
+static bool
+same_text(const IdMap *map, int32 number, const IdBatch *batch, int i)
+{
+	int64 n_bytes = batch->starts[i + 1] - batch->starts[i];
+
+	return map->starts[number + 1] - map->starts[number] == n_bytes &&
+		memcmp(map->bytes + map->starts[number], batch->bytes + batch->starts[i], n_bytes) == 0;
 }
 
 static int32
-map_number(IdMap *map, const MrKey *key)
+map_add(IdMap *map, const IdBatch *batch, int i)
 {
-	uint64 at = hash_key(key) & map->mask;
-
-	for (; map->slots[at] >= 0; at = (at + 1) & map->mask)
+	if (map->n == INT32_MAX)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many distinct ids")));
+	if (map->text)
 	{
-		MrKey have = mr_ids_key(&map->ids, map->slots[at]);
+		int64 n_bytes = batch->starts[i + 1] - batch->starts[i];
+		int64 end = map->starts[map->n];
 
-		if (compare_keys(&have, key) == 0)
-			return map->slots[at];
+		map->bytes = grow(map->budget, map->bytes, end, end + n_bytes + 1);
+		map->starts =
+			grow(map->budget, map->starts, (map->n + 1) * sizeof(int64), (map->n + 2) * sizeof(int64));
+		memcpy(map->bytes + end, batch->bytes + batch->starts[i], n_bytes);
+		map->starts[map->n + 1] = end + n_bytes;
 	}
-	map_append(map, key);
-	map->slots[at] = (int32) (map->ids.n - 1);
-	if ((uint64) map->ids.n * 2 > map->mask)
-		map_rehash(map);
-	return (int32) (map->ids.n - 1);
+	return (int32) map->n++;
+}
+
+/* The numbers of those of the batch that are not in the array: n of them, at the places which. */
+static void
+map_hashed(IdMap *map, const IdBatch *batch, int n, const int *which, int32 *numbers)
+{
+	uint64 at[BATCH_ROWS];
+	bool more_direct = false;
+
+	if (map->slots == NULL)
+		map_rehash(map, 2 * BATCH_ROWS);
+	while ((map->n_hashed + n) * 4 > (map->mask + 1) * 3)
+		map_rehash(map, 2 * (map->mask + 1));
+	for (int i = 0; i < n; i++)
+	{
+		at[i] = spread(map, batch->key[which[i]]) & map->mask;
+		__builtin_prefetch(&map->slots[at[i]]);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		uint64 key = batch->key[which[i]];
+		IdSlot *slot = &map->slots[at[i]];
+
+		while (slot->number >= 0 &&
+			   !(slot->key == key && (!map->text || same_text(map, slot->number, batch, which[i]))))
+		{
+			at[i] = (at[i] + 1) & map->mask;
+			slot = &map->slots[at[i]];
+		}
+		if (slot->number < 0)
+		{
+			*slot = (IdSlot){key, map_add(map, batch, which[i])};
+			map->n_hashed++;
+		}
+		numbers[which[i]] = slot->number;
+		more_direct |= key < (uint64) map->n * DIRECT_IDS;
+	}
+	if (more_direct && !map->text && (uint64) map->n * DIRECT_IDS >= map->n_direct * 3 / 2)
+		map_lengthen(map, map->n * DIRECT_IDS);
+}
+
+/* The numbers of n <= BATCH_ROWS ids. */
+static void
+map_numbers(IdMap *map, const IdBatch *batch, int n, int32 *numbers)
+{
+	int hashed[BATCH_ROWS];
+	int n_hashed = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		uint64 key = batch->key[i];
+
+		if (map->text || key >= map->n_direct)
+			hashed[n_hashed++] = i;
+		else
+		{
+			if (map->direct[key] < 0)
+				map->direct[key] = map_add(map, batch, i);
+			numbers[i] = map->direct[key];
+		}
+	}
+	if (n_hashed > 0)
+		map_hashed(map, batch, n_hashed, hashed, numbers);
 }
 
 static int
-compare_numbers(const void *a, const void *b, void *arg)
+compare_slots(const IdSlot *a, const IdSlot *b, const IdMap *map)
 {
-	const MrIds *ids = arg;
-	MrKey key_a = mr_ids_key(ids, *(const int32 *) a);
-	MrKey key_b = mr_ids_key(ids, *(const int32 *) b);
+	if (a->key != b->key || !map->text)
+		return (a->key > b->key) - (a->key < b->key);
+	return compare_bytes(
+		map->bytes + map->starts[a->number], map->starts[a->number + 1] - map->starts[a->number],
+		map->bytes + map->starts[b->number], map->starts[b->number + 1] - map->starts[b->number]);
+}
 
-	CHECK_FOR_INTERRUPTS();
-	return compare_keys(&key_a, &key_b);
+#define ST_SORT sort_slots
+#define ST_ELEMENT_TYPE IdSlot
+#define ST_COMPARE_ARG_TYPE const IdMap
+#define ST_COMPARE(a, b, map) compare_slots(a, b, map)
+#define ST_SCOPE static
+#define ST_CHECK_FOR_INTERRUPTS
+#define ST_DECLARE
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+/* A number that orders as the id does, as far as its first eight bytes decide. */
+static uint64
+order_key(const IdMap *map, const IdSlot *slot)
+{
+	uint64 key = 0;
+
+	if (!map->text)
+		return slot->key ^ UINT64CONST(1) << 63;
+	for (int64 i = 0; i < 8; i++)
+	{
+		int64 at = map->starts[slot->number] + i;
+
+		key = key << 8 | (at < map->starts[slot->number + 1] ? (unsigned char) map->bytes[at] : 0);
+	}
+	return key;
+}
+
+/* All ids in their order, as slots. */
+static IdSlot *
+map_sort(IdMap *map)
+{
+	IdSlot *slots = mr_reserve(map->budget, (map->n + 1) * sizeof(IdSlot));
+	int64 n = 0;
+
+	for (uint64 i = 0; i < map->n_direct; i++)
+		if (map->direct[i] >= 0)
+			slots[n++] = (IdSlot){i, map->direct[i]};
+	for (uint64 i = 0; map->slots && i <= map->mask; i++)
+		if (map->slots[i].number >= 0)
+			slots[n++] = map->slots[i];
+	mr_release(map->budget, map->direct);
+	mr_release(map->budget, map->slots);
+	for (int64 i = 0; i < n; i++)
+		slots[i].key = order_key(map, &slots[i]);
+	sort_slots(slots, n, map);
+	return slots;
 }
 
 /* Sorts the ids into *sorted and returns the new row of each number; the map is used up. */
 static int32 *
 map_finish(IdMap *map, MrIds *sorted)
 {
-	MrIds *ids = &map->ids;
 	MrBudget *budget = map->budget;
-	int64 n = ids->n;
-	int32 *order;
+	IdSlot *slots = map_sort(map);
+	int64 n = map->n;
 	int32 *row_of;
 
-	mr_release(budget, map->slots);
-	order = mr_reserve(budget, (n + 1) * sizeof(int32));
 	row_of = mr_reserve(budget, (n + 1) * sizeof(int32));
-	for (int64 i = 0; i < n; i++)
-		order[i] = (int32) i;
-	qsort_arg(order, n, sizeof(int32), compare_numbers, ids);
-
-	*sorted = (MrIds){.text = ids->text, .n = n};
-	if (ids->text)
+	*sorted = (MrIds){.text = map->text, .n = n};
+	if (map->text)
 	{
-		sorted->bytes = mr_reserve(budget, ids->starts[n] + 1);
+		sorted->bytes = mr_reserve(budget, map->starts[n] + 1);
 		sorted->starts = mr_reserve(budget, (n + 1) * sizeof(int64));
 		sorted->starts[0] = 0;
 	}
@@ -374,23 +544,24 @@ map_finish(IdMap *map, MrIds *sorted)
 		sorted->ints = mr_reserve(budget, (n + 1) * sizeof(int64));
 	for (int64 row = 0; row < n; row++)
 	{
-		MrKey key = mr_ids_key(ids, order[row]);
+		int32 number = slots[row].number;
 
 		if ((row & INTERRUPT_ROWS) == 0)
 			CHECK_FOR_INTERRUPTS();
-		row_of[order[row]] = (int32) row;
-		if (ids->text)
+		row_of[number] = (int32) row;
+		if (map->text)
 		{
-			memcpy(sorted->bytes + sorted->starts[row], key.bytes, key.n_bytes);
-			sorted->starts[row + 1] = sorted->starts[row] + key.n_bytes;
+			int64 n_bytes = map->starts[number + 1] - map->starts[number];
+
+			memcpy(sorted->bytes + sorted->starts[row], map->bytes + map->starts[number], n_bytes);
+			sorted->starts[row + 1] = sorted->starts[row] + n_bytes;
 		}
 		else
-			sorted->ints[row] = key.value;
+			sorted->ints[row] = (int64) (slots[row].key ^ UINT64CONST(1) << 63);
 	}
-	mr_release(budget, order);
-	mr_release(budget, ids->ints);
-	mr_release(budget, ids->bytes);
-	mr_release(budget, ids->starts);
+	mr_release(budget, slots);
+	mr_release(budget, map->bytes);
+	mr_release(budget, map->starts);
 	return row_of;
 }
 
@@ -442,7 +613,8 @@ single_query(SPIPlanPtr plan, const char *what)
 	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->resultDesc == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a single query that returns rows", what)));
+				 errmsg("%s must be a single query that returns rows", what),
+				 errhint("Give a name, or one SELECT, VALUES or TABLE.")));
 	return linitial(sources);
 }
 
@@ -452,9 +624,9 @@ single_query(SPIPlanPtr plan, const char *what)
  * query without the semicolon that ends it and what follows.
  */
 char *
-mr_ratings_query(const char *ratings, const char *what)
+mr_query_of(const char *given, const char *what, const char *columns)
 {
-	Oid relation = named_relation(ratings);
+	Oid relation = named_relation(given);
 	SPIPlanPtr plan;
 	RawStmt *statement;
 
@@ -462,18 +634,23 @@ mr_ratings_query(const char *ratings, const char *what)
 		return psprintf("TABLE %s",
 						quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)),
 												   get_rel_name(relation)));
-	if (!looks_like_query(ratings))
+	if (!looks_like_query(given))
 		ereport(
 			ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", ratings),
-			 errhint("Give the name of a table or view, or a query whose first columns are user, item and, "
-					 "if there is one, value.")));
-	plan = SPI_prepare(ratings, 0, NULL); /* analysed, not run */
+			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", given),
+			 errhint("Give the name of a table or view, or a query whose first columns are %s.", columns)));
+	plan = SPI_prepare(given, 0, NULL); /* analysed, not run */
 	statement = single_query(plan, what)->raw_parse_tree;
-	ratings += Max(statement->stmt_location, 0);
-	ratings = statement->stmt_len > 0 ? pnstrdup(ratings, statement->stmt_len) : pstrdup(ratings);
+	given += Max(statement->stmt_location, 0);
+	given = statement->stmt_len > 0 ? pnstrdup(given, statement->stmt_len) : pstrdup(given);
 	SPI_freeplan(plan);
-	return (char *) ratings;
+	return (char *) given;
+}
+
+char *
+mr_ratings_query(const char *ratings, const char *what)
+{
+	return mr_query_of(ratings, what, "user, item and, if there is one, value");
 }
 
 static char *
@@ -537,6 +714,9 @@ mr_ratings_shape(SPIPlanPtr plan, const char *what)
 		bad_columns(desc, what, "the second column, item, is neither an integer nor text");
 	if (desc->natts > 2 && !is_number(getBaseType(TupleDescAttr(desc, 2)->atttypid)))
 		bad_columns(desc, what, "the third column, value, is not a number");
+	shape.user_type = getBaseType(TupleDescAttr(desc, 0)->atttypid);
+	shape.item_type = getBaseType(TupleDescAttr(desc, 1)->atttypid);
+	shape.value_type = desc->natts > 2 ? getBaseType(TupleDescAttr(desc, 2)->atttypid) : InvalidOid;
 	shape.user_text = user == 't';
 	shape.item_text = item == 't';
 	shape.n_columns = desc->natts;
@@ -558,104 +738,280 @@ mr_ratings_select(const MrShape *shape, const char *columns, const char *query, 
 
 /* ---- reading ---- */
 
+/* Triples as they come; one piece of the budget, which the arrays follow. */
+typedef struct Chunk
+{
+	struct Chunk *next;
+	int64 n;
+	int64 size; /* a multiple of BATCH_ROWS */
+	int32 *user;
+	int32 *item;
+	float *value;
+} Chunk;
+
+#define TRIPLE_BYTES 12
+#define CHUNK_HEADER_BYTES TYPEALIGN(ALIGN_BYTES, sizeof(Chunk))
+#define MAX_CHUNK_ROWS (2048 * BATCH_ROWS)
+
 typedef struct Reader
 {
+	DestReceiver dest;
 	MrBudget *budget;
 	const char *what;
 	bool as_owner;
 	MrPlan shape_plan;
 	MrPlan plan;
 	MrShape shape;
-	MrValues values;
 	bool read_value;
+	bool may_be_negative;
+	double least; /* the smallest value that is taken */
+	int n_columns;
 	IdMap users;
 	IdMap items;
 	int64 n;
-	int32 *user;  /* n */
-	int32 *item;  /* n */
-	float *value; /* n */
+	Chunk *chunks;
+	Chunk *last;
+	/* the batch; its values are at the end of the last chunk */
+	int n_batch;
+	bool batch_is_full; /* of text */
+	IdBatch user;
+	IdBatch item;
+	Size user_space; /* of user.bytes */
+	Size item_space;
+	MemoryContext context; /* for what is detoasted; reset after each batch */
 } Reader;
 
-static MrKey
-key_of(Datum value, bool is_text)
+/* The text of a column of a row, for a message. */
+static char *
+describe(TupleTableSlot *slot, int column)
 {
-	return is_text ? mr_key_from_text(DatumGetTextPP(value)) : (MrKey){.value = DatumGetInt64(value)};
+	Oid output;
+	bool is_varlena;
+	char *shown;
+	int n_bytes;
+
+	slot_getallattrs(slot);
+	if (slot->tts_isnull[column])
+		return "NULL";
+	getTypeOutputInfo(TupleDescAttr(slot->tts_tupleDescriptor, column)->atttypid, &output, &is_varlena);
+	shown = OidOutputFunctionCall(output, slot->tts_values[column]);
+	n_bytes = strlen(shown);
+	if (n_bytes > 100)
+		shown = psprintf("%.*s…", pg_mbcliplen(shown, n_bytes, 100), shown);
+	return shown;
 }
 
-static float
-checked_value(const Reader *reader, double value, const MrKey *user, const MrKey *item)
+static void
+null_column(const Reader *reader, TupleTableSlot *slot)
 {
-	const char *wrong = NULL;
-	int code = ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE;
+	static const char *const NAMES[] = {"user", "item", "value"};
+	int column = slot->tts_isnull[0] ? 0 : slot->tts_isnull[1] ? 1 : 2;
+	char *detail = column == 0 ? psprintf("The item is \"%s\".", describe(slot, 1))
+		: column == 1
+		? psprintf("The user is \"%s\".", describe(slot, 0))
+		: psprintf("It belongs to user \"%s\" and item \"%s\".", describe(slot, 0), describe(slot, 1));
 
-	if (isnan(value))
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("%s: the %s is NULL", reader->what, NAMES[column]), errdetail_internal("%s", detail),
+			 errhint("Leave such rows out with WHERE … IS NOT NULL.")));
+}
+
+static void
+bad_value(const Reader *reader, TupleTableSlot *slot, double value)
+{
+	const char *wrong;
+	const char *hint = "Leave such rows out.";
+	int code = ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE;
+	char *shown = psprintf("%g", value);
+
+	if (isinf(value) && reader->shape.value_type == NUMERICOID &&
+		!numeric_is_inf(DatumGetNumeric(slot->tts_values[2])))
+	{
+		wrong = "a value out of range";
+		shown = describe(slot, 2);
+		hint = "Scale the values down.";
+	}
+	else if (isnan(value))
 		wrong = "a value that is not a number";
 	else if (isinf(value))
 		wrong = "an infinite value";
 	else if (fabs(value) > FLT_MAX)
+	{
 		wrong = "a value out of range";
-	else if (value < 0 && reader->values == MR_VALUES_NOT_NEGATIVE)
+		hint = "Scale the values down.";
+	}
+	else
 	{
 		wrong = "a negative value, which implicit feedback cannot have";
+		hint = "Leave such rows out, or train with implicit => false.";
 		code = ERRCODE_INVALID_PARAMETER_VALUE;
 	}
-	if (wrong)
-		ereport(ERROR,
-				(errcode(code), errmsg("%s: %s: %g", reader->what, wrong, value),
-				 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(user),
-						   mr_key_cstring(item)),
-				 value < 0 && !isinf(value) ? errhint("Leave such rows out, or train with implicit => false.")
-											: 0));
-	return (float) value;
+	ereport(ERROR,
+			(errcode(code), errmsg("%s: %s: %s", reader->what, wrong, shown),
+			 errdetail("It belongs to user \"%s\" and item \"%s\".", describe(slot, 0), describe(slot, 1)),
+			 errhint("%s", hint)));
+}
+
+static inline double
+number_of(Datum value, Oid type)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+			return DatumGetFloat4(value);
+		case FLOAT8OID:
+			return DatumGetFloat8(value);
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		case INT8OID:
+			return DatumGetInt64(value);
+		default:
+			/* numeric: beyond the range of double precision infinite, no error */
+			return DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, value));
+	}
 }
 
 static void
-null_column(const Reader *reader, const char *column, const char *detail)
+long_id(const Reader *reader, TupleTableSlot *slot, int column, Size n_bytes)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: %s is NULL", reader->what, column),
-			 errdetail_internal("%s", detail), errhint("Leave such rows out with WHERE … IS NOT NULL.")));
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("%s: the id of %s has %zu bytes, more than %d", reader->what,
+					column ? "an item" : "a user", n_bytes, MAX_ID_BYTES),
+			 errdetail("It begins: %s", describe(slot, column)),
+			 errhint("Use a shorter id, or md5() of this one.")));
 }
 
-/* Make room for n_more triples. */
+/* Append the text to the batch. */
 static void
-reserve_triples(Reader *reader, int64 n_more)
+take_text(Reader *reader, TupleTableSlot *slot, int column, IdBatch *ids, Size *space)
 {
-	Size used = reader->n * sizeof(int32);
-	Size wanted = (reader->n + n_more) * sizeof(int32);
+	struct varlena *id = (struct varlena *) DatumGetPointer(slot->tts_values[column]);
+	int64 start = ids->starts[reader->n_batch];
+	Size n_bytes;
 
-	reader->user = grow(reader->budget, reader->user, used, wanted);
-	reader->item = grow(reader->budget, reader->item, used, wanted);
-	reader->value = grow(reader->budget, reader->value, used, wanted);
+	if (VARATT_IS_COMPRESSED(id) || VARATT_IS_EXTERNAL(id))
+	{
+		MemoryContext before = MemoryContextSwitchTo(reader->context);
+
+		n_bytes = toast_raw_datum_size(PointerGetDatum(id)) - VARHDRSZ;
+		if (n_bytes <= MAX_ID_BYTES)
+			id = pg_detoast_datum_packed(id);
+		MemoryContextSwitchTo(before);
+	}
+	else
+		n_bytes = VARSIZE_ANY_EXHDR(id);
+	if (n_bytes > MAX_ID_BYTES)
+		long_id(reader, slot, column, n_bytes);
+	if (start + n_bytes > *space)
+	{
+		*space = Max(start + n_bytes, *space * 2);
+		ids->bytes = grow(reader->budget, ids->bytes, start, *space);
+	}
+	memcpy(ids->bytes + start, VARDATA_ANY(id), n_bytes);
+	ids->starts[reader->n_batch + 1] = start + n_bytes;
+	ids->key[reader->n_batch] = hash_bytes_extended((unsigned char *) ids->bytes + start, n_bytes, 0);
+	if (start + n_bytes > BATCH_TEXT_BYTES)
+		reader->batch_is_full = true;
+}
+
+static inline void
+take_id(Reader *reader, TupleTableSlot *slot, int column, Oid type, IdBatch *ids, Size *space)
+{
+	Datum value = slot->tts_values[column];
+
+	if (type == INT8OID)
+		ids->key[reader->n_batch] = (uint64) DatumGetInt64(value);
+	else if (type == INT4OID)
+		ids->key[reader->n_batch] = (uint64) (int64) DatumGetInt32(value);
+	else if (type == INT2OID)
+		ids->key[reader->n_batch] = (uint64) (int64) DatumGetInt16(value);
+	else
+		take_text(reader, slot, column, ids, space);
+}
+
+/* A chunk half as large as what there is, if the budget allows. */
+static void
+add_chunk(Reader *reader)
+{
+	int64 size = Min(Max(reader->n / 2 / BATCH_ROWS, 1) * BATCH_ROWS, MAX_CHUNK_ROWS);
+	Chunk *chunk;
+
+	if (!affordable(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES))
+	{
+		size = BATCH_ROWS;
+		mr_reserve_check(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES,
+						 psprintf("Reading more than " INT64_FORMAT " rows with " INT64_FORMAT
+								  " users and " INT64_FORMAT " items",
+								  reader->n, reader->users.n, reader->items.n));
+	}
+	chunk = mr_reserve(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES);
+	*chunk = (Chunk){.size = size};
+	chunk->user = (int32 *) ((char *) chunk + CHUNK_HEADER_BYTES);
+	chunk->item = chunk->user + size;
+	chunk->value = (float *) (chunk->item + size);
+	if (reader->last)
+		reader->last->next = chunk;
+	else
+		reader->chunks = chunk;
+	reader->last = chunk;
 }
 
 static void
-read_row(Reader *reader, HeapTuple tuple, TupleDesc desc)
+finish_batch(Reader *reader)
 {
-	bool user_null;
-	bool item_null;
-	bool value_null = false;
-	Datum user = heap_getattr(tuple, 1, desc, &user_null);
-	Datum item = heap_getattr(tuple, 2, desc, &item_null);
-	Datum value = reader->read_value ? heap_getattr(tuple, 3, desc, &value_null) : Float8GetDatum(1);
+	Chunk *chunk = reader->last;
 
-	if (user_null)
-		null_column(reader, "the user",
-					item_null ? "" : psprintf("The item is \"%s\".", SPI_getvalue(tuple, desc, 2)));
-	if (item_null)
-		null_column(reader, "the item", psprintf("The user is \"%s\".", SPI_getvalue(tuple, desc, 1)));
-	if (value_null)
-		null_column(reader, "the value",
-					psprintf("It belongs to user \"%s\" and item \"%s\".", SPI_getvalue(tuple, desc, 1),
-							 SPI_getvalue(tuple, desc, 2)));
+	map_numbers(&reader->users, &reader->user, reader->n_batch, chunk->user + chunk->n);
+	map_numbers(&reader->items, &reader->item, reader->n_batch, chunk->item + chunk->n);
+	chunk->n += reader->n_batch;
+	reader->n += reader->n_batch;
+	reader->n_batch = 0;
+	reader->batch_is_full = false;
+	MemoryContextReset(reader->context);
+	if (chunk->size - chunk->n < BATCH_ROWS)
+		add_chunk(reader);
+}
 
-	MrKey user_key = key_of(user, reader->shape.user_text);
-	MrKey item_key = key_of(item, reader->shape.item_text);
+/* Of the DestReceiver: one row. */
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	Reader *reader = (Reader *) self;
+	bool any_null;
+	double value = 1;
 
-	reader->value[reader->n] = checked_value(reader, DatumGetFloat8(value), &user_key, &item_key);
-	reader->user[reader->n] = map_number(&reader->users, &user_key);
-	reader->item[reader->n] = map_number(&reader->items, &item_key);
-	reader->n++;
+	slot_getsomeattrs(slot, reader->n_columns);
+	any_null = slot->tts_isnull[0] | slot->tts_isnull[1];
+	if (reader->read_value)
+		any_null |= slot->tts_isnull[2];
+	if (any_null)
+		null_column(reader, slot);
+	if (reader->read_value)
+	{
+		value = number_of(slot->tts_values[2], reader->shape.value_type);
+		if (!(value >= reader->least && value <= FLT_MAX))
+			bad_value(reader, slot, value);
+	}
+	take_id(reader, slot, 0, reader->shape.user_type, &reader->user, &reader->user_space);
+	take_id(reader, slot, 1, reader->shape.item_type, &reader->item, &reader->item_space);
+	reader->last->value[reader->last->n + reader->n_batch] = (float) value;
+	if (++reader->n_batch == BATCH_ROWS || reader->batch_is_full)
+		finish_batch(reader);
+	return true;
+}
+
+static void
+receive_start(DestReceiver *self, int operation, TupleDesc desc)
+{
+}
+
+static void
+receive_end(DestReceiver *self)
+{
 }
 
 /* Plan a query into a plan that lives no longer than the budget. */
@@ -676,37 +1032,36 @@ prepare(Reader *reader, MrPlan *plan, const char *sql)
 static void
 read_all(Reader *reader, const char *query)
 {
-	char *columns = psprintf(
-		"q.u::pg_catalog.%s, q.i::pg_catalog.%s%s", reader->shape.user_text ? "text" : "int8",
-		reader->shape.item_text ? "text" : "int8", reader->read_value ? ", q.v::pg_catalog.float8" : "");
-	MemoryContext batch =
+	SPIExecuteOptions options = {.read_only = true, .dest = &reader->dest};
+	int result;
+
+	reader->dest = (DestReceiver){receive_row, receive_start, receive_end, receive_end, DestNone};
+	reader->n_columns = reader->read_value ? 3 : 2;
+	reader->context =
 		AllocSetContextCreate(reader->budget->context, "millrace ratings batch", ALLOCSET_DEFAULT_SIZES);
-	Portal portal;
-
-	prepare(reader, &reader->plan, mr_ratings_select(&reader->shape, columns, query, ""));
-	portal = SPI_cursor_open(NULL, reader->plan.plan, NULL, NULL, true);
-	for (;;)
-	{
-		MemoryContext before;
-
-		SPI_cursor_fetch(portal, true, FETCH_ROWS);
-		if (SPI_processed == 0)
-			break;
-		reserve_triples(reader, SPI_processed);
-		before = MemoryContextSwitchTo(batch);
-		for (uint64 i = 0; i < SPI_processed; i++)
-			read_row(reader, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-		MemoryContextSwitchTo(before);
-		MemoryContextReset(batch);
-		SPI_freetuptable(SPI_tuptable);
-	}
-	SPI_cursor_close(portal);
+	add_chunk(reader);
+	reader->user.bytes = mr_reserve(reader->budget, 1);
+	reader->item.bytes = mr_reserve(reader->budget, 1);
+	prepare(reader, &reader->plan,
+			mr_ratings_select(&reader->shape, reader->read_value ? "q.u, q.i, q.v" : "q.u, q.i", query, ""));
+	result = SPI_execute_plan_extended(reader->plan.plan, &options);
+	if (result < 0)
+		elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(result));
+	finish_batch(reader);
 	free_plan(&reader->plan);
 	free_plan(&reader->shape_plan);
-	MemoryContextDelete(batch);
+	MemoryContextDelete(reader->context);
+	mr_release(reader->budget, reader->user.bytes);
+	mr_release(reader->budget, reader->item.bytes);
 }
 
 /* ---- compressed rows ---- */
+
+Size
+mr_csr_bytes(int64 n_rows, int64 n)
+{
+	return (n_rows + 1) * sizeof(int64) + n * (sizeof(int32) + sizeof(float));
+}
 
 static void
 csr_reserve(MrBudget *budget, MrcCsr *csr, int64 n_rows, int64 n_cols, int64 n)
@@ -809,7 +1164,8 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 						 errmsg("%s: a sum of values is out of range", what),
 						 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(&user),
-								   mr_key_cstring(&item))));
+								   mr_key_cstring(&item)),
+						 errhint("Scale the values down.")));
 			}
 			csr->index[out] = column;
 			csr->value[out++] = (float) sum;
@@ -818,39 +1174,165 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 	csr->start[csr->n_rows] = out;
 }
 
-/* Triples into rows of items, by item first and then by user; the triples are released on the way. */
+/* A triple in rows of the two sides. */
+typedef struct Entry
+{
+	int32 row;
+	int32 column;
+	float value;
+} Entry;
+
+#define PART_ROWS 65536 /* entries that are sorted at once: 768 kB */
+#define MAX_PARTS 1024
+#define DIGIT_BITS 11
+
+/* Divide the rows of csr, whose starts are set, into parts; returns how many and the part of each row. */
+static int
+divide_rows(const MrcCsr *csr, uint16 *part_of_row, int64 *part_start)
+{
+	int64 n = csr->start[csr->n_rows];
+	int64 size = Max(PART_ROWS, n / MAX_PARTS);
+	int n_parts = 0;
+
+	part_start[0] = 0;
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		if (csr->start[row] - part_start[n_parts] >= size)
+			part_start[++n_parts] = csr->start[row];
+		part_of_row[row] = (uint16) n_parts;
+	}
+	part_start[++n_parts] = n;
+	return n_parts;
+}
+
+/* Stable sort by the bits [shift, shift + n_bits) of the column. */
+static void
+sort_by_digit(const Entry *from, Entry *to, int64 n, int shift, int n_bits)
+{
+	int64 at[1 << DIGIT_BITS] = {0};
+	uint32 mask = (1 << n_bits) - 1;
+	int64 sum = 0;
+
+	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		at[from[e].column >> shift & mask]++;
+	}
+	for (int digit = 0; digit <= mask; digit++)
+	{
+		int64 n_here = at[digit];
+
+		at[digit] = sum;
+		sum += n_here;
+	}
+	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		to[at[from[e].column >> shift & mask]++] = from[e];
+	}
+}
+
+/* Put a part's entries into their rows, in the order of columns.  other: room for as many. */
+static void
+sort_part(MrcCsr *csr, Entry *entries, Entry *other, int64 n)
+{
+	int n_bits = csr->n_cols > 1 ? pg_leftmost_one_pos64(csr->n_cols - 1) + 1 : 0;
+	int n_passes = (n_bits + DIGIT_BITS - 1) / DIGIT_BITS;
+
+	for (int pass = 0; pass < n_passes; pass++)
+	{
+		int lo = n_bits * pass / n_passes;
+		Entry *swap = entries;
+
+		sort_by_digit(entries, other, n, lo, n_bits * (pass + 1) / n_passes - lo);
+		entries = other;
+		other = swap;
+	}
+	for (int64 e = 0; e < n; e++)
+	{
+		int64 at = csr->start[entries[e].row]++;
+
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		csr->index[at] = entries[e].column;
+		csr->value[at] = entries[e].value;
+	}
+}
+
+/* Price what sort_triples() has yet to do: first the entries stand beside the triples, then beside the result. */
+static void
+check_arranging(const Reader *reader, int64 largest)
+{
+	Size chunk_bytes = 0;
+	Size result_bytes = largest * sizeof(Entry) + reader->n * (sizeof(int32) + sizeof(float));
+
+	for (const Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
+		chunk_bytes += CHUNK_HEADER_BYTES + chunk->size * TRIPLE_BYTES;
+	mr_reserve_check(
+		reader->budget,
+		reader->n * sizeof(Entry) + (result_bytes > chunk_bytes ? result_bytes - chunk_bytes : 0),
+		psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT " items",
+				 reader->n, reader->users.n, reader->items.n));
+}
+
+/* Triples into rows of users, each in the order of items; the triples are released on the way. */
 static void
 sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
 {
 	MrBudget *budget = reader->budget;
-	MrcCsr by_item;
+	MrcCsr *csr = &ratings->by_user;
+	int64 part_start[MAX_PARTS + 2];
+	int64 part_end[MAX_PARTS + 2];
+	int64 largest = 0;
+	uint16 *part_of_row;
+	Entry *entries;
+	Entry *other;
+	int n_parts;
 
-	csr_reserve(budget, &by_item, ratings->items.n, ratings->users.n, reader->n);
-	memset(by_item.start, 0, (by_item.n_rows + 1) * sizeof(int64));
-	for (int64 e = 0; e < reader->n; e++)
+	*csr = (MrcCsr){.n_rows = ratings->users.n, .n_cols = ratings->items.n};
+	csr->start = mr_reserve(budget, (csr->n_rows + 1) * sizeof(int64));
+	memset(csr->start, 0, (csr->n_rows + 1) * sizeof(int64));
+	for (Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
 	{
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		reader->item[e] = item_row[reader->item[e]];
-		by_item.start[reader->item[e]]++;
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = 0; e < chunk->n; e++)
+		{
+			chunk->user[e] = user_row[chunk->user[e]];
+			csr->start[chunk->user[e]]++;
+		}
 	}
-	counts_to_starts(&by_item);
-	for (int64 e = 0; e < reader->n; e++)
+	counts_to_starts(csr);
+	part_of_row = mr_reserve(budget, (csr->n_rows + 1) * sizeof(uint16));
+	n_parts = divide_rows(csr, part_of_row, part_start);
+	memcpy(part_end, part_start, sizeof(part_start));
+	for (int part = 0; part < n_parts; part++)
+		largest = Max(largest, part_start[part + 1] - part_start[part]);
+	check_arranging(reader, largest);
+	entries = mr_reserve(budget, reader->n * sizeof(Entry));
+	for (Chunk *chunk = reader->chunks, *next; chunk; chunk = next)
 	{
-		int64 at = by_item.start[reader->item[e]]++;
-
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		by_item.index[at] = user_row[reader->user[e]];
-		by_item.value[at] = reader->value[e];
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = 0; e < chunk->n; e++)
+			entries[part_end[part_of_row[chunk->user[e]]]++] =
+				(Entry){chunk->user[e], item_row[chunk->item[e]], chunk->value[e]};
+		next = chunk->next;
+		mr_release(budget, chunk);
 	}
-	restore_starts(&by_item);
-	mr_release(budget, reader->user);
-	mr_release(budget, reader->item);
-	mr_release(budget, reader->value);
-	mr_csr_transpose(budget, &by_item, &ratings->by_user);
-	mr_csr_release(budget, &by_item);
-	merge_duplicates(&ratings->by_user, ratings, reader->what);
+	mr_release(budget, part_of_row);
+	other = mr_reserve(budget, largest * sizeof(Entry));
+	csr->index = mr_reserve(budget, reader->n * sizeof(int32));
+	csr->value = mr_reserve(budget, reader->n * sizeof(float));
+	for (int part = 0; part < n_parts; part++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		sort_part(csr, entries + part_start[part], other, part_start[part + 1] - part_start[part]);
+	}
+	restore_starts(csr);
+	mr_release(budget, entries);
+	mr_release(budget, other);
+	merge_duplicates(csr, ratings, reader->what);
 }
 
 MrRatings *
@@ -861,24 +1343,32 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	MrRatings *ratings = MemoryContextAllocZero(budget->context, sizeof(MrRatings));
 	int32 *user_row;
 	int32 *item_row;
+	clock_t start = clock();
+	clock_t read;
 
-	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .values = values};
+	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner};
+	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
 	prepare(reader, &reader->shape_plan, query);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);
 	reader->read_value = reader->shape.n_columns > 2 && values != MR_VALUES_IGNORED;
 	map_begin(&reader->users, budget, reader->shape.user_text);
 	map_begin(&reader->items, budget, reader->shape.item_text);
-	reserve_triples(reader, FETCH_ROWS);
 	read_all(reader, query);
 	if (reader->n == 0 && !empty_ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
-				 errdetail("The query is: %s", query)));
+				 errdetail("The query is: %s", query),
+				 errhint("Check its conditions, and whether its tables have been filled.")));
+	read = clock();
 	user_row = map_finish(&reader->users, &ratings->users);
 	item_row = map_finish(&reader->items, &ratings->items);
 	sort_triples(reader, ratings, user_row, item_row);
 	mr_release(budget, user_row);
 	mr_release(budget, item_row);
+	ereport(DEBUG1,
+			(errmsg_internal("%s: " INT64_FORMAT " rows read in %.3f s and arranged in %.3f s of CPU time",
+							 what, reader->n, (double) (read - start) / CLOCKS_PER_SEC,
+							 (double) (clock() - read) / CLOCKS_PER_SEC)));
 	return ratings;
 }
 

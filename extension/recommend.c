@@ -139,7 +139,7 @@ recommend(ReturnSetInfo *rsinfo, MrModel *model, const MrKey *user, int64 k, boo
 	MrcTop *top;
 	int64 n_top;
 
-	if (exclude_seen && user)
+	if (exclude_seen && user && model->query)
 		seen = read_seen(model, user, &list->ids);
 	skip = seen.rows;
 	k = Min(k, list->ids.n);

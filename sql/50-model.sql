@@ -23,7 +23,7 @@ CREATE TABLE millrace.model_version (
 	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
 	version int NOT NULL,
 	uuid uuid NOT NULL DEFAULT gen_random_uuid(),
-	query text NOT NULL,
+	query text,
 	settings text[] NOT NULL,
 	parameters jsonb NOT NULL,
 	metrics jsonb NOT NULL,
@@ -38,7 +38,7 @@ COMMENT ON TABLE millrace.model_version IS 'Versions of models, one a training; 
 COMMENT ON COLUMN millrace.model_version.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
 COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of these factors, key of every cache made from them: a number can come back with other factors after a point-in-time recovery';
-COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings';
+COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
 COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
 COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
@@ -81,7 +81,7 @@ COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.training_iteration.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.training_iteration.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of at most 10,000 users: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration, without measuring';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.model', '');
@@ -104,7 +104,7 @@ COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, 
 COMMENT ON COLUMN millrace.models.users IS 'Distinct users';
 COMMENT ON COLUMN millrace.models.items IS 'Distinct items';
 COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item that it was trained on';
-COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query';
+COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query; NULL: imported without';
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
@@ -115,7 +115,7 @@ COMMENT ON COLUMN millrace.trainings.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.trainings.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.trainings.iteration IS 'Number of the iteration, from 1';
 COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it';
-COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of at most 10,000 users: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
+COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration, without measuring';
 
 GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.models,
@@ -164,7 +164,7 @@ implicit: the value is how often or how much, never negative; every pair weighs 
 value_transform: what is done to the sum of a pair: none, log1p (log(1 + value)), or binary (1 above zero, else 0). nonnegative: no factor is below zero.
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
-holdout: part of the pairs that is not trained on, but measured after each iteration, on at most 10,000 users: NDCG of the k best items that a user does not have, or RMSE if not implicit. Which pairs depends on their ids and the seed only; something of each user and item stays.
+holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
 warm_start: items that the active version knows start from its factors, the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 

@@ -5,7 +5,7 @@ CREATE FUNCTION millrace.recommend_top_k(model text, user_id bigint, k int = 10,
 COMMENT ON FUNCTION millrace.recommend_top_k(text, bigint, int, bool) IS
 'The k items that the model''s active version scores highest for a user, best first, equal scores in the order of the items'' ids; all items if k is above their number.
 exclude_seen: without the items that the user has by the model''s ratings query at this moment (read as the model''s owner).
-item_id is NULL where item ids are text; item is always set. source: model, or baseline for a user whom the model does not know (NULL too, and a user all of whose values are 0): the items of the most users, score being their number.';
+item_id is NULL where item ids are text; item is always set. source: model, or baseline for a user whom the model does not know (NULL too, and a user all of whose values are 0): the items of the most users, score being their number; no rows for such a user if the model was imported without ratings.';
 
 CREATE FUNCTION millrace.recommend_top_k(model text, user_id text, k int = 10, exclude_seen bool = true,
 	OUT rank int, OUT item_id bigint, OUT item text, OUT score real, OUT source text)
