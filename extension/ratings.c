@@ -1135,41 +1135,54 @@ mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed)
 	restore_starts(transposed);
 }
 
-/* Sum entries of the same column, which stand side by side. */
+/* Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out. */
+static int64
+merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what)
+{
+	while (e < end)
+	{
+		int32 column = csr->index[e];
+		double sum = 0;
+
+		for (; e < end && csr->index[e] == column; e++)
+			sum += csr->value[e];
+		if (fabs(sum) > FLT_MAX)
+		{
+			MrKey user = mr_ids_key(&ratings->users, row);
+			MrKey item = mr_ids_key(&ratings->items, column);
+
+			ereport(ERROR,
+					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+					 errmsg("%s: a sum of values is out of range", what),
+					 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(&user),
+							   mr_key_cstring(&item)),
+					 errhint("Scale the values down.")));
+		}
+		csr->index[out] = column;
+		csr->value[out++] = (float) sum;
+	}
+	return out;
+}
+
 static void
 merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 {
 	int64 out = 0;
-	int64 e = 0;
 
 	for (int64 row = 0; row < csr->n_rows; row++)
 	{
+		int64 e = csr->start[row];
 		int64 end = csr->start[row + 1];
+		int64 n_same = 0;
 
 		CHECK_FOR_INTERRUPTS();
 		csr->start[row] = out;
-		while (e < end)
-		{
-			int32 column = csr->index[e];
-			double sum = 0;
-
-			for (; e < end && csr->index[e] == column; e++)
-				sum += csr->value[e];
-			if (fabs(sum) > FLT_MAX)
-			{
-				MrKey user = mr_ids_key(&ratings->users, row);
-				MrKey item = mr_ids_key(&ratings->items, column);
-
-				ereport(ERROR,
-						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-						 errmsg("%s: a sum of values is out of range", what),
-						 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_key_cstring(&user),
-								   mr_key_cstring(&item)),
-						 errhint("Scale the values down.")));
-			}
-			csr->index[out] = column;
-			csr->value[out++] = (float) sum;
-		}
+		for (int64 i = e + 1; i < end; i++)
+			n_same += csr->index[i] == csr->index[i - 1];
+		if (n_same > 0 || out < e)
+			out = merge_row(csr, row, e, end, out, ratings, what);
+		else
+			out = end;
 	}
 	csr->start[csr->n_rows] = out;
 }
@@ -1182,8 +1195,9 @@ typedef struct Entry
 	float value;
 } Entry;
 
-#define PART_ROWS 65536 /* entries that are sorted at once: 768 kB */
-#define MAX_PARTS 1024
+#define PART_ROWS \
+	32768 /* entries that are sorted at once: 384 kB, and as much again for the result of a pass */
+#define MAX_PARTS 2048
 #define DIGIT_BITS 11
 
 /* Divide the rows of csr, whose starts are set, into parts; returns how many and the part of each row. */
@@ -1209,10 +1223,11 @@ divide_rows(const MrcCsr *csr, uint16 *part_of_row, int64 *part_start)
 static void
 sort_by_digit(const Entry *from, Entry *to, int64 n, int shift, int n_bits)
 {
-	int64 at[1 << DIGIT_BITS] = {0};
+	int64 at[1 << DIGIT_BITS];
 	uint32 mask = (1 << n_bits) - 1;
 	int64 sum = 0;
 
+	memset(at, 0, (mask + 1) * sizeof(int64));
 	for (int64 e = 0; e < n; e++)
 	{
 		if ((e & INTERRUPT_ROWS) == 0)
