@@ -21,7 +21,6 @@
 
 #include "access/detoast.h"
 #include "catalog/namespace.h"
-#include "common/hashfn.h"
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
 #include "port/pg_bitutils.h"
@@ -368,7 +367,7 @@ map_lengthen(IdMap *map, uint64 n)
 /* The ids of one column of a batch. */
 typedef struct IdBatch
 {
-	uint64 key[BATCH_ROWS]; /* bigint: the id; text: its hash */
+	uint64 key[BATCH_ROWS]; /* bigint: the id; text: its hash, from map_numbers() on */
 	/* text: id i is bytes [starts[i], starts[i + 1]) */
 	char *bytes;
 	int64 starts[BATCH_ROWS + 1];
@@ -402,6 +401,18 @@ map_add(IdMap *map, const IdBatch *batch, int i)
 	return (int32) map->n++;
 }
 
+/* The texts that are probably found at these slots will be compared: fetch them, and where they are, meanwhile. */
+static void
+prefetch_texts(const IdMap *map, int n, const uint64 *at)
+{
+	for (int i = 0; i < n; i++)
+		if (map->slots[at[i]].number >= 0)
+			__builtin_prefetch(&map->starts[map->slots[at[i]].number]);
+	for (int i = 0; i < n; i++)
+		if (map->slots[at[i]].number >= 0)
+			__builtin_prefetch(map->bytes + map->starts[map->slots[at[i]].number]);
+}
+
 /* The numbers of those of the batch that are not in the array: n of them, at the places which. */
 static void
 map_hashed(IdMap *map, const IdBatch *batch, int n, const int *which, int32 *numbers)
@@ -418,6 +429,8 @@ map_hashed(IdMap *map, const IdBatch *batch, int n, const int *which, int32 *num
 		at[i] = spread(map, batch->key[which[i]]) & map->mask;
 		__builtin_prefetch(&map->slots[at[i]]);
 	}
+	if (map->text)
+		prefetch_texts(map, n, at);
 	for (int i = 0; i < n; i++)
 	{
 		uint64 key = batch->key[which[i]];
@@ -443,10 +456,15 @@ map_hashed(IdMap *map, const IdBatch *batch, int n, const int *which, int32 *num
 
 /* The numbers of n <= BATCH_ROWS ids. */
 static void
-map_numbers(IdMap *map, const IdBatch *batch, int n, int32 *numbers)
+map_numbers(IdMap *map, IdBatch *batch, int n, int32 *numbers)
 {
 	int hashed[BATCH_ROWS];
 	int n_hashed = 0;
+
+	if (map->text)
+		for (int i = 0; i < n; i++)
+			batch->key[i] =
+				mrc_hash64(batch->bytes + batch->starts[i], batch->starts[i + 1] - batch->starts[i], 0);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -853,8 +871,60 @@ bad_value(const Reader *reader, TupleTableSlot *slot, double value)
 			 errhint("%s", hint)));
 }
 
+/*
+ * A numeric of at most three digits to base 10000 and with an exponent that is not large, as the nearest double
+ * precision number: an integer below 2^53, times or through a power of ten below 10^23, is rounded once.  False: it is
+ * not so simple.  The short form of numeric.c, which has not changed since PostgreSQL 9.1: 16 bits with 0x8000, sign,
+ * scale and exponent of the first digit, then the digits, 16 bits each.
+ */
+static bool
+simple_numeric(Datum value, double *result)
+{
+	static const double POWERS[] = {1, 1e4, 1e8, 1e12, 1e16, 1e20};
+	const struct varlena *stored = (struct varlena *) DatumGetPointer(value);
+	const char *data = VARDATA_ANY(stored);
+	uint16 header;
+	int64 sum = 0;
+	int n_digits;
+	int exponent;
+
+	if (VARATT_IS_COMPRESSED(stored) || VARATT_IS_EXTERNAL(stored))
+		return false;
+	memcpy(&header, data, sizeof(header));
+	n_digits = (VARSIZE_ANY_EXHDR(stored) - sizeof(header)) / sizeof(int16);
+	exponent = (header & 0x3F) - (header & 0x40) - n_digits + 1;
+	if ((header & 0xC000) != 0x8000 || n_digits > 3 || abs(exponent) >= lengthof(POWERS))
+		return false;
+	for (int i = 0; i < n_digits; i++)
+	{
+		int16 digit;
+
+		memcpy(&digit, data + sizeof(header) + i * sizeof(digit), sizeof(digit));
+		sum = sum * 10000 + digit;
+	}
+	if (header & 0x2000)
+		sum = -sum;
+	*result = exponent < 0 ? sum / POWERS[-exponent] : sum * POWERS[exponent];
+	return true;
+}
+
+static double
+numeric_of(const Reader *reader, Datum value)
+{
+	MemoryContext before;
+	double result;
+
+	if (simple_numeric(value, &result))
+		return result;
+	before = MemoryContextSwitchTo(reader->context);
+	/* Beyond the range of double precision infinite, no error. */
+	result = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, value));
+	MemoryContextSwitchTo(before);
+	return result;
+}
+
 static inline double
-number_of(Datum value, Oid type)
+number_of(const Reader *reader, Datum value, Oid type)
 {
 	switch (type)
 	{
@@ -869,8 +939,7 @@ number_of(Datum value, Oid type)
 		case INT8OID:
 			return DatumGetInt64(value);
 		default:
-			/* numeric: beyond the range of double precision infinite, no error */
-			return DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, value));
+			return numeric_of(reader, value);
 	}
 }
 
@@ -913,7 +982,6 @@ take_text(Reader *reader, TupleTableSlot *slot, int column, IdBatch *ids, Size *
 	}
 	memcpy(ids->bytes + start, VARDATA_ANY(id), n_bytes);
 	ids->starts[reader->n_batch + 1] = start + n_bytes;
-	ids->key[reader->n_batch] = hash_bytes_extended((unsigned char *) ids->bytes + start, n_bytes, 0);
 	if (start + n_bytes > BATCH_TEXT_BYTES)
 		reader->batch_is_full = true;
 }
@@ -992,7 +1060,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		null_column(reader, slot);
 	if (reader->read_value)
 	{
-		value = number_of(slot->tts_values[2], reader->shape.value_type);
+		value = number_of(reader, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
 			bad_value(reader, slot, value);
 	}
