@@ -17,6 +17,7 @@
 #include <ctype.h>
 #include <float.h>
 #include <math.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "access/detoast.h"
@@ -32,6 +33,7 @@
 #define BATCH_TEXT_BYTES 65536
 #define MAX_ID_BYTES 65536
 #define ALIGN_BYTES 64
+#define HUGE_PAGE_BYTES (2 * 1024 * 1024)
 #define INTERRUPT_ROWS 0xFFFFF /* mask: look for interrupts once in a million entries */
 
 /* ---- memory ---- */
@@ -83,6 +85,22 @@ mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what)
 				 need_mb)));
 }
 
+/*
+ * Large pieces in pages of 2 MB where the kernel has them for who asks: they are reached faster in no order, and given
+ * back in a hundredth of the time, which is most of what a cancelled training still takes.
+ */
+static void
+use_huge_pages(char *memory, Size n_bytes)
+{
+#ifdef MADV_HUGEPAGE
+	uintptr_t start = TYPEALIGN(HUGE_PAGE_BYTES, (uintptr_t) memory);
+	uintptr_t end = TYPEALIGN_DOWN(HUGE_PAGE_BYTES, (uintptr_t) memory + n_bytes);
+
+	if (end > start)
+		(void) madvise((void *) start, end - start, MADV_HUGEPAGE);
+#endif
+}
+
 void *
 mr_reserve(MrBudget *budget, Size n_bytes)
 {
@@ -99,6 +117,7 @@ mr_reserve(MrBudget *budget, Size n_bytes)
 	piece->raw = raw;
 	piece->n_bytes = n_bytes;
 	budget->used_bytes += n_bytes;
+	use_huge_pages((char *) at, n_bytes);
 	return (void *) at;
 }
 
