@@ -349,7 +349,7 @@ extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSi
 extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
 
 /* 42704, as for any function that is given an unknown name. */
-extern void mr_model_unknown(const char *name) pg_attribute_noreturn();
+extern void mr_model_unknown(const char *name);
 
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);

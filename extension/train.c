@@ -489,7 +489,7 @@ start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 	{
 		MrKey key = mr_ids_key(items, i);
 		int64 row = mr_ids_find(&warm->ids, &key);
-		const float *factors = warm->factors + row * rank;
+		const float *factors = warm->factors + Max(row, 0) * rank;
 		bool some = false;
 
 		CHECK_FOR_INTERRUPTS();
@@ -515,7 +515,6 @@ prepare(Run *run, const MrSide *warm)
 	Size scratch_bytes =
 		mrc_als_scratch_bytes(&settings->core, ratings->users.n, ratings->items.n, n_threads);
 	Size score_bytes = 0;
-	void *score = NULL;
 
 	if (run->holdout)
 		score_bytes = mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
@@ -536,10 +535,7 @@ prepare(Run *run, const MrSide *warm)
 	fit->item = als->item = mr_reserve(budget, ratings->items.n * rank_bytes);
 	fit->baseline = mr_reserve(budget, ratings->items.n * sizeof(float));
 	als->scratch = mr_reserve(budget, scratch_bytes);
-	if (run->holdout)
-		score = mr_reserve(budget, score_bytes);
 	mr_csr_transpose(budget, &ratings->by_user, &als->by_item);
-	mr_release(budget, score);
 	als->pool = mr_pool_create(budget->context, n_threads);
 	if (mrc_als_start(als, (uint64) settings->seed,
 					  als->params.implicit ? 1 : sqrt(size_of_values(&als->by_user))) != MRC_OK)
