@@ -196,6 +196,19 @@ KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobs
 		}
 }
 
+/* b (doubles) += the lanes of n vectors. */
+INLINE void
+KERNEL(add)(double *b, const VEC *v, const int n)
+{
+	float part[4 * LANES];
+
+#pragma GCC unroll 4
+	for (int c = 0; c < n; c++)
+		STORE(part + c * LANES, v[c]);
+	for (int i = 0; i < n * LANES; i++)
+		b[i] += part[i];
+}
+
 /*
  * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With b, b (ld doubles) +=
  * panel^T linear; with scale instead, column i of the panel is multiplied by scale[i].
@@ -231,8 +244,8 @@ KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const in
 			STORE(panel + (size_t) t * ld + c * LANES, y);
 		}
 	}
-	for (int i = 0; i < cols * LANES && !scale; i++)
-		b[i] += acc[i / LANES][i % LANES];
+	if (!scale)
+		KERNEL(add)(b, acc, cols);
 }
 
 TARGET static void
@@ -358,9 +371,8 @@ KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n,
 		if (t < n)
 			acc[0][q] += c[t] * LOAD(p + q * LANES);
 		acc[0][q] += acc[1][q];
-		for (int lane = 0; lane < LANES; lane++)
-			b[q * LANES + lane] += acc[0][q][lane];
 	}
+	KERNEL(add)(b, acc[0], cols);
 }
 
 TARGET static void
