@@ -12,8 +12,9 @@ export PG_CONFIG
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev libopenblas0-serial python3 xz-utils
 TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat clang-format git
-# A Java that is not Debian's will do.
+# A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
+VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
 .PHONY: all help deps deps-check install demo demo-stop check check-fast check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
@@ -26,7 +27,7 @@ help:
 	  'make            build the extension and the ingester (installs missing packages first)' \
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
-	  'make check      all tests;  make check-fast leaves out the Kafka broker' \
+	  'make check      all tests;  make check-fast leaves out the Kafka broker and Spark' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
 	  'make dist       release archive for PGXN;  make clean'
@@ -59,11 +60,11 @@ demo-stop:
 
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
-	$(call install_missing,$(JAVA_PACKAGES))
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
 	$(PROVE) tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/kafka-%,$(wildcard tests/e2e/*/run.sh))
+	$(PROVE) $(filter-out tests/e2e/kafka-% tests/e2e/spark/%,$(wildcard tests/e2e/*/run.sh))
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check
@@ -78,6 +79,7 @@ check-e2e:
 	$(PROVE) tests/e2e/*/run.sh
 
 bench: install
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
 	tests/bench/run
 
 lint: deps-check

@@ -149,6 +149,7 @@ mr_blas(void)
 	if (set_threads)
 		set_threads(1);
 	*(void **) &blas.sgemm = dlsym(library, "cblas_sgemm");
+	*(void **) &blas.dsyevd = dlsym(library, "dsyevd_");
 	return &blas;
 }
 

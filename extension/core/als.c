@@ -5,9 +5,20 @@
  *   implicit   A = u G + sum alpha r_j y_j y_j^T + p I,   b = sum (u + alpha r_j) y_j  (r_j > 0)
  *   explicit   A = sum y_j y_j^T + p I,                   b = sum r_j y_j
  * where G = Y^T Y is the Gramian of the whole other side, u the unobserved weight and p the row's penalty (Hu,
- * Koren, Volinsky 2008, eq. 4).  G is taken once per half-step.  The y_j, scaled by the root of their weights, are
- * gathered into a panel that fits the first-level cache, and A gets the panel's symmetric update by the tiles of
- * kernel.h; then Cholesky.
+ * Koren, Volinsky 2008, eq. 4).  G is taken once per half-step.
+ *
+ * Long rows.  The y_j, scaled by the root of their weights, are gathered into a panel that fits the first-level
+ * cache, and A gets the panel's symmetric update by the tiles of kernel.h; then Cholesky.
+ *
+ * Short rows, n < k.  Let Q diagonalise G, and z_j = Q^T y_j.  Then Q^T A Q = E + Z^T S^2 Z with E = u Lambda + p I
+ * diagonal, whatever the row's p, and S the roots of the weights.  With P = S Z E^(-1/2), n x k, and g = S^-1 c, where
+ * c are the weights of b, the system of n equations
+ *   (I + P P^T) v = g   gives   x = Q E^(-1/2) P^T v                            (Woodbury)
+ * Q and all z_j are computed once per half-step, if enough rows are short; explicit feedback needs no Q.
+ *
+ * Non-negative rows.  The minimum over x >= 0 solves A x - b = y, x >= 0, y >= 0, x_i y_i = 0: a row's coordinates are
+ * divided in free ones (y_i = 0) and those at zero, and exchanged in blocks until all signs are right (block principal
+ * pivoting: Portugal, Judice, Vicente 1994; Kim, Park 2011).
  *
  * The loss needs no pass over the pairs: at the minimum of a row its part of the objective follows from b and x.
  *
@@ -20,12 +31,19 @@
 #include <math.h>
 #include <string.h>
 
-#define PANEL_FLOATS 6144	/* 24 kB, half a first-level cache */
-#define GRAM_SLOTS 16		/* partial Gramians, added in order */
-#define MAX_CHUNKS 4096		/* of a half-step */
-#define CHUNK_MACS 8e6		/* multiplications of one, well under a millisecond */
-#define AHEAD 256			/* ratings between the fetch of a factor into the cache and its use */
-#define CANCELS 64			/* a difference of which less than this part is left is inexact */
+#define PANEL_FLOATS 4096 /* 16 kB, a third of a first-level cache */
+#define GRAM_SLOTS 16	  /* partial Gramians, added in order */
+#define MAX_CHUNKS 4096	  /* of a half-step */
+#define CHUNK_MACS 8e6	  /* multiplications of one, well under a millisecond */
+#define DUAL_RANK 256	  /* up to this the eigenvectors of G take a few ms, and no cancel waits for them */
+#define DUAL_SPREAD 1e-5  /* the least E by the greatest, of a system that is not too ill-conditioned for P */
+#define DUAL_LEAST 1e-5	  /* the least pivot of I + P P^T, by its diagonal */
+#define DUAL_SHARE 16	  /* worth it when one row of so many is short */
+#define SIGN_STEPS 4	  /* of the pivoting, at most so many times the rank */
+#define SIGN_LEAST 1e-5f  /* smaller, by the largest, than this a number has no sign */
+#define AHEAD 96		  /* ratings between the fetch of a factor into the cache and its use */
+#define CANCELS 64		  /* a difference of which less than this part is left is inexact */
+#define ROTATE_ROWS 256	  /* of a task of the rotation */
 #define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
 #define CBLAS_ROW_MAJOR 101 /* CBLAS' enumerations: there is no header at run time */
 #define CBLAS_NO_TRANS 111
@@ -75,12 +93,22 @@ typedef struct Ahead
 
 typedef struct Kernels
 {
-	void (*syrk)(float *a, const float *p, int ld, int n, const Ahead *ahead);
-	void (*gather)(float *to, const float *from, int rank, int ld, float scale);
+	void (*syrk)(float *a, const float *from, const float *p, int ld, int n, const Ahead *ahead);
+	void (*weigh)(const float *value, int n, bool implicit, float alpha, float unobserved, float *root,
+				  float *linear);
+	void (*gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
+				   const float *linear, double *b, const float *scale, int n, int rank, int ld);
 	void (*linear)(double *b, const float *p, const float *c, int ld, int n);
 	void (*dots)(const float *x, const float *y, int64_t n, int rank, float *out);
 	bool (*solve)(float *a, float *b, int ld, const float *least, float *w);
+	void (*turn)(float *to, const float *from, int rows, int cols);
+	void (*rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld);
+	void (*scale)(float *scale, const float *diagonal, float penalty, int rank, int ld);
 } Kernels;
+
+#define KERNELS(suffix)                                                                        \
+	((Kernels){syrk_##suffix, weigh_##suffix, gather_##suffix, linear_##suffix, dots_##suffix, \
+			   solve_##suffix, turn_##suffix, rotate_##suffix, scale_##suffix})
 
 /* The widest the processor has, up to so many lanes if not 0. */
 static Kernels
@@ -90,22 +118,27 @@ kernels(int lanes)
 	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
 		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
 		__builtin_cpu_supports("avx512vl"))
-		return (Kernels){syrk_avx512, gather_avx512, linear_avx512, dots_avx512, solve_avx512};
+		return KERNELS(avx512);
 	if (lanes != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-		return (Kernels){syrk_avx2, gather_avx2, linear_avx2, dots_avx2, solve_avx2};
+		return KERNELS(avx2);
 #else
 	(void) lanes;
 #endif
-	return (Kernels){syrk_plain, gather_plain, linear_plain, dots_plain, solve_plain};
+	return KERNELS(plain);
 }
 
 /* One thread's. */
 typedef struct Desk
 {
-	float *panel;  /* panel_rows x ld */
+	float *panel;  /* desk_rows x ld */
+	float *turned; /* ld x desk_rows: P^T */
+	float *root;   /* desk_rows: of the weights of the panel's rows in A */
+	float *linear; /* desk_rows: their weights in b, by root */
 	float *a;	   /* ld x ld, with room for doubles */
-	float *linear; /* panel_rows: weights of the panel's rows in b */
+	float *kept;   /* ld x ld, ld: A and b while they are solved; nonnegative only */
 	float *x;	   /* ld: b, then the solution */
+	float *y;	   /* ld */
+	float *scale;  /* ld: E^(-1/2) */
 	float *least;  /* ld: the smallest pivot that counts */
 	float *w;	   /* ld x 16, of Kernels.solve */
 	double *b;	   /* ld */
@@ -122,24 +155,33 @@ typedef struct Half
 	const MrcCsr *csr; /* own x other */
 	float *own;
 	const float *other;
+	const float *basis; /* what the rows are made of: other, or that rotated, Z */
+	size_t stride;		/* floats between its rows: rank, or ld */
+	bool rotated;
+	bool want_loss;
 	int64_t n_other;
 	int rank;
 	int ld;
 	int panel_rows;
-	bool want_loss;
+	int dual_rows;	 /* rows with up to so many ratings are solved by I + P P^T; 0: none */
 	double row_cost; /* of a row without ratings, in ratings */
 	int64_t n_chunks;
 	int64_t slot_rows;
 	float *slots;		/* GRAM_SLOTS x ld x ld */
 	float *gram;		/* ld x ld, unobserved * G of the other side */
+	float *diagonal;	/* ld: unobserved * Lambda, or zeros */
+	float *q;			/* ld x ld: the eigenvectors are its columns */
+	float *q_turned;	/* ld x ld */
+	float *z;			/* n_other x ld */
+	double *eigen;		/* workspace of eigenvectors() */
 	double *chunk_loss; /* MAX_CHUNKS: of the chunk's rows: the objective (want_loss) or the penalty */
 	Desk *desks;
 } Half;
 
-static int
-padded(int rank)
+static size_t
+padded(size_t n)
 {
-	return (rank + 15) / 16 * 16;
+	return (n + 15) / 16 * 16;
 }
 
 static int
@@ -148,41 +190,101 @@ panel_rows_of(int ld)
 	return ld * 16 > PANEL_FLOATS ? 16 : PANEL_FLOATS / ld;
 }
 
-static size_t
-desk_floats(int ld)
+/* I + P P^T takes less time than A up to about this length of row. */
+static int
+dual_rows_of(const MrcAlsParams *params)
 {
-	return (size_t) (panel_rows_of(ld) + 15) / 16 * 16 + (size_t) panel_rows_of(ld) * ld +
-		2 * (size_t) ld * ld + 20 * (size_t) ld;
+	return params->rank > DUAL_RANK || params->nonnegative ? 0 : params->rank * 3 / 4 / 16 * 16;
+}
+
+/* The dual system of implicit feedback needs the eigenvectors. */
+static bool
+may_rotate(const MrcAlsParams *params)
+{
+	return params->implicit && params->unobserved > 0 && dual_rows_of(params) > 0;
+}
+
+typedef struct Layout
+{
+	char *base; /* NULL to measure */
+	size_t n_bytes;
+} Layout;
+
+static void *
+take(Layout *layout, size_t n_bytes)
+{
+	void *taken = layout->base ? layout->base + layout->n_bytes : NULL;
+
+	layout->n_bytes += (n_bytes + 63) / 64 * 64;
+	return taken;
+}
+
+static float *
+take_floats(Layout *layout, size_t n)
+{
+	return take(layout, n * sizeof(float));
+}
+
+/* Lay out the scratch from base on, every piece at a multiple of 64 bytes; the number of bytes. */
+static size_t
+lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int n_threads)
+{
+	Layout at = {base, 0};
+	size_t ld = padded((size_t) params->rank);
+	size_t desk_rows = padded((size_t) panel_rows_of((int) ld));
+	size_t dual_rows = (size_t) dual_rows_of(params);
+
+	if (desk_rows < dual_rows)
+		desk_rows = dual_rows;
+	half->slots = take_floats(&at, GRAM_SLOTS * ld * ld);
+	half->gram = take_floats(&at, ld * ld);
+	half->diagonal = take_floats(&at, ld);
+	if (may_rotate(params))
+	{
+		half->q = take_floats(&at, ld * ld);
+		half->q_turned = take_floats(&at, ld * ld);
+		half->z = take_floats(&at, (size_t) longest * ld);
+		half->eigen = take(&at, (3 * ld * ld + 16 * ld + 16) * sizeof(double));
+	}
+	half->chunk_loss = take(&at, MAX_CHUNKS * sizeof(double));
+	half->desks = take(&at, (size_t) n_threads * sizeof(Desk));
+	for (int i = 0; i < n_threads; i++)
+	{
+		Desk desk = {.bad_row = -1, .paused_chunk = -1};
+
+		desk.panel = take_floats(&at, desk_rows * ld);
+		if (dual_rows > 0)
+			desk.turned = take_floats(&at, desk_rows * ld);
+		desk.root = take_floats(&at, desk_rows);
+		desk.linear = take_floats(&at, desk_rows);
+		desk.a = take(&at, ld * ld * sizeof(double));
+		if (params->nonnegative)
+			desk.kept = take_floats(&at, ld * ld + ld);
+		desk.x = take_floats(&at, ld);
+		desk.y = take_floats(&at, ld);
+		desk.scale = take_floats(&at, ld);
+		desk.least = take_floats(&at, ld);
+		desk.w = take_floats(&at, ld * 16);
+		desk.b = take(&at, ld * sizeof(double));
+		if (base)
+			half->desks[i] = desk;
+	}
+	return at.n_bytes;
 }
 
 size_t
 mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads)
 {
-	size_t ld = (size_t) padded(params->rank);
-	size_t floats = (GRAM_SLOTS + 1) * ld * ld + (size_t) n_threads * desk_floats((int) ld);
-	size_t desks = ((size_t) n_threads * sizeof(Desk) + 63) / 64 * 64;
+	Half half;
 
-	(void) n_users;
-	(void) n_items;
-	return floats * sizeof(float) + MAX_CHUNKS * sizeof(double) + desks;
+	return lay_out(&half, NULL, params, n_users > n_items ? n_users : n_items, n_threads);
 }
 
-static inline float *
-take(char **at, size_t n_bytes)
-{
-	char *taken = *at;
-
-	*at += n_bytes;
-	return (float *) (void *) taken;
-}
-
-/* Lay out the scratch; every piece is a multiple of 64 bytes. */
 static void
 half_begin(Half *half, const MrcAls *als, bool user_side)
 {
-	char *at = als->scratch;
-	int n_threads = mrc_pool_size(als->pool);
-	size_t ld = (size_t) padded(als->params.rank);
+	int64_t n_users = als->by_user.n_rows;
+	int64_t n_items = als->by_user.n_cols;
 
 	memset(half, 0, sizeof(*half));
 	half->als = als;
@@ -192,26 +294,13 @@ half_begin(Half *half, const MrcAls *als, bool user_side)
 	half->other = user_side ? als->item : als->user;
 	half->n_other = half->csr->n_cols;
 	half->rank = als->params.rank;
-	half->ld = (int) ld;
+	half->ld = (int) padded((size_t) half->rank);
 	half->panel_rows = panel_rows_of(half->ld);
-	half->slots = take(&at, GRAM_SLOTS * ld * ld * sizeof(float));
-	half->gram = take(&at, ld * ld * sizeof(float));
-	half->chunk_loss = (double *) (void *) take(&at, MAX_CHUNKS * sizeof(double));
-	half->desks = (Desk *) (void *) take(&at, ((size_t) n_threads * sizeof(Desk) + 63) / 64 * 64);
-	for (int i = 0; i < n_threads; i++)
-	{
-		Desk *desk = &half->desks[i];
-
-		desk->panel = take(&at, (size_t) half->panel_rows * ld * sizeof(float));
-		desk->linear = take(&at, ((size_t) half->panel_rows + 15) / 16 * 16 * sizeof(float));
-		desk->a = take(&at, ld * ld * sizeof(double));
-		desk->x = take(&at, ld * sizeof(float));
-		desk->least = take(&at, ld * sizeof(float));
-		desk->w = take(&at, ld * 16 * sizeof(float));
-		desk->b = (double *) (void *) take(&at, ld * sizeof(double));
-		desk->bad_row = -1;
-		desk->paused_chunk = -1;
-	}
+	half->basis = half->other;
+	half->stride = (size_t) half->rank;
+	(void) lay_out(half, als->scratch, &als->params, n_users > n_items ? n_users : n_items,
+				   mrc_pool_size(als->pool));
+	memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
 }
 
 /* ---- Gramian ---- */
@@ -237,9 +326,13 @@ gram_task(void *arg, int worker, int64_t lo, int64_t hi)
 			if (mrc_pool_pausing(half->als->pool))
 				return MRC_AGAIN;
 			for (int t = 0; t < n; t++)
-				half->kernels.gather(desk->panel + (size_t) t * half->ld,
-									 half->other + (row + t) * half->rank, half->rank, half->ld, 1);
-			half->kernels.syrk(sum, desk->panel, half->ld, n, NULL);
+			{
+				float *to = desk->panel + (size_t) t * half->ld;
+
+				memcpy(to, half->other + (row + t) * half->rank, (size_t) half->rank * sizeof(float));
+				memset(to + half->rank, 0, (size_t) (half->ld - half->rank) * sizeof(float));
+			}
+			half->kernels.syrk(sum, sum, desk->panel, half->ld, n, NULL);
 			row += n;
 		}
 	}
@@ -270,6 +363,108 @@ gramian(Half *half, float *gram, double weight)
 	return status;
 }
 
+/* ---- the basis of the eigenvectors ---- */
+
+/*
+ * Eigenvalues of gram, clamped at 0, to diagonal, its eigenvectors to q_turned (rows) and q.  False if LAPACK is not
+ * there or gives up.
+ */
+static bool
+eigenvectors(Half *half)
+{
+	const MrcBlas *blas = half->als->blas;
+	int n = half->rank;
+	int n_work = 1 + 6 * n + 2 * n * n;
+	int n_iwork = 3 + 5 * n;
+	int info = -1;
+	size_t ld = (size_t) half->ld;
+	double *matrix = half->eigen;
+	double *values = matrix + (size_t) n * (size_t) n;
+	double *work = values + n;
+	int *iwork = (int *) (work + n_work);
+	double trace = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		trace += half->gram[(size_t) i * ld + (size_t) i];
+		for (int j = i; j < n; j++) /* the upper triangle of rows is the lower one of columns */
+			matrix[(size_t) i * (size_t) n + (size_t) j] = half->gram[(size_t) i * ld + (size_t) j];
+	}
+	if (blas == NULL || blas->dsyevd == NULL || !(trace <= FLT_MAX))
+		return false;
+	blas->dsyevd("V", "L", &n, matrix, &n, values, work, &n_work, iwork, &n_iwork, &info);
+	if (info != 0)
+		return false;
+	memset(half->q, 0, ld * ld * sizeof(float));
+	memset(half->q_turned, 0, ld * ld * sizeof(float));
+	for (int i = 0; i < n; i++)
+	{
+		half->diagonal[i] = values[i] > 0 ? (float) values[i] : 0;
+		for (int j = 0; j < n; j++)
+			half->q[(size_t) j * ld + (size_t) i] = half->q_turned[(size_t) i * ld + (size_t) j] =
+				(float) matrix[(size_t) i * (size_t) n + (size_t) j];
+	}
+	return true;
+}
+
+static MrcStatus
+rotate_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Half *half = arg;
+
+	(void) worker;
+	half->kernels.rotate(half->z + lo * half->ld, half->other + lo * half->rank, half->q, hi - lo, half->rank,
+						 half->ld);
+	return MRC_OK;
+}
+
+/* Penalty of a row with n ratings that count. */
+static double
+penalty_of(const Half *half, int64_t n)
+{
+	const MrcAlsParams *params = &half->als->params;
+	double base = (double) n + (params->implicit ? params->unobserved * (double) half->n_other : 0);
+
+	return params->regularization * (params->exponent == 0 ? 1 : pow(base, params->exponent));
+}
+
+/*
+ * Decide how short rows are solved.  Where they are few, or the least eigenvalue with its penalty is nothing beside the
+ * greatest, all are solved like long rows, whose pivots show a singular system.
+ */
+static MrcStatus
+choose_basis(Half *half)
+{
+	const MrcAlsParams *params = &half->als->params;
+	const MrcCsr *csr = half->csr;
+	int dual_rows = dual_rows_of(params);
+	double penalty = fmin(penalty_of(half, 1), penalty_of(half, half->n_other));
+	int64_t n_short = 0;
+	MrcStatus status;
+
+	for (int64_t row = 0; row < csr->n_rows && dual_rows > 0; row++)
+		n_short += csr->start[row + 1] - csr->start[row] <= dual_rows;
+	if (n_short * DUAL_SHARE <= csr->n_rows)
+		return MRC_OK;
+	if (params->implicit && params->unobserved > 0)
+	{
+		if (!eigenvectors(half) ||
+			!(half->diagonal[0] + penalty > DUAL_SPREAD * half->diagonal[half->rank - 1]))
+		{
+			memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
+			return MRC_OK;
+		}
+		status = mrc_pool_run(half->als->pool, half->n_other, ROTATE_ROWS, rotate_task, half);
+		if (status != MRC_OK)
+			return status;
+		half->rotated = true;
+		half->basis = half->z;
+		half->stride = (size_t) half->ld;
+	}
+	half->dual_rows = dual_rows;
+	return MRC_OK;
+}
+
 /* ---- rows ---- */
 
 /* Ratings of the row that count: all, but under implicit feedback only those above zero. */
@@ -285,60 +480,17 @@ n_counted(const Half *half, int64_t row)
 	return n;
 }
 
-/* Penalty of a row with n ratings that count. */
-static double
-penalty_of(const Half *half, int64_t n)
-{
-	const MrcAlsParams *params = &half->als->params;
-	double base = (double) n + (params->implicit ? params->unobserved * (double) half->n_other : 0);
-
-	return params->regularization * (params->exponent == 0 ? 1 : pow(base, params->exponent));
-}
-
-/* Weight of y y^T in A, and of y in b. */
-static inline void
-weights(const MrcAlsParams *params, float value, float *square, float *linear)
-{
-	if (!params->implicit)
-	{
-		*square = 1;
-		*linear = value;
-	}
-	else
-	{
-		*square = (float) (params->alpha * value);
-		*linear = value > 0 ? (float) (params->unobserved + params->alpha * value) : 0;
-	}
-}
-
-/* A panel of n ratings from entry e on, and what they add to A and b. */
+/* Weights of n ratings from entry e on, the panel of their factors, and what they add to b if there is no scale. */
 static void
-add_panel(const Half *half, Desk *desk, int64_t e, int n)
+gather(const Half *half, Desk *desk, int64_t e, int n, const float *scale)
 {
 	const MrcCsr *csr = half->csr;
-	int rank = half->rank;
-	int ld = half->ld;
-	Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->other,
-				   (uintptr_t) half->other + (size_t) rank * sizeof(float) - 1,
-				   (size_t) rank * sizeof(float)};
+	const MrcAlsParams *params = &half->als->params;
 
-	for (int t = 0; t < n; t++)
-	{
-		const float *y = half->other + (int64_t) csr->index[e + t] * rank;
-		float square;
-		float linear;
-		float root;
-
-		weights(&half->als->params, csr->value[e + t], &square, &linear);
-		root = sqrtf(square);
-		half->kernels.gather(desk->panel + (size_t) t * ld, y, rank, ld, root);
-		desk->linear[t] = root > 0 ? linear / root : 0;
-		if (root == 0 && linear != 0)
-			for (int i = 0; i < rank; i++)
-				desk->b[i] += (double) linear * y[i];
-	}
-	half->kernels.linear(desk->b, desk->panel, desk->linear, ld, n);
-	half->kernels.syrk(desk->a, desk->panel, ld, n, e + AHEAD + n <= csr->start[csr->n_rows] ? &ahead : NULL);
+	half->kernels.weigh(csr->value + e, n, params->implicit, (float) params->alpha,
+						(float) params->unobserved, desk->root, desk->linear);
+	half->kernels.gather(desk->panel, half->basis, half->stride, csr->index + e, desk->root, desk->linear,
+						 desk->b, scale, n, half->rank, half->ld);
 }
 
 /* A and b of a row.  MRC_AGAIN when the pool wants a pause, MRC_NOTFINITE when A is out of range. */
@@ -349,32 +501,48 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 	int64_t end = csr->start[row + 1];
 	int64_t n_panels = (end - csr->start[row] + half->panel_rows - 1) / half->panel_rows;
 	int ld = half->ld;
+	const float *from = half->als->params.implicit && !half->rotated ? half->gram : NULL;
 
 	memset(desk->b, 0, (size_t) ld * sizeof(double));
-	if (half->als->params.implicit)
-		memcpy(desk->a, half->gram, (size_t) ld * ld * sizeof(float));
-	else
-		memset(desk->a, 0, (size_t) ld * ld * sizeof(float));
 	for (int64_t e = csr->start[row]; e < end; n_panels--)
 	{
 		int n = (int) ((end - e + n_panels - 1) / n_panels);
+		Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->basis,
+					   (uintptr_t) (half->basis + half->rank) - 1, half->stride * sizeof(float)};
 
 		if (mrc_pool_pausing(half->als->pool) && end - csr->start[row] > half->panel_rows)
 			return MRC_AGAIN;
-		add_panel(half, desk, e, n);
+		gather(half, desk, e, n, NULL);
+		half->kernels.syrk(desk->a, from, desk->panel, ld, n,
+						   e + AHEAD + n <= csr->start[csr->n_rows] ? &ahead : NULL);
+		from = desk->a;
 		e += n;
 	}
 	for (int i = 0; i < ld; i++)
 	{
 		float *diagonal = &desk->a[(size_t) i * ld + i];
 
-		*diagonal = i < half->rank ? *diagonal + (float) penalty : 1;
+		*diagonal = i < half->rank ? *diagonal + half->diagonal[i] + (float) penalty : 1;
 		if (!(*diagonal <= FLT_MAX))
 			return MRC_NOTFINITE;
 		desk->least[i] = *diagonal * FLT_EPSILON;
 		desk->x[i] = (float) desk->b[i];
 	}
 	return MRC_OK;
+}
+
+/* x = q x, from the basis of the eigenvectors to that of the factors. */
+static void
+rotate_back(const Half *half, Desk *desk)
+{
+	double *x = desk->b;
+
+	if (!half->rotated)
+		return;
+	memset(x, 0, (size_t) half->ld * sizeof(double));
+	half->kernels.linear(x, half->q_turned, desk->x, half->ld, half->rank);
+	for (int i = 0; i < half->rank; i++)
+		desk->x[i] = (float) x[i];
 }
 
 /* The row's part of the objective, from the objective itself: all pairs of the row, and its penalty. */
@@ -413,35 +581,42 @@ row_loss_direct(const Half *half, int64_t row, double penalty)
 	return sum;
 }
 
-/*
- * The row's part of the objective, C - 2 x.b + x.(A x), where C is the objective of x = 0.  With A x = b that is
- * C - x.b.  Where little is left of the difference, it is too inexact and the objective is computed itself.
- */
+/* The objective of x = 0 of a row. */
 static double
-row_loss(const Half *half, const Desk *desk, int64_t row, double penalty)
+row_loss_of_zero(const Half *half, int64_t row)
 {
 	const MrcCsr *csr = half->csr;
 	const MrcAlsParams *params = &half->als->params;
-	double all = 0;
-	double product = 0;
+	double sum = 0;
 
 	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
 	{
 		double value = csr->value[e];
 
-		all += !params->implicit ? value * value : value > 0 ? params->unobserved + params->alpha * value : 0;
+		sum += !params->implicit ? value * value : value > 0 ? params->unobserved + params->alpha * value : 0;
 	}
-	for (int i = 0; i < half->rank; i++)
-		product += half->own[row * half->rank + i] * desk->b[i];
+	return sum;
+}
+
+/*
+ * The row's part of the objective, C - 2 x.b + x.(A x), where C is that of x = 0.  With A x = b it is C - product,
+ * which is x.b.  Where little is left of the difference, it is too inexact and the objective is computed itself.
+ */
+static double
+row_loss(const Half *half, int64_t row, double penalty, double product)
+{
+	double all = row_loss_of_zero(half, row);
+
 	return all - product > all / CANCELS ? all - product : row_loss_direct(half, row, penalty);
 }
 
 /*
  * The system of a row with explicit ratings that is singular at single precision, from the start in doubles: values of
- * 1e5 make A that much larger than the penalty that keeps it regular.  Plain loops; few data need this.
+ * 1e5 make A that much larger than the penalty that keeps it regular.  fixed, unless NULL: coordinates that stay 0.
+ * Plain loops; few data need this.
  */
 static MrcStatus
-solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
+solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed)
 {
 	const MrcCsr *csr = half->csr;
 	int rank = half->rank;
@@ -467,6 +642,11 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
 	for (int i = 0; i < rank; i++)
 	{
 		a[i * ld + i] += penalty;
+		for (int j = i; j < rank && fixed; j++)
+			if (fixed[i] || fixed[j])
+				a[i * ld + j] = i == j ? 1 : 0;
+		if (fixed && fixed[i])
+			b[i] = 0;
 		desk->least[i] = (float) (a[i * ld + i] * rank * DBL_EPSILON);
 	}
 	for (int i = 0; i < rank; i++)
@@ -499,16 +679,204 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty)
 	return MRC_OK;
 }
 
+/*
+ * Short rows, by I + P P^T.  product: x.b = sum of c_j y_j.x = g.(P P^T v).  False if the system is too
+ * ill-conditioned for it.
+ */
+static bool
+solve_dual(const Half *half, Desk *desk, int64_t row, double penalty, double *product)
+{
+	const MrcCsr *csr = half->csr;
+	int n = (int) (csr->start[row + 1] - csr->start[row]);
+	int ld = half->ld;
+	int ldn = (int) padded((size_t) n);
+	double *y = desk->b;
+
+	half->kernels.scale(desk->scale, half->diagonal, (float) penalty, half->rank, ld);
+	gather(half, desk, csr->start[row], n, desk->scale);
+	memset(desk->panel + (size_t) n * ld, 0, (size_t) (ldn - n) * ld * sizeof(float));
+	memset(desk->linear + n, 0, (size_t) (ldn - n) * sizeof(float));
+	half->kernels.turn(desk->turned, desk->panel, ldn, ld);
+	half->kernels.syrk(desk->a, NULL, desk->turned, ldn, ld, NULL);
+	for (int t = 0; t < ldn; t++)
+	{
+		float *diagonal = &desk->a[(size_t) t * ldn + t];
+
+		*diagonal += 1;
+		desk->least[t] = (float) DUAL_LEAST * *diagonal;
+	}
+	memcpy(desk->x, desk->linear, (size_t) ldn * sizeof(float));
+	if (!half->kernels.solve(desk->a, desk->x, ldn, desk->least, desk->w))
+		return false;
+
+	memset(y, 0, (size_t) ld * sizeof(double));
+	half->kernels.linear(y, desk->panel, desk->x, ld, n);
+	for (int i = 0; i < ld; i++)
+		desk->y[i] = (float) y[i];
+	if (half->want_loss)
+	{
+		half->kernels.dots(desk->y, desk->panel, n, ld, desk->root);
+		*product = 0;
+		for (int t = 0; t < n; t++)
+			*product += (double) desk->linear[t] * desk->root[t];
+	}
+	for (int i = 0; i < ld; i++)
+		desk->x[i] = desk->scale[i] * desk->y[i];
+	return true;
+}
+
+/* Long rows, by A. */
+static MrcStatus
+solve_primal(const Half *half, Desk *desk, int64_t row, double penalty, double *product)
+{
+	MrcStatus status = build_system(half, desk, row, penalty);
+
+	if (status != MRC_OK)
+		return status;
+	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
+		return MRC_NOTPD;
+	*product = 0;
+	for (int i = 0; i < half->rank && half->want_loss; i++)
+		*product += desk->x[i] * desk->b[i];
+	return MRC_OK;
+}
+
+static float
+product_of(const Half *half, const float *a, const float *b, int n)
+{
+	float product;
+
+	half->kernels.dots(a, b, 1, n, &product);
+	return product;
+}
+
+/* A and b with the fixed coordinates taken out, to be solved. */
+static void
+take_free(const Half *half, Desk *desk, const bool *fixed)
+{
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+
+	for (size_t i = 0; i < ld; i++)
+	{
+		const float *from = desk->kept + i * ld;
+		float *to = desk->a + i * ld;
+
+		for (size_t j = i; j < ld; j++)
+			to[j] = fixed[i] || fixed[j] ? (float) (i == j) : from[j];
+		for (size_t j = i / 16 * 16; j < i; j++)
+			to[j] = 0;
+		desk->x[i] = fixed[i] ? 0 : b[i];
+		desk->least[i] = to[i] * FLT_EPSILON;
+	}
+}
+
+/*
+ * One step of the pivoting: the minimum over the free coordinates to x, and to y = A x - b what would change the fixed
+ * ones; wrong: those with the wrong sign.
+ */
+static MrcStatus
+solve_free(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed, bool *wrong)
+{
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+	float most_x = 0;
+	float most_b = 0;
+
+	take_free(half, desk, fixed);
+	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
+	{
+		MrcStatus status =
+			half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, penalty, fixed);
+
+		if (status != MRC_OK)
+			return status;
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		desk->y[i] = -b[i];
+		most_x = fmaxf(most_x, fabsf(desk->x[i]));
+		most_b = fmaxf(most_b, fabsf(b[i]));
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		const float *above = desk->kept + (size_t) i * ld;
+
+		for (int j = i + 1; j < rank; j++)
+			desk->y[j] += above[j] * desk->x[i];
+		desk->y[i] += product_of(half, above + i, desk->x + i, rank - i);
+	}
+	for (int i = 0; i < rank; i++)
+	{
+		wrong[i] = fixed[i] ? desk->y[i] < -SIGN_LEAST * most_b : desk->x[i] < -SIGN_LEAST * most_x;
+		if (!wrong[i])
+			desk->x[i] = fmaxf(desk->x[i], 0);
+	}
+	return MRC_OK;
+}
+
+/*
+ * The minimum over x >= 0.  All wrong coordinates change sides at once while their number falls, or for three more
+ * steps; then only the last one does, which cannot go round in circles (Murty).
+ */
+static MrcStatus
+solve_nonnegative(const Half *half, Desk *desk, int64_t row, double penalty, double *product)
+{
+	bool fixed[MRC_MAX_RANK] = {false};
+	bool wrong[MRC_MAX_RANK];
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	const float *b = desk->kept + ld * ld;
+	int fewest = rank + 1;
+	int patience = 3;
+	int n_wrong = rank;
+	MrcStatus status = build_system(half, desk, row, penalty);
+
+	memcpy(desk->kept, desk->a, ld * ld * sizeof(float));
+	memcpy(desk->kept + ld * ld, desk->x, ld * sizeof(float));
+	for (int step = 0; step < SIGN_STEPS * rank + 16 && n_wrong > 0 && status == MRC_OK; step++)
+	{
+		int last = 0;
+
+		status = mrc_pool_pausing(half->als->pool) ? MRC_AGAIN
+												   : solve_free(half, desk, row, penalty, fixed, wrong);
+		if (status != MRC_OK)
+			break;
+		n_wrong = 0;
+		for (int i = 0; i < rank; i++)
+			if (wrong[i])
+			{
+				n_wrong++;
+				last = i;
+			}
+		patience = n_wrong < fewest ? 3 : patience - 1;
+		fewest = n_wrong < fewest ? n_wrong : fewest;
+		for (int i = 0; i < rank; i++)
+			if (wrong[i] && (patience >= 0 || i == last))
+				fixed[i] = !fixed[i];
+	}
+	*product = 0;
+	for (int i = 0; i < rank; i++)
+	{
+		desk->x[i] = fmaxf(desk->x[i], 0);
+		*product += (double) desk->x[i] * b[i];
+	}
+	if (n_wrong > 0)
+		*product = DBL_MAX; /* rounding decided signs: not quite the minimum */
+	return status;
+}
+
 /* loss: the row's part of the objective if the half-step wants it, else its penalty. */
 static MrcStatus
 solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 {
 	float *own = half->own + row * half->rank;
 	int64_t n = n_counted(half, row);
-	double square = 0;
+	float square;
+	double product = 0;
 	double penalty;
-	bool exact = true;
-	MrcStatus status;
+	MrcStatus status = MRC_OK;
 
 	*loss = 0;
 	if (n == 0)
@@ -517,25 +885,25 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 		return MRC_OK;
 	}
 	penalty = penalty_of(half, n);
-	status = build_system(half, desk, row, penalty);
-	if (status != MRC_OK)
-		return status;
-	if (!half->kernels.solve(desk->a, desk->x, half->ld, desk->least, desk->w))
+	if (half->als->params.nonnegative)
+		status = solve_nonnegative(half, desk, row, penalty, &product);
+	else if (half->csr->start[row + 1] - half->csr->start[row] > half->dual_rows || !(penalty > 0) ||
+			 !solve_dual(half, desk, row, penalty, &product))
+		status = solve_primal(half, desk, row, penalty, &product);
+	if (status == MRC_OK)
+		rotate_back(half, desk);
+	else if (status == MRC_NOTPD && !half->als->params.implicit && !half->als->params.nonnegative)
 	{
-		status = half->als->params.implicit ? MRC_NOTPD : solve_in_double(half, desk, row, penalty);
-		exact = false;
+		status = solve_in_double(half, desk, row, penalty, NULL);
+		product = DBL_MAX; /* nothing is known */
 	}
 	if (status != MRC_OK)
 		return status;
-	for (int i = 0; i < half->rank; i++)
-		square += (double) desk->x[i] * desk->x[i];
+	half->kernels.dots(desk->x, desk->x, 1, half->rank, &square);
 	if (!(square <= FLT_MAX))
 		return MRC_NOTFINITE;
 	memcpy(own, desk->x, (size_t) half->rank * sizeof(float));
-	if (!half->want_loss)
-		*loss = penalty * square;
-	else
-		*loss = exact ? row_loss(half, desk, row, penalty) : row_loss_direct(half, row, penalty);
+	*loss = half->want_loss ? row_loss(half, row, penalty, product) : penalty * square;
 	return MRC_OK;
 }
 
@@ -611,12 +979,14 @@ solve_side(Half *half)
 	double macs;
 	MrcStatus status = MRC_OK;
 
-	half->row_cost = k / 3 + 8;
+	half->row_cost = k * 0.8 + 8;
 	macs =
 		((double) half->csr->start[half->csr->n_rows] + half->row_cost * (double) half->csr->n_rows) * k * k;
 	half->n_chunks = macs / CHUNK_MACS < MAX_CHUNKS ? (int64_t) (macs / CHUNK_MACS) + 1 : MAX_CHUNKS;
 	if (als->params.implicit)
 		status = gramian(half, half->gram, als->params.unobserved);
+	if (status == MRC_OK)
+		status = choose_basis(half);
 	if (status == MRC_OK)
 		status = mrc_pool_run(als->pool, half->n_chunks, 1, rows_task, half);
 	return status;
@@ -720,9 +1090,10 @@ start_task(void *arg, int worker, int64_t lo, int64_t hi)
 	{
 		double radius = sqrt(-2 * log(uniform(base + 2 * (uint64_t) i)));
 
+		double normal = radius * cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1));
+
 		start->als->item[i] =
-			(float) (start->scale * radius *
-					 cos(2 * 3.14159265358979323846 * uniform(base + 2 * (uint64_t) i + 1)));
+			(float) (start->scale * (start->als->params.nonnegative ? fabs(normal) : normal));
 	}
 	return MRC_OK;
 }

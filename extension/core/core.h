@@ -62,11 +62,15 @@ extern void mrc_pool_stop(MrcPool *pool);
 /*
  * CBLAS sgemm with its int enumerations (row-major 101, no transpose 111, transpose 112), single-threaded and
  * callable from several threads; NULL to use the loops of kernel.h.  Only worth it for large operands.
+ * dsyevd: LAPACK's, with 32-bit integers, for the eigenvectors of a symmetric matrix; NULL to do without.
  */
 typedef struct MrcBlas
 {
 	void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
 				  int lda, const float *b, int ldb, float beta, float *c, int ldc);
+	void (*dsyevd)(const char *job, const char *triangle, const int *n, double *a, const int *lda,
+				   double *values, double *work, const int *n_work, int *iwork, const int *n_iwork,
+				   int *info);
 } MrcBlas;
 
 /* c (m x n) = a (m x k) * b (n x k)^T, contiguous.  Any thread. */
@@ -131,7 +135,8 @@ typedef struct MrcAls
 extern size_t
 mrc_als_scratch_bytes(const MrcAlsParams *params, int64_t n_users, int64_t n_items, int n_threads);
 /*
- * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only.
+ * Random start of item: normal with standard deviation scale / sqrt(rank), a function of seed, row and column only;
+ * its absolute value if nonnegative.
  * Explicit feedback wants sqrt(size of the values) as scale, so that both sides begin at the size they will have: from
  * a start that is too small the other side's systems are singular at single precision.  Pool.
  */

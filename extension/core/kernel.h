@@ -18,6 +18,24 @@ typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), m
 #define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
 #define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
 #define INLINE TARGET static inline __attribute__((always_inline))
+#if LANES == 16
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOWER 0, 4, 1, 5
+#define UPPER 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, LOWER)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, UPPER)
+#else
+typedef int KERNEL(Order) __attribute__((vector_size(LANES * 4)));
+#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){LOWER})
+#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){UPPER})
+#endif
 
 /* Sum of the lanes, by halves. */
 INLINE float
@@ -55,12 +73,12 @@ KERNEL(sum)(VEC v)
 }
 
 /*
- * a[i … i + rows - 1][j … j + cols * LANES - 1] += sign * sum over t < n of p[t][i …] p[t][j …].  Meanwhile one line
- * of each of the factors that come n ratings later is fetched, if ahead.
+ * a[i … i + rows - 1][j … j + cols * LANES - 1] = from (NULL: 0) + sign * sum over t < n of p[t][i …] p[t][j …].
+ * Meanwhile one line of each of the factors that come n ratings later is fetched, if ahead.
  */
 INLINE void
-KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, const int rows,
-			 const int cols, const Ahead *ahead)
+KERNEL(tile)(float *a, const float *from, const float *p, int ld, int n, int i, int j, float sign,
+			 const int rows, const int cols, const Ahead *ahead)
 {
 	VEC acc[16][COLS];
 	const float *left = p + i;
@@ -86,33 +104,36 @@ KERNEL(tile)(float *a, const float *p, int ld, int n, int i, int j, float sign, 
 			for (int c = 0; c < cols; c++)
 				acc[r][c] += left[r] * y[c];
 	}
+	a += (size_t) i * ld + j;
+	if (from)
+		from += (size_t) i * ld + j;
 #pragma GCC unroll 16
 	for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
 		{
-			float *out = a + (size_t) (i + r) * ld + j + c * LANES;
+			size_t at = (size_t) r * ld + c * LANES;
 
-			STORE(out, LOAD(out) + sign * acc[r][c]);
+			STORE(a + at, from ? LOAD(from + at) + sign * acc[r][c] : sign * acc[r][c]);
 		}
 }
 
-/* Rows i … i + LANES - 1, from the diagonal on, of a += sign * p^T p, p being n x ld.  i: a multiple of LANES. */
+/* Rows i … i + LANES - 1, from the diagonal on, of a = from + sign * p^T p, p being n x ld.  i: a multiple of LANES. */
 INLINE void
-KERNEL(stripe)(float *a, const float *p, int ld, int n, int i, float sign, Ahead *ahead)
+KERNEL(stripe)(float *a, const float *from, const float *p, int ld, int n, int i, float sign, Ahead *ahead)
 {
 	for (int j = i, cols; j < ld; j += cols * LANES)
 	{
 		int left = (ld - j) / LANES;
 
 		cols = left <= COLS ? left : left < 2 * COLS ? (left + 1) / 2 : COLS;
-#define TILES(c)                                                      \
-	for (int r = 0; r < LANES; r += ROWS(c))                          \
-	{                                                                 \
-		KERNEL(tile)(a, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
-		if (ahead && ahead->line < ahead->last)                       \
-			ahead->line += 64;                                        \
-	}                                                                 \
+#define TILES(c)                                                            \
+	for (int r = 0; r < LANES; r += ROWS(c))                                \
+	{                                                                       \
+		KERNEL(tile)(a, from, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
+		if (ahead && ahead->line < ahead->last)                             \
+			ahead->line += 64;                                              \
+	}                                                                       \
 	break
 		switch (cols)
 		{
@@ -133,58 +154,224 @@ KERNEL(stripe)(float *a, const float *p, int ld, int n, int i, float sign, Ahead
 	}
 }
 
-/* Upper triangle of a (ld x ld) += p^T p, p being n x ld; ahead: n factors that will be needed soon, or NULL. */
+/* Upper triangle of a (ld x ld) = from (a, NULL: 0) + p^T p, p being n x ld; ahead: n factors to fetch, or NULL. */
 TARGET static void
-KERNEL(syrk)(float *a, const float *p, int ld, int n, const Ahead *ahead)
+KERNEL(syrk)(float *a, const float *from, const float *p, int ld, int n, const Ahead *ahead)
 {
 	if (ahead)
 	{
 		Ahead at = *ahead;
 
 		for (int i = 0; i < ld; i += LANES)
-			KERNEL(stripe)(a, p, ld, n, i, 1, &at);
+			KERNEL(stripe)(a, from, p, ld, n, i, 1, &at);
 	}
 	else
 		for (int i = 0; i < ld; i += LANES)
-			KERNEL(stripe)(a, p, ld, n, i, 1, NULL);
+			KERNEL(stripe)(a, from, p, ld, n, i, 1, NULL);
 }
 
-/* to[0 … rank) = scale * from, zeros up to ld. */
+/*
+ * Weights of n ratings: root^2 is that of y y^T in A, root * linear that of y in b.  The least weight of a rating that
+ * counts is not 0, for linear's sake, but nothing beside any other part of A.
+ */
 TARGET static void
-KERNEL(gather)(float *to, const float *from, int rank, int ld, float scale)
+KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobserved, float *root,
+			  float *linear)
+{
+	if (!implicit)
+		for (int t = 0; t < n; t++)
+		{
+			root[t] = 1;
+			linear[t] = value[t];
+		}
+	else
+		for (int t = 0; t < n; t++)
+		{
+			float square = alpha * value[t];
+			float some = sqrtf(square > 1e-30f ? square : 1e-30f);
+			float weight = (unobserved + square) / some;
+
+			root[t] = value[t] > 0 ? some : 0;
+			linear[t] = value[t] > 0 ? weight : 0;
+		}
+}
+
+/*
+ * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With b, b (ld doubles) +=
+ * panel^T linear; with scale instead, column i of the panel is multiplied by scale[i].
+ */
+INLINE void
+KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const int32_t *index,
+					   const float *root, const float *linear, double *b, const float *scale, int n, int ld,
+					   const int cols)
+{
+	VEC acc[4];
+	VEC factor[4];
+
+#pragma GCC unroll 4
+	for (int c = 0; c < cols; c++)
+	{
+		acc[c] = (VEC){0};
+		if (scale)
+			factor[c] = LOAD(scale + c * LANES);
+	}
+	for (int t = 0; t < n; t++)
+	{
+		const float *from = basis + (size_t) index[t] * stride;
+
+#pragma GCC unroll 4
+		for (int c = 0; c < cols; c++)
+		{
+			VEC y = root[t] * LOAD(from + c * LANES);
+
+			if (scale)
+				y *= factor[c];
+			else
+				acc[c] += linear[t] * y;
+			STORE(panel + (size_t) t * ld + c * LANES, y);
+		}
+	}
+	for (int i = 0; i < cols * LANES && !scale; i++)
+		b[i] += acc[i / LANES][i % LANES];
+}
+
+TARGET static void
+KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
+			   const float *linear, double *b, const float *scale, int n, int rank, int ld)
 {
 	int j = 0;
 
-	for (; j + LANES <= rank; j += LANES)
-		STORE(to + j, scale * LOAD(from + j));
-	for (; j < rank; j++)
-		to[j] = scale * from[j];
-	for (; j < ld; j++)
-		to[j] = 0;
+	for (int cols; j + LANES <= rank; j += cols * LANES)
+	{
+		cols = j + 4 * LANES <= rank ? 4 : 1;
+		if (scale && cols == 4)
+			KERNEL(gather_columns)
+		(panel + j, basis + j, stride, index, root, NULL, NULL, scale + j, n, ld, 4);
+		else if (scale) KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, NULL, NULL,
+											   scale + j, n, ld, 1);
+		else if (cols == 4)
+			KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 4);
+		else KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 1);
+	}
+	for (int t = 0; t < n && j < ld; t++)
+	{
+		const float *from = basis + (size_t) index[t] * stride;
+
+		for (int i = j; i < ld; i++)
+		{
+			float y = i < rank ? root[t] * from[i] : 0;
+
+			panel[(size_t) t * ld + i] = scale ? y * scale[i] : y;
+			if (!scale)
+				b[i] += (double) linear[t] * y;
+		}
+	}
+}
+
+/* to (cols x rows) = from (rows x cols) transposed; both multiples of 16.  Blocks, by rounds of a perfect shuffle. */
+TARGET static void
+KERNEL(turn)(float *to, const float *from, int rows, int cols)
+{
+	for (int i = 0; i < rows; i += LANES)
+		for (int j = 0; j < cols; j += LANES)
+		{
+			VEC v[2][LANES];
+			int side = 0;
+
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				v[0][r] = LOAD(from + (size_t) (i + r) * cols + j);
+#pragma GCC unroll 4
+			for (int round = 1; round < LANES; round *= 2, side = 1 - side)
+#pragma GCC unroll 8
+				for (int r = 0; r < LANES / 2; r++)
+				{
+					v[1 - side][2 * r] = ZIP_LOW(v[side][r], v[side][r + LANES / 2]);
+					v[1 - side][2 * r + 1] = ZIP_HIGH(v[side][r], v[side][r + LANES / 2]);
+				}
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				STORE(to + (size_t) (j + r) * rows + i, v[side][r]);
+		}
+}
+
+/* out (n x ld) = y (n x rank) * q (rank x ld). */
+TARGET static void
+KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld)
+{
+	for (int64_t i = 0; i < n; i += 4)
+	{
+		const float *row[4];
+		int rows = n - i < 4 ? (int) (n - i) : 4;
+
+		for (int r = 0; r < 4; r++)
+			row[r] = y + (i + (r < rows ? r : 0)) * rank;
+		for (int j = 0; j < ld; j += 2 * LANES)
+		{
+			VEC acc[4][2] = {{{0}}};
+			int second = j + LANES < ld ? LANES : 0;
+
+			for (int t = 0; t < rank; t++)
+#pragma GCC unroll 4
+				for (int r = 0; r < 4; r++)
+				{
+					acc[r][0] += row[r][t] * LOAD(q + (size_t) t * ld + j);
+					acc[r][1] += row[r][t] * LOAD(q + (size_t) t * ld + j + second);
+				}
+			for (int r = 0; r < rows; r++)
+			{
+				STORE(out + (i + r) * ld + j, acc[r][0]);
+				if (second)
+					STORE(out + (i + r) * ld + j + second, acc[r][1]);
+			}
+		}
+	}
+}
+
+/* scale[i] = 1 / sqrt(diagonal[i] + penalty), 0 from rank to ld. */
+TARGET static void
+KERNEL(scale)(float *scale, const float *diagonal, float penalty, int rank, int ld)
+{
+	for (int i = 0; i < rank; i++)
+		scale[i] = 1 / sqrtf(diagonal[i] + penalty);
+	for (int i = rank; i < ld; i++)
+		scale[i] = 0;
 }
 
 /* b (ld doubles) += p^T c, p being n x ld. */
+INLINE void
+KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n, const int cols)
+{
+	VEC acc[2][4] = {{{0}}};
+	int t = 0;
+
+	for (; t + 2 <= n; t += 2, p += 2 * (size_t) ld)
+#pragma GCC unroll 4
+		for (int q = 0; q < cols; q++)
+		{
+			acc[0][q] += c[t] * LOAD(p + q * LANES);
+			acc[1][q] += c[t + 1] * LOAD(p + ld + q * LANES);
+		}
+#pragma GCC unroll 4
+	for (int q = 0; q < cols; q++)
+	{
+		if (t < n)
+			acc[0][q] += c[t] * LOAD(p + q * LANES);
+		acc[0][q] += acc[1][q];
+		for (int lane = 0; lane < LANES; lane++)
+			b[q * LANES + lane] += acc[0][q][lane];
+	}
+}
+
 TARGET static void
 KERNEL(linear)(double *b, const float *p, const float *c, int ld, int n)
 {
 	int j = 0;
 
+	for (; j + 4 * LANES <= ld; j += 4 * LANES)
+		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 4);
 	for (; j < ld; j += LANES)
-	{
-		VEC acc[4] = {{0}, {0}, {0}, {0}};
-		VEC all;
-		int t = 0;
-
-		for (; t + 4 <= n; t += 4)
-#pragma GCC unroll 4
-			for (int q = 0; q < 4; q++)
-				acc[q] += c[t + q] * LOAD(p + (size_t) (t + q) * ld + j);
-		for (; t < n; t++)
-			acc[0] += c[t] * LOAD(p + (size_t) t * ld + j);
-		all = (acc[0] + acc[1]) + (acc[2] + acc[3]);
-		for (int lane = 0; lane < LANES; lane++)
-			b[j + lane] += all[lane];
-	}
+		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 1);
 }
 
 INLINE float
@@ -219,11 +406,12 @@ KERNEL(dots)(const float *x, const float *y, int64_t n, int rank, float *out)
 }
 
 /*
- * Factorise the block of 16 x 16 at a, U^T U, and leave U^-T in w (16 x 16, lower).  Gaussian elimination first, whose
- * longest chain has a division and no root: the rows become D^1/2 U.  False where a pivot is not above least[i].
+ * Factorise the block of 16 x 16 at a, U^T U, leave U^-T in w (16 x 16, lower), and put z = U^-T z.  Gaussian
+ * elimination first, whose longest chain has a division and no root: the rows become D^1/2 U.  False where a pivot is
+ * not above least[i].
  */
 INLINE bool
-KERNEL(block)(const float *a, int ld, const float *least, float *w)
+KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 {
 	enum
 	{
@@ -232,7 +420,12 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	float row[16][16]; /* unit upper: row i of U / U[i][i] */
 	float pivot[16];
 	VEC v[16][PARTS];
+	VEC b[PARTS];
 	bool good = true;
+
+#pragma GCC unroll 4
+	for (int c = 0; c < PARTS; c++)
+		b[c] = LOAD(z + c * LANES);
 
 #pragma GCC unroll 16
 	for (int i = 0; i < 16; i++)
@@ -244,23 +437,24 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	{
 		float inverse;
 
+		pivot[i] = v[i][i / LANES][i % LANES];
+		inverse = 1 / pivot[i];
+		z[i] = b[i / LANES][i % LANES];
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
-			STORE(row[i] + c * LANES, v[i][c]);
-		pivot[i] = row[i][i];
-		inverse = 1 / pivot[i];
+			b[c] -= (z[i] * inverse) * v[i][c];
+#pragma GCC unroll 4
+		for (int c = 0; c < PARTS; c++)
+			STORE(row[i] + c * LANES, v[i][c] * inverse);
 #pragma GCC unroll 16
 		for (int q = i + 1; q < 16; q++)
 		{
-			float factor = row[i][q] * inverse;
+			float factor = row[i][q];
 
 #pragma GCC unroll 4
 			for (int c = 0; c < PARTS; c++)
 				v[q][c] -= factor * v[i][c];
 		}
-#pragma GCC unroll 4
-		for (int c = 0; c < PARTS; c++)
-			STORE(row[i] + c * LANES, v[i][c] * inverse);
 	}
 	for (int i = 0; i < 16; i++)
 		good &= pivot[i] > least[i] && pivot[i] <= FLT_MAX;
@@ -287,6 +481,7 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w)
 	{
 		float root = 1 / sqrtf(pivot[i]);
 
+		z[i] *= root;
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
 			STORE(w + i * 16 + c * LANES, root * v[i][c]);
@@ -310,11 +505,21 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 	{
 		float *stripe = a + (size_t) at * ld;
 		float *inverse = w + (size_t) at * 16;
-		float z[16];
 
 		for (int i = at; i < at + 16 && at > 0; i += LANES)
-			KERNEL(stripe)(a, a, ld, at, i, -1, NULL);
-		if (!KERNEL(block)(stripe + at, ld, least + at, inverse))
+			KERNEL(stripe)(a, a, a, ld, at, i, -1, NULL);
+		for (int j = at; j < at + 16; j += LANES)
+		{
+			VEC sum[2] = {LOAD(b + j), {0}};
+
+			for (int t = 0; t < at; t += 2)
+			{
+				sum[0] -= b[t] * LOAD(a + (size_t) t * ld + j);
+				sum[1] -= b[t + 1] * LOAD(a + (size_t) (t + 1) * ld + j);
+			}
+			STORE(b + j, sum[0] + sum[1]);
+		}
+		if (!KERNEL(block)(stripe + at, ld, least + at, inverse, b + at))
 			return false;
 		for (int j = at + 16; j < ld; j += LANES)
 		{
@@ -333,25 +538,6 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 					sum += inverse[i * 16 + t] * v[t];
 				STORE(stripe + (size_t) i * ld + j, sum);
 			}
-		}
-		for (int j = at; j < at + 16; j += LANES)
-		{
-			VEC sum[2] = {LOAD(b + j), {0}};
-
-			for (int t = 0; t < at; t += 2)
-			{
-				sum[0] -= b[t] * LOAD(a + (size_t) t * ld + j);
-				sum[1] -= b[t + 1] * LOAD(a + (size_t) (t + 1) * ld + j);
-			}
-			STORE(z + j - at, sum[0] + sum[1]);
-		}
-		for (int i = 0; i < 16; i++)
-		{
-			float sum = inverse[i * 16] * z[0];
-
-			for (int t = 1; t <= i; t++)
-				sum += inverse[i * 16 + t] * z[t];
-			b[at + i] = sum;
 		}
 	}
 	for (int at = ld - 16; at >= 0; at -= 16)
@@ -380,3 +566,7 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 #undef LOAD
 #undef STORE
 #undef INLINE
+#undef LOWER
+#undef UPPER
+#undef ZIP_LOW
+#undef ZIP_HIGH

@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "core.h"
@@ -66,7 +66,8 @@ clock_of(clockid_t clock)
 static void *
 allocate(size_t n_bytes)
 {
-	void *memory = aligned_alloc(64, (n_bytes + 127) / 64 * 64);
+	void *memory = aligned_alloc(2 << 20, (n_bytes + (2 << 20)) >> 21 << 21);
+	madvise(memory, (n_bytes + (2 << 20)) >> 21 << 21, MADV_HUGEPAGE);
 
 	if (memory == NULL)
 		exit(2);
@@ -176,13 +177,16 @@ transpose(const MrcCsr *csr)
 static MrcBlas
 load_blas(void)
 {
-	MrcBlas blas = {NULL};
+	MrcBlas blas = {NULL, NULL};
 	void *library;
 
 	setenv("OPENBLAS_NUM_THREADS", "1", 1);
 	library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
 	if (library)
+	{
 		*(void **) &blas.sgemm = dlsym(library, "cblas_sgemm");
+		*(void **) &blas.dsyevd = dlsym(library, "dsyevd_");
+	}
 	return blas;
 }
 

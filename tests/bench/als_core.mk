@@ -1,7 +1,7 @@
 # The solver's speed without a server: make -C tests/bench -f als_core.mk [check]
 CC    ?= cc
 CORE  := ../../extension/core
-FLAGS := -std=gnu11 -O3 -g -Wall -Wextra -Wshadow -Werror -I$(CORE)
+FLAGS := -std=gnu11 -O3 -fno-math-errno -g -Wall -Wextra -Wshadow -Werror -I$(CORE)
 
 bin/als_core: als_core.c $(wildcard $(CORE)/*.c $(CORE)/*.h) als_core.mk
 	@mkdir -p bin

@@ -24,7 +24,6 @@ SELECT is(factors_md5('v', 3), factors_md5('v', 4), 'binary is 1 for what is abo
 SELECT is(parameters->>'value_transform', 'binary', 'and is stored') FROM millrace.models WHERE name = 'v' AND version = 3;
 SELECT throws_ok($$ SELECT millrace.train_als('v', 'VALUES (1, 2, 3), (4, 5, -1)', implicit => false, value_transform => 'log1p') $$, '22023', NULL, 'no logarithm of zero or less');
 SELECT millrace.train_als('n', 'shop.r', rank => 4, iterations => 5, nonnegative => true);
-SELECT todo('the solver does not do it yet', 1);
 SELECT ok(min(f) >= 0 AND max(f) > 0, 'nonnegative factors') FROM (SELECT unnest(factor) FROM millrace.user_factors('n') UNION ALL SELECT unnest(factor) FROM millrace.item_factors('n')) AS t (f);
 
 -- Early stop
@@ -56,6 +55,13 @@ SELECT is(metric, 'rmse', 'explicit feedback is measured by RMSE') FROM rated;
 SELECT ok(metric_value < 0.2, 'which is low where there is a pattern: ' || metric_value) FROM rated;
 SELECT is((metrics->'holdout'->>'rmse')::float8, (SELECT metric_value FROM rated), 'in the metrics too') FROM millrace.models WHERE name = 'rated';
 SELECT ok((metrics->'holdout'->>'ndcg') IS NOT NULL, 'and the lists at the end') FROM millrace.models WHERE name = 'rated';
+
+-- Many items: an iteration is measured on a part of the users, the end on all (10,000 at most)
+CREATE TEMP TABLE wide AS SELECT * FROM millrace.train_als('wide', 'SELECT (i * i / 3) % 600, i FROM generate_series(1::bigint, 140000) AS i UNION ALL SELECT u, 1 + (u * k) % 40 FROM generate_series(0, 599) AS u, generate_series(1, 5) AS k',
+	rank => 4, iterations => 2, holdout => 0.4);
+SELECT cmp_ok((metrics->'holdout'->>'users')::int, '>', 500, 'all users at the end') FROM millrace.models WHERE name = 'wide';
+SELECT is((metrics->>'metric_value')::float8, (SELECT metric_value FROM wide), 'which is the result') FROM millrace.models WHERE name = 'wide';
+SELECT isnt((SELECT metric FROM millrace.trainings WHERE model = 'wide' AND iteration = 2), (SELECT metric_value FROM wide), 'a part after an iteration');
 
 -- activate => false
 SELECT is((SELECT (version, active, reason)::text FROM millrace.train_als('m', 'SELECT u, i, v FROM shop.r', rank => 6, iterations => 8, holdout => 0.25, activate => false)), '(2,f,"activate is false")', 'not activated');

@@ -2,6 +2,7 @@
  * core_test.c: the computing core without a server.  ALS against float64 answers of an independent implementation
  * (tests/data/als_golden.py), top-k and rankings against the definition, blocks against every kind of damage.
  */
+#include <dlfcn.h>
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -25,6 +26,21 @@ never(void *arg)
 {
 	(void) arg;
 	return false;
+}
+
+/* The machine's BLAS and LAPACK; without them the solver has no dual system for implicit feedback. */
+static const MrcBlas *
+the_blas(void)
+{
+	static MrcBlas blas;
+	void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+
+	if (library)
+	{
+		*(void **) &blas.sgemm = dlsym(library, "cblas_sgemm");
+		*(void **) &blas.dsyevd = dlsym(library, "dsyevd_");
+	}
+	return &blas;
 }
 
 static void *
@@ -99,7 +115,7 @@ csr_free(MrcCsr *csr)
 static MrcAls
 als_of(const float *dense, int n_users, int n_items, MrcAlsParams params, int n_threads)
 {
-	MrcAls als = {.params = params, .pool = pool_of(n_threads)};
+	MrcAls als = {.params = params, .pool = pool_of(n_threads), .blas = the_blas()};
 
 	als.by_user = csr_of(dense, n_users, n_items, false);
 	als.by_item = csr_of(dense, n_users, n_items, true);
@@ -370,58 +386,347 @@ test_als_explicit(void **state)
 				 golden_wr_users, golden_wr_items, golden_wr_loss[0]);
 }
 
-/* Ranks around every width of vector, tile and panel: the residual of each row's normal equations in float64. */
+/*
+ * How far each user of a half-step is from the minimum: the gradient A x - b in float64, straight from the objective,
+ * beside the sum of the sizes of its terms.  With a sign constraint: what of it would lower the objective.
+ */
+static double
+distance(const MrcAls *als, const float *dense)
+{
+	int k = als->params.rank;
+	int n_items = (int) als->by_user.n_cols;
+	double most = 0;
+	double *gradient = malloc((size_t) k * sizeof(double));
+	double *size = malloc((size_t) k * sizeof(double));
+
+	for (int u = 0; u < als->by_user.n_rows; u++)
+	{
+		const float *x = als->user + u * k;
+		double base = als->params.implicit ? als->params.unobserved * n_items : 0;
+		double penalty;
+		int n = 0;
+
+		for (int i = 0; i < n_items; i++)
+			n += als->params.implicit ? dense[u * n_items + i] > 0 : dense[u * n_items + i] != 0;
+		penalty = als->params.regularization * pow(n + base, als->params.exponent);
+		for (int j = 0; j < k; j++)
+		{
+			gradient[j] = penalty * x[j];
+			size[j] = fabs(gradient[j]);
+		}
+		for (int i = 0; i < n_items && n > 0; i++)
+		{
+			const float *y = als->item + i * k;
+			double value = dense[u * n_items + i];
+			double weight =
+				als->params.implicit ? als->params.unobserved + als->params.alpha * value : value != 0;
+			double target = als->params.implicit ? value > 0 : value;
+			double predicted = 0;
+			double magnitude = fabs(target);
+
+			for (int j = 0; j < k; j++)
+			{
+				predicted += (double) x[j] * y[j];
+				magnitude += fabs((double) x[j] * y[j]);
+			}
+			for (int j = 0; j < k; j++)
+			{
+				gradient[j] += weight * (predicted - target) * y[j];
+				size[j] += fabs(weight * magnitude * y[j]);
+			}
+		}
+		for (int j = 0; j < k; j++)
+		{
+			double wrong = fabs(gradient[j]);
+
+			if (als->params.nonnegative && x[j] == 0)
+				wrong = -gradient[j];
+			if (als->params.nonnegative && x[j] < 0)
+				wrong = INFINITY;
+			if (!isfinite(x[j]) || (n == 0 && x[j] != 0))
+				wrong = INFINITY;
+			most = fmax(most, size[j] > 0 ? wrong / size[j] : wrong);
+		}
+	}
+	free(gradient);
+	free(size);
+	return most;
+}
+
+/* Users with 0 … n_users / 2 ratings, and as many with lengths up to all items. */
+static float *
+dense_of_all_lengths(int n_users, int n_items)
+{
+	float *dense = calloc((size_t) n_users * n_items, sizeof(float));
+
+	for (int u = 0; u < n_users; u++)
+	{
+		int n = u < n_users / 2 ? u : (2 * u - n_users + 2) * n_items / n_users;
+
+		for (int i = 0; i < n && i < n_items; i++)
+			dense[u * n_items + (i * 7 + u) % n_items] = (float) (1 + rand() % 4);
+	}
+	return dense;
+}
+
+static void
+check_half_step(const float *dense, int n_users, int n_items, MrcAlsParams params, int lanes)
+{
+	MrcAls als = als_of(dense, n_users, n_items, params, 2);
+	size_t n = (size_t) n_users * params.rank;
+	double *dual = malloc(n * sizeof(double));
+
+	als.lanes = lanes;
+	for (int i = 0; i < n_items * params.rank; i++)
+		als.item[i] = (float) (params.nonnegative ? uniform() * (uniform() < 0.7) : uniform() - 0.5);
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	if (!(distance(&als, dense) < 1e-5))
+		fail_msg("rank %d, lanes %d: %g from the minimum", params.rank, lanes, distance(&als, dense));
+	for (size_t i = 0; i < n; i++)
+		dual[i] = als.user[i];
+	als.blas = NULL; /* no eigenvectors: all rows by A */
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	if (!(difference(als.user, dual, (int) n) < 1e-4))
+		fail_msg("rank %d, lanes %d: %g apart", params.rank, lanes, difference(als.user, dual, (int) n));
+	free(dual);
+	als_free(&als);
+}
+
+/* Ranks of every width of vector, tile, panel and block, rows of every length, by every set of instructions. */
 static void
 test_als_every_rank(void **state)
 {
-	static const int ranks[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 80, 97, 130, 257};
 	enum
 	{
-		N = 60,
-		M = 300
+		N = 80,
+		M = 210
 	};
+	static const int lanes[] = {16, 8, 4};
+	float *dense;
+
+	(void) state;
+	srand(SEED);
+	dense = dense_of_all_lengths(N, M);
+	for (int k = 1; k <= 130; k++)
+		for (int l = 0; l < (k % 16 <= 1 || k % 16 == 15 ? 3 : 1); l++)
+		{
+			int n_lanes = lanes[(k + l) % 3];
+
+			check_half_step(dense, N, M, (MrcAlsParams){k, true, 1.5, 1, 2, 0, false}, n_lanes);
+			check_half_step(dense, N, M, (MrcAlsParams){k, false, 1, 0, 0.3, 1, false}, n_lanes);
+			if (k % 3 == 0)
+				check_half_step(dense, N, M, (MrcAlsParams){k, true, 1.5, 0.3, 0.02, 1, true}, n_lanes);
+			if (k % 5 == 0)
+				check_half_step(dense, N, M, (MrcAlsParams){k, false, 1, 0, 0.3, 1, true}, n_lanes);
+		}
+	check_half_step(dense, N, M, (MrcAlsParams){257, true, 1.5, 1, 2, 0, false}, 0);
+	free(dense);
+}
+
+/* Weights and penalties over many orders of magnitude: solved, or refused as singular, never wrong. */
+static void
+test_als_extreme_parameters(void **state)
+{
+	enum
+	{
+		N = 70,
+		M = 90,
+		K = 64
+	};
+	float *dense;
+	int n_solved = 0;
+
+	(void) state;
+	srand(SEED);
+	dense = dense_of_all_lengths(N, M);
+	for (int a = -6; a <= 6; a += 3)
+		for (int r = -9; r <= 3; r += 3)
+			for (int u = -6; u <= 3; u += 3)
+				for (int small = 0; small < 2; small++)
+				{
+					MrcAlsParams params = {K, true, pow(10, a), pow(10, u), pow(10, r), small, false};
+					MrcAls als = als_of(dense, N, M, params, 2);
+					MrcStatus status;
+
+					assert_int_equal(mrc_als_start(&als, SEED, small ? 1e-3 : 1), MRC_OK);
+					status = mrc_als_half_step(&als, true);
+					assert_true(status == MRC_OK || status == MRC_NOTPD);
+					n_solved += status == MRC_OK;
+					if (status == MRC_OK && !(distance(&als, dense) < 1e-4))
+						fail_msg("alpha 1e%d, regularization 1e%d, unobserved 1e%d: %g", a, r, u,
+								 distance(&als, dense));
+					als_free(&als);
+				}
+	assert_true(n_solved > 150);
+	free(dense);
+}
+
+/* ---- an independent ALS in float64: the weights in full, each row by elimination ---- */
+
+static void
+oracle_side(const float *dense, int n_rows, int n_cols, bool turned, MrcAlsParams params, double *own,
+			const double *other)
+{
+	int k = params.rank;
+	double *a = malloc((size_t) k * (k + 1) * sizeof(double));
+
+	for (int row = 0; row < n_rows; row++)
+	{
+		int n = 0;
+		double penalty;
+
+		memset(a, 0, (size_t) k * (k + 1) * sizeof(double));
+		for (int col = 0; col < n_cols; col++)
+		{
+			double value = turned ? dense[col * n_rows + row] : dense[row * n_cols + col];
+			double weight = params.implicit ? params.unobserved + params.alpha * value : value != 0;
+			double target = params.implicit ? value > 0 : value;
+
+			n += value != 0;
+			for (int i = 0; i < k; i++)
+			{
+				for (int j = 0; j < k; j++)
+					a[i * (k + 1) + j] += weight * other[col * k + i] * other[col * k + j];
+				a[i * (k + 1) + k] += weight * target * other[col * k + i];
+			}
+		}
+		penalty = params.regularization *
+			pow(n + (params.implicit ? params.unobserved * n_cols : 0), params.exponent);
+		for (int i = 0; i < k; i++)
+			a[i * (k + 1) + i] += penalty;
+		for (int i = 0; i < k; i++)
+			for (int r = 0; r < k; r++)
+			{
+				double factor = a[r * (k + 1) + i] / a[i * (k + 1) + i];
+
+				for (int j = i; j <= k && r != i; j++)
+					a[r * (k + 1) + j] -= factor * a[i * (k + 1) + j];
+			}
+		for (int i = 0; i < k; i++)
+			own[row * k + i] = n ? a[i * (k + 1) + k] / a[i * (k + 1) + i] : 0;
+	}
+	free(a);
+}
+
+static double
+oracle_loss(const float *dense, int n_users, int n_items, MrcAlsParams params, const double *user,
+			const double *item)
+{
+	int k = params.rank;
+	double u = params.implicit ? params.unobserved : 0;
+	double loss = 0;
+
+	for (int row = 0; row < n_users + n_items; row++)
+	{
+		bool is_user = row < n_users;
+		int at = is_user ? row : row - n_users;
+		int n = 0;
+		double square = 0;
+
+		for (int i = 0; i < (is_user ? n_items : n_users); i++)
+			n += (is_user ? dense[at * n_items + i] : dense[i * n_items + at]) != 0;
+		for (int j = 0; j < k; j++)
+			square += (is_user ? user : item)[at * k + j] * (is_user ? user : item)[at * k + j];
+		loss += square * params.regularization * pow(n + u * (is_user ? n_items : n_users), params.exponent);
+	}
+	for (int row = 0; row < n_users; row++)
+		for (int col = 0; col < n_items; col++)
+		{
+			double value = dense[row * n_items + col];
+			double predicted = 0;
+
+			for (int j = 0; j < k; j++)
+				predicted += user[row * k + j] * item[col * k + j];
+			loss += params.implicit ? (u + params.alpha * value) * pow((value > 0) - predicted, 2)
+				: value != 0		? pow(value - predicted, 2)
+									: 0;
+		}
+	return loss;
+}
+
+/* The loss after 15 iterations, with most rows short; and where the fit is so good that the loss nearly cancels. */
+static void
+test_als_loss_after_15(void **state)
+{
+	enum
+	{
+		N = 110,
+		M = 90,
+		K = 48
+	};
+	static const MrcAlsParams all[] = {{K, true, 1, 1, 0.1, 0, false},
+									   {K, true, 2, 0.3, 0.01, 1, false},
+									   {K, false, 1, 0, 0.05, 1, false},
+									   {K, false, 1, 0, 1e-4, 0, false},
+									   {K, true, 40, 0.01, 1e-3, 0, false}};
 	float *dense = calloc(N * M, sizeof(float));
+	double *user = malloc(N * K * sizeof(double));
+	double *item = malloc(M * K * sizeof(double));
 
 	(void) state;
 	srand(SEED);
 	for (int i = 0; i < N * M; i++)
-		dense[i] = uniform() < (i < M ? 0.95 : 0.1) ? 1 + (float) (rand() % 4) : 0;
-	for (size_t r = 0; r < sizeof(ranks) / sizeof(ranks[0]); r++)
+		dense[i] = uniform() < (i % M < 10 ? 0.8 : 0.12) ? (float) (1 + rand() % 5) : 0;
+	for (size_t p = 0; p < sizeof(all) / sizeof(all[0]); p++)
 	{
-		int k = ranks[r];
-		MrcAls als = als_of(dense, N, M, (MrcAlsParams){k, true, 1.5, 1, 2, 0, false}, 2);
+		MrcAls als = als_of(dense, N, M, all[p], 2);
+		double want;
 
-		for (int i = 0; i < M * k; i++)
-			als.item[i] = (float) (uniform() - 0.5);
-		assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
-		for (int u = 0; u < N; u++)
+		assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+		for (int i = 0; i < M * K; i++)
+			item[i] = als.item[i];
+		for (int i = 0; i < 15; i++)
 		{
-			double most = 0;
-			double size = 0;
-
-			for (int j = 0; j < k; j++)
-			{
-				double residual = 2 * (double) als.user[u * k + j];
-				double b = 0;
-
-				for (int i = 0; i < M; i++)
-				{
-					double weight = 1 + 1.5 * dense[u * M + i];
-					double predicted = 0;
-
-					for (int f = 0; f < k; f++)
-						predicted += (double) als.user[u * k + f] * als.item[i * k + f];
-					residual += weight * (predicted - (dense[u * M + i] > 0)) * als.item[i * k + j];
-					b += weight * (dense[u * M + i] > 0) * als.item[i * k + j];
-				}
-				most = fmax(most, fabs(residual));
-				size = fmax(size, fabs(b));
-			}
-			assert_true(most <= 1e-4 * size + 1e-4);
+			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+			oracle_side(dense, N, M, false, all[p], user, item);
+			oracle_side(dense, M, N, true, all[p], item, user);
 		}
+		want = oracle_loss(dense, N, M, all[p], user, item);
+		if (!(fabs(als.loss - want) < 1e-3 * want))
+			fail_msg("case %zu: loss %.9g after 15 iterations, float64 has %.9g", p, als.loss, want);
+		/* what is said of the factors that came out is nearer */
+		for (int i = 0; i < N * K; i++)
+			user[i] = als.user[i];
+		for (int i = 0; i < M * K; i++)
+			item[i] = als.item[i];
+		want = oracle_loss(dense, N, M, all[p], user, item);
+		if (!(fabs(als.loss - want) < 1e-5 * want))
+			fail_msg("case %zu: loss %.9g, the factors' is %.9g", p, als.loss, want);
 		als_free(&als);
 	}
 	free(dense);
+	free(user);
+	free(item);
+}
+
+/* The start is the absolute value of the other one, all factors stay at least 0, and the loss falls. */
+static void
+test_als_nonnegative(void **state)
+{
+	MrcAlsParams params = {12, false, 1, 0, 0.1, 1, true};
+
+	(void) state;
+	for (int implicit = 0; implicit < 2; implicit++)
+	{
+		MrcAls als;
+		double before = INFINITY;
+
+		params.implicit = implicit;
+		params.unobserved = implicit;
+		als = als_of(golden_values, GOLDEN_USERS, GOLDEN_ITEMS, params, 2);
+		assert_int_equal(mrc_als_start(&als, SEED, 2), MRC_OK);
+		for (int i = 0; i < 12; i++)
+		{
+			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+			assert_true(als.loss <= before * (1 + 1e-6));
+			before = als.loss;
+			for (int j = 0; j < GOLDEN_USERS * 12; j++)
+				assert_true(als.user[j] >= 0);
+			for (int j = 0; j < GOLDEN_ITEMS * 12; j++)
+				assert_true(als.item[j] >= 0);
+		}
+		als_free(&als);
+	}
 }
 
 /* The same bits with 1, 2, 3 and 5 threads, at a size that makes many chunks and panels. */
@@ -434,6 +739,8 @@ test_als_threads_agree(void **state)
 		M = 700,
 		K = 48
 	};
+	static const MrcAlsParams all[] = {
+		{K, true, 1, 1, 0.1, 0, false}, {K, false, 1, 0, 0.1, 1, false}, {K, true, 1, 1, 0.1, 0, true}};
 	float *dense = calloc(N * M, sizeof(float));
 	float *users = malloc(N * K * sizeof(float));
 	float *items = malloc(M * K * sizeof(float));
@@ -443,14 +750,16 @@ test_als_threads_agree(void **state)
 	srand(SEED);
 	for (int i = 0; i < N * M; i++)
 		dense[i] = uniform() < 0.06 || i / M == 5 ? 1 : 0;
-	for (int n_threads = 1; n_threads <= 5; n_threads += n_threads == 3 ? 2 : 1)
+	for (int run = 0; run < 12; run++)
 	{
-		MrcAls als = als_of(dense, N, M, (MrcAlsParams){K, true, 1, 1, 0.1, 0, false}, n_threads);
+		static const int n_all[] = {1, 2, 3, 5};
+		int n_threads = n_all[run % 4];
+		MrcAls als = als_of(dense, N, M, all[run / 4], n_threads);
 
 		assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
 		for (int i = 0; i < 2; i++)
 			assert_int_equal(mrc_als_iterate(&als), MRC_OK);
-		if (n_threads == 1)
+		if (n_threads == 1) /* the others follow it */
 		{
 			memcpy(users, als.user, N * K * sizeof(float));
 			memcpy(items, als.item, M * K * sizeof(float));
@@ -559,29 +868,33 @@ test_als_pauses(void **state)
 		M = 3000,
 		K = 256
 	};
-	int n_interrupts = 0;
-	const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+	static const MrcAlsParams all[] = {
+		{K, false, 1, 1, 0.1, 1, false}, {K, true, 1, 1, 0.1, 0, false}, {64, true, 1, 1, 0.1, 0, true}};
 	float *dense = malloc(N * M * sizeof(float));
-	MrcAls als;
-	MrcAls paused;
 
 	(void) state;
 	for (int i = 0; i < N * M; i++)
 		dense[i] = (float) (1 + i % 7);
-	als = als_of(dense, N, M, (MrcAlsParams){K, false, 1, 1, 0.1, 1, false}, 2);
-	paused = als_of(dense, N, M, als.params, 2);
-	pool_free(paused.pool);
-	assert_int_equal(mrc_pool_start(&paused.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
-	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
-	assert_int_equal(mrc_als_start(&paused, SEED, 1), MRC_OK);
-	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
-	assert_int_equal(mrc_als_iterate(&paused), MRC_OK);
-	assert_true(n_interrupts > 0);
-	assert_memory_equal(als.user, paused.user, N * K * sizeof(float));
-	assert_memory_equal(als.item, paused.item, M * K * sizeof(float));
-	assert_true(als.loss == paused.loss);
-	als_free(&als);
-	als_free(&paused);
+	for (int p = 0; p < 3; p++)
+	{
+		int n_interrupts = 0;
+		const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+		MrcAls als = als_of(dense, N, M, all[p], 2);
+		MrcAls paused = als_of(dense, N, M, all[p], 2);
+
+		pool_free(paused.pool);
+		assert_int_equal(mrc_pool_start(&paused.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+		assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+		assert_int_equal(mrc_als_start(&paused, SEED, 1), MRC_OK);
+		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+		assert_int_equal(mrc_als_iterate(&paused), MRC_OK);
+		assert_true(n_interrupts > 0);
+		assert_memory_equal(als.user, paused.user, N * all[p].rank * sizeof(float));
+		assert_memory_equal(als.item, paused.item, M * all[p].rank * sizeof(float));
+		assert_true(als.loss == paused.loss);
+		als_free(&als);
+		als_free(&paused);
+	}
 	free(dense);
 }
 
@@ -950,7 +1263,7 @@ test_rmse_against_definition(void **state)
 		error.pool = pool_of(n_threads);
 		assert_int_equal(mrc_error_run(&error), MRC_OK);
 		assert_true(fabs(error.rmse - sqrt(sum / (double) n)) < 1e-6);
-		if (n_threads == 1)
+		if (n_threads == 1) /* the others follow it */
 			once = error.rmse;
 		assert_true(error.rmse == once);
 		pool_free(error.pool);
@@ -1181,6 +1494,9 @@ main(void)
 		cmocka_unit_test(test_als_rendle),
 		cmocka_unit_test(test_als_explicit),
 		cmocka_unit_test(test_als_every_rank),
+		cmocka_unit_test(test_als_extreme_parameters),
+		cmocka_unit_test(test_als_loss_after_15),
+		cmocka_unit_test(test_als_nonnegative),
 		cmocka_unit_test(test_als_threads_agree),
 		cmocka_unit_test(test_als_loss_falls),
 		cmocka_unit_test(test_als_small_and_singular),

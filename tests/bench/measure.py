@@ -1,0 +1,123 @@
+"""Measuring and reporting, for the cases."""
+import os, statistics, subprocess, tempfile, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
+
+
+def run(*command, **options):
+    return subprocess.run(command, check=True, text=True, capture_output=True, **options).stdout
+
+
+def sql(text):
+    return run("psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", text).strip()
+
+
+class Session:
+    """A psql that stays, so that plans do, and whose backend's CPU time can be read."""
+
+    def __init__(self):
+        self.errors = tempfile.TemporaryFile("w+")
+        self.psql = subprocess.Popen(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=self.errors, text=True, bufsize=1)
+        self.pid = self.run("SET client_min_messages = warning; SELECT pg_backend_pid()")
+
+    def run(self, text):
+        self.psql.stdin.write(text + ";\nSELECT 'done, says the benchmark';\n")
+        lines = []
+        while not lines or lines[-1] != "done, says the benchmark":
+            lines.append(self.psql.stdout.readline().rstrip("\n"))
+            if lines[-1] == "" and self.psql.poll() is not None:
+                self.errors.seek(0)
+                raise RuntimeError(f"{text[:200]}: {self.errors.read()}")
+        return "\n".join(lines[:-1])
+
+    def cpu(self):
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+        except OSError:
+            return float("nan")
+
+    def timed(self, text):
+        """Seconds of wall-clock and of CPU time."""
+        cpu, wall = self.cpu(), time.monotonic()
+        self.run(text)
+        return time.monotonic() - wall, self.cpu() - cpu
+
+    def close(self):
+        self.psql.stdin.close()
+        self.psql.wait()
+
+
+def seconds(function):
+    start = time.monotonic()
+    function()
+    return time.monotonic() - start
+
+
+results = []
+
+
+def report(case, what, unit, ours, peer, target="", rounds=()):
+    """One line: a ratio of wall-clock times or sizes, of CPU times if ours and peer are pairs, and its range over rounds."""
+    cpu = ""
+    if isinstance(ours, tuple):
+        cpu = f"{ours[1] / peer[1]:.2f}"
+        ours, peer = ours[0], peer[0]
+    rounds = sorted(rounds) or [ours / peer if peer else float("nan")]
+    row = (case, what, unit, f"{ours:.4g}", f"{peer:.4g}", f"{ours / peer:.2f}" if peer else "", f"{rounds[0]:.2f}-{rounds[-1]:.2f}", cpu, target)
+    results.append(row)
+    show(row)
+
+
+HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio", "target")
+
+
+def show(row):
+    print("".join(f"{field:<{width}}" for field, width in zip(row, (12, 58, 24, 10, 10, 8, 12, 11, 10))), flush=True)
+
+
+def median_pair(pairs):
+    return tuple(statistics.median(column) for column in zip(*pairs))
+
+
+def compare(case, unit, kinds, rounds=None):
+    """kinds: {name: (prepare, statements, target)}, the first one the peer of the others.  In each round everything is prepared, which
+    does not count, and the statements are run in turn; sums over a round, medians over the rounds after one to warm up."""
+    figures = {name: [] for name in kinds}
+    for _ in range((rounds or ROUNDS) + 1):
+        sessions = {name: Session() for name in kinds}
+        sums = {name: [0.0, 0.0] for name in kinds}
+        for name, (prepare, _, _) in kinds.items():
+            prepare(sessions[name])
+        sql("CHECKPOINT")
+        order = list(kinds)
+        for step in zip(*(statements for _, statements, _ in kinds.values())):
+            step = dict(zip(kinds, step))
+            for name in order:
+                for i, figure in enumerate(sessions[name].timed(step[name])):
+                    sums[name][i] += figure
+            order.reverse()
+        for name, session in sessions.items():
+            figures[name].append(tuple(sums[name]))
+            session.close()
+    peer = next(iter(kinds))
+    for name, (_, _, target) in list(kinds.items())[1:]:
+        ratios = [a[0] / b[0] for a, b in zip(figures[name][1:], figures[peer][1:])]
+        report(case, f"{name} / {peer}", unit, median_pair(figures[name][1:]), median_pair(figures[peer][1:]), target, ratios)
+
+
+def interleaved(case, what, unit, ours, peer):
+    """Wall-clock times of two functions."""
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS + 1)][1:]
+    report(case, what, unit, *(statistics.median(column) for column in zip(*pairs)), "", [a / b for a, b in pairs])
+
+
+def process_cpu(pid):
+    """CPU seconds of a process with all its threads, also those that have ended; to the kernel's clock tick."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return float("nan")

@@ -1,0 +1,318 @@
+"""Cases of model training: speed beside `implicit`, Spark and the machine's sgemm, and quality beside what others recommend."""
+import csv, json, os, statistics, subprocess, tarfile, threading, time
+from pathlib import Path
+
+from measure import ROOT, ROUNDS, Session, interleaved, process_cpu, report, run, sql
+
+BUILD = Path(os.environ.get("MILLRACE_CACHE", ROOT / "build"))
+QUIET = "SET client_min_messages = warning;"
+
+
+class Missing(RuntimeError):
+    """A peer that cannot be had: what is measured against it is not met."""
+
+
+class Peers:
+    """A process of peers.py."""
+
+    def __init__(self):
+        made = subprocess.run([ROOT / "tests/lib/venv", "bench-venv", ROOT / "tests/bench/requirements.txt"], text=True, capture_output=True)
+        if made.returncode:
+            raise Missing("the peers cannot be installed: " + (made.stderr.strip().splitlines() or ["?"])[-1])
+        # implicit asks for a BLAS of one thread, its own threads being as many as there are cores.
+        self.process = subprocess.Popen([Path(made.stdout.strip()) / "bin/python", "-B", ROOT / "tests/bench/peers.py"], text=True, bufsize=1,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def __getattr__(self, name):
+        def call(**arguments):
+            self.process.stdin.write(json.dumps({"do": name, **arguments}, default=str) + "\n")
+            answer = json.loads(self.process.stdout.readline() or '{"error": "the process has died"}')
+            if "error" in answer:
+                raise Missing(f"{name}: {answer['error']}")
+            return answer["ok"]
+        return call
+
+
+def arguments(settings):
+    return "".join(f", {name} => {value!r}" for name, value in settings.items())
+
+
+class Training:
+    """One training, watched from outside: its iterations (seconds, CPU seconds of the backend with its threads), the seconds before the
+    first and behind the last of them, the peak of the backend's anonymous memory."""
+
+    def __init__(self, query, **settings):
+        psql = subprocess.Popen(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+        psql.stdin.write("SELECT pg_backend_pid();\n")
+        pid = psql.stdout.readline().strip()
+        self.notices, self.errors, self.peak = [], [], 0
+        watch = threading.Thread(target=self.watch, args=(psql.stderr, pid))
+        measure = threading.Thread(target=self.measure, args=(psql, pid))
+        watch.start()
+        measure.start()
+        began, cpu_began = time.monotonic(), process_cpu(pid)
+        psql.stdin.write(f"SELECT (millrace.train_als('bench', $q${query}$q$, tolerance => 0{arguments(settings)})).version;\n")
+        self.version = psql.stdout.readline().strip()
+        ended = time.monotonic()
+        psql.stdin.close()
+        psql.wait()
+        watch.join()
+        measure.join()
+        if not self.version or not self.notices:
+            raise RuntimeError("".join(self.errors) or "no notice of an iteration")
+        took = [float(s) for s in sql(f"SELECT seconds FROM millrace.trainings WHERE model = 'bench' AND version = {self.version} ORDER BY iteration").splitlines()]
+        sql("SELECT millrace.prune('bench', 1)")
+        cpu = [b[1] - a[1] for a, b in zip(self.notices, self.notices[1:])]
+        # The first iteration's CPU time cannot be told from the reading's.
+        self.iterations = list(zip(took[1:], cpu)) or [(took[0], float("nan"))]
+        self.iteration = tuple(statistics.median(column) for column in zip(*self.iterations))
+        self.reading = (self.notices[0][0] - took[0] - began, self.notices[0][1] - self.iteration[1] - cpu_began)
+        self.storing = ended - self.notices[-1][0]
+        self.seconds = ended - began
+
+    def watch(self, lines, pid):
+        for line in lines:
+            if "iteration" in line:
+                self.notices.append((time.monotonic(), process_cpu(pid)))
+            self.errors.append(line)
+
+    def measure(self, psql, pid):
+        while psql.poll() is None:
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                break
+            self.peak = max(self.peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+            time.sleep(0.01)
+
+
+def ratio(case, what, unit, rounds, target=""):
+    """rounds: pairs (ours, peer), each seconds and CPU seconds."""
+    if not rounds:
+        return
+    ours, peer = ([tuple(statistics.median(column) for column in zip(*side))] for side in zip(*rounds))
+    report(case, what, unit, ours[0], peer[0], target, [a[0] / b[0] for a, b in rounds])
+
+
+def case_als(work):
+    """Implicit ALS, rank 64, 15 iterations, on the purchases of Online Retail"""
+    sql("CREATE TABLE retail_purchases (customer bigint, item text)")
+    with tarfile.open(ROOT / "tests/data/retail-by-day.tar.xz") as archive:
+        rows = [row for member in archive.getmembers() if member.isfile()
+                for row in csv.DictReader(archive.extractfile(member).read().decode().splitlines())]
+    (work / "purchases.csv").write_text("".join(f"{float(r['CustomerID']):.0f},{r['StockCode']}\n" for r in rows
+                                                if r["CustomerID"] and int(r["Quantity"]) > 0))
+    run("psql", "-Xq", "-c", f"\\copy retail_purchases FROM '{work / 'purchases.csv'}' CSV")
+    train = lambda threads: lambda: sql(f"{QUIET} SELECT millrace.train_als('bench', 'retail_purchases', rank => 64, iterations => 15, threads => {threads})")
+    interleaved("als", "all threads / one", "s, 15 iterations", train(0), train(1))
+
+
+def gflops(pairs, users, items, rank, seconds):
+    """Of the exact algorithm in its primal form."""
+    return (2 * pairs * rank * (rank + 1) + (users + items) * rank**3 / 3) / seconds / 1e9
+
+
+def case_als20m(work):
+    """Implicit ALS on 20 M synthetic ratings of MovieLens' shape, beside `implicit`.  Its Cholesky is exact, as ours; its conjugate gradients take 3 steps a row, and do not reach the same loss in as many iterations"""
+    users, items, pairs = 138493, 26744, 20000263
+    work.chmod(0o755)
+    with Peers() as peers:
+        print("#", peers.movielens(cache=BUILD / "als20m.npy", users=users, items=items, pairs=pairs, folder=work), flush=True)
+        for name, table in (("by_user", "ratings"), ("shuffled", "shuffled")):
+            sql(f"BEGIN; CREATE TABLE {table} (u int, i int, value real); COPY {table} FROM '{work / name}' (FORMAT binary, FREEZE); COMMIT")
+            (work / name).unlink()
+        sql("CHECKPOINT")
+        ours, cg, cholesky = {64: [], 128: []}, {64: [], 128: []}, []
+        reading, shuffled, machine = [], [], []
+        for n in range(ROUNDS + 1):
+            for rank in (64, 128):
+                ours[rank].append(Training("SELECT u, i, value FROM ratings", rank=rank, iterations=3))
+                cg[rank].append(tuple(peers.implicit_iteration(rank=rank, cg=True)))
+                machine.append(peers.sgemm())
+            if n < 3:
+                cholesky.append(tuple(peers.implicit_iteration(rank=64, cg=False)))
+            session = Session()
+            session.run("SET max_parallel_workers_per_gather = 0")
+            reading.append((ours[64][-1].reading, session.timed("SELECT sum(value) FROM ratings")))
+            if n < 3:
+                shuffled.append((Training("SELECT u, i, value FROM shuffled", rank=1, iterations=1).reading, session.timed("SELECT sum(value) FROM shuffled")))
+            session.close()
+        peers.forget()
+    for rank, target in ((64, "<= 0.33"), (128, "<= 0.50")):
+        ratio("als20m", f"rank {rank} / implicit's conjugate gradients", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours[rank], cg[rank])][1:], target)
+    ratio("als20m", "rank 64 / implicit's Cholesky", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours[64], cholesky)][1:], "<= 0.071")
+    rates = {name: statistics.median(m[name] for m in machine) for name in machine[0]}
+    report("als20m", "sgemm, a thread per core: libopenblas.so.0 / NumPy's", "GFLOP/s", rates["libopenblas.so.0"], rates["numpy"])
+    for rank in (64, 128):
+        rate = [gflops(pairs, users, items, rank, t.iteration[0]) for t in ours[rank]][1:]
+        report("als20m", f"rank {rank}, flops of the primal algorithm / sgemm", "GFLOP/s", statistics.median(rate), max(rates.values()), ">= 0.65", [r / max(rates.values()) for r in rate])
+    ratio("als20m", "reading by user, into sparse rows / SELECT sum(value)", "s, 20 M rows", reading[1:], "<= 1.5")
+    ratio("als20m", "reading shuffled, into sparse rows / SELECT sum(value)", "s, 20 M rows", shuffled[1:], "<= 1.5")
+    for rank in (64, 128):
+        report("als20m", f"rank {rank}, storing the model / 2 s", "s", statistics.median(t.storing for t in ours[rank][1:]), 2, "<= 1")
+        peak = max(t.peak for t in ours[rank])
+        report("als20m", f"rank {rank}, peak memory / 3 x (both CSR + factors)", "MB", peak / 1e6,
+               3 * (2 * 8 * pairs + 8 * (users + items) + 4 * rank * (users + items)) / 1e6, "<= 1")
+        report("als20m", f"rank {rank}, peak memory / 2 GB", "MB", peak / 1e6, 2000, "<= 1")
+
+
+def load_journey(peers, work):
+    """Table journey: all purchases of Complete Journey, top: those of the 5,000 products."""
+    work.chmod(0o755)
+    print("#", peers.journey(folder=work), flush=True)
+    sql(f"DROP TABLE IF EXISTS journey; CREATE TABLE journey (row int, household int, product int, quantity int, top bool);"
+        f"COPY journey FROM '{work / 'journey.csv'}' CSV; ANALYZE journey")
+
+
+def case_journey(work):
+    """Implicit ALS, rank 64, on Complete Journey, row counts of all 68 k products, beside `implicit` and Spark local[2]"""
+    with Peers() as peers:
+        load_journey(peers, work)
+        ours, cg, cholesky = [], [], []
+        for n in range(ROUNDS + 1):
+            ours.append(Training("SELECT household, product FROM journey", rank=64, iterations=10))
+            cg.append(tuple(statistics.median(column) for column in zip(*(peers.implicit_iteration(rank=64, cg=True) for _ in range(3)))))
+            cholesky.append(tuple(peers.implicit_iteration(rank=64, cg=False)))
+        ratio("journey", "rank 64 / implicit's conjugate gradients", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cg)][1:], "<= 0.50")
+        ratio("journey", "rank 64 / implicit's Cholesky", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cholesky)][1:], "<= 0.11")
+        spark = min(peers.spark_seconds(folder=work, rank=64, maxIter=10, regParam=0.01, implicitPrefs=True) for _ in range(2))
+        report("journey", "reading, 10 iterations and storing / Spark's fit", "s", statistics.median(t.seconds for t in ours[1:]), spark, "<= 0.02",
+               [t.seconds / spark for t in ours[1:]])
+
+
+def case_loss(work):
+    """The objective after 15 iterations on Complete Journey, and an independent float64 implementation's that goes on from our first iteration"""
+    with Peers() as peers:
+        load_journey(peers, work)
+        for settings in (dict(alpha=1.0, unobserved_weight=0.3, regularization=0.01, regularization_exponent=1.0),
+                         dict(alpha=1.0, unobserved_weight=1.0, regularization=0.1, regularization_exponent=0.5)):
+            train = lambda iterations: float(sql(f"""{QUIET} SELECT (millrace.train_als('bench', 'SELECT household, product FROM journey', rank => 64,
+                iterations => {iterations}, tolerance => 0{arguments(settings)})).loss"""))
+            train(1)
+            export("item", work / "items")
+            theirs = peers.ials_loss(items_path=work / "items", rank=64, iterations=14, unobserved=settings["unobserved_weight"], alpha=settings["alpha"],
+                                     regularization=settings["regularization"], exponent=settings["regularization_exponent"])
+            mine = train(15)
+            report("loss", f"rank 64, unobserved {settings['unobserved_weight']}, exponent {settings['regularization_exponent']}: ours / float64", "loss", mine, theirs,
+                   "1 +- 0.001", [mine / theirs])
+            print(f"# ratio {mine / theirs:.7f}", flush=True)
+
+
+def export(side, path):
+    with open(path, "wb") as out:
+        subprocess.run(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT id::bigint, factor FROM millrace.{side}_factors('bench')) TO STDOUT BINARY"],
+                       stdout=out, check=True)
+
+
+# What is searched for our parameters.  Exponent and regularization go together: rows n + unobserved_weight * items long are penalised about equally.
+NEW_GRIDS = [{"iterations": 8, "rank": [64, 128], "value_transform": ["binary", "none"], "unobserved_weight": [0.5, 1], **more}
+             for more in ({"regularization_exponent": 0.75, "regularization": [0.04, 0.06, 0.08]}, {"regularization_exponent": 1, "regularization": [0.0075, 0.01, 0.0125]})]
+REPEAT_GRIDS = [{"iterations": 6, "rank": 256, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
+                 "regularization_exponent": 0.5, "regularization": [0.1, 0.2]}]
+IMPLICIT_GRID = [dict(values=values, factors=factors, regularization=regularization)
+                 for values in ("none", "log1p", "binary") for factors in (16, 64, 128) for regularization in (1.0, 10.0, 30.0)]
+SPARK_GRID = [dict(values="none", rank=64, maxIter=10, implicitPrefs=True, **more) for more in (dict(regParam=0.1), dict(regParam=0.5), dict(regParam=0.1, alpha=4.0), dict(regParam=0.02, alpha=0.25))]
+SPARK_USERS = dict(rank=10, maxIter=10, regParam=0.1)
+SPLITS = 5
+
+
+def best(grid, measure):
+    """The best parameters for new items and for any, on the validation part, and what they reach there."""
+    tried = [(measure(**parameters), parameters) for parameters in grid]
+    return [max(((figures[i], parameters) for figures, parameters in tried), key=lambda t: t[0]) for i in (0, 1)]
+
+
+def tuned(train, validation, grids, new):
+    """The best of the grids by tune_als: precision, arguments of train_als."""
+    rows = [sql(f"""{QUIET} SELECT value, parameters FROM millrace.tune_als('bench', $q${train}$q$, '{json.dumps(grid)}', 'precision', 5,
+        validation => $q${validation}$q$, exclude_seen => {new})""").split("|") for grid in grids]
+    value, parameters = max(rows, key=lambda row: float(row[0]))
+    return float(value), {name: json.loads(parameters)[name] for name in grids[0]}
+
+
+def evaluated(train, test, settings):
+    """Precision at 5 of a training: of new items, and of any."""
+    sql(f"{QUIET} SELECT millrace.train_als('bench', $q${train}$q${arguments(settings)}); SELECT millrace.prune('bench', 1)")
+    return [float(sql(f"SELECT value FROM millrace.evaluate('bench', $q${test}$q$, 5, {new}) WHERE metric = 'precision'")) for new in (True, False)]
+
+
+def case_quality(work):
+    """Precision at 5 on the 5,000 products of Complete Journey, means over five half/half splits; parameters are chosen on half of the first split's training half, never on a test half"""
+    with Peers() as peers:
+        load_journey(peers, work)
+        halves = [f"millrace.split(row, 0.5, {seed})" for seed in range(1, SPLITS + 1)]
+        flags = [*halves, "millrace.split(row, 0.5, 101)", "millrace.split(row, 0.8, 102)"]
+        with open(work / "top.csv", "w") as out:
+            columns = ", ".join(f"{flag}::int" for flag in flags)
+            subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT household, product, quantity, {columns} FROM journey WHERE top) TO STDOUT CSV"], stdout=out, check=True)
+        print("#", peers.quality_load(path=work / "top.csv"), flush=True)
+        rows = lambda *conditions: " AND ".join(["SELECT household, product FROM journey WHERE top", *conditions])
+        inner, validation = rows(halves[0], flags[5]), rows(halves[0], "NOT " + flags[5])
+
+        # What is best on the validation part
+        peers.quality_use(train=[(0, True), (5, True)], test=[(0, True), (5, False)])
+        print("# validation: EASE {:.4f} {:.4f}".format(*peers.precision_ease(regularization=500)))
+        chosen = {"ours": [tuned(inner, validation, grids, new) for grids, new in ((NEW_GRIDS, True), (REPEAT_GRIDS, False))],
+                  "implicit": best(IMPLICIT_GRID, peers.precision_implicit),
+                  "Spark implicit": best(SPARK_GRID, lambda **parameters: peers.precision_spark(folder=work, **parameters))}
+        for name, configurations in chosen.items():
+            for kind, (value, parameters) in zip(("new items", "repeats"), configurations):
+                print(f"# validation, {kind}: {name} {value:.4f} with {parameters}", flush=True)
+
+        # The five splits
+        figures = {}
+        for n, half in enumerate(halves):
+            peers.quality_use(train=[(n, True)], test=[(n, False)])
+            note = lambda name, pair: figures.setdefault(name, []).append(pair)
+            note("EASE", peers.precision_ease(regularization=500))
+            note("popularity", peers.precision_popularity())
+            note("own history", peers.precision_own())
+            note("implicit, its defaults", peers.precision_implicit())
+            note("ours, defaults", evaluated(rows(half), rows("NOT " + half), {}))
+            for kind in (0, 1):
+                for name, measure in (("implicit", peers.precision_implicit), ("Spark implicit", lambda **more: peers.precision_spark(folder=work, **more))):
+                    same = kind == 1 and chosen[name][0][1] == chosen[name][1][1]
+                    note((name, kind), figures[name, 0][-1] if same else measure(**chosen[name][kind][1]))
+                note(("ours", kind), evaluated(rows(half), rows("NOT " + half), chosen["ours"][kind][1]))
+                if n == 0:
+                    for side in ("user", "item"):
+                        export(side, work / side)
+                    again = peers.precision_factors(users_path=work / "user", items_path=work / "item", rank=chosen["ours"][kind][1]["rank"])
+                    assert max(abs(a - b) for a, b in zip(again, figures["ours", kind][0])) < 5e-4, f"evaluate() says {figures['ours', kind][0]}, NumPy {again}"
+        mean = lambda name, kind: statistics.mean(pair[kind] for pair in figures[(name, kind) if (name, kind) in figures else name])
+        for kind, what in enumerate(("new items", "with repeats")):
+            mine = mean("ours", kind)
+            over = lambda name, target="": report("quality", f"{what}: ours / {name}", "precision@5", mine, mean(name, kind), target,
+                                                  [a[kind] / b[kind] for a, b in zip(figures["ours", kind], figures[(name, kind) if (name, kind) in figures else name])])
+            over("EASE", "" if kind else ">= 1")
+            for name in ("implicit", "Spark implicit"):
+                over(name)
+            if kind == 0:
+                others = max(mean(name, 0) for name in ("implicit", "Spark implicit", "implicit, its defaults"))
+                report("quality", f"{what}: ours / best of implicit and Spark + 0.005", "precision@5", mine, others + 0.005, ">= 1")
+            else:
+                report("quality", f"{what}: ours / 0.58", "precision@5", mine, 0.58, ">= 1")
+            for name in ("implicit, its defaults", "popularity", "own history", "ours, defaults"):
+                over(name)
+
+        # What users bring from Spark
+        part = [(0, True), (6, True)]
+        theirs, quantities = [], lambda *conditions: rows(*conditions).replace("product", "product, quantity", 1)
+        for test in (part, [(0, True), (6, False)]):
+            peers.quality_use(train=part, test=test)
+            theirs.append(peers.precision_spark(folder=work, **SPARK_USERS)[1])
+        mine = []
+        for settings in (dict(implicit=False, rank=10, iterations=10, regularization=0.1), chosen["ours"][1][1]):
+            query = quantities if "implicit" in settings else rows
+            mine.append([evaluated(query(halves[0], flags[6]), rows(halves[0], flag), settings)[1] for flag in (flags[6], "NOT " + flags[6])])
+        for i, what in enumerate(("train", "validation")):
+            report("quality", f"Spark users' explicit configuration, {what}: ours / Spark", "precision@5", mine[0][i], theirs[i])
+            report("quality", f"the one chosen for repeats, {what}: ours / Spark's explicit", "precision@5", mine[1][i], theirs[i])

