@@ -547,15 +547,27 @@ map_sort(IdMap *map)
 	int64 n = 0;
 
 	for (uint64 i = 0; i < map->n_direct; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (map->direct[i] >= 0)
 			slots[n++] = (IdSlot){i, map->direct[i]};
+	}
 	for (uint64 i = 0; map->slots && i <= map->mask; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (map->slots[i].number >= 0)
 			slots[n++] = map->slots[i];
+	}
 	mr_release(map->budget, map->direct);
 	mr_release(map->budget, map->slots);
 	for (int64 i = 0; i < n; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		slots[i].key = order_key(map, &slots[i]);
+	}
 	sort_slots(slots, n, map);
 	return slots;
 }
@@ -1282,28 +1294,39 @@ typedef struct Entry
 	float value;
 } Entry;
 
-#define PART_ROWS \
-	32768 /* entries that are sorted at once: 384 kB, and as much again for the result of a pass */
-#define MAX_PARTS 2048
-#define DIGIT_BITS 11
+/* Rows that are sorted at once, and their entries [start, end); while they come, end is where the next one goes. */
+typedef struct Part
+{
+	int64 start;
+	int64 end;
+	int64 first_row;
+} Part;
 
-/* Divide the rows of csr, whose starts are set, into parts; returns how many and the part of each row. */
-static int
-divide_rows(const MrcCsr *csr, uint16 *part_of_row, int64 *part_start)
+#define PART_ENTRIES \
+	32768 /* at least, but for the last part: 384 kB, and as much again for the result of a pass */
+#define MAX_PART_ROWS 65536
+#define MAX_PARTS 2048 /* more only for the sake of MAX_PART_ROWS */
+#define DIGIT_BITS 11
+#define ARRANGING_BYTES (sizeof(int32) + sizeof(float) + sizeof(uint16)) /* an entry */
+
+/* Divide the rows of csr, whose starts are set, into parts without entries; also sets the part of each row. */
+static Part *
+divide_rows(MrBudget *budget, const MrcCsr *csr, uint16 *part_of_row, int *n_parts)
 {
 	int64 n = csr->start[csr->n_rows];
-	int64 size = Max(PART_ROWS, n / MAX_PARTS);
-	int n_parts = 0;
+	int64 size = Max(PART_ENTRIES, n / MAX_PARTS);
+	Part *parts = mr_reserve(budget, (n / size + csr->n_rows / MAX_PART_ROWS + 1) * sizeof(Part));
+	Part *part = parts;
 
-	part_start[0] = 0;
+	*part = (Part){0};
 	for (int64 row = 0; row < csr->n_rows; row++)
 	{
-		if (csr->start[row] - part_start[n_parts] >= size)
-			part_start[++n_parts] = csr->start[row];
-		part_of_row[row] = (uint16) n_parts;
+		if (csr->start[row] - part->start >= size || row - part->first_row == MAX_PART_ROWS)
+			*++part = (Part){csr->start[row], csr->start[row], row};
+		part_of_row[row] = (uint16) (part - parts);
 	}
-	part_start[++n_parts] = n;
-	return n_parts;
+	*n_parts = part - parts + 1;
+	return parts;
 }
 
 /* Stable sort by the bits [shift, shift + n_bits) of the column. */
@@ -1336,13 +1359,22 @@ sort_by_digit(const Entry *from, Entry *to, int64 n, int shift, int n_bits)
 	}
 }
 
-/* Put a part's entries into their rows, in the order of columns.  other: room for as many. */
+/* Put a part's entries into their rows, in the order of columns.  entries, other: room for as many. */
 static void
-sort_part(MrcCsr *csr, Entry *entries, Entry *other, int64 n)
+sort_part(MrcCsr *csr, const Part *part, const uint16 *row_in_part, Entry *entries, Entry *other)
 {
 	int n_bits = csr->n_cols > 1 ? pg_leftmost_one_pos64(csr->n_cols - 1) + 1 : 0;
 	int n_passes = (n_bits + DIGIT_BITS - 1) / DIGIT_BITS;
+	int64 n = part->end - part->start;
 
+	for (int64 e = 0; e < n; e++)
+	{
+		int64 at = part->start + e;
+
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		entries[e] = (Entry){(int32) part->first_row + row_in_part[at], csr->index[at], csr->value[at]};
+	}
 	for (int pass = 0; pass < n_passes; pass++)
 	{
 		int lo = n_bits * pass / n_passes;
@@ -1363,38 +1395,11 @@ sort_part(MrcCsr *csr, Entry *entries, Entry *other, int64 n)
 	}
 }
 
-/* Price what sort_triples() has yet to do: first the entries stand beside the triples, then beside the result. */
+/* Users of the triples become rows, which are counted. */
 static void
-check_arranging(const Reader *reader, int64 largest)
+count_rows(const Reader *reader, MrcCsr *csr, const int32 *user_row)
 {
-	Size chunk_bytes = 0;
-	Size result_bytes = largest * sizeof(Entry) + reader->n * (sizeof(int32) + sizeof(float));
-
-	for (const Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
-		chunk_bytes += CHUNK_HEADER_BYTES + chunk->size * TRIPLE_BYTES;
-	mr_reserve_check(
-		reader->budget,
-		reader->n * sizeof(Entry) + (result_bytes > chunk_bytes ? result_bytes - chunk_bytes : 0),
-		psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT " items",
-				 reader->n, reader->users.n, reader->items.n));
-}
-
-/* Triples into rows of users, each in the order of items; the triples are released on the way. */
-static void
-sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
-{
-	MrBudget *budget = reader->budget;
-	MrcCsr *csr = &ratings->by_user;
-	int64 part_start[MAX_PARTS + 2];
-	int64 part_end[MAX_PARTS + 2];
-	int64 largest = 0;
-	uint16 *part_of_row;
-	Entry *entries;
-	Entry *other;
-	int n_parts;
-
-	*csr = (MrcCsr){.n_rows = ratings->users.n, .n_cols = ratings->items.n};
-	csr->start = mr_reserve(budget, (csr->n_rows + 1) * sizeof(int64));
+	csr->start = mr_reserve(reader->budget, (csr->n_rows + 1) * sizeof(int64));
 	memset(csr->start, 0, (csr->n_rows + 1) * sizeof(int64));
 	for (Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
 	{
@@ -1406,32 +1411,67 @@ sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const in
 		}
 	}
 	counts_to_starts(csr);
-	part_of_row = mr_reserve(budget, (csr->n_rows + 1) * sizeof(uint16));
-	n_parts = divide_rows(csr, part_of_row, part_start);
-	memcpy(part_end, part_start, sizeof(part_start));
-	for (int part = 0; part < n_parts; part++)
-		largest = Max(largest, part_start[part + 1] - part_start[part]);
-	check_arranging(reader, largest);
-	entries = mr_reserve(budget, reader->n * sizeof(Entry));
+}
+
+/* Move the triples into their parts of csr; they are released on the way. */
+static void
+fill_parts(Reader *reader, MrcCsr *csr, Part *parts, const uint16 *part_of_row, uint16 *row_in_part,
+		   const int32 *item_row)
+{
 	for (Chunk *chunk = reader->chunks, *next; chunk; chunk = next)
 	{
 		CHECK_FOR_INTERRUPTS();
 		for (int64 e = 0; e < chunk->n; e++)
-			entries[part_end[part_of_row[chunk->user[e]]]++] =
-				(Entry){chunk->user[e], item_row[chunk->item[e]], chunk->value[e]};
+		{
+			int32 row = chunk->user[e];
+			Part *part = &parts[part_of_row[row]];
+			int64 at = part->end++;
+
+			row_in_part[at] = (uint16) (row - part->first_row);
+			csr->index[at] = item_row[chunk->item[e]];
+			csr->value[at] = chunk->value[e];
+		}
 		next = chunk->next;
-		mr_release(budget, chunk);
+		mr_release(reader->budget, chunk);
 	}
-	mr_release(budget, part_of_row);
-	other = mr_reserve(budget, largest * sizeof(Entry));
+}
+
+/* Triples into rows of users, each in the order of items. */
+static void
+sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
+{
+	MrBudget *budget = reader->budget;
+	MrcCsr *csr = &ratings->by_user;
+	int64 largest = 0;
+	uint16 *part_of_row;
+	uint16 *row_in_part;
+	Entry *entries;
+	Entry *other;
+	Part *parts;
+	int n_parts;
+
+	*csr = (MrcCsr){.n_rows = ratings->users.n, .n_cols = ratings->items.n};
+	count_rows(reader, csr, user_row);
+	part_of_row = mr_reserve(budget, (csr->n_rows + 1) * sizeof(uint16));
+	parts = divide_rows(budget, csr, part_of_row, &n_parts);
+	for (int i = 0; i < n_parts; i++)
+		largest = Max(largest, (i + 1 < n_parts ? parts[i + 1].start : reader->n) - parts[i].start);
+	mr_reserve_check(budget, reader->n * ARRANGING_BYTES + 2 * largest * sizeof(Entry),
+					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
+							  " items",
+							  reader->n, ratings->users.n, ratings->items.n));
 	csr->index = mr_reserve(budget, reader->n * sizeof(int32));
 	csr->value = mr_reserve(budget, reader->n * sizeof(float));
-	for (int part = 0; part < n_parts; part++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		sort_part(csr, entries + part_start[part], other, part_start[part + 1] - part_start[part]);
-	}
+	row_in_part = mr_reserve(budget, reader->n * sizeof(uint16));
+	entries = mr_reserve(budget, largest * sizeof(Entry));
+	other = mr_reserve(budget, largest * sizeof(Entry));
+	fill_parts(reader, csr, parts, part_of_row, row_in_part, item_row);
+	for (int i = 0; i < n_parts; i++)
+		sort_part(csr, &parts[i], row_in_part, entries, other);
 	restore_starts(csr);
+	mr_release(budget, parts);
+	mr_release(budget, part_of_row);
+	mr_release(budget, row_in_part);
 	mr_release(budget, entries);
 	mr_release(budget, other);
 	merge_duplicates(csr, ratings, reader->what);
