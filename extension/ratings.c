@@ -547,15 +547,27 @@ map_sort(IdMap *map)
 	int64 n = 0;
 
 	for (uint64 i = 0; i < map->n_direct; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (map->direct[i] >= 0)
 			slots[n++] = (IdSlot){i, map->direct[i]};
+	}
 	for (uint64 i = 0; map->slots && i <= map->mask; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (map->slots[i].number >= 0)
 			slots[n++] = map->slots[i];
+	}
 	mr_release(map->budget, map->direct);
 	mr_release(map->budget, map->slots);
 	for (int64 i = 0; i < n; i++)
+	{
+		if ((i & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
 		slots[i].key = order_key(map, &slots[i]);
+	}
 	sort_slots(slots, n, map);
 	return slots;
 }

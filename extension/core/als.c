@@ -41,7 +41,7 @@
 #define DUAL_SHARE 16	  /* worth it when one row of so many is short */
 #define SIGN_STEPS 4	  /* of the pivoting, at most so many times the rank */
 #define SIGN_LEAST 1e-5f  /* smaller, by the largest, than this a number has no sign */
-#define AHEAD 96		  /* ratings between the fetch of a factor into the cache and its use */
+#define AHEAD 128		  /* ratings between the fetch of a factor into the cache and its use */
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
 #define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
@@ -49,14 +49,29 @@
 #define CBLAS_NO_TRANS 111
 #define CBLAS_TRANS 112
 
-/* Factors that will be needed: of each the cache line at `line` + index * stride is fetched, until `last`. */
+/*
+ * Factors that will be needed, n of them.  The tiles of one syrk share the fetching: each fetches the cache line at
+ * `line` of every (mask + 1)-th factor, so that few are on their way at any time.
+ */
 typedef struct Ahead
 {
 	const int32_t *index;
 	uintptr_t line;
-	uintptr_t last;
-	size_t stride;
+	size_t stride; /* bytes between factors */
+	int n_lines;
+	int mask;
+	int phase; /* of those factors; beyond mask: all is done */
 } Ahead;
+
+/* For the next tile. */
+static inline void
+ahead_next(Ahead *ahead)
+{
+	if (ahead->n_lines == 0 || ++ahead->phase <= ahead->mask)
+		return;
+	ahead->line += 64;
+	ahead->phase = --ahead->n_lines > 0 ? 0 : ahead->mask + 1;
+}
 
 #if defined(__x86_64__)
 #define KERNEL(name) name##_avx512
@@ -507,8 +522,8 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 	for (int64_t e = csr->start[row]; e < end; n_panels--)
 	{
 		int n = (int) ((end - e + n_panels - 1) / n_panels);
-		Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->basis,
-					   (uintptr_t) (half->basis + half->rank) - 1, half->stride * sizeof(float)};
+		Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->basis, half->stride * sizeof(float),
+					   (half->rank + 15) / 16, half->ld >= 64,			0};
 
 		if (mrc_pool_pausing(half->als->pool) && end - csr->start[row] > half->panel_rows)
 			return MRC_AGAIN;

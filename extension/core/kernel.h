@@ -93,7 +93,7 @@ KERNEL(tile)(float *a, const float *from, const float *p, int ld, int n, int i, 
 	{
 		VEC y[COLS];
 
-		if (ahead)
+		if (ahead && (t & ahead->mask) == ahead->phase)
 			__builtin_prefetch((const void *) (ahead->line + (size_t) ahead->index[t] * ahead->stride), 0, 2);
 #pragma GCC unroll 4
 		for (int c = 0; c < cols; c++)
@@ -131,8 +131,8 @@ KERNEL(stripe)(float *a, const float *from, const float *p, int ld, int n, int i
 	for (int r = 0; r < LANES; r += ROWS(c))                                \
 	{                                                                       \
 		KERNEL(tile)(a, from, p, ld, n, i + r, j, sign, ROWS(c), c, ahead); \
-		if (ahead && ahead->line < ahead->last)                             \
-			ahead->line += 64;                                              \
+		if (ahead)                                                          \
+			ahead_next(ahead);                                              \
 	}                                                                       \
 	break
 		switch (cols)
@@ -196,6 +196,19 @@ KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobs
 		}
 }
 
+/* b (doubles) += the lanes of n vectors. */
+INLINE void
+KERNEL(add)(double *b, const VEC *v, const int n)
+{
+	float part[4 * LANES];
+
+#pragma GCC unroll 4
+	for (int c = 0; c < n; c++)
+		STORE(part + c * LANES, v[c]);
+	for (int i = 0; i < n * LANES; i++)
+		b[i] += part[i];
+}
+
 /*
  * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With b, b (ld doubles) +=
  * panel^T linear; with scale instead, column i of the panel is multiplied by scale[i].
@@ -231,8 +244,8 @@ KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const in
 			STORE(panel + (size_t) t * ld + c * LANES, y);
 		}
 	}
-	for (int i = 0; i < cols * LANES && !scale; i++)
-		b[i] += acc[i / LANES][i % LANES];
+	if (!scale)
+		KERNEL(add)(b, acc, cols);
 }
 
 TARGET static void
@@ -358,9 +371,8 @@ KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n,
 		if (t < n)
 			acc[0][q] += c[t] * LOAD(p + q * LANES);
 		acc[0][q] += acc[1][q];
-		for (int lane = 0; lane < LANES; lane++)
-			b[q * LANES + lane] += acc[0][q][lane];
 	}
+	KERNEL(add)(b, acc[0], cols);
 }
 
 TARGET static void
@@ -419,6 +431,7 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 	};
 	float row[16][16]; /* unit upper: row i of U / U[i][i] */
 	float pivot[16];
+	float root[16];
 	VEC v[16][PARTS];
 	VEC b[PARTS];
 	bool good = true;
@@ -432,13 +445,19 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
 			v[i][c] = LOAD(a + (size_t) i * ld + c * LANES);
+	pivot[0] = v[0][0][0];
 #pragma GCC unroll 16
 	for (int i = 0; i < 16; i++)
 	{
 		float inverse;
 
-		pivot[i] = v[i][i / LANES][i % LANES];
 		inverse = 1 / pivot[i];
+		if (i < 15) /* the next pivot need not wait for its row */
+		{
+			float right = v[i][(i + 1) / LANES][(i + 1) % LANES];
+
+			pivot[i + 1] = v[i + 1][(i + 1) / LANES][(i + 1) % LANES] - right * inverse * right;
+		}
 		z[i] = b[i / LANES][i % LANES];
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
@@ -457,7 +476,11 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 		}
 	}
 	for (int i = 0; i < 16; i++)
+	{
 		good &= pivot[i] > least[i] && pivot[i] <= FLT_MAX;
+		root[i] = 1 / sqrtf(pivot[i]);
+		z[i] *= root[i];
+	}
 	if (!good)
 		return false;
 
@@ -479,12 +502,9 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 #pragma GCC unroll 16
 	for (int i = 0; i < 16; i++)
 	{
-		float root = 1 / sqrtf(pivot[i]);
-
-		z[i] *= root;
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
-			STORE(w + i * 16 + c * LANES, root * v[i][c]);
+			STORE(w + i * 16 + c * LANES, root[i] * v[i][c]);
 	}
 	return true;
 }

@@ -1,4 +1,4 @@
-# The solver's speed without a server: make -C tests/bench -f als_core.mk [check]
+# The solver's speed without a server: make -C tests/bench -f als_core.mk 
 CC    ?= cc
 CORE  := ../../extension/core
 FLAGS := -std=gnu11 -O3 -fno-math-errno -g -Wall -Wextra -Wshadow -Werror -I$(CORE)
