@@ -477,7 +477,10 @@ size_of_values(const MrcCsr *csr)
 	return sum > 0 ? sqrt(sum / csr->start[csr->n_rows]) : 1;
 }
 
-/* Items that are known keep their factors, unless these are 0: a training does not get away from there. */
+/*
+ * Items that are known keep their factors, unless a training would not get away from there: of 0, and of negative ones if
+ * all are to be nonnegative.
+ */
 static void
 start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 {
@@ -491,11 +494,15 @@ start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 		int64 row = mr_ids_find(&warm->ids, &key);
 		const float *factors = warm->factors + Max(row, 0) * rank;
 		bool some = false;
+		bool negative = false;
 
 		CHECK_FOR_INTERRUPTS();
 		for (int f = 0; row >= 0 && f < rank; f++)
+		{
 			some |= factors[f] != 0;
-		if (some)
+			negative |= factors[f] < 0;
+		}
+		if (some && !(negative && als->params.nonnegative))
 			memcpy(als->item + i * rank, factors, rank * sizeof(float));
 	}
 }

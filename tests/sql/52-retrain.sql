@@ -26,6 +26,11 @@ SELECT throws_ok($$ SELECT millrace.train_als('v', 'VALUES (1, 2, 3), (4, 5, -1)
 SELECT millrace.train_als('n', 'shop.r', rank => 4, iterations => 5, nonnegative => true);
 SELECT ok(min(f) >= 0 AND max(f) > 0, 'nonnegative factors') FROM (SELECT unnest(factor) FROM millrace.user_factors('n') UNION ALL SELECT unnest(factor) FROM millrace.item_factors('n')) AS t (f);
 
+-- From factors that are all negative, nonnegative ones would be 0 for ever
+SELECT millrace.import_als('n2', 'SELECT DISTINCT u, ARRAY[-1,-2,-3]::real[] FROM shop.r', 'SELECT DISTINCT i, ARRAY[-1,-2,-3]::real[] FROM shop.r');
+SELECT millrace.train_als('n2', 'shop.r', rank => 3, iterations => 3, nonnegative => true, warm_start => warm) FROM unnest('{t,f}'::bool[]) AS warm;
+SELECT is(factors_md5('n2', 2), factors_md5('n2', 3), 'nonnegative factors do not start from negative ones');
+
 -- Early stop
 CREATE TEMP TABLE early AS SELECT * FROM millrace.train_als('early', 'shop.r', rank => 4, iterations => 200, tolerance => 1e-3);
 SELECT ok(iterations BETWEEN 2 AND 60, 'ends when the loss no longer falls: ' || iterations) FROM early;
