@@ -333,12 +333,13 @@ typedef struct MrActive
 	int64 seed;		/* of what was held out of it */
 	double holdout; /* which part that was */
 	int k;
-	char *metric; /* NULL: not measured */
+	char *transform; /* NULL: unknown */
+	char *metric;	 /* NULL: not measured */
 	double metric_value;
 } MrActive;
 
-/* By a new snapshot; for who holds mr_model_lock.  Both need an SPI connection. */
-extern void mr_model_active(const char *name, MrActive *active);
+/* By a new snapshot; for who holds mr_model_lock.  stays: until the transaction ends.  Both need an SPI connection. */
+extern void mr_model_active(const char *name, bool stays, MrActive *active);
 /* The items of a version, in the budget. */
 extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items);
 

@@ -165,7 +165,7 @@ value_transform: what is done to the sum of a pair: none, log1p (log(1 + value))
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
 holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
-warm_start: items that the active version knows start from its factors, the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
+warm_start: items that the active version knows start from its factors (with nonnegative, where none of them is negative), the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
 CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start bool = true, holdout float8 = NULL,
