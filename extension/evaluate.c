@@ -251,9 +251,9 @@ read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_ite
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 }
 
-/* Whether the model was trained on explicit feedback, whose values it predicts. */
+/* Whether the model was trained on explicit feedback, whose values it predicts as the transform made them. */
 static bool
-is_explicit(const MrModel *model)
+is_explicit(const MrModel *model, MrTransform *transform)
 {
 	Oid types[1] = {UUIDOID};
 	Datum values[1] = {UUIDPGetDatum(&model->uuid)};
@@ -261,10 +261,12 @@ is_explicit(const MrModel *model)
 	bool found;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args(
-		"SELECT FROM millrace.model_version WHERE uuid = $1 AND parameters @> '{\"implicit\": false}'",
-		SPI_OK_SELECT, true, 1, types, values, NULL);
+	mr_exec_args("SELECT coalesce(parameters->>'value_transform', 'none') FROM millrace.model_version WHERE "
+				 "uuid = $1 AND parameters @> '{\"implicit\": false}'",
+				 SPI_OK_SELECT, true, 1, types, values, NULL);
 	found = SPI_processed > 0;
+	if (found)
+		*transform = mr_transform_named(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
 	mr_leave(&guard);
 	return found;
 }
@@ -313,6 +315,7 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 	MrcRanking *ranking = &evaluation->ranking;
 	MrRatings *ratings = mr_ratings_read(evaluation->budget, mr_ratings_query(test, "test"), "test", false,
 										 MR_VALUES_ANY, false);
+	MrTransform transform;
 	int32 *user_row;
 	int32 *rows = number_users(evaluation, &ratings->users, &user_row);
 	int32 *items =
@@ -322,8 +325,11 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 
 	number_foreign(evaluation, items, ratings->items.n);
 	renumber(evaluation, ratings, rows, items, n_rows, &ranking->relevant);
-	if (evaluation->list == &evaluation->model->items && is_explicit(evaluation->model))
+	if (evaluation->list == &evaluation->model->items && is_explicit(evaluation->model, &transform))
+	{
+		mr_ratings_transform(ratings, transform, "test");
 		prepare_error(evaluation, ratings, items);
+	}
 	else
 		mr_csr_release(evaluation->budget, &ratings->by_user);
 	if (exclude_seen && evaluation->model->query)

@@ -557,7 +557,7 @@ mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items)
 }
 
 void
-mr_model_active(const char *name, MrActive *active)
+mr_model_active(const char *name, bool stays, MrActive *active)
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
@@ -569,10 +569,13 @@ mr_model_active(const char *name, MrActive *active)
 
 	memset(active, 0, sizeof(*active));
 	mr_enter_catalog(&guard, "model");
+	if (stays)
+		lock_row(name);
 	mr_exec_args("SELECT v.version, EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = "
 				 "v.model AND i.version = v.version), (v.parameters->>'seed')::pg_catalog.int8, "
 				 "(v.parameters->>'holdout')::pg_catalog.float8, (v.parameters->>'k')::pg_catalog.int4, "
-				 "(v.metrics->>'metric_value')::pg_catalog.float8, v.metrics->>'metric' "
+				 "(v.metrics->>'metric_value')::pg_catalog.float8, v.metrics->>'metric', "
+				 "v.parameters->>'value_transform' "
 				 "FROM millrace.model AS m JOIN millrace.model_version AS v "
 				 "ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
@@ -595,6 +598,7 @@ mr_model_active(const char *name, MrActive *active)
 		active->metric_value = DatumGetFloat8(value);
 		active->metric = SPI_getvalue(row, desc, 7);
 	}
+	active->transform = SPI_getvalue(row, desc, 8);
 }
 
 void
@@ -608,9 +612,11 @@ mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsS
 	bool null;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v WHERE v.model = $1 "
+	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v "
+				 "JOIN millrace.model AS m ON m.name = v.model WHERE v.model = $1 "
 				 "AND EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = v.model AND "
-				 "i.version = v.version) ORDER BY v.version DESC LIMIT 1",
+				 "i.version = v.version) ORDER BY v.version IS NOT DISTINCT FROM m.active DESC, v.version "
+				 "DESC LIMIT 1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,

@@ -333,18 +333,19 @@ typedef struct MrActive
 	int64 seed;		/* of what was held out of it */
 	double holdout; /* which part that was */
 	int k;
-	char *metric; /* NULL: not measured */
+	char *transform; /* NULL: unknown */
+	char *metric;	 /* NULL: not measured */
 	double metric_value;
 } MrActive;
 
-/* By a new snapshot; for who holds mr_model_lock.  Both need an SPI connection. */
-extern void mr_model_active(const char *name, MrActive *active);
+/* By a new snapshot; for who holds mr_model_lock.  stays: until the transaction ends.  Both need an SPI connection. */
+extern void mr_model_active(const char *name, bool stays, MrActive *active);
 /* The items of a version, in the budget. */
 extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items);
 
 /*
- * What the newest version that was trained here was trained with, by a new snapshot; in the current memory context.  55000
- * if there is none.  Needs an SPI connection.
+ * What the active version was trained with (the newest that was trained here, if that one was not), by a new snapshot; in
+ * the current memory context.  55000 if none was.  Needs an SPI connection.
  */
 extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
 

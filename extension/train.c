@@ -477,7 +477,10 @@ size_of_values(const MrcCsr *csr)
 	return sum > 0 ? sqrt(sum / csr->start[csr->n_rows]) : 1;
 }
 
-/* Items that are known keep their factors, unless these are 0: a training does not get away from there. */
+/*
+ * Items that are known keep their factors, unless a training would not get away from there: of 0, and of negative ones if
+ * all are to be nonnegative.
+ */
 static void
 start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 {
@@ -491,11 +494,15 @@ start_warm(MrcAls *als, const MrIds *items, const MrSide *warm)
 		int64 row = mr_ids_find(&warm->ids, &key);
 		const float *factors = warm->factors + Max(row, 0) * rank;
 		bool some = false;
+		bool negative = false;
 
 		CHECK_FOR_INTERRUPTS();
 		for (int f = 0; row >= 0 && f < rank; f++)
+		{
 			some |= factors[f] != 0;
-		if (some)
+			negative |= factors[f] < 0;
+		}
+		if (some && !(negative && als->params.nonnegative))
 			memcpy(als->item + i * rank, factors, rank * sizeof(float));
 	}
 }
@@ -818,11 +825,11 @@ read_ratings(Training *training, MrBudget *budget)
 	return ratings;
 }
 
-/* Whether the new version becomes active; sets the reason. */
+/* Whether the new version becomes active, by comparison with what is active now; sets the reason. */
 static bool
 passes(Training *training)
 {
-	const MrActive *active = &training->active;
+	MrActive *active = &training->active;
 	const MrAlsSettings *als = &training->als;
 	double now = mr_als_metric(als, &training->fit.scores);
 	const char *metric = mr_als_metric_name(als);
@@ -835,6 +842,7 @@ passes(Training *training)
 	}
 	if (training->gate_tolerance < 0)
 		return true;
+	mr_model_active(training->name, true, active);
 	if (active->version == 0)
 		training->reason = "no gate: no version was active";
 	else if (als->holdout == 0)
@@ -844,10 +852,18 @@ passes(Training *training)
 	else if (strcmp(active->metric, metric) != 0 || (als->core.implicit && active->k != als->k))
 		training->reason = psprintf("no gate: version %d was measured by %s at %d", active->version,
 									active->metric, active->k);
+	else if (!als->core.implicit &&
+			 (active->transform == NULL || strcmp(active->transform, mr_transform_name(als->transform)) != 0))
+		training->reason = psprintf("no gate: version %d has another value_transform", active->version);
 	else if (active->holdout != als->holdout)
 		training->reason = psprintf("no gate: another part was held out of version %d", active->version);
 	if (training->reason)
 		return true;
+	if (isnan(now))
+	{
+		training->reason = psprintf("%s cannot be measured: nobody has anything relevant", metric);
+		return false;
+	}
 	limit = active->metric_value *
 		(1 + (als->core.implicit ? -training->gate_tolerance : training->gate_tolerance));
 	if (als->core.implicit ? now >= limit : now <= limit)
@@ -957,7 +973,7 @@ train(FunctionCallInfo fcinfo, Training *training)
 	Datum result;
 	int version;
 
-	mr_model_active(training->name, &training->active);
+	mr_model_active(training->name, false, &training->active);
 	is_warm = training->warm_start && find_warm_start(training, budget, &warm);
 	ratings = read_ratings(training, budget);
 	mr_als_fit(budget, &training->als, ratings, training->als.holdout > 0 ? &training->holdout : NULL,

@@ -294,6 +294,7 @@ number_validation(Tuning *tuning, const MrRatings *validation)
 				  .index = mr_reserve(budget, n * sizeof(int32) + 1),
 				  .value = mr_reserve(budget, n * sizeof(float) + 1)};
 	MrcCsr turned;
+	int64 n_known = 0;
 	int64 sum = 0;
 
 	memset(n_foreign, 0, ratings->users.n * sizeof(int64));
@@ -311,12 +312,18 @@ number_validation(Tuning *tuning, const MrRatings *validation)
 
 		CHECK_FOR_INTERRUPTS();
 		users[u] = (int32) mr_ids_find(&ratings->users, &key);
+		n_known += users[u] >= 0;
 		for (int64 e = from->start[u]; e < from->start[u + 1] && users[u] >= 0; e++)
 			if (items[from->index[e]] >= 0)
 				length[users[u]]++;
 			else
 				n_foreign[users[u]] += from->value[e] > 0;
 	}
+	if (n_known == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("validation: none of its users has ratings"),
+				 errhint("Both must have the same ids, of the same users.")));
 	for (int64 u = 0; u <= ratings->users.n; u++)
 	{
 		csr.start[u] = sum;

@@ -165,14 +165,14 @@ value_transform: what is done to the sum of a pair: none, log1p (log(1 + value))
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
 holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
-warm_start: items that the active version knows start from its factors, the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
+warm_start: items that the active version knows start from its factors (with nonnegative, where none of them is negative), the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
 CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start bool = true, holdout float8 = NULL,
 	gate_tolerance float8 = 0.05, threads int = 0, seed bigint = NULL, activate bool = true)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_retrain';
 COMMENT ON FUNCTION millrace.retrain(text, int, bool, float8, float8, int, bigint, bool) IS
-'SELECT * FROM millrace.retrain(…): train a model again on what its ratings query returns now, as its owner and with the parameters of its newest version that was trained here; makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings too. warm_start, threads and activate are as in train_als.
+'SELECT * FROM millrace.retrain(…): train a model again on what its ratings query returns now, as its owner and with the parameters of its active version (of the newest that was trained here, if the active one was not); makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings of the version it makes too. warm_start, threads and activate are as in train_als.
 The gate: what the new version does on its hold-out is compared with what the active version did on its own. If it is worse by more than gate_tolerance times that, the new version is stored, but not activated; a warning, the column reason of the result and metrics->>''reason'' in millrace.models say so. Without a hold-out of both, measured alike, there is no gate, and the reason says that.';
 
 CREATE FUNCTION millrace.activate(model text, version int)

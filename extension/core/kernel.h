@@ -257,13 +257,13 @@ KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *i
 	for (int cols; j + LANES <= rank; j += cols * LANES)
 	{
 		cols = j + 4 * LANES <= rank ? 4 : 1;
-		if (scale && cols == 4)
+		if (cols == 4 && scale)
 			KERNEL(gather_columns)
-		(panel + j, basis + j, stride, index, root, NULL, NULL, scale + j, n, ld, 4);
-		else if (scale) KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, NULL, NULL,
-											   scale + j, n, ld, 1);
+		(panel + j, basis + j, stride, index, root, linear, b + j, scale + j, n, ld, 4);
 		else if (cols == 4)
 			KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 4);
+		else if (scale) KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j,
+											   scale + j, n, ld, 1);
 		else KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 1);
 	}
 	for (int t = 0; t < n && j < ld; t++)

@@ -26,6 +26,11 @@ SELECT throws_ok($$ SELECT millrace.train_als('v', 'VALUES (1, 2, 3), (4, 5, -1)
 SELECT millrace.train_als('n', 'shop.r', rank => 4, iterations => 5, nonnegative => true);
 SELECT ok(min(f) >= 0 AND max(f) > 0, 'nonnegative factors') FROM (SELECT unnest(factor) FROM millrace.user_factors('n') UNION ALL SELECT unnest(factor) FROM millrace.item_factors('n')) AS t (f);
 
+-- From factors that are all negative, nonnegative ones would be 0 for ever
+SELECT millrace.import_als('n2', 'SELECT DISTINCT u, ARRAY[-1,-2,-3]::real[] FROM shop.r', 'SELECT DISTINCT i, ARRAY[-1,-2,-3]::real[] FROM shop.r');
+SELECT millrace.train_als('n2', 'shop.r', rank => 3, iterations => 3, nonnegative => true, warm_start => warm) FROM unnest('{t,f}'::bool[]) AS warm;
+SELECT is(factors_md5('n2', 2), factors_md5('n2', 3), 'nonnegative factors do not start from negative ones');
+
 -- Early stop
 CREATE TEMP TABLE early AS SELECT * FROM millrace.train_als('early', 'shop.r', rank => 4, iterations => 200, tolerance => 1e-3);
 SELECT ok(iterations BETWEEN 2 AND 60, 'ends when the loss no longer falls: ' || iterations) FROM early;
@@ -127,6 +132,22 @@ SELECT is((SELECT active FROM millrace.retrain('g', activate => false, gate_tole
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0.1)), '(t,"no gate: another part was held out of version 4")', 'another part is not comparable');
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0)), '(t,"no gate: nothing was held out")', 'nothing held out');
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0.1)), '(t,"no gate: nothing was held out of version 7")', 'nothing held out before');
+-- RMSE on another scale is no measure: another version becomes active during the training, by the ratings themselves
+CREATE FUNCTION shop.other_scale() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM millrace.activate('scale', 1) FROM millrace.models WHERE name = 'scale' AND version = 2; RETURN 1; END $$;
+SELECT millrace.train_als('scale', 'SELECT u, i, 100 * v FROM shop.r', rank => 3, implicit => false, holdout => 0.2);
+SELECT millrace.train_als('scale', 'SELECT u, i, 100 * v FROM shop.r, shop.other_scale() AS o WHERE o = 1', rank => 3, implicit => false, holdout => 0.2, value_transform => 'log1p');
+SELECT is((SELECT (active, reason)::text FROM millrace.retrain('scale')), '(t,"no gate: version 1 has another value_transform")', 'nor is another scale');
+-- Nothing relevant is held out
+CREATE TABLE shop.none AS SELECT u, i, 1 AS v FROM shop.r;
+SELECT millrace.train_als('none', 'shop.none', rank => 3, holdout => 0.2);
+UPDATE shop.none SET v = 0;
+SELECT is((SELECT (active, reason)::text FROM millrace.retrain('none')), '(f,"ndcg cannot be measured: nobody has anything relevant")', 'what cannot be measured does not pass');
+-- What becomes active during the training counts: here version 1, by the ratings themselves, as another session could
+CREATE FUNCTION shop.go_back() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM millrace.activate('late', 1) FROM millrace.models WHERE name = 'late' AND version = 2; RETURN 1; END $$;
+SELECT millrace.train_als('late', 'shop.r', rank => 6, iterations => 8, holdout => 0.25);
+SELECT millrace.train_als('late', 'SELECT r.u, r.i, r.v FROM shop.r, shop.go_back() AS g WHERE g = 1', rank => 6, iterations => 1, holdout => 0.25, regularization => 1e4);
+SELECT is(active('late'), 2, 'the second version is active');
+SELECT matches((SELECT active || ': ' || reason FROM millrace.retrain('late')), '^false: ndcg .* is worse than the .* of version 1 by more than 5 %$', 'the gate compares with what is active in the end');
 UPDATE shop.rated SET v = 1 + 4 * millrace.split(u || ' ' || i, 0.5)::int;
 SELECT is((SELECT (version, active)::text FROM millrace.retrain('rated', warm_start => false)), '(2,f)', 'of RMSE more is worse');
 SELECT matches(metrics->>'reason', '^rmse [0-9.]+ is worse than the 0\.[0-9]+ of version 1 by more than 5 %$', 'with the reason') FROM millrace.models WHERE name = 'rated' AND version = 2;
@@ -149,7 +170,7 @@ SELECT is(millrace.prune('g', 1), 2, 'prune of all but one');
 SELECT is(ARRAY(SELECT version FROM millrace.models WHERE name = 'g' ORDER BY 1), '{2,8}', 'leaves the active one and the newest');
 SELECT throws_ok($$ SELECT millrace.rollback('g') $$, '55000', NULL, 'nothing is before');
 SELECT is((SELECT version FROM millrace.retrain('g', warm_start => false, gate_tolerance => 1)), 9, 'retrain goes on');
-SELECT is((parameters->'holdout')::text, '0.1', 'from the newest') FROM millrace.models WHERE name = 'g' AND version = 9;
+SELECT is((parameters->'holdout')::text, '0.25', 'from the active version, not from the newest') FROM millrace.models WHERE name = 'g' AND version = 9;
 
 -- Nothing to repeat, or to start from
 SELECT throws_ok($$ SELECT millrace.retrain('nope') $$, '42704', 'model "nope" does not exist', 'an unknown model');
@@ -160,9 +181,13 @@ SELECT millrace.activate('brought', 1);
 SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('brought', holdout => 0.25)), '(3,t,"no gate: nothing was held out of version 1")', 'it is no measure');
 SELECT millrace.train_als('other', 'shop.r', rank => 2, iterations => 1);
 SELECT millrace.train_als('other', 'shop.r', rank => 4, iterations => 1);
+SELECT millrace.import_als('other', 'SELECT * FROM millrace.user_factors(''other'')', 'SELECT * FROM millrace.item_factors(''other'')', 'SELECT u::text, i::text FROM shop.r', activate => false);
 SELECT millrace.activate('other', 1);
-SELECT throws_ok($$ SELECT millrace.retrain('other') $$, '22023', 'rank must be 2 to start from version 1 of model "other", not 4', 'the active version has another rank');
-SELECT is((SELECT rank FROM millrace.retrain('other', warm_start => false)), 4, 'which is no matter for a cold start');
+SELECT is((SELECT rank FROM millrace.retrain('other')), 2, 'what is repeated is the active version');
+SELECT millrace.train_als('other', 'shop.r', rank => 5, iterations => 1);
+SELECT millrace.activate('other', 3);
+SELECT throws_ok($$ SELECT millrace.retrain('other') $$, '22023', 'rank must be 4 to start from version 3 of model "other", not 5', 'an import of another rank is active: what is repeated is the newest version that was trained');
+SELECT is((SELECT rank FROM millrace.retrain('other', warm_start => false)), 5, 'which is no matter for a cold start');
 
 -- A query that fails leaves everything as it was
 CREATE TEMP TABLE before AS SELECT all_of('w') AS all_of;

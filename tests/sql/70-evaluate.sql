@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(70);
+SELECT plan(80);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE pairs AS SELECT n % 61 AS u, (n * n / 5) % 83 AS i, 1 + n % 4 AS v FROM generate_series(1, 3000) AS n;
@@ -12,6 +12,7 @@ CREATE VIEW test AS SELECT u, i, v FROM pairs WHERE NOT millrace.split(u || ':' 
 	UNION ALL SELECT u, i, v FROM pairs WHERE u % 10 = 3; -- what users have; and twice
 SELECT millrace.train_als('m', 'train', rank => 10, iterations => 5);
 SELECT millrace.train_als('rated', 'train', rank => 3, iterations => 5, implicit => false);
+SELECT millrace.train_als('logged', 'train', rank => 3, iterations => 5, implicit => false, value_transform => 'log1p');
 SELECT millrace.train_als('tied', 'SELECT u, i % 4, 1 FROM train', rank => 2, iterations => 2);
 
 -- The definitions, in SQL: lists of factors' products, nothing of the module
@@ -35,7 +36,7 @@ CREATE FUNCTION expected(model text, k int, exclude_seen bool) RETURNS TABLE (me
 	UNION ALL SELECT 'map', avg(precisions / least(n, $2)) FROM by_user UNION ALL SELECT 'ndcg', avg(gain / ideal) FROM by_user
 	UNION ALL SELECT 'hit_rate', avg((n_hits > 0)::int) FROM by_user
 	UNION ALL SELECT 'coverage', (SELECT count(DISTINCT i) FROM lists WHERE rank <= $2)::float8 / (SELECT count(*) FROM items)
-	UNION ALL SELECT 'rmse', (SELECT sqrt(avg((v - score) ^ 2)) FROM tested JOIN products USING (u, i) WHERE $1 = 'rated')
+	UNION ALL SELECT 'rmse', (SELECT sqrt(avg((CASE $1 WHEN 'logged' THEN ln(1 + v) ELSE v END - score) ^ 2)) FROM tested JOIN products USING (u, i) WHERE $1 IN ('rated', 'logged'))
 	UNION ALL SELECT 'users', count(*) FROM by_user
 	UNION ALL SELECT 'unknown_users', count(DISTINCT u) FROM test WHERE u NOT IN (SELECT u FROM known)
 	UNION ALL SELECT 'unknown_items', count(DISTINCT i) FROM test WHERE i NOT IN (SELECT i FROM items) $$;
@@ -44,7 +45,7 @@ CREATE FUNCTION differences(model text, k int, exclude_seen bool) RETURNS SETOF 
 	WHERE a.value IS DISTINCT FROM e.value AND abs(a.value - e.value) < CASE metric WHEN 'rmse' THEN 1e-6 ELSE 1e-9 END IS NOT TRUE OR e.value = 0 AND $1 <> 'tied' $$;
 
 SELECT is_empty(format('SELECT differences(%L, %s, %L)', model, k, exclude_seen), format('%s, k = %s, %s what users have', model, k, CASE WHEN exclude_seen THEN 'without' ELSE 'with' END))
-	FROM unnest('{m,rated,tied}'::text[]) AS model, unnest('{1,2,5,20,500}'::int[]) AS k, unnest('{t,f}'::bool[]) AS exclude_seen;
+	FROM unnest('{m,rated,logged,tied}'::text[]) AS model, unnest('{1,2,5,20,500}'::int[]) AS k, unnest('{t,f}'::bool[]) AS exclude_seen;
 SELECT cmp_ok((SELECT count(*) FROM (SELECT a.id FROM millrace.item_factors('m') AS a JOIN millrace.item_factors('m') AS b ON a.factor = b.factor AND a.id <> b.id) AS x), '>', 20::bigint, 'there were ties');
 SELECT results_eq($$ SELECT metric FROM millrace.evaluate('m', 'test') $$, $$ VALUES ('precision'), ('recall'), ('map'), ('ndcg'), ('hit_rate'), ('coverage'), ('rmse'), ('users'), ('unknown_users'), ('unknown_items') $$, 'rows');
 SELECT is(value, 2::float8, 'unknown users are counted') FROM millrace.evaluate('m', 'test') WHERE metric = 'unknown_users';

@@ -69,7 +69,7 @@ CREATE TEMP TABLE failing AS SELECT * FROM millrace.tune_als('m', 'SELECT u, i, 
 SELECT is(trial, 2, 'the others go on') FROM failing;
 SELECT results_eq($$ SELECT t.trial, t.value IS NULL, t.error LIKE 'the equations of user "%" have no unique solution' FROM millrace.tunings AS t JOIN failing USING (run) ORDER BY 1 $$, $$ VALUES (1, true, true), (2, false, NULL), (3, true, true) $$, 'and it is told why');
 SELECT throws_ok($$ SELECT millrace.tune_als('m', 'SELECT u, i, v FROM pairs WHERE u < 5', '{"implicit": false, "regularization": 0, "rank": [40, 41]}') $$, '22023', 'none of the 2 trials could be measured', 'all fail');
-SELECT throws_ok($$ SELECT millrace.tune_als('m', 'pairs', '{"rank": 2}', validation => 'VALUES (7000, 1)') $$, '22023', 'none of the 1 trials could be measured', 'nobody to measure');
+SELECT throws_ok($$ SELECT millrace.tune_als('m', 'pairs', '{"rank": 2}', validation => 'VALUES (7000, 1)') $$, '22023', 'validation: none of its users has ratings', 'nobody to measure is told before the first trial');
 SET LOCAL millrace.max_memory = '1MB';
 SELECT is(trial, 2, 'one that needs too much memory') FROM millrace.tune_als('m', 'pairs', '{"rank": [1024, 2], "iterations": 2}');
 SELECT is(error, 'this needs more memory than millrace.max_memory allows', 'says so') FROM millrace.tunings WHERE trial = 1 ORDER BY run DESC LIMIT 1;
