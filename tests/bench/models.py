@@ -322,6 +322,7 @@ def case_quality(work):
             if kind == 0:
                 others = max(mean(name, 0) for name in ("implicit", "Spark implicit", "implicit, its defaults"))
                 report("quality", f"{what}: ours / best of implicit and Spark + 0.005", "precision@5", mine, others + 0.005, ">= 1")
+                print(f"# new items: {mine - others:+.4f} to the best of implicit and Spark; target +0.0050", flush=True)
             else:
                 report("quality", f"{what}: ours / 0.58", "precision@5", mine, 0.58, ">= 1")
             for name in ("implicit, its defaults", "popularity", "own history", "ours, defaults"):
