@@ -612,9 +612,11 @@ mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsS
 	bool null;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v WHERE v.model = $1 "
+	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v "
+				 "JOIN millrace.model AS m ON m.name = v.model WHERE v.model = $1 "
 				 "AND EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = v.model AND "
-				 "i.version = v.version) ORDER BY v.version DESC LIMIT 1",
+				 "i.version = v.version) ORDER BY v.version IS NOT DISTINCT FROM m.active DESC, v.version "
+				 "DESC LIMIT 1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 0)
 		ereport(ERROR,

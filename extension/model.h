@@ -344,8 +344,8 @@ extern void mr_model_active(const char *name, bool stays, MrActive *active);
 extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSide *items);
 
 /*
- * What the newest version that was trained here was trained with, by a new snapshot; in the current memory context.  55000
- * if there is none.  Needs an SPI connection.
+ * What the active version was trained with (the newest that was trained here, if that one was not), by a new snapshot; in
+ * the current memory context.  55000 if none was.  Needs an SPI connection.
  */
 extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
 

@@ -172,7 +172,7 @@ CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start b
 	gate_tolerance float8 = 0.05, threads int = 0, seed bigint = NULL, activate bool = true)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_retrain';
 COMMENT ON FUNCTION millrace.retrain(text, int, bool, float8, float8, int, bigint, bool) IS
-'SELECT * FROM millrace.retrain(…): train a model again on what its ratings query returns now, as its owner and with the parameters of its newest version that was trained here; makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings too. warm_start, threads and activate are as in train_als.
+'SELECT * FROM millrace.retrain(…): train a model again on what its ratings query returns now, as its owner and with the parameters of its active version (of the newest that was trained here, if the active one was not); makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings of the version it makes too. warm_start, threads and activate are as in train_als.
 The gate: what the new version does on its hold-out is compared with what the active version did on its own. If it is worse by more than gate_tolerance times that, the new version is stored, but not activated; a warning, the column reason of the result and metrics->>''reason'' in millrace.models say so. Without a hold-out of both, measured alike, there is no gate, and the reason says that.';
 
 CREATE FUNCTION millrace.activate(model text, version int)

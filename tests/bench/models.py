@@ -183,9 +183,10 @@ def case_journey(work):
             cholesky.append(tuple(peers.implicit_iteration(rank=64, cg=False)))
         ratio("journey", "rank 64 / implicit's conjugate gradients", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cg)][1:], "<= 0.50")
         ratio("journey", "rank 64 / implicit's Cholesky", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cholesky)][1:], "<= 0.11")
-        spark = min(peers.spark_seconds(folder=work, rank=64, maxIter=10, regParam=0.01, implicitPrefs=True) for _ in range(2))
-        report("journey", "reading, 10 iterations and storing / Spark's fit", "s", statistics.median(t.seconds for t in ours[1:]), spark, "<= 0.02",
-               [t.seconds / spark for t in ours[1:]])
+        for blocks, what in ((10, "its default of 10 blocks"), (4, "4 blocks")):
+            spark = min(peers.spark_seconds(folder=work, rank=64, maxIter=10, regParam=0.01, implicitPrefs=True, numUserBlocks=blocks, numItemBlocks=blocks) for _ in range(2))
+            for took, part in (([t.seconds for t in ours[1:]], "reading, 10 iterations, storing"), ([10 * t.iteration[0] for t in ours[1:]], "10 iterations")):
+                report("journey", f"{part} / Spark's fit, {what}", "s", statistics.median(took), spark, "<= 0.02", [t / spark for t in took])
 
 
 def case_loss(work):
@@ -214,7 +215,7 @@ def export(side, path):
 
 # What is searched for our parameters, around what was found when more was searched: for new items a large unobserved weight, and values relative
 # to how many products the household has (SHARES); for repeats a small weight, a large rank and a light penalty.
-NEW_GRID = {"iterations": 5, "rank": 128, "unobserved_weight": [2, 8], "regularization": [0.0055, 0.006, 0.0075], "regularization_exponent": 1}
+NEW_GRID = {"iterations": [5, 10, 20], "rank": 128, "unobserved_weight": [2, 8], "regularization": [0.006, 0.0075], "regularization_exponent": 1}
 REPEAT_GRID = {"iterations": 6, "rank": 256, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
                "regularization": 0.1, "regularization_exponent": 0.5}
 IMPLICIT_GRID = [dict(values=values, factors=factors, regularization=regularization)
@@ -229,10 +230,14 @@ def rows(*conditions):
     return " AND ".join(["SELECT household, product FROM journey WHERE top", *conditions])
 
 
-def shares(*conditions):
-    """The same, each row worth 100 over the number of the household's products."""
-    return f"""SELECT household, product, 100.0 * n / count(*) OVER (PARTITION BY household)
+def shares(*conditions, power=1):
+    """The same, each row worth 100 over the number of the household's products, or a power of that."""
+    return f"""SELECT household, product, n * power(100.0 / count(*) OVER (PARTITION BY household), {power})
         FROM (SELECT household, product, count(*) AS n FROM ({rows(*conditions)}) AS r GROUP BY household, product) AS p"""
+
+
+def root_shares(*conditions):
+    return shares(*conditions, power=0.5)
 
 
 def best(folds, grid, measure):
@@ -275,9 +280,10 @@ def case_quality(work):
 
         # What is best on validation parts of the first training half
         print("# validation, new items and repeats: EASE {:.4f} {:.4f}".format(*(f[0] for f in best(folds, [dict(regularization=500)], peers.precision_ease))))
-        tries = [(tuned(queries(values), NEW_GRID, True), values) for values in (rows, shares)]
+        tries = [(tuned(queries(values), NEW_GRID, True), values) for values in (rows, root_shares, shares)]
         (new, new_values), repeats = max(tries, key=lambda t: t[0][0]), tuned(queries(rows), REPEAT_GRID, False)
-        print(f"# validation, new items: ours, values as {rows.__name__} {tries[0][0][0]:.4f}, as {shares.__name__} {tries[1][0][0]:.4f}", flush=True)
+        for (value, parameters), values in tries:
+            print(f"# validation, new items: ours, values as {values.__name__}, {value:.4f} with {parameters}", flush=True)
         chosen = {"ours": [new, repeats],
                   "implicit": best(folds, IMPLICIT_GRID, peers.precision_implicit),
                   "Spark implicit": best(folds, SPARK_GRID, lambda **parameters: peers.precision_spark(folder=work, **parameters))}

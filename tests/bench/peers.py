@@ -309,7 +309,7 @@ def spark_fit(ratings, **parameters):
     frame = spark.read.csv(str(path), schema="user int, item int, value float").repartition(4).cache()
     frame.count()
     start = time.monotonic()
-    model = ALS(userCol="user", itemCol="item", ratingCol="value", seed=1, numUserBlocks=4, numItemBlocks=4, **parameters).fit(frame)
+    model = ALS(userCol="user", itemCol="item", ratingCol="value", seed=1, **parameters).fit(frame)
     sides = [side.collect() for side in (model.userFactors, model.itemFactors)]
     took = time.monotonic() - start
     frame.unpersist()

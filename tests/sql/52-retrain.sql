@@ -132,9 +132,10 @@ SELECT is((SELECT active FROM millrace.retrain('g', activate => false, gate_tole
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0.1)), '(t,"no gate: another part was held out of version 4")', 'another part is not comparable');
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0)), '(t,"no gate: nothing was held out")', 'nothing held out');
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('g', holdout => 0.1)), '(t,"no gate: nothing was held out of version 7")', 'nothing held out before');
--- RMSE on another scale is no measure
+-- RMSE on another scale is no measure: another version becomes active during the training, by the ratings themselves
+CREATE FUNCTION shop.other_scale() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM millrace.activate('scale', 1) FROM millrace.models WHERE name = 'scale' AND version = 2; RETURN 1; END $$;
 SELECT millrace.train_als('scale', 'SELECT u, i, 100 * v FROM shop.r', rank => 3, implicit => false, holdout => 0.2);
-SELECT millrace.train_als('scale', 'SELECT u, i, 100 * v FROM shop.r', rank => 3, implicit => false, holdout => 0.2, value_transform => 'log1p', activate => false);
+SELECT millrace.train_als('scale', 'SELECT u, i, 100 * v FROM shop.r, shop.other_scale() AS o WHERE o = 1', rank => 3, implicit => false, holdout => 0.2, value_transform => 'log1p');
 SELECT is((SELECT (active, reason)::text FROM millrace.retrain('scale')), '(t,"no gate: version 1 has another value_transform")', 'nor is another scale');
 -- Nothing relevant is held out
 CREATE TABLE shop.none AS SELECT u, i, 1 AS v FROM shop.r;
@@ -169,7 +170,7 @@ SELECT is(millrace.prune('g', 1), 2, 'prune of all but one');
 SELECT is(ARRAY(SELECT version FROM millrace.models WHERE name = 'g' ORDER BY 1), '{2,8}', 'leaves the active one and the newest');
 SELECT throws_ok($$ SELECT millrace.rollback('g') $$, '55000', NULL, 'nothing is before');
 SELECT is((SELECT version FROM millrace.retrain('g', warm_start => false, gate_tolerance => 1)), 9, 'retrain goes on');
-SELECT is((parameters->'holdout')::text, '0.1', 'from the newest') FROM millrace.models WHERE name = 'g' AND version = 9;
+SELECT is((parameters->'holdout')::text, '0.25', 'from the active version, not from the newest') FROM millrace.models WHERE name = 'g' AND version = 9;
 
 -- Nothing to repeat, or to start from
 SELECT throws_ok($$ SELECT millrace.retrain('nope') $$, '42704', 'model "nope" does not exist', 'an unknown model');
@@ -180,9 +181,13 @@ SELECT millrace.activate('brought', 1);
 SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('brought', holdout => 0.25)), '(3,t,"no gate: nothing was held out of version 1")', 'it is no measure');
 SELECT millrace.train_als('other', 'shop.r', rank => 2, iterations => 1);
 SELECT millrace.train_als('other', 'shop.r', rank => 4, iterations => 1);
+SELECT millrace.import_als('other', 'SELECT * FROM millrace.user_factors(''other'')', 'SELECT * FROM millrace.item_factors(''other'')', 'SELECT u::text, i::text FROM shop.r', activate => false);
 SELECT millrace.activate('other', 1);
-SELECT throws_ok($$ SELECT millrace.retrain('other') $$, '22023', 'rank must be 2 to start from version 1 of model "other", not 4', 'the active version has another rank');
-SELECT is((SELECT rank FROM millrace.retrain('other', warm_start => false)), 4, 'which is no matter for a cold start');
+SELECT is((SELECT rank FROM millrace.retrain('other')), 2, 'what is repeated is the active version');
+SELECT millrace.train_als('other', 'shop.r', rank => 5, iterations => 1);
+SELECT millrace.activate('other', 3);
+SELECT throws_ok($$ SELECT millrace.retrain('other') $$, '22023', 'rank must be 4 to start from version 3 of model "other", not 5', 'an import of another rank is active: what is repeated is the newest version that was trained');
+SELECT is((SELECT rank FROM millrace.retrain('other', warm_start => false)), 5, 'which is no matter for a cold start');
 
 -- A query that fails leaves everything as it was
 CREATE TEMP TABLE before AS SELECT all_of('w') AS all_of;
