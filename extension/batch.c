@@ -16,7 +16,6 @@
  */
 #include "millrace.h"
 
-#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "common/hashfn.h"
 #include "catalog/namespace.h"
@@ -932,37 +931,10 @@ is_passing(int code)
 	}
 }
 
-/* NULL if the function succeeds, else its error, and all that it did is undone. */
-static ErrorData *
-attempt(void (*function)(Attempt *), Attempt *arg)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		function(arg);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return error;
-}
-
 static void
-handle(Attempt *arg)
+handle(void *given)
 {
+	Attempt *arg = given;
 	Stream *stream = arg->stream;
 	MrGuard guard;
 	uint64 n_rows;
@@ -1005,8 +977,9 @@ find_windows_by_text(Attempt *arg, Tuplestorestate *rows)
 }
 
 static void
-find_windows(Attempt *arg)
+find_windows(void *given)
 {
+	Attempt *arg = given;
 	Stream *stream = arg->stream;
 	Tuplestorestate *stores[2] = {arg->rows, arg->more_rows};
 	MrGuard guard;
@@ -1039,7 +1012,7 @@ mark_windows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, Tuplestorestate 
 	ErrorData *error;
 
 	arg.ranges = mr_ranges_new();
-	error = attempt(find_windows, &arg);
+	error = mr_attempt(find_windows, &arg);
 	if (error && is_passing(error->sqlerrcode))
 		ReThrowError(error);
 	if (error)
@@ -1068,8 +1041,10 @@ keep_rows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, const char *reason)
 }
 
 static void
-write_failure(Attempt *arg)
+write_failure(void *given)
 {
+	const Attempt *arg = given;
+
 	mr_stream_failed(arg->stream->name, arg->leaf->source, arg->error);
 }
 
@@ -1078,7 +1053,7 @@ static void
 try_stream(Attempt *arg)
 {
 	Stream *stream = arg->stream;
-	ErrorData *error = attempt(handle, arg);
+	ErrorData *error = mr_attempt(handle, arg);
 
 	if (error == NULL)
 		return;
@@ -1088,7 +1063,7 @@ try_stream(Attempt *arg)
 	arg->error =
 		psprintf("SQLSTATE %s; the message is in the server's log", unpack_sql_state(error->sqlerrcode));
 	/* Of several sessions, one writes it; that the others cannot is no harm. */
-	(void) attempt(write_failure, arg);
+	(void) mr_attempt(write_failure, arg);
 	keep_rows(stream, arg->leaf, arg->rows, arg->error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode), errmsg("stream \"%s\" has failed and is suspended", stream->name),

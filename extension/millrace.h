@@ -143,6 +143,9 @@ typedef struct MrGuard
 extern void mr_enter(MrGuard *guard, Oid owner, ArrayType *settings);
 extern void mr_leave(MrGuard *guard);
 
+/* Calls the function in a subtransaction.  NULL if it succeeds, else its error, and all that it did is undone. */
+extern ErrorData *mr_attempt(void (*function)(void *arg), void *arg);
+
 /* The settings that give a query its meaning (search_path, TimeZone, …), as "name=value" text[]. */
 extern ArrayType *mr_current_settings(void);
 

@@ -420,6 +420,8 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	SPI_connect();
 	mr_enter_catalog(&guard, "model");
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
+	mr_exec_args("DELETE FROM millrace.tuning WHERE model = $1", SPI_OK_DELETE, false, 1, types, values,
+				 NULL);
 	mr_leave(&guard);
 	SPI_finish();
 	PG_RETURN_VOID();

@@ -10,7 +10,6 @@
 #include <float.h>
 #include <math.h>
 
-#include "access/xact.h"
 #include "executor/spi.h"
 #include "tcop/utility.h"
 #include "utils/jsonb.h"
@@ -231,6 +230,7 @@ typedef struct Tuning
 	float *values;			 /* of the ratings, where trials transform them differently; else NULL */
 	MrTransform transformed; /* how the ratings are */
 	Trial *current;
+	MemoryContext trial_context;
 } Tuning;
 
 static void
@@ -403,15 +403,18 @@ transform(Tuning *tuning, MrTransform wanted)
 	tuning->transformed = wanted;
 }
 
-/* Train and measure the current trial, in the current memory context. */
+/* Train and measure the current trial, in memory of its own. */
 static void
-try_one(Tuning *tuning)
+try_one(void *arg)
 {
+	Tuning *tuning = arg;
 	Trial *trial = tuning->current;
 	const MrAlsSettings *settings = &trial->settings;
-	MrBudget *budget = mr_budget_create("millrace trial");
+	MrBudget *budget;
 	MrFit fit;
 
+	MemoryContextSwitchTo(tuning->trial_context);
+	budget = mr_budget_create("millrace trial");
 	budget->used_bytes = tuning->budget->used_bytes;
 	mr_als_fit(budget, settings, tuning->ratings, NULL, NULL, NULL, &fit);
 	trial->n_iterations = fit.n_iterations;
@@ -420,40 +423,6 @@ try_one(Tuning *tuning)
 					 tuning->ratings, &tuning->holdout, settings->core.rank, fit.user, fit.item,
 					 !settings->core.implicit, settings->k, tuning->exclude_seen, 0, &trial->scores);
 	trial->value = *(const double *) ((const char *) &trial->scores + METRICS[tuning->metric].offset);
-}
-
-/*
- * The current trial in a subtransaction, which gives back what it holds.  Its error, if it is one of the trial's own
- * parameters; others are thrown on.
- */
-static ErrorData *
-attempt(Tuning *tuning, MemoryContext context)
-{
-	MemoryContext before = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		try_one(tuning);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(before);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(before);
-	CurrentResourceOwner = owner;
-	if (error && error->sqlerrcode != ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE &&
-		error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-		ReThrowError(error);
-	return error;
 }
 
 static bool
@@ -495,14 +464,17 @@ try_all(Tuning *tuning)
 	{
 		Trial *trial = &tuning->trials[i];
 		double before_ms = mr_now_ms();
-		MemoryContext context =
-			AllocSetContextCreate(CurrentMemoryContext, "millrace trial", ALLOCSET_DEFAULT_SIZES);
 		ErrorData *error;
 
 		CHECK_FOR_INTERRUPTS();
 		transform(tuning, trial->settings.transform);
 		tuning->current = trial;
-		error = attempt(tuning, context);
+		tuning->trial_context =
+			AllocSetContextCreate(CurrentMemoryContext, "millrace trial", ALLOCSET_DEFAULT_SIZES);
+		error = mr_attempt(try_one, tuning);
+		if (error && error->sqlerrcode != ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE &&
+			error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			ReThrowError(error); /* not the fault of the trial's parameters */
 		if (error)
 			trial->error = error->message;
 		else if (isnan(trial->value))
@@ -513,7 +485,7 @@ try_all(Tuning *tuning)
 		if (is_better(tuning, trial->value))
 			tuning->best = i;
 		report(tuning, i);
-		MemoryContextDelete(context);
+		MemoryContextDelete(tuning->trial_context);
 	}
 	if (tuning->best < 0)
 		ereport(ERROR,

@@ -111,6 +111,7 @@ typedef struct Kernels
 	void (*syrk)(float *a, const float *from, const float *p, int ld, int n, const Ahead *ahead);
 	void (*weigh)(const float *value, int n, bool implicit, float alpha, float unobserved, float *root,
 				  float *linear);
+	int64_t (*positive)(const float *value, int64_t n, double *sum);
 	void (*gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
 				   const float *linear, double *b, const float *scale, int n, int rank, int ld);
 	void (*linear)(double *b, const float *p, const float *c, int ld, int n);
@@ -121,9 +122,9 @@ typedef struct Kernels
 	void (*scale)(float *scale, const float *diagonal, float penalty, int rank, int ld);
 } Kernels;
 
-#define KERNELS(suffix)                                                                        \
-	((Kernels){syrk_##suffix, weigh_##suffix, gather_##suffix, linear_##suffix, dots_##suffix, \
-			   solve_##suffix, turn_##suffix, rotate_##suffix, scale_##suffix})
+#define KERNELS(suffix)                                                                            \
+	((Kernels){syrk_##suffix, weigh_##suffix, positive_##suffix, gather_##suffix, linear_##suffix, \
+			   dots_##suffix, solve_##suffix, turn_##suffix, rotate_##suffix, scale_##suffix})
 
 /* The widest the processor has, up to so many lanes if not 0. */
 static Kernels
@@ -488,11 +489,9 @@ n_counted(const Half *half, int64_t row)
 {
 	const MrcCsr *csr = half->csr;
 	int64_t n = csr->start[row + 1] - csr->start[row];
+	double sum;
 
-	if (half->als->params.implicit)
-		for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
-			n -= !(csr->value[e] > 0);
-	return n;
+	return half->als->params.implicit ? half->kernels.positive(csr->value + csr->start[row], n, &sum) : n;
 }
 
 /* Weights of n ratings from entry e on, the panel of their factors, and what they add to b if there is no scale. */
@@ -602,14 +601,17 @@ row_loss_of_zero(const Half *half, int64_t row)
 {
 	const MrcCsr *csr = half->csr;
 	const MrcAlsParams *params = &half->als->params;
+	int64_t n = csr->start[row + 1] - csr->start[row];
 	double sum = 0;
 
-	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+	if (params->implicit)
 	{
-		double value = csr->value[e];
+		int64_t n_positive = half->kernels.positive(csr->value + csr->start[row], n, &sum);
 
-		sum += !params->implicit ? value * value : value > 0 ? params->unobserved + params->alpha * value : 0;
+		return params->unobserved * (double) n_positive + params->alpha * sum;
 	}
+	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+		sum += (double) csr->value[e] * csr->value[e];
 	return sum;
 }
 

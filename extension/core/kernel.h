@@ -196,6 +196,46 @@ KERNEL(weigh)(const float *value, int n, bool implicit, float alpha, float unobs
 		}
 }
 
+/* How many of n values are above zero, and their sum. */
+TARGET static int64_t
+KERNEL(positive)(const float *value, int64_t n, double *sum)
+{
+	typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+	typedef double Doubles __attribute__((vector_size(LANES * 8)));
+	union
+	{
+		VEC floats;
+		Ints bits;
+	} v;
+	Ints n_lanes = {0};
+	Doubles sums = {0};
+	int64_t n_positive = 0;
+	int64_t t = 0;
+
+	for (; t + LANES <= n; t += LANES)
+	{
+		Ints above;
+
+		v.floats = LOAD(value + t);
+		above = v.floats > 0;
+		n_lanes -= above;
+		v.bits &= above;
+		sums += __builtin_convertvector(v.floats, Doubles);
+	}
+	*sum = 0;
+	for (int i = 0; i < LANES; i++)
+	{
+		n_positive += n_lanes[i];
+		*sum += sums[i];
+	}
+	for (; t < n; t++)
+	{
+		n_positive += value[t] > 0;
+		*sum += value[t] > 0 ? value[t] : 0;
+	}
+	return n_positive;
+}
+
 /* b (doubles) += the lanes of n vectors. */
 INLINE void
 KERNEL(add)(double *b, const VEC *v, const int n)
@@ -465,6 +505,7 @@ KERNEL(block)(const float *a, int ld, const float *least, float *w, float *z)
 #pragma GCC unroll 4
 		for (int c = 0; c < PARTS; c++)
 			STORE(row[i] + c * LANES, v[i][c] * inverse);
+		__asm__("" : "+m"(row[i])); /* keep it there: a factor costs nothing as an operand in memory */
 #pragma GCC unroll 16
 		for (int q = i + 1; q < 16; q++)
 		{

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -174,14 +175,43 @@ transpose(const MrcCsr *csr)
 
 /* ---- sgemm ---- */
 
+/* What OpenBLAS should take where it does not know the processor; as in extension/train.c. */
+static const char *
+better_kernels(void *library)
+{
+#if defined(__x86_64__)
+	char *(*name)(void) = (char *(*) (void) ) dlsym(library, "openblas_get_corename");
+
+	if (name && strcasecmp(name(), "Prescott") == 0 && getenv("OPENBLAS_CORETYPE") == NULL)
+	{
+		if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+			__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+			return "SkylakeX";
+		if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+			return "Haswell";
+	}
+#else
+	(void) library;
+#endif
+	return NULL;
+}
+
 static MrcBlas
 load_blas(void)
 {
 	MrcBlas blas = {NULL, NULL};
+	const char *kernels;
 	void *library;
 
 	setenv("OPENBLAS_NUM_THREADS", "1", 1);
 	library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+	kernels = library ? better_kernels(library) : NULL;
+	if (kernels)
+	{
+		setenv("OPENBLAS_CORETYPE", kernels, 1);
+		dlclose(library);
+		library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+	}
 	if (library)
 	{
 		*(void **) &blas.sgemm = dlsym(library, "cblas_sgemm");

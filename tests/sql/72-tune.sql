@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(105);
+SELECT plan(108);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE pairs AS SELECT DISTINCT ON (u, i) u, i, v FROM (SELECT n % 61 AS u, (n * n / 5) % 83 AS i, 1 + n % 5 AS v FROM generate_series(1, 3000) AS n) AS x;
@@ -131,6 +131,12 @@ SELECT throws_ok($$ SELECT millrace.tune_als('mine', 'SELECT n % 7, n % 5 FROM g
 SELECT throws_ok($$ SELECT millrace.tune_als('mine', 'SELECT n % 7, n % 5 FROM generate_series(1, 30) AS n', '{"rank": 2}', train => true) $$, '42501', 'permission denied for function train_als', 'train needs the right to train');
 SELECT lives_ok($$ SELECT millrace.tune_als('mine', 'SELECT n % 7, n % 5 FROM generate_series(1, 30) AS n', '{"rank": 2}') $$, 'one''s own');
 RESET ROLE;
+
+-- Trials go with their model
+SELECT isnt_empty($$ SELECT FROM millrace.tunings WHERE model = 'm' $$, 'there are trials');
+SELECT millrace.drop_model('m');
+SELECT is_empty($$ SELECT FROM millrace.tunings WHERE model = 'm' $$, 'and none without the model');
+SELECT isnt_empty($$ SELECT FROM millrace.tunings WHERE model <> 'm' $$, 'others stay');
 
 SELECT * FROM finish();
 ROLLBACK;
