@@ -19,8 +19,8 @@ for run in "9 1 nodml noddl nocrash" "14 2"; do
 		echo "ok $n - $run"
 	else
 		echo "not ok $n - $run"
+		sed 's/^/# /' "$dir/out" >&2
 		failed=1
 	fi
-	sed 's/^/# /' "$dir/out"
 done
 exit "$failed"
