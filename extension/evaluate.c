@@ -230,7 +230,7 @@ read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_ite
 	MrGuard guard;
 
 	mr_model_enter(&guard, model);
-	ratings = mr_ratings_read(evaluation->budget, model->query, "ratings", true, MR_VALUES_IGNORED, true);
+	ratings = mr_ratings_read(evaluation->budget, model->query, "ratings", true, MR_VALUES_IGNORED, true, 0);
 	mr_leave(&guard);
 	users = map_ids(evaluation->budget, &ratings->users, &model->users.ids, &n_unknown);
 	for (int64 i = 0; i < ratings->users.n; i++)
@@ -314,7 +314,7 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 {
 	MrcRanking *ranking = &evaluation->ranking;
 	MrRatings *ratings = mr_ratings_read(evaluation->budget, mr_ratings_query(test, "test"), "test", false,
-										 MR_VALUES_ANY, false);
+										 MR_VALUES_ANY, false, 0);
 	MrTransform transform;
 	int32 *user_row;
 	int32 *rows = number_users(evaluation, &ratings->users, &user_row);

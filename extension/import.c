@@ -320,7 +320,7 @@ read_ratings(MrBudget *budget, MrNewModel *new_model, const char *given, bool im
 	mr_enter(&guard, new_model->owner, new_model->settings);
 	query = mr_ratings_query(given, "ratings");
 	ratings = mr_ratings_read(budget, query, "ratings", true,
-							  implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+							  implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, 0);
 	mr_leave(&guard);
 	new_model->query = query;
 	new_model->n_ratings = ratings->by_user.start[ratings->by_user.n_rows];

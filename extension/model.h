@@ -114,11 +114,12 @@ typedef struct MrRatings
 /*
  * Read all ratings of a query, in one pass, as the current user.  as_owner: that is the model's owner and not the
  * caller, whose temporary relations are refused then.  An empty result is an error unless empty_ok.  Memory from the
- * budget; what was only needed to read is released.
+ * budget; what was only needed to read is released.  n_threads: 0 for one a processor.
  */
 extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner,
-								  MrValues values, bool empty_ok);
-extern void mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed);
+								  MrValues values, bool empty_ok, int n_threads);
+/* The result's rows are ascending in their columns, whatever the order within a row of csr.  The pool is idle. */
+extern void mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *transposed);
 /* Bytes of compressed rows, mr_csr_transpose()'s result for one. */
 extern Size mr_csr_bytes(int64 n_rows, int64 n);
 extern void mr_csr_release(MrBudget *budget, MrcCsr *csr);

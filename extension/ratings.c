@@ -6,9 +6,9 @@
  * and run to its end with a receiver of our own: the executor hands over each row where it lies, and nothing is copied
  * but the numbers.  Rows are gathered into small batches, whose ids are then looked up together, so that the look-ups
  * wait for memory at the same time.  Ids get dense numbers in the order of appearance, and rows in the order of ids at
- * the end.  The triples of numbers and value, which stand in chunks that never move, are divided by ranges of users
- * that fit a processor's cache, and each range is sorted by item and then by user; that leaves duplicates side by side,
- * in the order of appearance.
+ * the end.  The triples of numbers and value, which stand in chunks that never move, then go into rows of items, and
+ * these are turned into rows of users, by threads (core/sparse.c); that leaves rows sorted by item, and duplicates side
+ * by side, in the order of appearance.
  *
  * The query runs serially: sums must not depend on how workers happened to share the rows.
  */
@@ -24,7 +24,6 @@
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
-#include "port/pg_bitutils.h"
 #include "utils/numeric.h"
 #include "utils/plancache.h"
 #include "utils/varlena.h"
@@ -1181,57 +1180,16 @@ mr_csr_release(MrBudget *budget, MrcCsr *csr)
 	memset(csr, 0, sizeof(*csr));
 }
 
-/* Turn counts in start[0 … n_rows) into the start of each row; the total goes into start[n_rows]. */
-static void
-counts_to_starts(MrcCsr *csr)
-{
-	int64 sum = 0;
-
-	for (int64 row = 0; row < csr->n_rows; row++)
-	{
-		int64 n = csr->start[row];
-
-		csr->start[row] = sum;
-		sum += n;
-	}
-	csr->start[csr->n_rows] = sum;
-}
-
-/* After each start was moved to the end of its row by filling: move them back. */
-static void
-restore_starts(MrcCsr *csr)
-{
-	memmove(csr->start + 1, csr->start, csr->n_rows * sizeof(int64));
-	csr->start[0] = 0;
-}
-
-/* Rows of the result are ascending in their columns, whatever the input's order within a row. */
 void
-mr_csr_transpose(MrBudget *budget, const MrcCsr *csr, MrcCsr *transposed)
+mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *transposed)
 {
 	int64 n = csr->start[csr->n_rows];
+	void *scratch = mr_reserve(budget, mrc_turn_scratch_bytes(n, csr->n_cols, mrc_pool_size(pool)));
 
 	csr_reserve(budget, transposed, csr->n_cols, csr->n_rows, n);
-	memset(transposed->start, 0, (csr->n_cols + 1) * sizeof(int64));
-	for (int64 e = 0; e < n; e++)
-	{
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		transposed->start[csr->index[e]]++;
-	}
-	counts_to_starts(transposed);
-	for (int64 row = 0; row < csr->n_rows; row++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		for (int64 e = csr->start[row]; e < csr->start[row + 1]; e++)
-		{
-			int64 at = transposed->start[csr->index[e]]++;
-
-			transposed->index[at] = (int32) row;
-			transposed->value[at] = csr->value[e];
-		}
-	}
-	restore_starts(transposed);
+	if (mrc_csr_turn(pool, csr, transposed, scratch) != MRC_OK)
+		elog(ERROR, "could not turn compressed rows");
+	mr_release(budget, scratch);
 }
 
 /* Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out. */
@@ -1286,205 +1244,65 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 	csr->start[csr->n_rows] = out;
 }
 
-/* A triple in rows of the two sides. */
-typedef struct Entry
+/* The triples as pieces, one a chunk. */
+static MrcPiece *
+list_pieces(const Reader *reader)
 {
-	int32 row;
-	int32 column;
-	float value;
-} Entry;
+	int n = 0;
+	MrcPiece *pieces;
 
-/* Rows that are sorted at once, and their entries [start, end); while they come, end is where the next one goes. */
-typedef struct Part
-{
-	int64 start;
-	int64 end;
-	int64 first_row;
-} Part;
-
-#define PART_ENTRIES \
-	32768 /* at least, but for the last part: 384 kB, and as much again for the result of a pass */
-#define MAX_PART_ROWS 65536
-#define MAX_PARTS 2048 /* more only for the sake of MAX_PART_ROWS */
-#define DIGIT_BITS 11
-#define ARRANGING_BYTES (sizeof(int32) + sizeof(float) + sizeof(uint16)) /* an entry */
-
-/* Divide the rows of csr, whose starts are set, into parts without entries; also sets the part of each row. */
-static Part *
-divide_rows(MrBudget *budget, const MrcCsr *csr, uint16 *part_of_row, int *n_parts)
-{
-	int64 n = csr->start[csr->n_rows];
-	int64 size = Max(PART_ENTRIES, n / MAX_PARTS);
-	Part *parts = mr_reserve(budget, (n / size + csr->n_rows / MAX_PART_ROWS + 1) * sizeof(Part));
-	Part *part = parts;
-
-	*part = (Part){0};
-	for (int64 row = 0; row < csr->n_rows; row++)
-	{
-		if (csr->start[row] - part->start >= size || row - part->first_row == MAX_PART_ROWS)
-			*++part = (Part){csr->start[row], csr->start[row], row};
-		part_of_row[row] = (uint16) (part - parts);
-	}
-	*n_parts = part - parts + 1;
-	return parts;
-}
-
-/* Stable sort by the bits [shift, shift + n_bits) of the column. */
-static void
-sort_by_digit(const Entry *from, Entry *to, int64 n, int shift, int n_bits)
-{
-	int64 at[1 << DIGIT_BITS];
-	uint32 mask = (1 << n_bits) - 1;
-	int64 sum = 0;
-
-	memset(at, 0, (mask + 1) * sizeof(int64));
-	for (int64 e = 0; e < n; e++)
-	{
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		at[from[e].column >> shift & mask]++;
-	}
-	for (int digit = 0; digit <= mask; digit++)
-	{
-		int64 n_here = at[digit];
-
-		at[digit] = sum;
-		sum += n_here;
-	}
-	for (int64 e = 0; e < n; e++)
-	{
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		to[at[from[e].column >> shift & mask]++] = from[e];
-	}
-}
-
-/* Put a part's entries into their rows, in the order of columns.  entries, other: room for as many. */
-static void
-sort_part(MrcCsr *csr, const Part *part, const uint16 *row_in_part, Entry *entries, Entry *other)
-{
-	int n_bits = csr->n_cols > 1 ? pg_leftmost_one_pos64(csr->n_cols - 1) + 1 : 0;
-	int n_passes = (n_bits + DIGIT_BITS - 1) / DIGIT_BITS;
-	int64 n = part->end - part->start;
-
-	for (int64 e = 0; e < n; e++)
-	{
-		int64 at = part->start + e;
-
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		entries[e] = (Entry){(int32) part->first_row + row_in_part[at], csr->index[at], csr->value[at]};
-	}
-	for (int pass = 0; pass < n_passes; pass++)
-	{
-		int lo = n_bits * pass / n_passes;
-		Entry *swap = entries;
-
-		sort_by_digit(entries, other, n, lo, n_bits * (pass + 1) / n_passes - lo);
-		entries = other;
-		other = swap;
-	}
-	for (int64 e = 0; e < n; e++)
-	{
-		int64 at = csr->start[entries[e].row]++;
-
-		if ((e & INTERRUPT_ROWS) == 0)
-			CHECK_FOR_INTERRUPTS();
-		csr->index[at] = entries[e].column;
-		csr->value[at] = entries[e].value;
-	}
-}
-
-/* Users of the triples become rows, which are counted. */
-static void
-count_rows(const Reader *reader, MrcCsr *csr, const int32 *user_row)
-{
-	csr->start = mr_reserve(reader->budget, (csr->n_rows + 1) * sizeof(int64));
-	memset(csr->start, 0, (csr->n_rows + 1) * sizeof(int64));
 	for (Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
-	{
-		CHECK_FOR_INTERRUPTS();
-		for (int64 e = 0; e < chunk->n; e++)
-		{
-			chunk->user[e] = user_row[chunk->user[e]];
-			csr->start[chunk->user[e]]++;
-		}
-	}
-	counts_to_starts(csr);
+		n++;
+	pieces = mr_reserve(reader->budget, n * sizeof(MrcPiece));
+	n = 0;
+	for (Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
+		pieces[n++] = (MrcPiece){chunk->n, chunk->user, chunk->item, chunk->value};
+	return pieces;
 }
 
-/* Move the triples into their parts of csr; they are released on the way. */
+/* Triples into rows of items, and these into rows of users, each in the order of items. */
 static void
-fill_parts(Reader *reader, MrcCsr *csr, Part *parts, const uint16 *part_of_row, uint16 *row_in_part,
-		   const int32 *item_row)
-{
-	for (Chunk *chunk = reader->chunks, *next; chunk; chunk = next)
-	{
-		CHECK_FOR_INTERRUPTS();
-		for (int64 e = 0; e < chunk->n; e++)
-		{
-			int32 row = chunk->user[e];
-			Part *part = &parts[part_of_row[row]];
-			int64 at = part->end++;
-
-			row_in_part[at] = (uint16) (row - part->first_row);
-			csr->index[at] = item_row[chunk->item[e]];
-			csr->value[at] = chunk->value[e];
-		}
-		next = chunk->next;
-		mr_release(reader->budget, chunk);
-	}
-}
-
-/* Triples into rows of users, each in the order of items. */
-static void
-sort_triples(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
+arrange(Reader *reader, MrRatings *ratings, MrcPool *pool, const int32 *user_row, const int32 *item_row)
 {
 	MrBudget *budget = reader->budget;
-	MrcCsr *csr = &ratings->by_user;
-	int64 largest = 0;
-	uint16 *part_of_row;
-	uint16 *row_in_part;
-	Entry *entries;
-	Entry *other;
-	Part *parts;
-	int n_parts;
+	int64 n_users = ratings->users.n;
+	int64 n_items = ratings->items.n;
+	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_items, mrc_pool_size(pool));
+	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
+	MrcPiece *pieces = list_pieces(reader);
+	void *scratch;
+	MrcCsr by_item;
 
-	*csr = (MrcCsr){.n_rows = ratings->users.n, .n_cols = ratings->items.n};
-	count_rows(reader, csr, user_row);
-	part_of_row = mr_reserve(budget, (csr->n_rows + 1) * sizeof(uint16));
-	parts = divide_rows(budget, csr, part_of_row, &n_parts);
-	for (int i = 0; i < n_parts; i++)
-		largest = Max(largest, (i + 1 < n_parts ? parts[i + 1].start : reader->n) - parts[i].start);
-	mr_reserve_check(budget, reader->n * ARRANGING_BYTES + 2 * largest * sizeof(Entry),
+	mr_reserve_check(budget, mr_csr_bytes(n_items, reader->n) + scratch_bytes,
 					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
 							  " items",
-							  reader->n, ratings->users.n, ratings->items.n));
-	csr->index = mr_reserve(budget, reader->n * sizeof(int32));
-	csr->value = mr_reserve(budget, reader->n * sizeof(float));
-	row_in_part = mr_reserve(budget, reader->n * sizeof(uint16));
-	entries = mr_reserve(budget, largest * sizeof(Entry));
-	other = mr_reserve(budget, largest * sizeof(Entry));
-	fill_parts(reader, csr, parts, part_of_row, row_in_part, item_row);
-	for (int i = 0; i < n_parts; i++)
-		sort_part(csr, &parts[i], row_in_part, entries, other);
-	restore_starts(csr);
-	mr_release(budget, parts);
-	mr_release(budget, part_of_row);
-	mr_release(budget, row_in_part);
-	mr_release(budget, entries);
-	mr_release(budget, other);
-	merge_duplicates(csr, ratings, reader->what);
+							  reader->n, n_users, n_items));
+	triples.pieces = pieces;
+	scratch = mr_reserve(budget, scratch_bytes);
+	csr_reserve(budget, &by_item, n_items, n_users, reader->n);
+	if (mrc_csr_gather(pool, &triples, &by_item, scratch) != MRC_OK)
+		elog(ERROR, "%s: could not be arranged", reader->what);
+	mr_release(budget, scratch);
+	mr_release(budget, pieces);
+	for (Chunk *chunk = reader->chunks, *next; chunk; chunk = next)
+	{
+		next = chunk->next;
+		mr_release(budget, chunk);
+	}
+	mr_csr_transpose(budget, pool, &by_item, &ratings->by_user);
+	mr_csr_release(budget, &by_item);
+	merge_duplicates(&ratings->by_user, ratings, reader->what);
 }
 
 MrRatings *
 mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner, MrValues values,
-				bool empty_ok)
+				bool empty_ok, int n_threads)
 {
 	Reader *reader = MemoryContextAllocZero(budget->context, sizeof(Reader));
 	MrRatings *ratings = MemoryContextAllocZero(budget->context, sizeof(MrRatings));
 	int32 *user_row;
 	int32 *item_row;
+	MrcPool *pool;
 	clock_t start = clock();
 	clock_t read;
 
@@ -1504,7 +1322,9 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	read = clock();
 	user_row = map_finish(&reader->users, &ratings->users);
 	item_row = map_finish(&reader->items, &ratings->items);
-	sort_triples(reader, ratings, user_row, item_row);
+	pool = mr_pool_create(budget->context, mr_n_threads(n_threads));
+	arrange(reader, ratings, pool, user_row, item_row);
+	mr_pool_destroy(pool);
 	mr_release(budget, user_row);
 	mr_release(budget, item_row);
 	ereport(DEBUG1,

@@ -530,7 +530,8 @@ prepare(Run *run, const MrSide *warm)
 					 settings->n_iterations * sizeof(MrIteration) +
 						 (ratings->users.n + ratings->items.n) * rank_bytes +
 						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes +
-						 mr_csr_bytes(ratings->items.n, n_ratings),
+						 mr_csr_bytes(ratings->items.n, n_ratings) +
+						 mrc_turn_scratch_bytes(n_ratings, ratings->items.n, n_threads),
 					 psprintf("A model of rank %d of " INT64_FORMAT " ratings with " INT64_FORMAT
 							  " users and " INT64_FORMAT " items",
 							  settings->core.rank, n_ratings, ratings->users.n, ratings->items.n));
@@ -542,8 +543,8 @@ prepare(Run *run, const MrSide *warm)
 	fit->item = als->item = mr_reserve(budget, ratings->items.n * rank_bytes);
 	fit->baseline = mr_reserve(budget, ratings->items.n * sizeof(float));
 	als->scratch = mr_reserve(budget, scratch_bytes);
-	mr_csr_transpose(budget, &ratings->by_user, &als->by_item);
 	als->pool = mr_pool_create(budget->context, n_threads);
+	mr_csr_transpose(budget, als->pool, &ratings->by_user, &als->by_item);
 	if (mrc_als_start(als, (uint64) settings->seed,
 					  als->params.implicit ? 1 : sqrt(size_of_values(&als->by_user))) != MRC_OK)
 		elog(ERROR, "training could not start");
@@ -814,8 +815,9 @@ read_ratings(Training *training, MrBudget *budget)
 	mr_enter(&guard, training->owner, training->settings);
 	if (training->query == NULL)
 		training->query = mr_ratings_query(training->ratings, "ratings");
-	ratings = mr_ratings_read(budget, training->query, "ratings", true,
-							  als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+	ratings =
+		mr_ratings_read(budget, training->query, "ratings", true,
+						als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, als->n_threads);
 	mr_leave(&guard);
 	mr_ratings_transform(ratings, als->transform, "ratings");
 	if (als->holdout > 0)

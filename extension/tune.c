@@ -294,6 +294,7 @@ number_validation(Tuning *tuning, const MrRatings *validation)
 				  .index = mr_reserve(budget, n * sizeof(int32) + 1),
 				  .value = mr_reserve(budget, n * sizeof(float) + 1)};
 	MrcCsr turned;
+	MrcPool *pool;
 	int64 n_known = 0;
 	int64 sum = 0;
 
@@ -339,9 +340,11 @@ number_validation(Tuning *tuning, const MrRatings *validation)
 			}
 
 	/* Ids of another kind come in another order; turned twice, rows are ascending. */
-	mr_csr_transpose(budget, &csr, &turned);
+	pool = mr_pool_create(budget->context, mr_n_threads(tuning->base.n_threads));
+	mr_csr_transpose(budget, pool, &csr, &turned);
 	mr_csr_release(budget, &csr);
-	mr_csr_transpose(budget, &turned, &tuning->holdout.by_user);
+	mr_csr_transpose(budget, pool, &turned, &tuning->holdout.by_user);
+	mr_pool_destroy(pool);
 	mr_csr_release(budget, &turned);
 	mr_release(budget, length);
 	mr_release(budget, items);
@@ -367,14 +370,15 @@ read_pairs(Tuning *tuning)
 	}
 	tuning->transformed = differ ? MR_TRANSFORM_NONE : trials[0].settings.transform;
 	mr_enter(&guard, tuning->owner, mr_current_settings());
-	tuning->ratings = mr_ratings_read(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings",
-									  true, not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false);
+	tuning->ratings =
+		mr_ratings_read(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings", true,
+						not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, tuning->base.n_threads);
 	mr_leave(&guard);
 	mr_ratings_transform(tuning->ratings, tuning->transformed, "ratings");
 	if (tuning->validation)
 	{
 		validation = mr_ratings_read(tuning->budget, mr_ratings_query(tuning->validation, "validation"),
-									 "validation", false, MR_VALUES_ANY, false);
+									 "validation", false, MR_VALUES_ANY, false, tuning->base.n_threads);
 		if (METRICS[tuning->metric].less_is_better)
 			mr_ratings_transform(validation, tuning->transformed, "validation");
 		number_validation(tuning, validation);

@@ -57,6 +57,46 @@ extern MrcStatus mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask t
 /* Joins the threads; a task that runs is let finish its chunk.  Safe after a longjmp out of interrupt(). */
 extern void mrc_pool_stop(MrcPool *pool);
 
+/* ---- sparse.c: compressed rows ---- */
+
+/* Compressed sparse rows: row r holds entries [start[r], start[r + 1]), columns ascending and distinct. */
+typedef struct MrcCsr
+{
+	int64_t n_rows;
+	int64_t n_cols;
+	int64_t *start; /* n_rows + 1 */
+	int32_t *index; /* column of each entry */
+	float *value;	/* finite; not negative for implicit feedback */
+} MrcCsr;
+
+/* Triples as they were read: users and items have numbers, which become rows. */
+typedef struct MrcPiece
+{
+	int64_t n;
+	const int32_t *user;
+	const int32_t *item;
+	const float *value;
+} MrcPiece;
+
+typedef struct MrcTriples
+{
+	int64_t n;				/* of all pieces */
+	const MrcPiece *pieces; /* one after the other */
+	const int32_t *user_row;
+	const int32_t *item_row;
+} MrcTriples;
+
+/* For n entries and so many columns (items, of triples); n_threads as in mrc_pool_size(). */
+extern size_t mrc_turn_scratch_bytes(int64_t n, int64_t n_cols, int n_threads);
+/*
+ * The transpose.  turned: n_rows, n_cols and the memory are set.  Within a row, entries come in the order of csr's rows,
+ * and those of one row of csr in their order there: columns ascend, whatever their order in csr, and equal ones (if csr
+ * had some) stand side by side as they came.  scratch: mrc_turn_scratch_bytes(), aligned to 64.  Pool.
+ */
+extern MrcStatus mrc_csr_turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned, void *scratch);
+/* Triples into rows of items, each in the order in which they were read.  Otherwise as mrc_csr_turn(). */
+extern MrcStatus mrc_csr_gather(MrcPool *pool, const MrcTriples *triples, MrcCsr *by_item, void *scratch);
+
 /* ---- als.c: BLAS ---- */
 
 /*
@@ -80,16 +120,6 @@ extern void mrc_dots(const float *x, const float *y, int64_t n, int rank, float 
 extern float mrc_dot(const float *a, const float *b, int n);
 
 /* ---- als.c: alternating least squares ---- */
-
-/* Compressed sparse rows: row r holds entries [start[r], start[r + 1]), columns ascending and distinct. */
-typedef struct MrcCsr
-{
-	int64_t n_rows;
-	int64_t n_cols;
-	int64_t *start; /* n_rows + 1 */
-	int32_t *index; /* column of each entry */
-	float *value;	/* finite; not negative for implicit feedback */
-} MrcCsr;
 
 /*
  * The objective, with x and y the factors of users and items, n the ratings of a row (implicit: those above

@@ -129,8 +129,8 @@ INSERT INTO parts SELECT * FROM triples;
 SELECT is(factors('parts'), md5, 'a partitioned table, one part with other columns') FROM want;
 
 CREATE TABLE more AS SELECT (i * 7919::bigint) % 30011 AS u, (i * 104729::bigint) % 9973 AS i FROM generate_series(1, 700000) AS i;
-SELECT is(factors('more'), factors('SELECT u, i, count(*) FROM more GROUP BY u, i ORDER BY i, u'), 'more than are sorted at once');
-SELECT is(factors('SELECT i % 3, u FROM more'), factors('SELECT i % 3, u, count(*) FROM more GROUP BY 1, 2 ORDER BY 1, 2'), 'users with more than are sorted at once');
+SELECT is(factors('more'), factors('SELECT u, i, count(*) FROM more GROUP BY u, i ORDER BY i, u'), 'more than one thread arranges');
+SELECT is(factors('SELECT i % 3, u FROM more'), factors('SELECT i % 3, u, count(*) FROM more GROUP BY 1, 2 ORDER BY 1, 2'), 'of three users, too');
 
 -- Transforms
 SELECT is(factors('triples', ', value_transform => ''binary'''), factors('SELECT DISTINCT u, i, 1 FROM triples'), 'binary');

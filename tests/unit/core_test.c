@@ -340,6 +340,142 @@ test_pool_survives_longjmp(void **state)
 	free((void *) job.done);
 }
 
+/* ---- compressed rows ---- */
+
+static MrcCsr
+csr_room(int64_t n_rows, int64_t n_cols, int64_t n)
+{
+	return (MrcCsr){n_rows, n_cols, aligned((n_rows + 1) * sizeof(int64_t)), aligned(n * sizeof(int32_t)),
+					aligned(n * sizeof(float))};
+}
+
+/* Each entry's value is its number in the triples, so it tells where it came from. */
+static void
+check_rows(const MrcCsr *csr, int64_t n, const int32_t *row_of, const int32_t *column_of, bool ascending)
+{
+	assert_int_equal(csr->start[0], 0);
+	assert_int_equal(csr->start[csr->n_rows], n);
+	for (int64_t row = 0; row < csr->n_rows; row++)
+	{
+		assert_true(csr->start[row] <= csr->start[row + 1]);
+		for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
+		{
+			int64_t number = (int64_t) csr->value[e];
+
+			assert_in_range(number, 0, n - 1);
+			assert_int_equal(row_of[number], row);
+			assert_int_equal(column_of[number], csr->index[e]);
+			if (e == csr->start[row])
+				continue;
+			assert_true(!ascending || csr->index[e - 1] <= csr->index[e]);
+			if (!ascending || csr->index[e - 1] == csr->index[e])
+				assert_true(csr->value[e - 1] < csr->value[e]);
+		}
+	}
+}
+
+static void
+turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned)
+{
+	void *scratch =
+		aligned(mrc_turn_scratch_bytes(csr->start[csr->n_rows], csr->n_cols, mrc_pool_size(pool)));
+
+	assert_int_equal(mrc_csr_turn(pool, csr, turned, scratch), MRC_OK);
+	free(scratch);
+}
+
+/* Triples of so many users and items, read in pieces, into rows of items, of users, and of items again. */
+static void
+gather_and_turn(MrcPool *pool, int64_t n, int n_users, int n_items)
+{
+	int32_t *user = malloc(n * sizeof(int32_t) + 1);
+	int32_t *item = malloc(n * sizeof(int32_t) + 1);
+	float *value = malloc(n * sizeof(float) + 1);
+	int32_t *user_row = malloc((n_users + 1) * sizeof(int32_t));
+	int32_t *item_row = malloc((n_items + 1) * sizeof(int32_t));
+	MrcPiece pieces[] = {{n / 5, user, item, value},
+						 {0, NULL, NULL, NULL},
+						 {n - n / 5, user + n / 5, item + n / 5, value + n / 5}};
+	MrcTriples triples = {n, pieces, user_row, item_row};
+	MrcCsr by_item = csr_room(n_items, n_users, n);
+	MrcCsr by_user = csr_room(n_users, n_items, n);
+	void *scratch = aligned(mrc_turn_scratch_bytes(n, n_items, mrc_pool_size(pool)));
+
+	for (int i = 0; i < n_users; i++)
+		user_row[i] = n_users - 1 - i;
+	for (int i = 0; i < n_items; i++)
+		item_row[i] = (i + 3) % n_items;
+	for (int64_t e = 0; e < n; e++)
+	{
+		user[e] = (int32_t) (uniform() * uniform() * n_users);
+		item[e] = (int32_t) (uniform() * n_items);
+		value[e] = (float) e;
+	}
+	assert_int_equal(mrc_csr_gather(pool, &triples, &by_item, scratch), MRC_OK);
+	free(scratch);
+	for (int64_t e = 0; e < n; e++)
+	{
+		user[e] = user_row[user[e]];
+		item[e] = item_row[item[e]];
+	}
+	check_rows(&by_item, n, item, user, false);
+	turn(pool, &by_item, &by_user);
+	check_rows(&by_user, n, user, item, true);
+	memset(by_item.start, 0xA5, (n_items + 1) * sizeof(int64_t));
+	turn(pool, &by_user, &by_item);
+	check_rows(&by_item, n, item, user, true);
+	free(user);
+	free(item);
+	free(value);
+	free(user_row);
+	free(item_row);
+	csr_free(&by_item);
+	csr_free(&by_user);
+}
+
+static void
+test_csr_from_triples(void **state)
+{
+	(void) state;
+	srand(SEED);
+	for (int n_threads = 1; n_threads <= 5; n_threads += 2)
+	{
+		MrcPool *pool = pool_of(n_threads);
+
+		gather_and_turn(pool, 0, 0, 0);
+		gather_and_turn(pool, 1, 1, 1);
+		gather_and_turn(pool, 4, 1, 3);
+		gather_and_turn(pool, 5000, 70, 9);
+		gather_and_turn(pool, 400000, 700, 300);  /* often the same pair */
+		gather_and_turn(pool, 400000, 1, 20000);  /* one row */
+		gather_and_turn(pool, 400000, 70000, 10); /* of users, fewer lanes than of items */
+		pool_free(pool);
+	}
+}
+
+static bool
+go_on(void *arg)
+{
+	++*(int *) arg;
+	return true;
+}
+
+static void
+test_csr_pauses(void **state)
+{
+	int n_pauses = 0;
+	const MrcHost host = {always, go_on, &n_pauses};
+	MrcPool *pool = NULL;
+
+	(void) state;
+	srand(SEED);
+	assert_int_equal(mrc_pool_start(&pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	for (int tries = 0; n_pauses < 5 && tries < 20; tries++)
+		gather_and_turn(pool, 4000000, 30000, 20000);
+	assert_in_range(n_pauses, 5, 100000);
+	pool_free(pool);
+}
+
 /* ---- ALS ---- */
 
 static void
@@ -1490,6 +1626,8 @@ main(void)
 		cmocka_unit_test(test_pool_pauses_and_resumes),
 		cmocka_unit_test(test_pool_cancels_in_time),
 		cmocka_unit_test(test_pool_survives_longjmp),
+		cmocka_unit_test(test_csr_from_triples),
+		cmocka_unit_test(test_csr_pauses),
 		cmocka_unit_test(test_als_hkv),
 		cmocka_unit_test(test_als_rendle),
 		cmocka_unit_test(test_als_explicit),
