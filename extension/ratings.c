@@ -800,6 +800,7 @@ typedef struct Chunk
 #define TRIPLE_BYTES 12
 #define CHUNK_HEADER_BYTES TYPEALIGN(ALIGN_BYTES, sizeof(Chunk))
 #define MAX_CHUNK_ROWS (2048 * BATCH_ROWS)
+#define MIN_SPARE_ROWS (MAX_CHUNK_ROWS / 2)
 
 typedef struct Reader
 {
@@ -819,6 +820,8 @@ typedef struct Reader
 	int64 n;
 	Chunk *chunks;
 	Chunk *last;
+	MrcPool *pool; /* touches the memory of spare, if there is one */
+	Chunk *spare;  /* will be the next of the chunks */
 	/* the batch; its values are at the end of the last chunk */
 	int n_batch;
 	bool batch_is_full; /* of text */
@@ -1031,31 +1034,81 @@ take_id(Reader *reader, TupleTableSlot *slot, int column, Oid type, IdBatch *ids
 		take_text(reader, slot, column, ids, space);
 }
 
-/* A chunk half as large as what there is, if the budget allows. */
-static void
-add_chunk(Reader *reader)
+static Size
+chunk_bytes(int64 size)
 {
-	int64 size = Min(Max(reader->n / 2 / BATCH_ROWS, 1) * BATCH_ROWS, MAX_CHUNK_ROWS);
+	return CHUNK_HEADER_BYTES + size * TRIPLE_BYTES;
+}
+
+/* For when there are n rows: half as many. */
+static int64
+chunk_size(int64 n)
+{
+	return Min(Max(n / 2 / BATCH_ROWS, 1) * BATCH_ROWS, MAX_CHUNK_ROWS);
+}
+
+static Chunk *
+reserve_chunk(Reader *reader)
+{
+	int64 size = chunk_size(reader->n);
 	Chunk *chunk;
 
-	if (!affordable(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES))
+	if (!affordable(reader->budget, chunk_bytes(size)))
 	{
 		size = BATCH_ROWS;
-		mr_reserve_check(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES,
+		mr_reserve_check(reader->budget, chunk_bytes(size),
 						 psprintf("Reading more than " INT64_FORMAT " rows with " INT64_FORMAT
 								  " users and " INT64_FORMAT " items",
 								  reader->n, reader->users.n, reader->items.n));
 	}
-	chunk = mr_reserve(reader->budget, CHUNK_HEADER_BYTES + size * TRIPLE_BYTES);
-	*chunk = (Chunk){.size = size};
+	chunk = mr_reserve(reader->budget, chunk_bytes(size));
+	chunk->size = size;
+	return chunk;
+}
+
+/* The chunk after the last one, if it will be large: a thread has its memory cleared while the last one fills. */
+static void
+begin_spare(Reader *reader)
+{
+	int64 size = chunk_size(reader->n + reader->last->size);
+
+	if (size < MIN_SPARE_ROWS || !affordable(reader->budget, 4 * chunk_bytes(size)))
+		return;
+	reader->spare = mr_reserve(reader->budget, chunk_bytes(size));
+	reader->spare->size = size;
+	mrc_pool_begin(reader->pool, size * TRIPLE_BYTES, size * TRIPLE_BYTES, mrc_touch,
+				   (char *) reader->spare + CHUNK_HEADER_BYTES);
+}
+
+/* The spare chunk, or NULL, which may be written to from now on. */
+static Chunk *
+end_spare(Reader *reader)
+{
+	Chunk *spare = reader->spare;
+
+	if (spare)
+		(void) mrc_pool_end(reader->pool);
+	reader->spare = NULL;
+	return spare;
+}
+
+static void
+add_chunk(Reader *reader)
+{
+	Chunk *chunk = end_spare(reader);
+
+	if (chunk == NULL)
+		chunk = reserve_chunk(reader);
+	*chunk = (Chunk){.size = chunk->size};
 	chunk->user = (int32 *) ((char *) chunk + CHUNK_HEADER_BYTES);
-	chunk->item = chunk->user + size;
-	chunk->value = (float *) (chunk->item + size);
+	chunk->item = chunk->user + chunk->size;
+	chunk->value = (float *) (chunk->item + chunk->size);
 	if (reader->last)
 		reader->last->next = chunk;
 	else
 		reader->chunks = chunk;
 	reader->last = chunk;
+	begin_spare(reader);
 }
 
 static void
@@ -1146,6 +1199,7 @@ read_all(Reader *reader, const char *query)
 	if (result < 0)
 		elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(result));
 	finish_batch(reader);
+	mr_release(reader->budget, end_spare(reader));
 	free_plan(&reader->plan);
 	free_plan(&reader->shape_plan);
 	MemoryContextDelete(reader->context);
@@ -1262,12 +1316,12 @@ list_pieces(const Reader *reader)
 
 /* Triples into rows of items, and these into rows of users, each in the order of items. */
 static void
-arrange(Reader *reader, MrRatings *ratings, MrcPool *pool, const int32 *user_row, const int32 *item_row)
+arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
 {
 	MrBudget *budget = reader->budget;
 	int64 n_users = ratings->users.n;
 	int64 n_items = ratings->items.n;
-	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_items, mrc_pool_size(pool));
+	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_items, mrc_pool_size(reader->pool));
 	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
 	MrcPiece *pieces = list_pieces(reader);
 	void *scratch;
@@ -1280,7 +1334,7 @@ arrange(Reader *reader, MrRatings *ratings, MrcPool *pool, const int32 *user_row
 	triples.pieces = pieces;
 	scratch = mr_reserve(budget, scratch_bytes);
 	csr_reserve(budget, &by_item, n_items, n_users, reader->n);
-	if (mrc_csr_gather(pool, &triples, &by_item, scratch) != MRC_OK)
+	if (mrc_csr_gather(reader->pool, &triples, &by_item, scratch) != MRC_OK)
 		elog(ERROR, "%s: could not be arranged", reader->what);
 	mr_release(budget, scratch);
 	mr_release(budget, pieces);
@@ -1289,7 +1343,7 @@ arrange(Reader *reader, MrRatings *ratings, MrcPool *pool, const int32 *user_row
 		next = chunk->next;
 		mr_release(budget, chunk);
 	}
-	mr_csr_transpose(budget, pool, &by_item, &ratings->by_user);
+	mr_csr_transpose(budget, reader->pool, &by_item, &ratings->by_user);
 	mr_csr_release(budget, &by_item);
 	merge_duplicates(&ratings->by_user, ratings, reader->what);
 }
@@ -1302,7 +1356,6 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	MrRatings *ratings = MemoryContextAllocZero(budget->context, sizeof(MrRatings));
 	int32 *user_row;
 	int32 *item_row;
-	MrcPool *pool;
 	clock_t start = clock();
 	clock_t read;
 
@@ -1313,6 +1366,7 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	reader->read_value = reader->shape.n_columns > 2 && values != MR_VALUES_IGNORED;
 	map_begin(&reader->users, budget, reader->shape.user_text);
 	map_begin(&reader->items, budget, reader->shape.item_text);
+	reader->pool = mr_pool_create(budget->context, mr_n_threads(n_threads));
 	read_all(reader, query);
 	if (reader->n == 0 && !empty_ok)
 		ereport(ERROR,
@@ -1322,9 +1376,8 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	read = clock();
 	user_row = map_finish(&reader->users, &ratings->users);
 	item_row = map_finish(&reader->items, &ratings->items);
-	pool = mr_pool_create(budget->context, mr_n_threads(n_threads));
-	arrange(reader, ratings, pool, user_row, item_row);
-	mr_pool_destroy(pool);
+	arrange(reader, ratings, user_row, item_row);
+	mr_pool_destroy(reader->pool);
 	mr_release(budget, user_row);
 	mr_release(budget, item_row);
 	ereport(DEBUG1,

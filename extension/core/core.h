@@ -54,6 +54,17 @@ extern int mrc_pool_size(const MrcPool *pool);
 extern bool mrc_pool_pausing(const MrcPool *pool);
 /* Run task over [0, n) in chunks handed out in order to whoever is free; returns when all is done. */
 extern MrcStatus mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg);
+/*
+ * The same in two: begin returns at once, and the caller does what it likes, but not use the pool, until it calls end, which
+ * waits.  In between the host is not asked.
+ */
+extern void mrc_pool_begin(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg);
+extern MrcStatus mrc_pool_end(MrcPool *pool);
+/*
+ * A task on n bytes of memory with nothing in it yet, arg: writes to each page, so that the kernel has cleared it when the
+ * caller comes to use it.  Bytes are left as they come.
+ */
+extern MrcStatus mrc_touch(void *arg, int worker, int64_t lo, int64_t hi);
 /* Joins the threads; a task that runs is let finish its chunk.  Safe after a longjmp out of interrupt(). */
 extern void mrc_pool_stop(MrcPool *pool);
 

@@ -18,6 +18,7 @@
 
 #define POLL_NS (10 * 1000 * 1000)
 #define STACK_BYTES (1024 * 1024)
+#define PAGE_BYTES 4096 /* or larger */
 
 typedef struct MrcWorker
 {
@@ -225,11 +226,21 @@ job_done(const MrcPool *pool)
 	return atomic_load(&((MrcPool *) pool)->next) >= pool->n;
 }
 
-MrcStatus
-mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg)
+/* Let the workers draw. */
+static void
+wake(MrcPool *pool)
 {
-	bool go_on = true;
+	pthread_mutex_lock(&pool->mutex);
+	atomic_store(&pool->stop, false);
+	pool->n_busy = pool->n_workers;
+	pool->generation++;
+	pthread_cond_broadcast(&pool->work);
+	pthread_mutex_unlock(&pool->mutex);
+}
 
+void
+mrc_pool_begin(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg)
+{
 	pool->status = MRC_OK;
 	pool->task = task;
 	pool->arg = arg;
@@ -238,22 +249,44 @@ mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg)
 	atomic_store(&pool->next, 0);
 	for (int i = 0; i < pool->n_workers; i++)
 		pool->workers[i].redo_lo = pool->workers[i].redo_hi = 0;
+	if (n > 0)
+		wake(pool);
+}
 
-	while (go_on && pool->status == MRC_OK && !job_done(pool))
+MrcStatus
+mrc_pool_end(MrcPool *pool)
+{
+	for (;;)
 	{
 		bool wanted;
 
 		pthread_mutex_lock(&pool->mutex);
-		atomic_store(&pool->stop, false);
-		pool->n_busy = pool->n_workers;
-		pool->generation++;
-		pthread_cond_broadcast(&pool->work);
 		wanted = wait_idle(pool);
 		pthread_mutex_unlock(&pool->mutex);
-		if (wanted)
-			go_on = pool->host.interrupt(pool->host.arg);
+		if (wanted && !pool->host.interrupt(pool->host.arg))
+			return MRC_CANCELLED;
+		if (pool->status != MRC_OK || job_done(pool))
+			return pool->status;
+		wake(pool);
 	}
-	return go_on ? pool->status : MRC_CANCELLED;
+}
+
+MrcStatus
+mrc_pool_run(MrcPool *pool, int64_t n, int64_t chunk, MrcTask task, void *arg)
+{
+	mrc_pool_begin(pool, n, chunk, task, arg);
+	return mrc_pool_end(pool);
+}
+
+MrcStatus
+mrc_touch(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	volatile char *memory = arg;
+
+	(void) worker;
+	for (; lo < hi; lo += PAGE_BYTES)
+		memory[lo] = 0;
+	return MRC_OK;
 }
 
 void
