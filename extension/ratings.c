@@ -6,9 +6,8 @@
  * and run to its end with a receiver of our own: the executor hands over each row where it lies, and nothing is copied
  * but the numbers.  Rows are gathered into small batches, whose ids are then looked up together, so that the look-ups
  * wait for memory at the same time.  Ids get dense numbers in the order of appearance, and rows in the order of ids at
- * the end.  The triples of numbers and value, which stand in chunks that never move, then go into rows of items, and
- * these are turned into rows of users, by threads (core/sparse.c); that leaves rows sorted by item, and duplicates side
- * by side, in the order of appearance.
+ * the end.  The triples of numbers and value, which stand in chunks that never move, then go into rows of users, which are
+ * sorted by item, by threads (core/sparse.c); that leaves duplicates side by side, in the order of appearance.
  *
  * The query runs serially: sums must not depend on how workers happened to share the rows.
  */
@@ -1310,31 +1309,33 @@ list_pieces(const Reader *reader)
 	pieces = mr_reserve(reader->budget, n * sizeof(MrcPiece));
 	n = 0;
 	for (Chunk *chunk = reader->chunks; chunk; chunk = chunk->next)
-		pieces[n++] = (MrcPiece){chunk->n, chunk->user, chunk->item, chunk->value};
+		pieces[n++] = (MrcPiece){chunk->user, chunk->size * TRIPLE_BYTES, chunk->n, chunk->user, chunk->item,
+								 chunk->value};
 	return pieces;
 }
 
-/* Triples into rows of items, and these into rows of users, each in the order of items. */
+/* Triples into rows of users, each in the order of items. */
 static void
 arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *item_row)
 {
 	MrBudget *budget = reader->budget;
+	MrcCsr *csr = &ratings->by_user;
 	int64 n_users = ratings->users.n;
 	int64 n_items = ratings->items.n;
-	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_items, mrc_pool_size(reader->pool));
+	int n_threads = mrc_pool_size(reader->pool);
+	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_users, n_threads);
 	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
 	MrcPiece *pieces = list_pieces(reader);
 	void *scratch;
-	MrcCsr by_item;
 
-	mr_reserve_check(budget, mr_csr_bytes(n_items, reader->n) + scratch_bytes,
+	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + scratch_bytes,
 					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
 							  " items",
 							  reader->n, n_users, n_items));
 	triples.pieces = pieces;
 	scratch = mr_reserve(budget, scratch_bytes);
-	csr_reserve(budget, &by_item, n_items, n_users, reader->n);
-	if (mrc_csr_gather(reader->pool, &triples, &by_item, scratch) != MRC_OK)
+	csr_reserve(budget, csr, n_users, n_items, reader->n);
+	if (mrc_csr_gather(reader->pool, &triples, csr, scratch) != MRC_OK)
 		elog(ERROR, "%s: could not be arranged", reader->what);
 	mr_release(budget, scratch);
 	mr_release(budget, pieces);
@@ -1343,9 +1344,11 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 		next = chunk->next;
 		mr_release(budget, chunk);
 	}
-	mr_csr_transpose(budget, reader->pool, &by_item, &ratings->by_user);
-	mr_csr_release(budget, &by_item);
-	merge_duplicates(&ratings->by_user, ratings, reader->what);
+	scratch = mr_reserve(budget, mrc_sort_scratch_bytes(csr, n_threads));
+	if (mrc_csr_sort(reader->pool, csr, scratch) != MRC_OK)
+		elog(ERROR, "%s: could not be sorted", reader->what);
+	mr_release(budget, scratch);
+	merge_duplicates(csr, ratings, reader->what);
 }
 
 MrRatings *

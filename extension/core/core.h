@@ -80,9 +80,11 @@ typedef struct MrcCsr
 	float *value;	/* finite; not negative for implicit feedback */
 } MrcCsr;
 
-/* Triples as they were read: users and items have numbers, which become rows. */
+/* Triples as they were read: users and items have numbers, which become rows.  The arrays are in memory. */
 typedef struct MrcPiece
 {
+	void *memory;
+	size_t n_bytes;
 	int64_t n;
 	const int32_t *user;
 	const int32_t *item;
@@ -97,7 +99,7 @@ typedef struct MrcTriples
 	const int32_t *item_row;
 } MrcTriples;
 
-/* For n entries and so many columns (items, of triples); n_threads as in mrc_pool_size(). */
+/* For n entries and so many columns (users, of triples); n_threads as in mrc_pool_size(). */
 extern size_t mrc_turn_scratch_bytes(int64_t n, int64_t n_cols, int n_threads);
 /*
  * The transpose.  turned: n_rows, n_cols and the memory are set.  Within a row, entries come in the order of csr's rows,
@@ -105,8 +107,14 @@ extern size_t mrc_turn_scratch_bytes(int64_t n, int64_t n_cols, int n_threads);
  * had some) stand side by side as they came.  scratch: mrc_turn_scratch_bytes(), aligned to 64.  Pool.
  */
 extern MrcStatus mrc_csr_turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned, void *scratch);
-/* Triples into rows of items, each in the order in which they were read.  Otherwise as mrc_csr_turn(). */
-extern MrcStatus mrc_csr_gather(MrcPool *pool, const MrcTriples *triples, MrcCsr *by_item, void *scratch);
+/*
+ * Triples into rows of users, each in the order in which they were read.  Otherwise as mrc_csr_turn().  Memory of the
+ * pieces is given back to the system as it is read, where pages are used for nothing else: its contents are lost.
+ */
+extern MrcStatus mrc_csr_gather(MrcPool *pool, const MrcTriples *triples, MrcCsr *by_user, void *scratch);
+extern size_t mrc_sort_scratch_bytes(const MrcCsr *csr, int n_threads);
+/* Each row in the order of columns, equal ones as they were.  scratch: mrc_sort_scratch_bytes().  Pool. */
+extern MrcStatus mrc_csr_sort(MrcPool *pool, MrcCsr *csr, void *scratch);
 
 /* ---- als.c: BLAS ---- */
 

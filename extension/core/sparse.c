@@ -5,13 +5,18 @@
  * counts its columns, then the counts of all lanes become places (of a column, those of the first lane come first), then
  * each lane puts its entries into its places.  So the result does not depend on how many lanes there are.  A lane keeps
  * where it is, and goes on from there when its task gave way to a pause.
+ *
+ * Rows of triples are then sorted where they stand, each by itself, by bytes of the column from the lowest.
  */
 #include "core.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #define STEP 32768 /* entries between two looks for a pause: less than a millisecond */
 #define LANE_ENTRIES 65536
+#define PAGE_BYTES 4096
+#define SHORT_ROW 32 /* entries that are sorted by insertion */
 #define ALIGNED(n_bytes) (((n_bytes) + 63) / 64 * 64)
 
 typedef struct Lane
@@ -67,7 +72,7 @@ count_triples(const MrcTriples *triples, const Lane *lane, int64_t e, int64_t en
 	const MrcPiece *piece = &triples->pieces[lane->row];
 
 	for (e -= lane->first, end -= lane->first; e < end; e++)
-		lane->next[triples->item_row[piece->item[e]]]++;
+		lane->next[triples->user_row[piece->user[e]]]++;
 }
 
 static void
@@ -97,9 +102,9 @@ place_triples(const MrcTriples *triples, const Lane *lane, int64_t e, int64_t en
 
 	for (e -= lane->first, end -= lane->first; e < end; e++)
 	{
-		int64_t at = lane->next[triples->item_row[piece->item[e]]]++;
+		int64_t at = lane->next[triples->user_row[piece->user[e]]]++;
 
-		to->index[at] = triples->user_row[piece->user[e]];
+		to->index[at] = triples->item_row[piece->item[e]];
 		to->value[at] = piece->value[e];
 	}
 }
@@ -119,6 +124,18 @@ step_end(const Turn *turn, Lane *lane)
 	if (end > lane->first + turn->triples->pieces[lane->row].n)
 		end = lane->first + turn->triples->pieces[lane->row].n;
 	return end;
+}
+
+/* The memory of a piece that a lane has read from its beginning to its end, so that it serves for the rows. */
+static void
+give_back(const MrcTriples *triples, const Lane *lane)
+{
+	const MrcPiece *piece = &triples->pieces[lane->row];
+	uintptr_t lo = ((uintptr_t) piece->memory + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+	uintptr_t hi = ((uintptr_t) piece->memory + piece->n_bytes) / PAGE_BYTES * PAGE_BYTES;
+
+	if (lane->first >= lane->lo && lane->at == lane->first + piece->n && hi > lo)
+		(void) madvise((void *) lo, hi - lo, MADV_DONTNEED);
 }
 
 /* One lane. */
@@ -166,6 +183,8 @@ place(void *arg, int worker, int64_t lo, int64_t hi)
 		else
 			place_triples(turn->triples, lane, lane->at, end, turn->to);
 		lane->at = end;
+		if (!turn->from)
+			give_back(turn->triples, lane);
 	}
 	return MRC_OK;
 }
@@ -263,9 +282,9 @@ run(Turn *turn, int64_t n, void *scratch)
 }
 
 MrcStatus
-mrc_csr_gather(MrcPool *pool, const MrcTriples *triples, MrcCsr *by_item, void *scratch)
+mrc_csr_gather(MrcPool *pool, const MrcTriples *triples, MrcCsr *by_user, void *scratch)
 {
-	Turn turn = {.pool = pool, .triples = triples, .to = by_item};
+	Turn turn = {.pool = pool, .triples = triples, .to = by_user};
 
 	return run(&turn, triples->n, scratch);
 }
@@ -276,4 +295,161 @@ mrc_csr_turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned, void *scratch)
 	Turn turn = {.pool = pool, .from = csr, .to = turned};
 
 	return run(&turn, csr->start[csr->n_rows], scratch);
+}
+
+/* ---- rows in the order of columns ---- */
+
+/* A row of more is long: these are sorted one at a time, lest each thread needs room for one. */
+#define LONG_ROW 65536
+
+typedef struct Sort
+{
+	MrcPool *pool;
+	MrcCsr *csr;
+	uint64_t *space; /* of each thread its room, for rows that are not long; for long ones all */
+	int64_t room;
+	bool of_long;
+} Sort;
+
+static int64_t
+longest_row(const MrcCsr *csr)
+{
+	int64_t longest = 0;
+
+	for (int64_t row = 0; row < csr->n_rows; row++)
+		if (csr->start[row + 1] - csr->start[row] > longest)
+			longest = csr->start[row + 1] - csr->start[row];
+	return longest;
+}
+
+size_t
+mrc_sort_scratch_bytes(const MrcCsr *csr, int n_threads)
+{
+	int64_t longest = longest_row(csr);
+	int64_t of_all = (longest < LONG_ROW ? longest : LONG_ROW) * n_threads;
+
+	return 2 * sizeof(uint64_t) * (of_all > longest ? of_all : longest);
+}
+
+static bool
+is_sorted(const int32_t *index, int64_t n)
+{
+	for (int64_t e = 1; e < n; e++)
+		if (index[e - 1] > index[e])
+			return false;
+	return true;
+}
+
+static void
+insert(int32_t *index, float *value, int64_t n)
+{
+	for (int64_t e = 1; e < n; e++)
+	{
+		int32_t column = index[e];
+		float moved = value[e];
+		int64_t at = e;
+
+		for (; at > 0 && index[at - 1] > column; at--)
+		{
+			index[at] = index[at - 1];
+			value[at] = value[at - 1];
+		}
+		index[at] = column;
+		value[at] = moved;
+	}
+}
+
+/* Stable, by the byte of the column that begins at this bit; entries are the column and, below, the value. */
+static void
+sort_by_byte(const uint64_t *from, uint64_t *to, int64_t n, int shift)
+{
+	int64_t at[256] = {0};
+	int64_t sum = 0;
+
+	for (int64_t e = 0; e < n; e++)
+		at[from[e] >> shift & 0xFF]++;
+	for (int byte = 0; byte < 256; byte++)
+	{
+		int64_t n_here = at[byte];
+
+		at[byte] = sum;
+		sum += n_here;
+	}
+	for (int64_t e = 0; e < n; e++)
+		to[at[from[e] >> shift & 0xFF]++] = from[e];
+}
+
+/* The row stays as it was until all is done, so that a long one can give way. */
+static MrcStatus
+sort_row(const Sort *sort, int32_t *index, float *value, int64_t n, uint64_t *entries)
+{
+	uint64_t *other = entries + n;
+
+	if (is_sorted(index, n))
+		return MRC_OK;
+	if (n <= SHORT_ROW)
+	{
+		insert(index, value, n);
+		return MRC_OK;
+	}
+	for (int64_t e = 0; e < n; e++)
+	{
+		uint32_t bits;
+
+		memcpy(&bits, &value[e], sizeof(bits));
+		entries[e] = (uint64_t) index[e] << 32 | bits;
+	}
+	for (int shift = 32; (sort->csr->n_cols - 1) >> (shift - 32) > 0; shift += 8)
+	{
+		uint64_t *swap = entries;
+
+		if (mrc_pool_pausing(sort->pool))
+			return MRC_AGAIN;
+		sort_by_byte(entries, other, n, shift);
+		entries = other;
+		other = swap;
+	}
+	for (int64_t e = 0; e < n; e++)
+	{
+		uint32_t bits = (uint32_t) entries[e];
+
+		index[e] = (int32_t) (entries[e] >> 32);
+		memcpy(&value[e], &bits, sizeof(bits));
+	}
+	return MRC_OK;
+}
+
+/* Rows that are long, or those that are not.  Sorted ones stay so when the task is called again. */
+static MrcStatus
+sort_rows(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const Sort *sort = arg;
+	const MrcCsr *csr = sort->csr;
+	uint64_t *space = sort->space + (sort->of_long ? 0 : worker * sort->room);
+
+	for (int64_t row = lo; row < hi; row++)
+	{
+		int64_t start = csr->start[row];
+		int64_t n = csr->start[row + 1] - start;
+
+		if ((n > LONG_ROW) != sort->of_long)
+			continue;
+		if (sort_row(sort, csr->index + start, csr->value + start, n, space) != MRC_OK)
+			return MRC_AGAIN;
+	}
+	return MRC_OK;
+}
+
+MrcStatus
+mrc_csr_sort(MrcPool *pool, MrcCsr *csr, void *scratch)
+{
+	int64_t longest = longest_row(csr);
+	Sort sort = {pool, csr, scratch, 2 * (longest < LONG_ROW ? longest : LONG_ROW), false};
+	int64_t chunk = csr->n_rows / (16 * mrc_pool_size(pool)) + 1;
+	MrcStatus status = mrc_pool_run(pool, csr->n_rows, chunk < 1024 ? chunk : 1024, sort_rows, &sort);
+
+	sort.of_long = true;
+	if (status == MRC_OK && longest > LONG_ROW)
+		status = mrc_pool_run(pool, csr->n_rows, csr->n_rows, sort_rows, &sort);
+	return status;
 }

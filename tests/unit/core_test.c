@@ -384,22 +384,26 @@ turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned)
 	free(scratch);
 }
 
-/* Triples of so many users and items, read in pieces, into rows of items, of users, and of items again. */
+/* Triples of so many users and items, read in pieces, into rows of users, and of items. */
 static void
 gather_and_turn(MrcPool *pool, int64_t n, int n_users, int n_items)
 {
-	int32_t *user = malloc(n * sizeof(int32_t) + 1);
-	int32_t *item = malloc(n * sizeof(int32_t) + 1);
-	float *value = malloc(n * sizeof(float) + 1);
+	size_t n_bytes = n * sizeof(int32_t) + 1;
+	int32_t *user = malloc(n_bytes);
+	int32_t *item = malloc(n_bytes);
+	float *value = malloc(n_bytes);
+	int32_t *user_of = malloc(n_bytes);
+	int32_t *item_of = malloc(n_bytes);
 	int32_t *user_row = malloc((n_users + 1) * sizeof(int32_t));
 	int32_t *item_row = malloc((n_items + 1) * sizeof(int32_t));
-	MrcPiece pieces[] = {{n / 5, user, item, value},
-						 {0, NULL, NULL, NULL},
-						 {n - n / 5, user + n / 5, item + n / 5, value + n / 5}};
+	MrcPiece pieces[] = {
+		{user, 0, n / 5, user, item, value},
+		{NULL, 0, 0, NULL, NULL, NULL},
+		{user + n / 5, (n - n / 5) * sizeof(int32_t), n - n / 5, user + n / 5, item + n / 5, value + n / 5}};
 	MrcTriples triples = {n, pieces, user_row, item_row};
 	MrcCsr by_item = csr_room(n_items, n_users, n);
 	MrcCsr by_user = csr_room(n_users, n_items, n);
-	void *scratch = aligned(mrc_turn_scratch_bytes(n, n_items, mrc_pool_size(pool)));
+	void *scratch = aligned(mrc_turn_scratch_bytes(n, n_users, mrc_pool_size(pool)));
 
 	for (int i = 0; i < n_users; i++)
 		user_row[i] = n_users - 1 - i;
@@ -409,24 +413,24 @@ gather_and_turn(MrcPool *pool, int64_t n, int n_users, int n_items)
 	{
 		user[e] = (int32_t) (uniform() * uniform() * n_users);
 		item[e] = (int32_t) (uniform() * n_items);
+		user_of[e] = user_row[user[e]];
+		item_of[e] = item_row[item[e]];
 		value[e] = (float) e;
 	}
-	assert_int_equal(mrc_csr_gather(pool, &triples, &by_item, scratch), MRC_OK);
+	assert_int_equal(mrc_csr_gather(pool, &triples, &by_user, scratch), MRC_OK);
 	free(scratch);
-	for (int64_t e = 0; e < n; e++)
-	{
-		user[e] = user_row[user[e]];
-		item[e] = item_row[item[e]];
-	}
-	check_rows(&by_item, n, item, user, false);
-	turn(pool, &by_item, &by_user);
-	check_rows(&by_user, n, user, item, true);
-	memset(by_item.start, 0xA5, (n_items + 1) * sizeof(int64_t));
+	check_rows(&by_user, n, user_of, item_of, false);
+	scratch = aligned(mrc_sort_scratch_bytes(&by_user, mrc_pool_size(pool)));
+	assert_int_equal(mrc_csr_sort(pool, &by_user, scratch), MRC_OK);
+	free(scratch);
+	check_rows(&by_user, n, user_of, item_of, true);
 	turn(pool, &by_user, &by_item);
-	check_rows(&by_item, n, item, user, true);
+	check_rows(&by_item, n, item_of, user_of, true);
 	free(user);
 	free(item);
 	free(value);
+	free(user_of);
+	free(item_of);
 	free(user_row);
 	free(item_row);
 	csr_free(&by_item);
@@ -447,7 +451,7 @@ test_csr_from_triples(void **state)
 		gather_and_turn(pool, 4, 1, 3);
 		gather_and_turn(pool, 5000, 70, 9);
 		gather_and_turn(pool, 400000, 700, 300);  /* often the same pair */
-		gather_and_turn(pool, 400000, 1, 20000);  /* one row */
+		gather_and_turn(pool, 400000, 3, 70000);  /* long rows */
 		gather_and_turn(pool, 400000, 70000, 10); /* of users, fewer lanes than of items */
 		pool_free(pool);
 	}
