@@ -45,10 +45,8 @@
 #define AHEAD 128		  /* ratings between the fetch of a factor into the cache and its use */
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
-#define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
-#define CBLAS_ROW_MAJOR 101 /* CBLAS' enumerations: there is no header at run time */
-#define CBLAS_NO_TRANS 111
-#define CBLAS_TRANS 112
+#define START_FLOATS 65536 /* of a task of the random start, about 2 ms */
+#define PRODUCT_ROWS 64	   /* of y, turned at once: 16 kB at rank 64 */
 
 /*
  * Factors that will be needed, n of them.  The tiles of one syrk share the fetching: each fetches the cache line at
@@ -121,7 +119,7 @@ typedef struct Kernels
 	bool (*solve)(float *a, float *b, int ld, const float *least, float *w);
 	bool (*tiny)(const float *p, int ld, int n, const float *g, float least, float *v);
 	void (*turn)(float *to, const float *from, int rows, int cols);
-	void (*rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld);
+	void (*rotate)(float *out, int64_t stride, const float *y, const float *q, int64_t n, int rank, int ld);
 	void (*scale)(float *scale, const float *diagonal, float penalty, int rank, int ld);
 } Kernels;
 
@@ -435,8 +433,8 @@ rotate_task(void *arg, int worker, int64_t lo, int64_t hi)
 	Half *half = arg;
 
 	(void) worker;
-	half->kernels.rotate(half->z + lo * half->ld, half->other + lo * half->rank, half->q, hi - lo, half->rank,
-						 half->ld);
+	half->kernels.rotate(half->z + lo * half->ld, half->ld, half->other + lo * half->rank, half->q, hi - lo,
+						 half->rank, half->ld);
 	return MRC_OK;
 }
 
@@ -1141,12 +1139,30 @@ mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out)
 	kernels(0).dots(x, y, n, rank, out);
 }
 
-void
-mrc_gemm_nt(const MrcBlas *blas, int m, int n, int k, const float *a, const float *b, float *c)
+size_t
+mrc_products_bytes(int rank)
 {
-	if (blas && blas->sgemm)
-		blas->sgemm(CBLAS_ROW_MAJOR, CBLAS_NO_TRANS, CBLAS_TRANS, m, n, k, 1, a, k, b, k, 0, c, n);
-	else
-		for (int i = 0; i < m; i++)
-			mrc_dots(a + (int64_t) i * k, b, n, k, c + (int64_t) i * n);
+	return 2 * PRODUCT_ROWS * padded((size_t) rank) * sizeof(float);
+}
+
+void
+mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *out, int stride,
+			 void *scratch)
+{
+	Kernels use = kernels(0);
+	int ld = (int) padded((size_t) rank);
+	float *rows = scratch;
+	float *turned = rows + (size_t) PRODUCT_ROWS * ld;
+
+	for (int j = 0; j < n_y; j += PRODUCT_ROWS)
+	{
+		int n = n_y - j < PRODUCT_ROWS ? n_y - j : PRODUCT_ROWS;
+		int n_padded = (int) padded((size_t) n);
+
+		memset(rows, 0, (size_t) n_padded * ld * sizeof(float));
+		for (int i = 0; i < n; i++)
+			memcpy(rows + (size_t) i * ld, y + (size_t) (j + i) * rank, (size_t) rank * sizeof(float));
+		use.turn(turned, rows, n_padded, ld);
+		use.rotate(out + j, stride, x, turned, n_x, rank, n_padded);
+	}
 }

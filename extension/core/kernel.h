@@ -347,9 +347,9 @@ KERNEL(turn)(float *to, const float *from, int rows, int cols)
 		}
 }
 
-/* out (n x ld) = y (n x rank) * q (rank x ld). */
+/* out (n x ld, its rows stride apart) = y (n x rank) * q (rank x ld). */
 TARGET static void
-KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld)
+KERNEL(rotate)(float *out, int64_t stride, const float *y, const float *q, int64_t n, int rank, int ld)
 {
 	for (int64_t i = 0; i < n; i += 4)
 	{
@@ -372,9 +372,9 @@ KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, 
 				}
 			for (int r = 0; r < rows; r++)
 			{
-				STORE(out + (i + r) * ld + j, acc[r][0]);
+				STORE(out + (i + r) * stride + j, acc[r][0]);
 				if (second)
-					STORE(out + (i + r) * ld + j + second, acc[r][1]);
+					STORE(out + (i + r) * stride + j + second, acc[r][1]);
 			}
 		}
 	}
