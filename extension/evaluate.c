@@ -355,7 +355,6 @@ rank_all(Evaluation *evaluation, MrcPool *pool, int k)
 	MrcRanking *ranking = &evaluation->ranking;
 	const MrSide *list = evaluation->list;
 
-	ranking->blas = mr_blas();
 	ranking->users = list == &evaluation->model->baseline ? &one : evaluation->model->users.factors;
 	ranking->items = list->factors;
 	ranking->n_items = list->ids.n;

@@ -370,13 +370,8 @@ mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, cons
 				 int rank, const float *user, const float *item, bool is_explicit, int k, bool exclude_seen,
 				 int64 max_users, MrScores *scores)
 {
-	MrcRanking ranking = {.blas = mr_blas(),
-						  .pool = pool,
-						  .users = user,
-						  .items = item,
-						  .n_items = ratings->items.n,
-						  .rank = rank,
-						  .k = k};
+	MrcRanking ranking = {
+		.pool = pool, .users = user, .items = item, .n_items = ratings->items.n, .rank = rank, .k = k};
 
 	if (k > 0)
 		score_ranking(budget, ratings, holdout, exclude_seen, max_users, &ranking);

@@ -198,7 +198,7 @@ extern char *mr_scores_json(const MrScores *scores, int n_iterations, double los
 extern MrcPool *mr_pool_create(MemoryContext context, int n_threads);
 extern void mr_pool_destroy(MrcPool *pool);
 
-/* Single-threaded BLAS, loaded at the first call of the session; its sgemm is NULL where there is none. */
+/* Loaded at the first call of the session; its functions are NULL where there is none. */
 extern const MrcBlas *mr_blas(void);
 
 /* ---- train.c: training ---- */

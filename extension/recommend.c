@@ -146,8 +146,8 @@ recommend(ReturnSetInfo *rsinfo, MrModel *model, const MrKey *user, int64 k, boo
 	if (k == 0)
 		return;
 	top = MemoryContextAllocHuge(CurrentMemoryContext, k * sizeof(MrcTop));
-	mrc_topk(NULL, factors, 1, list->factors, list->ids.n, list->rank, &skip, &seen.n, k, top, &n_top,
-			 palloc(mrc_topk_scratch_bytes(1)));
+	mrc_topk(factors, 1, list->factors, list->ids.n, list->rank, &skip, &seen.n, k, top, &n_top,
+			 palloc(mrc_topk_scratch_bytes(1, list->rank)));
 	put_rows(rsinfo, &list->ids, top, n_top, known ? "model" : "baseline");
 }
 

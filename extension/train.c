@@ -148,7 +148,6 @@ mr_blas(void)
 	set_threads = (void (*)(int)) dlsym(library, "openblas_set_num_threads");
 	if (set_threads)
 		set_threads(1);
-	*(void **) &blas.sgemm = dlsym(library, "cblas_sgemm");
 	*(void **) &blas.dsyevd = dlsym(library, "dsyevd_");
 	return &blas;
 }

@@ -38,16 +38,15 @@
 #define DUAL_RANK 256	  /* up to this the eigenvectors of G take a few ms, and no cancel waits for them */
 #define DUAL_SPREAD 1e-5  /* the least E by the greatest, of a system that is not too ill-conditioned for P */
 #define DUAL_LEAST 1e-5	  /* the least pivot of I + P P^T, by its diagonal */
-#define DUAL_SHARE 16	  /* worth it when one row of so many is short */
+#define TINY_ROWS 8		  /* a system of so many equations is not worth blocks of 16 */
+#define ROTATE_SHARE 4	  /* what a short row saves by them is k / 4 rotations, at least */
 #define SIGN_STEPS 4	  /* of the pivoting, at most so many times the rank */
 #define SIGN_LEAST 1e-5f  /* smaller, by the largest, than this a number has no sign */
 #define AHEAD 128		  /* ratings between the fetch of a factor into the cache and its use */
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
-#define START_FLOATS 65536	/* of a task of the random start, about 2 ms */
-#define CBLAS_ROW_MAJOR 101 /* CBLAS' enumerations: there is no header at run time */
-#define CBLAS_NO_TRANS 111
-#define CBLAS_TRANS 112
+#define START_FLOATS 65536 /* of a task of the random start, about 2 ms */
+#define PRODUCT_ROWS 64	   /* of y, turned at once: 16 kB at rank 64 */
 
 /*
  * Factors that will be needed, n of them.  The tiles of one syrk share the fetching: each fetches the cache line at
@@ -114,17 +113,20 @@ typedef struct Kernels
 	int64_t (*positive)(const float *value, int64_t n, double *sum);
 	void (*gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
 				   const float *linear, double *b, const float *scale, int n, int rank, int ld);
-	void (*linear)(double *b, const float *p, const float *c, int ld, int n);
+	void (*linear)(float *x, const float *p, const float *c, int ld, int n);
+	double (*finish)(float *x, const float *scale, const float *y, const double *b, int ld);
 	void (*dots)(const float *x, const float *y, int64_t n, int rank, float *out);
 	bool (*solve)(float *a, float *b, int ld, const float *least, float *w);
+	bool (*tiny)(const float *p, int ld, int n, const float *g, float least, float *v);
 	void (*turn)(float *to, const float *from, int rows, int cols);
-	void (*rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld);
+	void (*rotate)(float *out, int64_t stride, const float *y, const float *q, int64_t n, int rank, int ld);
 	void (*scale)(float *scale, const float *diagonal, float penalty, int rank, int ld);
 } Kernels;
 
 #define KERNELS(suffix)                                                                            \
 	((Kernels){syrk_##suffix, weigh_##suffix, positive_##suffix, gather_##suffix, linear_##suffix, \
-			   dots_##suffix, solve_##suffix, turn_##suffix, rotate_##suffix, scale_##suffix})
+			   finish_##suffix, dots_##suffix, solve_##suffix, tiny_##suffix, turn_##suffix,       \
+			   rotate_##suffix, scale_##suffix})
 
 /* The widest the processor has, up to so many lanes if not 0. */
 static Kernels
@@ -154,7 +156,6 @@ typedef struct Desk
 	float *kept;   /* ld x ld, ld: A and b while they are solved; nonnegative only */
 	float *x;	   /* ld: b, then the solution */
 	float *y;	   /* ld */
-	float *scale;  /* ld: E^(-1/2) */
 	float *least;  /* ld: the smallest pivot that counts */
 	float *w;	   /* ld x 16, of Kernels.solve */
 	double *b;	   /* ld */
@@ -190,6 +191,8 @@ typedef struct Half
 	float *q_turned;	/* ld x ld */
 	float *z;			/* n_other x ld */
 	double *eigen;		/* workspace of eigenvectors() */
+	double *penalties;	/* dual_rows: of rows with 1 … ratings that count */
+	float *scales;		/* dual_rows x ld: their E^(-1/2) */
 	double *chunk_loss; /* MAX_CHUNKS: of the chunk's rows: the objective (want_loss) or the penalty */
 	Desk *desks;
 } Half;
@@ -262,6 +265,8 @@ lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int
 		half->z = take_floats(&at, (size_t) longest * ld);
 		half->eigen = take(&at, (3 * ld * ld + 16 * ld + 16) * sizeof(double));
 	}
+	half->penalties = take(&at, dual_rows * sizeof(double));
+	half->scales = take_floats(&at, dual_rows * ld);
 	half->chunk_loss = take(&at, MAX_CHUNKS * sizeof(double));
 	half->desks = take(&at, (size_t) n_threads * sizeof(Desk));
 	for (int i = 0; i < n_threads; i++)
@@ -278,7 +283,6 @@ lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int
 			desk.kept = take_floats(&at, ld * ld + ld);
 		desk.x = take_floats(&at, ld);
 		desk.y = take_floats(&at, ld);
-		desk.scale = take_floats(&at, ld);
 		desk.least = take_floats(&at, ld);
 		desk.w = take_floats(&at, ld * 16);
 		desk.b = take(&at, ld * sizeof(double));
@@ -429,8 +433,8 @@ rotate_task(void *arg, int worker, int64_t lo, int64_t hi)
 	Half *half = arg;
 
 	(void) worker;
-	half->kernels.rotate(half->z + lo * half->ld, half->other + lo * half->rank, half->q, hi - lo, half->rank,
-						 half->ld);
+	half->kernels.rotate(half->z + lo * half->ld, half->ld, half->other + lo * half->rank, half->q, hi - lo,
+						 half->rank, half->ld);
 	return MRC_OK;
 }
 
@@ -445,7 +449,7 @@ penalty_of(const Half *half, int64_t n)
 }
 
 /*
- * Decide how short rows are solved.  Where they are few, or the least eigenvalue with its penalty is nothing beside the
+ * Decide how short rows are solved.  Where they are few beside what is to be rotated for them, or the least eigenvalue with its penalty is nothing beside the
  * greatest, all are solved like long rows, whose pivots show a singular system.
  */
 static MrcStatus
@@ -460,10 +464,12 @@ choose_basis(Half *half)
 
 	for (int64_t row = 0; row < csr->n_rows && dual_rows > 0; row++)
 		n_short += csr->start[row + 1] - csr->start[row] <= dual_rows;
-	if (n_short * DUAL_SHARE <= csr->n_rows)
+	if (n_short == 0)
 		return MRC_OK;
 	if (params->implicit && params->unobserved > 0)
 	{
+		if (n_short * params->rank <= half->n_other * ROTATE_SHARE)
+			return MRC_OK;
 		if (!eigenvectors(half) ||
 			!(half->diagonal[0] + penalty > DUAL_SPREAD * half->diagonal[half->rank - 1]))
 		{
@@ -477,21 +483,26 @@ choose_basis(Half *half)
 		half->basis = half->z;
 		half->stride = (size_t) half->ld;
 	}
+	for (int n = 0; n < dual_rows; n++)
+	{
+		half->penalties[n] = penalty_of(half, n + 1);
+		half->kernels.scale(half->scales + (size_t) n * half->ld, half->diagonal, (float) half->penalties[n],
+							half->rank, half->ld);
+	}
 	half->dual_rows = dual_rows;
 	return MRC_OK;
 }
 
 /* ---- rows ---- */
 
-/* Ratings of the row that count: all, but under implicit feedback only those above zero. */
+/* Ratings of the row that count: all, but under implicit feedback only those above zero, whose values are summed. */
 static int64_t
-n_counted(const Half *half, int64_t row)
+n_counted(const Half *half, int64_t row, double *sum)
 {
 	const MrcCsr *csr = half->csr;
 	int64_t n = csr->start[row + 1] - csr->start[row];
-	double sum;
 
-	return half->als->params.implicit ? half->kernels.positive(csr->value + csr->start[row], n, &sum) : n;
+	return half->als->params.implicit ? half->kernels.positive(csr->value + csr->start[row], n, sum) : n;
 }
 
 /* Weights of n ratings from entry e on, the panel of their factors, and what they add to b if there is no scale. */
@@ -549,14 +560,10 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 static void
 rotate_back(const Half *half, Desk *desk)
 {
-	double *x = desk->b;
-
 	if (!half->rotated)
 		return;
-	memset(x, 0, (size_t) half->ld * sizeof(double));
-	half->kernels.linear(x, half->q_turned, desk->x, half->ld, half->rank);
-	for (int i = 0; i < half->rank; i++)
-		desk->x[i] = (float) x[i];
+	half->kernels.linear(desk->y, half->q_turned, desk->x, half->ld, half->rank);
+	memcpy(desk->x, desk->y, (size_t) half->ld * sizeof(float));
 }
 
 /* The row's part of the objective, from the objective itself: all pairs of the row, and its penalty. */
@@ -595,35 +602,28 @@ row_loss_direct(const Half *half, int64_t row, double penalty)
 	return sum;
 }
 
-/* The objective of x = 0 of a row. */
+/* The objective of x = 0 of a row; n ratings count, and the sum of their values under implicit feedback. */
 static double
-row_loss_of_zero(const Half *half, int64_t row)
+row_loss_of_zero(const Half *half, int64_t row, int64_t n, double value_sum)
 {
 	const MrcCsr *csr = half->csr;
 	const MrcAlsParams *params = &half->als->params;
-	int64_t n = csr->start[row + 1] - csr->start[row];
 	double sum = 0;
 
 	if (params->implicit)
-	{
-		int64_t n_positive = half->kernels.positive(csr->value + csr->start[row], n, &sum);
-
-		return params->unobserved * (double) n_positive + params->alpha * sum;
-	}
+		return params->unobserved * (double) n + params->alpha * value_sum;
 	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
 		sum += (double) csr->value[e] * csr->value[e];
 	return sum;
 }
 
 /*
- * The row's part of the objective, C - 2 x.b + x.(A x), where C is that of x = 0.  With A x = b it is C - product,
+ * The row's part of the objective, C - 2 x.b + x.(A x), where C (all) is that of x = 0.  With A x = b it is C - product,
  * which is x.b.  Where little is left of the difference, it is too inexact and the objective is computed itself.
  */
 static double
-row_loss(const Half *half, int64_t row, double penalty, double product)
+row_loss(const Half *half, int64_t row, double penalty, double all, double product)
 {
-	double all = row_loss_of_zero(half, row);
-
 	return all - product > all / CANCELS ? all - product : row_loss_direct(half, row, penalty);
 }
 
@@ -696,23 +696,14 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const
 	return MRC_OK;
 }
 
-/*
- * Short rows, by I + P P^T.  product: x.b = sum of c_j y_j.x = g.(P P^T v).  False if the system is too
- * ill-conditioned for it.
- */
+/* Solve (I + P P^T) v = g by blocks, for the panel of n ratings; v to desk->x. */
 static bool
-solve_dual(const Half *half, Desk *desk, int64_t row, double penalty, double *product)
+solve_blocked(const Half *half, Desk *desk, int n)
 {
-	const MrcCsr *csr = half->csr;
-	int n = (int) (csr->start[row + 1] - csr->start[row]);
 	int ld = half->ld;
 	int ldn = (int) padded((size_t) n);
-	double *y = desk->b;
 
-	half->kernels.scale(desk->scale, half->diagonal, (float) penalty, half->rank, ld);
-	gather(half, desk, csr->start[row], n, desk->scale);
 	memset(desk->panel + (size_t) n * ld, 0, (size_t) (ldn - n) * ld * sizeof(float));
-	memset(desk->linear + n, 0, (size_t) (ldn - n) * sizeof(float));
 	half->kernels.turn(desk->turned, desk->panel, ldn, ld);
 	half->kernels.syrk(desk->a, NULL, desk->turned, ldn, ld, NULL);
 	for (int t = 0; t < ldn; t++)
@@ -722,23 +713,29 @@ solve_dual(const Half *half, Desk *desk, int64_t row, double penalty, double *pr
 		*diagonal += 1;
 		desk->least[t] = (float) DUAL_LEAST * *diagonal;
 	}
-	memcpy(desk->x, desk->linear, (size_t) ldn * sizeof(float));
-	if (!half->kernels.solve(desk->a, desk->x, ldn, desk->least, desk->w))
-		return false;
+	memcpy(desk->x, desk->linear, (size_t) n * sizeof(float));
+	memset(desk->x + n, 0, (size_t) (ldn - n) * sizeof(float));
+	return half->kernels.solve(desk->a, desk->x, ldn, desk->least, desk->w);
+}
 
-	memset(y, 0, (size_t) ld * sizeof(double));
-	half->kernels.linear(y, desk->panel, desk->x, ld, n);
-	for (int i = 0; i < ld; i++)
-		desk->y[i] = (float) y[i];
-	if (half->want_loss)
-	{
-		half->kernels.dots(desk->y, desk->panel, n, ld, desk->root);
-		*product = 0;
-		for (int t = 0; t < n; t++)
-			*product += (double) desk->linear[t] * desk->root[t];
-	}
-	for (int i = 0; i < ld; i++)
-		desk->x[i] = desk->scale[i] * desk->y[i];
+/*
+ * Short rows, by I + P P^T.  scale: E^(-1/2).  product: x.b, as (P^T v).(P^T g).  False if the system is too
+ * ill-conditioned for it.
+ */
+static bool
+solve_dual(const Half *half, Desk *desk, int64_t row, const float *scale, double *product)
+{
+	const MrcCsr *csr = half->csr;
+	int n = (int) (csr->start[row + 1] - csr->start[row]);
+	int ld = half->ld;
+
+	memset(desk->b, 0, (size_t) ld * sizeof(double));
+	gather(half, desk, csr->start[row], n, scale);
+	if (!(n <= TINY_ROWS ? half->kernels.tiny(desk->panel, ld, n, desk->linear, (float) DUAL_LEAST, desk->x)
+						 : solve_blocked(half, desk, n)))
+		return false;
+	half->kernels.linear(desk->y, desk->panel, desk->x, ld, n);
+	*product = half->kernels.finish(desk->x, scale, desk->y, desk->b, ld);
 	return true;
 }
 
@@ -889,7 +886,9 @@ static MrcStatus
 solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 {
 	float *own = half->own + row * half->rank;
-	int64_t n = n_counted(half, row);
+	bool is_short = half->csr->start[row + 1] - half->csr->start[row] <= half->dual_rows;
+	double value_sum = 0;
+	int64_t n = n_counted(half, row, &value_sum);
 	float square;
 	double product = 0;
 	double penalty;
@@ -901,11 +900,11 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 		memset(own, 0, (size_t) half->rank * sizeof(float));
 		return MRC_OK;
 	}
-	penalty = penalty_of(half, n);
+	penalty = is_short ? half->penalties[n - 1] : penalty_of(half, n);
 	if (half->als->params.nonnegative)
 		status = solve_nonnegative(half, desk, row, penalty, &product);
-	else if (half->csr->start[row + 1] - half->csr->start[row] > half->dual_rows || !(penalty > 0) ||
-			 !solve_dual(half, desk, row, penalty, &product))
+	else if (!is_short || !(penalty > 0) ||
+			 !solve_dual(half, desk, row, half->scales + (size_t) (n - 1) * half->ld, &product))
 		status = solve_primal(half, desk, row, penalty, &product);
 	if (status == MRC_OK)
 		rotate_back(half, desk);
@@ -920,7 +919,8 @@ solve_row(Half *half, Desk *desk, int64_t row, double *loss)
 	if (!(square <= FLT_MAX))
 		return MRC_NOTFINITE;
 	memcpy(own, desk->x, (size_t) half->rank * sizeof(float));
-	*loss = half->want_loss ? row_loss(half, row, penalty, product) : penalty * square;
+	*loss = half->want_loss ? row_loss(half, row, penalty, row_loss_of_zero(half, row, n, value_sum), product)
+							: penalty * square;
 	return MRC_OK;
 }
 
@@ -1139,12 +1139,30 @@ mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out)
 	kernels(0).dots(x, y, n, rank, out);
 }
 
-void
-mrc_gemm_nt(const MrcBlas *blas, int m, int n, int k, const float *a, const float *b, float *c)
+size_t
+mrc_products_bytes(int rank)
 {
-	if (blas && blas->sgemm)
-		blas->sgemm(CBLAS_ROW_MAJOR, CBLAS_NO_TRANS, CBLAS_TRANS, m, n, k, 1, a, k, b, k, 0, c, n);
-	else
-		for (int i = 0; i < m; i++)
-			mrc_dots(a + (int64_t) i * k, b, n, k, c + (int64_t) i * n);
+	return 2 * PRODUCT_ROWS * padded((size_t) rank) * sizeof(float);
+}
+
+void
+mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *out, int stride,
+			 void *scratch)
+{
+	Kernels use = kernels(0);
+	int ld = (int) padded((size_t) rank);
+	float *rows = scratch;
+	float *turned = rows + (size_t) PRODUCT_ROWS * ld;
+
+	for (int j = 0; j < n_y; j += PRODUCT_ROWS)
+	{
+		int n = n_y - j < PRODUCT_ROWS ? n_y - j : PRODUCT_ROWS;
+		int n_padded = (int) padded((size_t) n);
+
+		memset(rows, 0, (size_t) n_padded * ld * sizeof(float));
+		for (int i = 0; i < n; i++)
+			memcpy(rows + (size_t) i * ld, y + (size_t) (j + i) * rank, (size_t) rank * sizeof(float));
+		use.turn(turned, rows, n_padded, ld);
+		use.rotate(out + j, stride, x, turned, n_x, rank, n_padded);
+	}
 }

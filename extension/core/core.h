@@ -116,24 +116,29 @@ extern size_t mrc_sort_scratch_bytes(const MrcCsr *csr, int n_threads);
 /* Each row in the order of columns, equal ones as they were.  scratch: mrc_sort_scratch_bytes().  Pool. */
 extern MrcStatus mrc_csr_sort(MrcPool *pool, MrcCsr *csr, void *scratch);
 
-/* ---- als.c: BLAS ---- */
+/* ---- als.c: products ---- */
 
 /*
- * CBLAS sgemm with its int enumerations (row-major 101, no transpose 111, transpose 112), single-threaded and
- * callable from several threads; NULL to use the loops of kernel.h.  Only worth it for large operands.
- * dsyevd: LAPACK's, with 32-bit integers, for the eigenvectors of a symmetric matrix; NULL to do without.
+ * LAPACK's dsyevd, with 32-bit integers, for the eigenvectors of a symmetric matrix; NULL to do without.  Called by one
+ * thread at a time: an OpenBLAS built without threads (Debian's libopenblas0-serial) has buffers without a lock, and
+ * gives wrong results to two at once.
  */
 typedef struct MrcBlas
 {
-	void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
-				  int lda, const float *b, int ldb, float beta, float *c, int ldc);
 	void (*dsyevd)(const char *job, const char *triangle, const int *n, double *a, const int *lda,
 				   double *values, double *work, const int *n_work, int *iwork, const int *n_iwork,
 				   int *info);
 } MrcBlas;
 
-/* c (m x n) = a (m x k) * b (n x k)^T, contiguous.  Any thread. */
-extern void mrc_gemm_nt(const MrcBlas *blas, int m, int n, int k, const float *a, const float *b, float *c);
+/* Bytes of scratch of mrc_products. */
+extern size_t mrc_products_bytes(int rank);
+/*
+ * out[i][j] = inner product of row i of x (n_x x rank) with row j of y (n_y x rank), summed in an order that depends on
+ * rank only (not that of mrc_dot).  Rows of out are stride apart, a multiple of 16 that is at least n_y; what is beyond
+ * n_y is overwritten.  Any thread.
+ */
+extern void mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *out, int stride,
+						 void *scratch);
 /* out[i] = inner product of x with row i of y (n x rank), summed in an order that depends on rank only.  Any thread. */
 extern void mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out);
 extern float mrc_dot(const float *a, const float *b, int n);
@@ -210,16 +215,17 @@ typedef struct MrcTop
 extern bool mrc_top_before(MrcTop a, MrcTop b);
 
 /* Bytes of scratch for n_users at once. */
-extern size_t mrc_topk_scratch_bytes(int n_users);
+extern size_t mrc_topk_scratch_bytes(int n_users, int rank);
 /*
  * The k best items of each of n_users users.  users: n_users x rank; items: n_items x rank.  skip[u]: rows that
  * user u shall not get, ascending, n_skip[u] of them (both may be NULL).  top: n_users x k, best first; n_top[u]
  * of them are set.  Exact; ties go to the lower row.  With one user each score is mrc_dot(), so equal factors
  * give equal scores.  k >= 1.  Any thread.  O(n_users n_items rank + kept log k).
+ * scratch: aligned to 8.
  */
-extern void mrc_topk(const MrcBlas *blas, const float *users, int n_users, const float *items,
-					 int64_t n_items, int rank, const int32_t *const *skip, const int64_t *n_skip, int64_t k,
-					 MrcTop *top, int64_t *n_top, void *scratch);
+extern void mrc_topk(const float *users, int n_users, const float *items, int64_t n_items, int rank,
+					 const int32_t *const *skip, const int64_t *n_skip, int64_t k, MrcTop *top,
+					 int64_t *n_top, void *scratch);
 
 /*
  * How good lists of k are, over n_rows users with something relevant each.  Means over the users of:
@@ -234,7 +240,6 @@ extern void mrc_topk(const MrcBlas *blas, const float *users, int n_users, const
  */
 typedef struct MrcRanking
 {
-	const MrcBlas *blas;
 	MrcPool *pool;
 	const float *users;
 	const float *items; /* n_items x rank */

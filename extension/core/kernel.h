@@ -223,7 +223,7 @@ KERNEL(positive)(const float *value, int64_t n, double *sum)
 		sums += __builtin_convertvector(v.floats, Doubles);
 	}
 	*sum = 0;
-	for (int i = 0; i < LANES; i++)
+	for (int i = 0; i < LANES && t > 0; i++)
 	{
 		n_positive += n_lanes[i];
 		*sum += sums[i];
@@ -250,8 +250,8 @@ KERNEL(add)(double *b, const VEC *v, const int n)
 }
 
 /*
- * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With b, b (ld doubles) +=
- * panel^T linear; with scale instead, column i of the panel is multiplied by scale[i].
+ * panel[t][0 … rank) = root[t] * row index[t] of basis, zeros up to ld; t < n.  With scale, column i of the panel is
+ * multiplied by scale[i].  b (ld doubles) += panel^T linear.
  */
 INLINE void
 KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const int32_t *index,
@@ -279,13 +279,11 @@ KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const in
 
 			if (scale)
 				y *= factor[c];
-			else
-				acc[c] += linear[t] * y;
+			acc[c] += linear[t] * y;
 			STORE(panel + (size_t) t * ld + c * LANES, y);
 		}
 	}
-	if (!scale)
-		KERNEL(add)(b, acc, cols);
+	KERNEL(add)(b, acc, cols);
 }
 
 TARGET static void
@@ -314,9 +312,10 @@ KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *i
 		{
 			float y = i < rank ? root[t] * from[i] : 0;
 
-			panel[(size_t) t * ld + i] = scale ? y * scale[i] : y;
-			if (!scale)
-				b[i] += (double) linear[t] * y;
+			if (scale)
+				y *= scale[i];
+			panel[(size_t) t * ld + i] = y;
+			b[i] += (double) linear[t] * y;
 		}
 	}
 }
@@ -348,9 +347,9 @@ KERNEL(turn)(float *to, const float *from, int rows, int cols)
 		}
 }
 
-/* out (n x ld) = y (n x rank) * q (rank x ld). */
+/* out (n x ld, its rows stride apart) = y (n x rank) * q (rank x ld). */
 TARGET static void
-KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, int ld)
+KERNEL(rotate)(float *out, int64_t stride, const float *y, const float *q, int64_t n, int rank, int ld)
 {
 	for (int64_t i = 0; i < n; i += 4)
 	{
@@ -373,9 +372,9 @@ KERNEL(rotate)(float *out, const float *y, const float *q, int64_t n, int rank, 
 				}
 			for (int r = 0; r < rows; r++)
 			{
-				STORE(out + (i + r) * ld + j, acc[r][0]);
+				STORE(out + (i + r) * stride + j, acc[r][0]);
 				if (second)
-					STORE(out + (i + r) * ld + j + second, acc[r][1]);
+					STORE(out + (i + r) * stride + j + second, acc[r][1]);
 			}
 		}
 	}
@@ -391,9 +390,9 @@ KERNEL(scale)(float *scale, const float *diagonal, float penalty, int rank, int 
 		scale[i] = 0;
 }
 
-/* b (ld doubles) += p^T c, p being n x ld. */
+/* x (ld) = p^T c, p being n x ld. */
 INLINE void
-KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n, const int cols)
+KERNEL(linear_columns)(float *x, const float *p, const float *c, int ld, int n, const int cols)
 {
 	VEC acc[2][4] = {{{0}}};
 	int t = 0;
@@ -410,20 +409,40 @@ KERNEL(linear_columns)(double *b, const float *p, const float *c, int ld, int n,
 	{
 		if (t < n)
 			acc[0][q] += c[t] * LOAD(p + q * LANES);
-		acc[0][q] += acc[1][q];
+		STORE(x + q * LANES, acc[0][q] + acc[1][q]);
 	}
-	KERNEL(add)(b, acc[0], cols);
 }
 
 TARGET static void
-KERNEL(linear)(double *b, const float *p, const float *c, int ld, int n)
+KERNEL(linear)(float *x, const float *p, const float *c, int ld, int n)
 {
 	int j = 0;
 
 	for (; j + 4 * LANES <= ld; j += 4 * LANES)
-		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 4);
+		KERNEL(linear_columns)(x + j, p + j, c, ld, n, 4);
 	for (; j < ld; j += LANES)
-		KERNEL(linear_columns)(b + j, p + j, c, ld, n, 1);
+		KERNEL(linear_columns)(x + j, p + j, c, ld, n, 1);
+}
+
+/* x = scale y by elements; the inner product of b and y. */
+TARGET static double
+KERNEL(finish)(float *x, const float *scale, const float *y, const double *b, int ld)
+{
+	typedef double Doubles __attribute__((vector_size(LANES * 8)));
+	typedef double LooseDoubles __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
+	Doubles sums = {0};
+	double sum = 0;
+
+	for (int i = 0; i < ld; i += LANES)
+	{
+		VEC v = LOAD(y + i);
+
+		STORE(x + i, LOAD(scale + i) * v);
+		sums += (Doubles) * (const LooseDoubles *) (b + i) * __builtin_convertvector(v, Doubles);
+	}
+	for (int i = 0; i < LANES; i++)
+		sum += sums[i];
+	return sum;
 }
 
 INLINE float
@@ -447,6 +466,92 @@ KERNEL(dot)(const float *a, const float *b, int n)
 	for (; j < n; j++)
 		sum += a[j] * b[j];
 	return sum;
+}
+
+/* The sums of LANES vectors, in order; they are used up. */
+INLINE VEC
+KERNEL(sums)(VEC *v)
+{
+#pragma GCC unroll 4
+	for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+		for (int i = 0; i < half; i++)
+			v[i] = ZIP_LOW(v[i], v[i + half]) + ZIP_HIGH(v[i], v[i + half]);
+	return v[0];
+}
+
+/* The inner products of rows i <= j of p (n x ld, n <= TINY_ROWS), a[i][j]; as many at once as a vector has lanes. */
+INLINE void
+KERNEL(products)(float a[TINY_ROWS][TINY_ROWS], const float *p, int ld, int n)
+{
+	float sum[TINY_ROWS * (TINY_ROWS + 1) / 2 + LANES];
+	VEC v[LANES] = {{0}};
+	const float *next = sum;
+	int n_sums = 0;
+	int at = 0;
+
+	for (int i = 0; i < n; i++)
+		for (int j = i; j < n; j++)
+		{
+			VEC acc = {0};
+
+			for (int c = 0; c < ld; c += LANES)
+				acc += LOAD(p + (size_t) i * ld + c) * LOAD(p + (size_t) j * ld + c);
+			v[at++] = acc;
+			if (at == LANES || (i == n - 1 && j == n - 1))
+			{
+				STORE(sum + n_sums, KERNEL(sums)(v));
+				n_sums += LANES;
+				at = 0;
+			}
+		}
+	for (int i = 0; i < n; i++)
+		for (int j = i; j < n; j++)
+			a[i][j] = *next++;
+}
+
+/* Solve (I + P P^T) v = g for n <= TINY_ROWS rows P (n x ld).  False where a pivot is not above least, by its diagonal. */
+TARGET static bool
+KERNEL(tiny)(const float *p, int ld, int n, const float *g, float least, float *v)
+{
+	float a[TINY_ROWS][TINY_ROWS];
+	float u[TINY_ROWS][TINY_ROWS]; /* unit upper: a + I = U^T D U */
+	float inverse[TINY_ROWS];
+
+	if (n > 2)
+		KERNEL(products)(a, p, ld, n);
+	else
+		for (int j = 0; j < n; j++)
+			for (int i = 0; i <= j; i++)
+				a[i][j] = KERNEL(dot)(p + (size_t) i * ld, p + (size_t) j * ld, ld);
+	for (int i = 0; i < n; i++)
+	{
+		v[i] = g[i];
+		for (int j = i; j < n; j++)
+			u[i][j] = a[i][j];
+		u[i][i] += 1;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (!(u[i][i] > least * (1 + a[i][i])) || !(u[i][i] <= FLT_MAX))
+			return false;
+		inverse[i] = 1 / u[i][i];
+		for (int q = i + 1; q < n; q++)
+		{
+			float factor = u[i][q] * inverse[i];
+
+			for (int j = q; j < n; j++)
+				u[q][j] -= factor * u[i][j];
+			v[q] -= factor * v[i];
+		}
+	}
+	for (int i = n - 1; i >= 0; i--)
+	{
+		for (int j = i + 1; j < n; j++)
+			v[i] -= u[i][j] * v[j];
+		v[i] *= inverse[i];
+	}
+	return true;
 }
 
 /* out[i] = inner product of x with row i of y (n x rank). */

@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* From so many users on a matrix product beats inner products. */
-#define GEMM_USERS 4
+#define PRODUCT_USERS 4
 
 bool
 mrc_top_before(MrcTop a, MrcTop b)
@@ -83,10 +83,18 @@ unheap(MrcTop *heap, int64_t n)
 	}
 }
 
-size_t
-mrc_topk_scratch_bytes(int n_users)
+/* Of the scratch, for mrc_products. */
+static size_t
+products_bytes(int n_users, int rank)
 {
-	return (size_t) n_users * (MRC_TOPK_ITEMS * sizeof(float) + sizeof(int64_t));
+	return n_users >= PRODUCT_USERS ? mrc_products_bytes(rank) : 0;
+}
+
+size_t
+mrc_topk_scratch_bytes(int n_users, int rank)
+{
+	return products_bytes(n_users, rank) +
+		(size_t) n_users * (MRC_TOPK_ITEMS * sizeof(float) + sizeof(int64_t));
 }
 
 /* Offer items [lo, lo + n) of one user; at: how far its skip list has been walked. */
@@ -110,12 +118,12 @@ offer_block(const float *scores, int64_t lo, int n, const int32_t *skip, int64_t
 }
 
 void
-mrc_topk(const MrcBlas *blas, const float *users, int n_users, const float *items, int64_t n_items, int rank,
+mrc_topk(const float *users, int n_users, const float *items, int64_t n_items, int rank,
 		 const int32_t *const *skip, const int64_t *n_skip, int64_t k, MrcTop *top, int64_t *n_top,
 		 void *scratch)
 {
-	int64_t *at = scratch;
-	float *scores = (float *) (at + n_users);
+	float *scores = (float *) scratch + products_bytes(n_users, rank) / sizeof(float);
+	int64_t *at = (int64_t *) (scores + (size_t) n_users * MRC_TOPK_ITEMS);
 
 	memset(at, 0, (size_t) n_users * sizeof(*at));
 	memset(n_top, 0, (size_t) n_users * sizeof(*n_top));
@@ -124,14 +132,14 @@ mrc_topk(const MrcBlas *blas, const float *users, int n_users, const float *item
 		int n = (int) (n_items - lo < MRC_TOPK_ITEMS ? n_items - lo : MRC_TOPK_ITEMS);
 		const float *block = items + lo * rank;
 
-		if (n_users >= GEMM_USERS)
-			mrc_gemm_nt(blas, n_users, n, rank, users, block, scores);
+		if (n_users >= PRODUCT_USERS)
+			mrc_products(users, n_users, block, n, rank, scores, MRC_TOPK_ITEMS, scratch);
 		else
 			for (int u = 0; u < n_users; u++)
-				mrc_dots(users + (int64_t) u * rank, block, n, rank, scores + (int64_t) u * n);
+				mrc_dots(users + (int64_t) u * rank, block, n, rank, scores + (int64_t) u * MRC_TOPK_ITEMS);
 		for (int u = 0; u < n_users; u++)
-			offer_block(scores + (int64_t) u * n, lo, n, skip ? skip[u] : NULL, skip ? n_skip[u] : 0, &at[u],
-						top + u * k, &n_top[u], k);
+			offer_block(scores + (int64_t) u * MRC_TOPK_ITEMS, lo, n, skip ? skip[u] : NULL,
+						skip ? n_skip[u] : 0, &at[u], top + u * k, &n_top[u], k);
 	}
 	for (int u = 0; u < n_users; u++)
 		unheap(top + u * k, n_top[u]);
@@ -189,7 +197,7 @@ worker_bytes(int n_users, int rank, int64_t n_items, int64_t length)
 	return listed_bytes(n_items) + rounded((size_t) n_users * rank * sizeof(float)) +
 		rounded((size_t) n_users * length * sizeof(MrcTop)) +
 		2 * rounded((size_t) n_users * sizeof(int64_t)) + rounded((size_t) n_users * sizeof(int32_t *)) +
-		rounded(mrc_topk_scratch_bytes(n_users));
+		rounded(mrc_topk_scratch_bytes(n_users, rank));
 }
 
 size_t
@@ -285,8 +293,7 @@ ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
 		skip[i] = ranking->seen.start ? ranking->seen.index + ranking->seen.start[row] : NULL;
 		n_skip[i] = ranking->seen.start ? ranking->seen.start[row + 1] - ranking->seen.start[row] : 0;
 	}
-	mrc_topk(ranking->blas, users, n, ranking->items, ranking->n_items, ranking->rank, skip, n_skip, length,
-			 top, n_top, at);
+	mrc_topk(users, n, ranking->items, ranking->n_items, ranking->rank, skip, n_skip, length, top, n_top, at);
 	memset(sums, 0, sizeof(*sums));
 	for (int i = 0; i < n; i++)
 	{
