@@ -214,8 +214,9 @@ def export(side, path):
 
 
 # What is searched for our parameters, around what was found when more was searched: for new items a large unobserved weight, and values relative
-# to how many products the household has (SHARES); for repeats a small weight, a large rank and a light penalty.
-NEW_GRID = {"iterations": [5, 10, 20], "rank": 128, "unobserved_weight": [2, 8], "regularization": [0.006, 0.0075], "regularization_exponent": 1}
+# to a power of how many products the household has; for repeats a small weight, a large rank and a light penalty.
+NEW_GRID = {"iterations": [10], "rank": 128, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
+NEW_POWERS = [0, 0.4, 0.5, 0.6, 0.7, 1]
 REPEAT_GRID = {"iterations": 6, "rank": 256, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
                "regularization": 0.1, "regularization_exponent": 0.5}
 IMPLICIT_GRID = [dict(values=values, factors=factors, regularization=regularization)
@@ -230,14 +231,10 @@ def rows(*conditions):
     return " AND ".join(["SELECT household, product FROM journey WHERE top", *conditions])
 
 
-def shares(*conditions, power=1):
-    """The same, each row worth 100 over the number of the household's products, or a power of that."""
-    return f"""SELECT household, product, n * power(100.0 / count(*) OVER (PARTITION BY household), {power})
+def shares(power):
+    """The same, each row worth 100 over the number of the household's products, to this power."""
+    return lambda *conditions: f"""SELECT household, product, n * power(100.0 / count(*) OVER (PARTITION BY household), {power})
         FROM (SELECT household, product, count(*) AS n FROM ({rows(*conditions)}) AS r GROUP BY household, product) AS p"""
-
-
-def root_shares(*conditions):
-    return shares(*conditions, power=0.5)
 
 
 def best(folds, grid, measure):
@@ -280,10 +277,10 @@ def case_quality(work):
 
         # What is best on validation parts of the first training half
         print("# validation, new items and repeats: EASE {:.4f} {:.4f}".format(*(f[0] for f in best(folds, [dict(regularization=500)], peers.precision_ease))))
-        tries = [(tuned(queries(values), NEW_GRID, True), values) for values in (rows, root_shares, shares)]
-        (new, new_values), repeats = max(tries, key=lambda t: t[0][0]), tuned(queries(rows), REPEAT_GRID, False)
-        for (value, parameters), values in tries:
-            print(f"# validation, new items: ours, values as {values.__name__}, {value:.4f} with {parameters}", flush=True)
+        tries = [(tuned(queries(shares(power)), NEW_GRID, True), power) for power in NEW_POWERS]
+        (new, power), repeats = max(tries, key=lambda t: t[0][0]), tuned(queries(rows), REPEAT_GRID, False)
+        for (value, parameters), tried in tries:
+            print(f"# validation, new items: ours, values by the power {tried} of shares, {value:.4f} with {parameters}", flush=True)
         chosen = {"ours": [new, repeats],
                   "implicit": best(folds, IMPLICIT_GRID, peers.precision_implicit),
                   "Spark implicit": best(folds, SPARK_GRID, lambda **parameters: peers.precision_spark(folder=work, **parameters))}
@@ -305,7 +302,7 @@ def case_quality(work):
                 for name, measure in (("implicit", peers.precision_implicit), ("Spark implicit", lambda **more: peers.precision_spark(folder=work, **more))):
                     same = kind == 1 and chosen[name][0][1] == chosen[name][1][1]
                     note((name, kind), figures[name, 0][-1] if same else measure(**chosen[name][kind][1]))
-                note(("ours", kind), evaluated((rows if kind else new_values)(half), rows("NOT " + half), chosen["ours"][kind][1]))
+                note(("ours", kind), evaluated((rows if kind else shares(power))(half), rows("NOT " + half), chosen["ours"][kind][1]))
                 if n == 0:
                     for side in ("user", "item"):
                         export(side, work / side)
