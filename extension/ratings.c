@@ -811,7 +811,6 @@ typedef struct Reader
 	MrPlan plan;
 	MrShape shape;
 	bool read_value;
-	bool may_be_negative;
 	double least; /* the smallest value that is taken */
 	int n_columns;
 	IdMap users;

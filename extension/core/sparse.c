@@ -25,10 +25,11 @@ typedef struct Lane
 {
 	int64_t lo;
 	int64_t hi;
-	int64_t at;	   /* entries before are done */
-	int64_t row;   /* of entry `at`, or an earlier one; of triples: its piece */
-	int64_t first; /* of triples: the first entry of that piece */
-	int64_t *next; /* of each column: the count, then the place of the next entry */
+	int64_t at;		 /* entries before are done */
+	int64_t row;	 /* of entry `at`, or an earlier one; of triples: its piece */
+	int64_t first;	 /* of triples: the first entry of that piece */
+	int64_t n_clear; /* columns whose count has begun, at 0 */
+	int64_t *next;	 /* of each column: the count, then the place of the next entry */
 } Lane;
 
 typedef struct Turn
@@ -150,8 +151,16 @@ count(void *arg, int worker, int64_t lo, int64_t hi)
 
 	(void) worker;
 	(void) hi;
-	if (lane->at == lane->lo)
-		memset(lane->next, 0, turn->to->n_rows * sizeof(int64_t));
+	while (lane->n_clear < turn->to->n_rows)
+	{
+		int64_t left = turn->to->n_rows - lane->n_clear;
+		int64_t n = left < STEP ? left : STEP;
+
+		if (mrc_pool_pausing(turn->pool))
+			return MRC_AGAIN;
+		memset(lane->next + lane->n_clear, 0, n * sizeof(int64_t));
+		lane->n_clear += n;
+	}
 	while (lane->at < lane->hi)
 	{
 		int64_t end = step_end(turn, lane);
