@@ -12,12 +12,12 @@
 
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define STEP 32768 /* entries between two looks for a pause: less than a millisecond */
 /* The same in the first step, when most pages of the result are still to be cleared, 5 ms each on a bad day. */
 #define FIRST_STEP 8
 #define LANE_ENTRIES 65536
-#define PAGE_BYTES 4096
 #define SHORT_ROW 32 /* entries that are sorted by insertion */
 #define ALIGNED(n_bytes) (((n_bytes) + 63) / 64 * 64)
 
@@ -130,13 +130,17 @@ step_end(const Turn *turn, Lane *lane)
 	return end;
 }
 
-/* The memory of a piece that a lane has read from its beginning to its end, so that it serves for the rows. */
+/*
+ * The memory of a piece that a lane has read from its beginning to its end, so that it serves for the rows.  Whole pages of
+ * the system's own size: it rounds a length up, and would take what follows.
+ */
 static void
 give_back(const MrcTriples *triples, const Lane *lane)
 {
 	const MrcPiece *piece = &triples->pieces[lane->row];
-	uintptr_t lo = ((uintptr_t) piece->memory + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-	uintptr_t hi = ((uintptr_t) piece->memory + piece->n_bytes) / PAGE_BYTES * PAGE_BYTES;
+	uintptr_t page_bytes = (uintptr_t) sysconf(_SC_PAGESIZE);
+	uintptr_t lo = ((uintptr_t) piece->memory + page_bytes - 1) / page_bytes * page_bytes;
+	uintptr_t hi = ((uintptr_t) piece->memory + piece->n_bytes) / page_bytes * page_bytes;
 
 	if (lane->first >= lane->lo && lane->at == lane->first + piece->n && hi > lo)
 		(void) madvise((void *) lo, hi - lo, MADV_DONTNEED);

@@ -4,7 +4,7 @@ CORE   := ../../extension/core
 CORE_C := $(CORE)/pool.c $(CORE)/sparse.c $(CORE)/als.c $(CORE)/topk.c $(CORE)/block.c
 CORE_H := $(CORE)/core.h $(CORE)/kernel.h ../data/als_golden.h
 FLAGS  := -std=gnu11 -O2 -fno-math-errno -g -Wall -Wextra -Wshadow -Werror -I$(CORE) -I../data
-LIBS   := -lcmocka -lpthread -lm -ldl
+LIBS   := -Wl,--wrap=madvise,--wrap=sysconf -lcmocka -lpthread -lm -ldl
 
 .PHONY: check check-sanitize clean
 check: bin/core_test

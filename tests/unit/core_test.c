@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "core.h"
@@ -452,6 +453,78 @@ test_csr_from_triples(void **state)
 		gather_and_turn(pool, 400000, 70000, 10); /* of users, fewer lanes than of items */
 		pool_free(pool);
 	}
+}
+
+/* A system with pages of 64 kB, as on ARM: it gives back all pages that the range touches. */
+#define LARGE_PAGE 65536
+
+static bool large_pages;
+static int n_given_back;
+extern long __real_sysconf(int name);
+extern int __real_madvise(void *memory, size_t n_bytes, int advice);
+extern long __wrap_sysconf(int name);
+extern int __wrap_madvise(void *memory, size_t n_bytes, int advice);
+
+long
+__wrap_sysconf(int name)
+{
+	return large_pages && name == _SC_PAGESIZE ? LARGE_PAGE : __real_sysconf(name);
+}
+
+int
+__wrap_madvise(void *memory, size_t n_bytes, int advice)
+{
+	if (!large_pages)
+		return __real_madvise(memory, n_bytes, advice);
+	if ((uintptr_t) memory % LARGE_PAGE != 0)
+		return -1;
+	memset(memory, 0, (n_bytes + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE);
+	n_given_back++;
+	return 0;
+}
+
+/* Pieces side by side that are no multiple of a page: what is given back of one is nothing of the next. */
+static void
+test_csr_gives_back_its_own(void **state)
+{
+	enum
+	{
+		N = 20480, /* 3.75 large pages a piece */
+		N_PIECES = 3,
+		N_IDS = 8
+	};
+	char *memory = aligned_alloc(LARGE_PAGE, 12 * LARGE_PAGE);
+	int32_t *id_of = malloc(N_PIECES * N * sizeof(int32_t));
+	int32_t row[N_IDS] = {0, 1, 2, 3, 4, 5, 6, 7};
+	MrcPiece pieces[N_PIECES];
+	MrcTriples triples = {N_PIECES * N, pieces, row, row};
+	MrcCsr by_user = csr_room(N_IDS, N_IDS, N_PIECES * N);
+	MrcPool *pool = pool_of(2);
+	void *scratch = aligned(mrc_turn_scratch_bytes(N_PIECES * N, N_IDS, 2));
+
+	(void) state;
+	for (int p = 0; p < N_PIECES; p++)
+	{
+		int32_t *user = (int32_t *) (memory + (size_t) p * N * 12);
+		float *value = (float *) (user + 2 * N);
+
+		pieces[p] = (MrcPiece){user, N * 12, N, user, user + N, value};
+		for (int e = 0; e < N; e++)
+		{
+			user[e] = user[N + e] = id_of[p * N + e] = 1 + e % (N_IDS - 1);
+			value[e] = (float) (p * N + e);
+		}
+	}
+	large_pages = true;
+	assert_int_equal(mrc_csr_gather(pool, &triples, &by_user, scratch), MRC_OK);
+	large_pages = false;
+	check_rows(&by_user, N_PIECES * N, id_of, id_of, false);
+	assert_int_equal(n_given_back, N_PIECES);
+	free(scratch);
+	pool_free(pool);
+	csr_free(&by_user);
+	free(id_of);
+	free(memory);
 }
 
 static bool
@@ -1693,6 +1766,7 @@ main(void)
 		cmocka_unit_test(test_pool_cancels_in_time),
 		cmocka_unit_test(test_pool_survives_longjmp),
 		cmocka_unit_test(test_csr_from_triples),
+		cmocka_unit_test(test_csr_gives_back_its_own),
 		cmocka_unit_test(test_csr_pauses),
 		cmocka_unit_test(test_als_hkv),
 		cmocka_unit_test(test_als_rendle),
