@@ -315,7 +315,6 @@ mrc_csr_turn(MrcPool *pool, const MrcCsr *csr, MrcCsr *turned, void *scratch)
 
 /* ---- rows in the order of columns ---- */
 
-/* A row of more is long: these are sorted one at a time, lest each thread needs room for one. */
 #define LONG_ROW 65536
 
 typedef struct Sort
@@ -324,6 +323,7 @@ typedef struct Sort
 	MrcCsr *csr;
 	uint64_t *space; /* of each thread its room, for rows that are not long; for long ones all */
 	int64_t room;
+	int64_t most; /* entries of a row that is not long */
 	bool of_long;
 } Sort;
 
@@ -338,11 +338,27 @@ longest_row(const MrcCsr *csr)
 	return longest;
 }
 
+/*
+ * A row of more is long: these are sorted one at a time, lest each thread needs room for one.  Nor do all threads together
+ * need more than there are entries: few rows are longer than a thread's share.
+ */
+static int64_t
+not_long(const MrcCsr *csr, int64_t longest, int n_threads)
+{
+	int64_t most = csr->start[csr->n_rows] / n_threads;
+
+	if (most < SHORT_ROW)
+		most = SHORT_ROW;
+	if (most > LONG_ROW)
+		most = LONG_ROW;
+	return longest < most ? longest : most;
+}
+
 size_t
 mrc_sort_scratch_bytes(const MrcCsr *csr, int n_threads)
 {
 	int64_t longest = longest_row(csr);
-	int64_t of_all = (longest < LONG_ROW ? longest : LONG_ROW) * n_threads;
+	int64_t of_all = not_long(csr, longest, n_threads) * n_threads;
 
 	return 2 * sizeof(uint64_t) * (of_all > longest ? of_all : longest);
 }
@@ -448,7 +464,7 @@ sort_rows(void *arg, int worker, int64_t lo, int64_t hi)
 		int64_t start = csr->start[row];
 		int64_t n = csr->start[row + 1] - start;
 
-		if ((n > LONG_ROW) != sort->of_long)
+		if ((n > sort->most) != sort->of_long)
 			continue;
 		if (sort_row(sort, csr->index + start, csr->value + start, n, space) != MRC_OK)
 			return MRC_AGAIN;
@@ -460,12 +476,13 @@ MrcStatus
 mrc_csr_sort(MrcPool *pool, MrcCsr *csr, void *scratch)
 {
 	int64_t longest = longest_row(csr);
-	Sort sort = {pool, csr, scratch, 2 * (longest < LONG_ROW ? longest : LONG_ROW), false};
+	int64_t most = not_long(csr, longest, mrc_pool_size(pool));
+	Sort sort = {pool, csr, scratch, 2 * most, most, false};
 	int64_t chunk = csr->n_rows / (16 * mrc_pool_size(pool)) + 1;
 	MrcStatus status = mrc_pool_run(pool, csr->n_rows, chunk < 1024 ? chunk : 1024, sort_rows, &sort);
 
 	sort.of_long = true;
-	if (status == MRC_OK && longest > LONG_ROW)
+	if (status == MRC_OK && longest > most)
 		status = mrc_pool_run(pool, csr->n_rows, csr->n_rows, sort_rows, &sort);
 	return status;
 }

@@ -418,6 +418,7 @@ gather_and_turn(MrcPool *pool, int64_t n, int n_users, int n_items)
 	assert_int_equal(mrc_csr_gather(pool, &triples, &by_user, scratch), MRC_OK);
 	free(scratch);
 	check_rows(&by_user, n, user_of, item_of, false);
+	assert_in_range(mrc_sort_scratch_bytes(&by_user, 1024), 0, 16 * (n > 32 * 1024 ? n : 32 * 1024));
 	scratch = aligned(mrc_sort_scratch_bytes(&by_user, mrc_pool_size(pool)));
 	assert_int_equal(mrc_csr_sort(pool, &by_user, scratch), MRC_OK);
 	free(scratch);
@@ -450,6 +451,7 @@ test_csr_from_triples(void **state)
 		gather_and_turn(pool, 5000, 70, 9);
 		gather_and_turn(pool, 400000, 700, 300);  /* often the same pair */
 		gather_and_turn(pool, 400000, 3, 70000);  /* long rows */
+		gather_and_turn(pool, 3000, 2, 700);	  /* longer than a thread's share */
 		gather_and_turn(pool, 400000, 70000, 10); /* of users, fewer lanes than of items */
 		pool_free(pool);
 	}
