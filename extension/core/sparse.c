@@ -40,6 +40,7 @@ typedef struct Turn
 	MrcCsr *to;
 	Lane *lanes;
 	int n_lanes;
+	bool placing; /* or still counting */
 	/* the column whose places are next, and where they begin */
 	int64_t column;
 	int64_t sum;
@@ -146,6 +147,32 @@ give_back(const MrcTriples *triples, const Lane *lane)
 		(void) madvise((void *) lo, hi - lo, MADV_DONTNEED);
 }
 
+/* Count the entries of a lane, or put them into their places. */
+static MrcStatus
+walk(const Turn *turn, Lane *lane)
+{
+	while (lane->at < lane->hi)
+	{
+		int64_t e = lane->at;
+		int64_t end = step_end(turn, lane);
+
+		if (mrc_pool_pausing(turn->pool))
+			return MRC_AGAIN;
+		if (!turn->placing && turn->from)
+			count_csr(turn->from, lane->next, e, end);
+		else if (!turn->placing)
+			count_triples(turn->triples, lane, e, end);
+		else if (turn->from)
+			place_csr(turn->from, lane, e, end, turn->to);
+		else
+			place_triples(turn->triples, lane, e, end, turn->to);
+		lane->at = end;
+		if (turn->placing && !turn->from)
+			give_back(turn->triples, lane);
+	}
+	return MRC_OK;
+}
+
 /* One lane. */
 static MrcStatus
 count(void *arg, int worker, int64_t lo, int64_t hi)
@@ -165,44 +192,17 @@ count(void *arg, int worker, int64_t lo, int64_t hi)
 		memset(lane->next + lane->n_clear, 0, n * sizeof(int64_t));
 		lane->n_clear += n;
 	}
-	while (lane->at < lane->hi)
-	{
-		int64_t end = step_end(turn, lane);
-
-		if (mrc_pool_pausing(turn->pool))
-			return MRC_AGAIN;
-		if (turn->from)
-			count_csr(turn->from, lane->next, lane->at, end);
-		else
-			count_triples(turn->triples, lane, lane->at, end);
-		lane->at = end;
-	}
-	return MRC_OK;
+	return walk(turn, lane);
 }
 
 static MrcStatus
 place(void *arg, int worker, int64_t lo, int64_t hi)
 {
 	const Turn *turn = arg;
-	Lane *lane = &turn->lanes[lo];
 
 	(void) worker;
 	(void) hi;
-	while (lane->at < lane->hi)
-	{
-		int64_t end = step_end(turn, lane);
-
-		if (mrc_pool_pausing(turn->pool))
-			return MRC_AGAIN;
-		if (turn->from)
-			place_csr(turn->from, lane, lane->at, end, turn->to);
-		else
-			place_triples(turn->triples, lane, lane->at, end, turn->to);
-		lane->at = end;
-		if (!turn->from)
-			give_back(turn->triples, lane);
-	}
-	return MRC_OK;
+	return walk(turn, &turn->lanes[lo]);
 }
 
 /* Counts into places, and these into the starts of the rows.  A single task. */
@@ -292,6 +292,7 @@ run(Turn *turn, int64_t n, void *scratch)
 	if (status == MRC_OK)
 		status = mrc_pool_run(turn->pool, 1, 1, add_up, turn);
 	rewind_lanes(turn);
+	turn->placing = true;
 	if (status == MRC_OK)
 		status = mrc_pool_run(turn->pool, turn->n_lanes, 1, place, turn);
 	return status;
