@@ -97,26 +97,13 @@ load_blas(void)
 	return library;
 }
 
-/*
- * The kernels that OpenBLAS should use where it does not know the processor, which is younger than the library: it takes
- * those of a Pentium 4 then, a quarter as fast.  NULL: it knows best.
- */
+/* What OpenBLAS should be told to use, unless somebody has said it; or NULL. */
 static const char *
 better_kernels(void *library)
 {
-#if defined(__x86_64__)
 	char *(*name)(void) = (char *(*) (void) ) dlsym(library, "openblas_get_corename");
 
-	if (name && pg_strcasecmp(name(), "Prescott") == 0 && getenv("OPENBLAS_CORETYPE") == NULL)
-	{
-		if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-			__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-			return "SkylakeX";
-		if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-			return "Haswell";
-	}
-#endif
-	return NULL;
+	return name && getenv("OPENBLAS_CORETYPE") == NULL ? mrc_blas_kernels(name()) : NULL;
 }
 
 const MrcBlas *

@@ -30,6 +30,7 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
+#include <strings.h>
 
 #define PANEL_FLOATS 4096 /* 16 kB, a third of a first-level cache */
 #define GRAM_SLOTS 16	  /* partial Gramians, added in order */
@@ -505,7 +506,7 @@ n_counted(const Half *half, int64_t row, double *sum)
 	return half->als->params.implicit ? half->kernels.positive(csr->value + csr->start[row], n, sum) : n;
 }
 
-/* Weights of n ratings from entry e on, the panel of their factors, and what they add to b if there is no scale. */
+/* Weights of n ratings from entry e on, the panel of their factors (by scale, unless NULL), and what that adds to b. */
 static void
 gather(const Half *half, Desk *desk, int64_t e, int n, const float *scale)
 {
@@ -1165,4 +1166,21 @@ mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *
 		use.turn(turned, rows, n_padded, ld);
 		use.rotate(out + j, stride, x, turned, n_x, rank, n_padded);
 	}
+}
+
+const char *
+mrc_blas_kernels(const char *name)
+{
+#if defined(__x86_64__)
+	if (strcasecmp(name, "Prescott") != 0)
+		return NULL;
+	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+		return "SkylakeX";
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return "Haswell";
+#else
+	(void) name;
+#endif
+	return NULL;
 }

@@ -130,6 +130,12 @@ typedef struct MrcBlas
 				   int *info);
 } MrcBlas;
 
+/*
+ * The kernels that OpenBLAS should be told to use (OPENBLAS_CORETYPE) when it took those of this name.  Where it does not
+ * know the processor, which is younger than the library, it takes a Pentium 4's, a quarter as fast.  NULL: it knows best.
+ */
+extern const char *mrc_blas_kernels(const char *name);
+
 /* Bytes of scratch of mrc_products. */
 extern size_t mrc_products_bytes(int rank);
 /*

@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -175,27 +174,6 @@ transpose(const MrcCsr *csr)
 
 /* ---- sgemm ---- */
 
-/* What OpenBLAS should take where it does not know the processor; as in extension/train.c. */
-static const char *
-better_kernels(void *library)
-{
-#if defined(__x86_64__)
-	char *(*name)(void) = (char *(*) (void) ) dlsym(library, "openblas_get_corename");
-
-	if (name && strcasecmp(name(), "Prescott") == 0 && getenv("OPENBLAS_CORETYPE") == NULL)
-	{
-		if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-			__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-			return "SkylakeX";
-		if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-			return "Haswell";
-	}
-#else
-	(void) library;
-#endif
-	return NULL;
-}
-
 typedef struct Blas
 {
 	MrcBlas als;
@@ -207,12 +185,15 @@ static Blas
 load_blas(void)
 {
 	Blas blas = {{NULL}, NULL};
-	const char *kernels;
+	const char *kernels = NULL;
+	char *(*name)(void);
 	void *library;
 
 	setenv("OPENBLAS_NUM_THREADS", "1", 1);
 	library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
-	kernels = library ? better_kernels(library) : NULL;
+	*(void **) &name = library ? dlsym(library, "openblas_get_corename") : NULL;
+	if (name && getenv("OPENBLAS_CORETYPE") == NULL)
+		kernels = mrc_blas_kernels(name());
 	if (kernels)
 	{
 		setenv("OPENBLAS_CORETYPE", kernels, 1);
@@ -234,6 +215,7 @@ typedef struct Gemm
 	double cpu_seconds;
 } Gemm;
 
+/* The products are not used: two callers of an OpenBLAS that was built without threads may spoil each other's. */
 static void *
 gemm_main(void *arg)
 {
