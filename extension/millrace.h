@@ -126,6 +126,8 @@ mr_timezone(const char *name, int64 *offset_us, pg_tz **tz)
 
 /* settings (millrace.c) */
 extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
+extern int
+	mr_cache_size_kb; /* millrace.cache_size (cache.c): the most that all cache files of a database may take, in kB */
 extern int mr_threads; /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
 
 /*
