@@ -273,7 +273,8 @@ set_active(const char *name, int version)
 					 SPI_OK_UPDATE, name, version);
 	if (SPI_processed == 0)
 		return false;
-	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, name, version);
+	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
+					 SPI_OK_UPDATE, name, version);
 	return true;
 }
 
@@ -714,10 +715,11 @@ read_definition(const char *name)
 	TupleDesc desc;
 	bool null;
 
-	mr_exec_args("SELECT m.owner, v.version, v.uuid, v.query, v.settings, m.owner_name FROM millrace.model "
-				 "AS m LEFT JOIN "
-				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
-				 SPI_OK_SELECT, true, 1, types, values, NULL);
+	mr_exec_args(
+		"SELECT m.owner, v.version, v.uuid, v.query, v.settings, m.owner_name, m.lists FROM millrace.model "
+		"AS m LEFT JOIN "
+		"millrace.model_version AS v ON v.model = m.name AND v.version = m.active WHERE m.name = $1",
+		SPI_OK_SELECT, true, 1, types, values, NULL);
 	if (SPI_processed == 0)
 		mr_model_unknown(name);
 	row = SPI_tuptable->vals[0];
@@ -741,6 +743,7 @@ read_definition(const char *name)
 	model->query = SPI_getvalue(row, desc, 4);
 	model->settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 5, &null));
 	model->owner_name = *DatumGetName(SPI_getbinval(row, desc, 6, &null));
+	model->lists_uuid = *DatumGetUUIDP(SPI_getbinval(row, desc, 7, &null));
 	MemoryContextSwitchTo(before);
 	SPI_freetuptable(SPI_tuptable);
 	return model;
@@ -781,6 +784,7 @@ mr_model_open(const char *name)
 	{
 		found->owner = model->owner;
 		found->owner_name = model->owner_name;
+		found->lists_uuid = model->lists_uuid;
 		found->stale = false;
 		MemoryContextDelete(model->context);
 		mr_leave(&guard);
