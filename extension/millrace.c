@@ -49,6 +49,10 @@ _PG_init(void)
 	DefineCustomIntVariable("millrace.threads", "Threads of one training or batch scoring.",
 							"0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL,
 							NULL);
+	DefineCustomIntVariable(
+		"millrace.cache_size", "How much disk space the cache files of a database may take.",
+		"Files used longest ago give way; a model that does not fit is kept in each session's own memory.",
+		&mr_cache_size_kb, 4 * 1024 * 1024, 0, INT_MAX, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("millrace.max_future",
 							"How far ahead of the clock an event time may be and still move a watermark.",
 							"Later ones are counted in their windows, but close no others.", &mr_max_future_s,

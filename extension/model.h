@@ -1,6 +1,6 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, model.c, history.c,
- * recommend.c, serve.c, similar.c, evaluate.c, import.c, tune.c.
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c,
+ * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -257,6 +257,66 @@ typedef struct MrFit
  */
 extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
 					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
+
+/* ---- cache.c: what is derived from a stored model, once a machine ---- */
+
+/* What a cache holds: each has sections of its own, whose meaning its maker alone knows. */
+typedef enum MrCacheKind
+{
+	MR_CACHE_VERSION =
+		1, /* model.c: a version's factors and what is made of them; the uuid is model_version.uuid */
+	MR_CACHE_LISTS = 2 /* lists.c: a model's item features and baselines; the uuid is model.lists */
+} MrCacheKind;
+
+#define MR_CACHE_SECTIONS 24
+
+typedef struct MrSection
+{
+	const void *data; /* aligned to 64 in a file; NULL: there is none */
+	Size n_bytes;
+} MrSection;
+
+typedef struct MrCache
+{
+	pg_uuid_t uuid;
+	MrSection sections[MR_CACHE_SECTIONS];
+	Size n_bytes;	/* of all */
+	bool is_shared; /* mapped from the file; else private memory, because there could be no file */
+	/* cache.c */
+	void *map;
+	TimestampTz touched_us;
+	MemoryContextCallback callback;
+} MrCache;
+
+/*
+ * Sets the sections (all are empty before) to what it makes in the current memory context, where mr_cache_alloc() aligns
+ * as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
+ * it should say so with a NOTICE if it takes long.
+ */
+typedef void (*MrCacheBuild)(void *arg, MrSection *sections);
+
+/*
+ * The sections under a uuid, from the file that all sessions share, which is made if it is missing, damaged or of
+ * another version; or in memory of this session, with a warning once a session, if there can be no file.  Read-only; valid
+ * as long as context, of which it is a child.  what: "model \"m\"", for messages.  A uuid names the same contents for ever.
+ * Each session checks every byte when it opens it, so that one is kept open (MrModel's context is there for it).
+ * Needs an active snapshot; works on a standby.
+ */
+extern MrCache *mr_cache_open(MemoryContext context, const pg_uuid_t *uuid, MrCacheKind kind,
+							  const char *what, MrCacheBuild build, void *arg);
+/*
+ * Write the file from memory, so that who reads first after commit finds it.  The row with the uuid is inserted before or
+ * after, in this transaction; if it aborts, the file is swept.  No file: the warning, and no error.
+ */
+extern void
+mr_cache_write(const pg_uuid_t *uuid, MrCacheKind kind, const char *what, const MrSection *sections);
+extern void *mr_cache_alloc(Size n_bytes);
+/* It is in use: the files used longest ago give way to others (millrace.cache_size).  Costs next to nothing. */
+extern void mr_cache_touch(MrCache *cache);
+/* The file goes when the transaction commits: its row is deleted, or has another uuid now. */
+extern void mr_cache_forget(const pg_uuid_t *uuid);
+/* Remove the files of this database that no row stands for (model_version.uuid, model.lists). */
+extern void mr_cache_sweep(void);
 
 /* ---- model.c ---- */
 

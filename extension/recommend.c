@@ -58,7 +58,8 @@ typedef struct Run
 	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
 	MrcPool *pool;				/* NULL: no threads */
 	MrcIndex index;
-	void *scratch;
+	void *scratch; /* of a search */
+	void *pool_scratch;
 	Block blocks[2];
 } Run;
 
@@ -192,6 +193,11 @@ prepare_block(const Run *run, Block *block, int64 lo)
 static void
 begin_block(Run *run, Block *block)
 {
+	if (run->pool)
+	{
+		mrc_search_begin(run->pool, &run->index, block->searches, block->n_searches, run->pool_scratch);
+		return;
+	}
 	for (int64 i = 0; i < block->n_searches; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -202,6 +208,8 @@ begin_block(Run *run, Block *block)
 static void
 end_block(Run *run)
 {
+	if (run->pool && mrc_search_end(run->pool) != MRC_OK)
+		elog(ERROR, "lists could not be made");
 }
 
 /* ---- emitting ---- */
@@ -320,15 +328,36 @@ go(Run *run)
 	emit_block(run, block);
 }
 
-/* Contexts inside each other, so that what is made last goes first. */
-static void
-make_contexts(Run *run, MemoryContext context)
+static void *
+aligned(Size n_bytes)
 {
+	return (void *) TYPEALIGN(64, (uintptr_t) MemoryContextAllocHuge(CurrentMemoryContext, n_bytes + 64));
+}
+
+/*
+ * Contexts inside each other, so that what is made last goes first, and with it the pool.  As many threads as there is
+ * work for, not one.
+ */
+static void
+make_room(Run *run, int n_threads)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int64 k = Max(run->k, 1);
+
+	run->block_users = Max(1, Min(BLOCK_USERS, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
+	if (n_threads != 1)
+		n_threads = mr_n_threads(n_threads);
+	n_threads = Min(n_threads, run->n);
+	run->scratch = aligned(mrc_search_scratch_bytes(&run->index, k));
+	if (n_threads > 1)
+		run->pool_scratch = aligned(mrc_search_many_scratch_bytes(&run->index, k, n_threads));
 	for (int i = 0; i < lengthof(run->blocks); i++)
 	{
 		context = AllocSetContextCreate(context, "millrace block of users", ALLOCSET_DEFAULT_SIZES);
 		run->blocks[i].context = context;
 	}
+	if (n_threads > 1)
+		run->pool = mr_pool_create(context, n_threads);
 }
 
 static void
@@ -374,10 +403,9 @@ recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistor
 
 	run.reads =
 		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
-	run.index = (MrcIndex){model->items.factors, model->items.ids.n, model->items.rank};
+	mrc_index_open(&run.index, model->items.factors, model->items.ids.n, model->items.rank, NULL);
 	open_lists(&run);
-	run.block_users = Max(1, Min(BLOCK_USERS, BLOCK_BYTES / ((int64) sizeof(MrcTop) * (run.k + 1))));
-	make_contexts(&run, context);
+	make_room(&run, n_threads);
 	if (n > 0)
 		go(&run);
 	MemoryContextSwitchTo(before);

@@ -9,7 +9,8 @@ CREATE TABLE millrace.model (
 	owner regrole NOT NULL,
 	owner_name name NOT NULL,
 	active int,
-	last_version int NOT NULL
+	last_version int NOT NULL,
+	lists uuid
 );
 COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
 COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
@@ -17,6 +18,7 @@ COMMENT ON COLUMN millrace.model.kind IS 'What its versions are: als, factors of
 COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
 COMMENT ON COLUMN millrace.model.owner_name IS 'Name of that role when it trained first. A role that has gone leaves a number, which another role may get after a restore: unless owner still has this name, the model is neither trained nor asked for what a user has, and only a superuser may activate, prune and drop it. After ALTER ROLE … RENAME a superuser sets it to the new name';
 COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
+COMMENT ON COLUMN millrace.model.lists IS 'Identity of the item features and baselines as they are now, key of every cache made from them; NULL: there are none';
 COMMENT ON COLUMN millrace.model.last_version IS 'Greatest version number ever given; numbers do not come back';
 
 CREATE TABLE millrace.model_version (
