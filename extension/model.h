@@ -289,8 +289,8 @@ typedef struct MrCache
 } MrCache;
 
 /*
- * Sets the sections (all are empty before) to what it makes in the current memory context, where mr_cache_alloc() aligns
- * as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
+ * Sets the sections (all are empty before) to what it makes in the current memory context (which SPI calls leave), where
+ * mr_cache_alloc() aligns as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
  * it should say so with a NOTICE if it takes long.
  */
 typedef void (*MrCacheBuild)(void *arg, MrSection *sections);
@@ -329,9 +329,16 @@ typedef struct MrModel
 	NameData owner_name; /* what he was called; see mr_model_enter */
 	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
+	MrAlsSettings
+		als; /* what it was trained with, the rank as it is; of an import what is usual, and how it is stored */
+	/* In the cache, read-only: */
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
+	const float
+		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
+	MrCache *cache;
+	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
 	/* recommend.c */
 	MrPlan shape_plan; /* the query */
 	MrPlan seen_plan;  /* items of user $1 */
@@ -344,9 +351,9 @@ typedef struct MrModel
 } MrModel;
 
 /*
- * The active version of a model, all of it in memory; valid until CurrentMemoryContext is reset.  This is the one
- * place that decides where hot data comes from.  Errors: 42704 no such model, 55000 no active version, XX001 a
- * block fails its check.  Needs an SPI connection.
+ * The active version of a model, for the active snapshot; valid until CurrentMemoryContext is reset.  This is the one
+ * place that decides where hot data comes from: the cache of the version, which is made from its blocks if there is none.
+ * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
 
@@ -384,6 +391,7 @@ typedef struct MrNewModel
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
+	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
