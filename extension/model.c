@@ -310,7 +310,8 @@ set_active(const char *name, int version)
 					 SPI_OK_UPDATE, name, version);
 	if (SPI_processed == 0)
 		return false;
-	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, name, version);
+	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
+					 SPI_OK_UPDATE, name, version);
 	return true;
 }
 
