@@ -317,7 +317,7 @@ limit_args(FunctionCallInfo fcinfo, int n, MrModel *model, MrWish *wish)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("max_per_category must be at least 1, not %d", wish->max_per_category),
 					 errhint("NULL: no limit.")));
-		if (true) /* stand-in until lists.c is here */
+		if (mr_lists_open(model)->category == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("model \"%s\" has no categories", model->name),
