@@ -556,6 +556,8 @@ extern void mr_alerts_changed(Oid source, Oid target, const MrTimes *panes);
  * 22023 if one of them is temporary: a caller's view would run its functions as the owner.
  */
 extern SPIPlanPtr mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types);
+/* Free a kept plan, which an outer call may still be running, when the transaction ends. */
+extern void mr_plan_discard(SPIPlanPtr *kept);
 
 
 /* Number of processors that this process may use, or the setting millrace.threads. */

@@ -408,7 +408,7 @@ read_stream(Refresh *refresh)
 		"SELECT t.kind, t.source, t.target, t.command, t.definition, t.state, t.delta,"
 		" coalesce(c.relowner, t.owner), t.settings, t.status, t.query, t.watermark, t.retained_from,"
 		" t.late_policy = 'update' FROM " MR_SCHEMA ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = "
-													"CASE t.kind WHEN 'scorer' THEN t.target ELSE t.state"
+		"CASE t.kind WHEN 'scorer' THEN t.target ELSE t.state"
 		" END WHERE t.name = $1",
 		SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed != 1)

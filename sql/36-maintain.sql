@@ -60,6 +60,7 @@ BEGIN
 		END LOOP;
 	END LOOP;
 	PERFORM millrace._prune_batches();
+	PERFORM millrace._sweep_cache();
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
