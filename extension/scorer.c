@@ -21,6 +21,7 @@
 #include "access/relscan.h"
 #include "access/tableam.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_am.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
@@ -72,11 +73,11 @@ struct MrScorer
 	char *baseline;		  /* NULL: none */
 	bool exclude_seen;
 	Oid target;
-	Oid index;		/* of the target: user, seq DESC */
-	Oid sequence;	/* of its column seq */
-	bool text_ids;	/* its column items is of type text[] */
-	bool is_simple; /* rows may be put into it directly; else by INSERT */
-	TupleDesc desc; /* of the table with the rows; not reference-counted */
+	Oid index;			   /* of the target: user, seq DESC */
+	Oid sequence;		   /* of its column seq */
+	bool text_ids;		   /* its column items is of type text[] */
+	bool is_simple;		   /* rows may be put into it directly; else by INSERT */
+	TupleDesc desc;		   /* of the table with the rows; not reference-counted */
 	AttrNumber user, item; /* its columns, and their types below any domain */
 	Oid user_type, item_type;
 	AttrNumber own[N_OWN]; /* columns of the target */
@@ -112,8 +113,8 @@ id_column(Relation rel, const char *argument, const char *name, Oid *type)
 	if (column == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\", the %s of a scorer, is not in the rows of table \"%s\"", name, argument,
-						RelationGetRelationName(rel))));
+				 errmsg("column \"%s\", the %s of a scorer, is not in the rows of table \"%s\"", name,
+						argument, RelationGetRelationName(rel))));
 	declared = TupleDescAttr(RelationGetDescr(rel), column - 1)->atttypid;
 	*type = getBaseType(declared);
 	if (*type != INT2OID && *type != INT4OID && *type != INT8OID && *type != TEXTOID && *type != VARCHAROID)
@@ -130,7 +131,8 @@ static char *
 argument(const Jsonb *arguments, const char *name)
 {
 	JsonbValue space,
-		*value = getKeyJsonValueFromContainer((JsonbContainer *) &arguments->root, name, strlen(name), &space);
+		*value =
+			getKeyJsonValueFromContainer((JsonbContainer *) &arguments->root, name, strlen(name), &space);
 
 	if (value && value->type == jbvString)
 		return pnstrdup(value->val.string.val, value->val.string.len);
@@ -249,13 +251,14 @@ find_index(const MrScorer *scorer, Relation target, const char *user_name)
 		if (fits)
 			return found;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\", which a scorer fills, has lost its index", RelationGetRelationName(target)),
-			 errhint("CREATE INDEX ON %s (%s, seq DESC) WHERE is_last",
-					 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
-												RelationGetRelationName(target)),
-					 quote_identifier(user_name))));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("table \"%s\", which a scorer fills, has lost its index", RelationGetRelationName(target)),
+		 errhint("CREATE INDEX ON %s (%s, seq DESC) WHERE is_last",
+				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(target)),
+											RelationGetRelationName(target)),
+				 quote_identifier(user_name))));
 }
 
 MrScorer *
@@ -311,8 +314,9 @@ mr_scorer_check(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < 4; i++)
 		if (PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("arguments of a scorer must not be null")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("arguments of a scorer must not be null")));
 	source = table_open(PG_GETARG_OID(0), AccessShareLock);
 	for (int i = 0; i < RelationGetDescr(source)->natts; i++)
 		if (TupleDescAttr(RelationGetDescr(source), i)->attgenerated == 'v')
@@ -328,10 +332,11 @@ mr_scorer_check(PG_FUNCTION_ARGS)
 	SPI_connect();
 	model = mr_model_open(name);
 	if (PG_ARGISNULL(4) || PG_GETARG_INT32(4) < 1 || PG_GETARG_INT32(4) > model->items.ids.n)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("k must be from 1 to the number of items of model \"%s\", " INT64_FORMAT ", not %s", name,
-						model->items.ids.n, PG_ARGISNULL(4) ? "NULL" : psprintf("%d", PG_GETARG_INT32(4)))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("k must be from 1 to the number of items of model \"%s\", " INT64_FORMAT ", not %s", name,
+					model->items.ids.n, PG_ARGISNULL(4) ? "NULL" : psprintf("%d", PG_GETARG_INT32(4)))));
 	if (!PG_ARGISNULL(5) && PG_GETARG_INT32(5) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -361,7 +366,7 @@ static inline uint32
 hash_key(const MrKey *key)
 {
 	return key->text ? hash_bytes((const unsigned char *) key->bytes, (int) key->n_bytes)
-					 : (uint32) murmurhash64((uint64) key->value);
+					 : (uint32) (((uint64) key->value * UINT64CONST(0x9E3779B97F4A7C15)) >> 32);
 }
 
 static inline bool
@@ -384,21 +389,25 @@ same_key(const MrKey *a, const MrKey *b)
 #define SH_SCOPE static inline
 #define SH_DECLARE
 #define SH_DEFINE
+/* Before PostgreSQL 16 one of its variables hides another. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
 #include "lib/simplehash.h"
+#pragma GCC diagnostic pop
 
 typedef struct Event
 {
-	int32 user; /* -1: nobody */
-	int32 item; /* -1: none */
+	int32 user;	  /* -1: nobody */
+	int32 item;	  /* -1: none */
 	int64 before; /* the user's last event before it; -1: none */
 } Event;
 
-typedef struct Item
+typedef struct Bought
 {
-	int32 row; /* of the model's items; -1: unknown to it */
+	int32 row;		/* of the model's items; -1: unknown to it */
 	int32 category; /* -1: none */
 	MrKey key;
-} Item;
+} Bought;
 
 /* One entry of a list. */
 typedef struct Entry
@@ -427,8 +436,9 @@ typedef struct User
 	Datum value;
 	int64 last; /* event; -1: none */
 	int n;
-	Entry *list;	   /* n */
-	Variant *variants; /* k + 1: without the entry of that number, the last: without none; NULL: none is made yet */
+	Entry *list; /* n */
+	Variant *
+		variants; /* k + 1: without the entry of that number, the last: without none; NULL: none is made yet */
 	bool had_list;
 	float next; /* part, of k, of the list before that he buys now */
 } User;
@@ -442,7 +452,7 @@ typedef struct Run
 	numbers_hash *user_numbers, *item_numbers;
 	User *users; /* and one more for nobody */
 	int32 n_users, size_users;
-	Item *items;
+	Bought *items;
 	int32 n_items, size_items;
 	Event *events;
 	int64 n_events;
@@ -524,7 +534,7 @@ category_of(const Run *run, int32 row, const MrKey *key)
 {
 	if (run->lists->category == NULL)
 		return -1;
-	return row >= 0 ? run->lists->category[row] : mr_lists_category(run->lists, key);
+	return row >= 0 ? run->lists->category[row] : mr_lists_category(run->lists, run->model, key);
 }
 
 static int32
@@ -541,14 +551,14 @@ item_number(Run *run, Datum value)
 	entry = numbers_insert(run->item_numbers, key, &found);
 	if (!found)
 	{
-		Item *item;
+		Bought *item;
 
 		entry->key = keep_key(run, key);
 		entry->number = run->n_items++;
 		if (run->n_items >= run->size_items)
 		{
 			run->size_items *= 2;
-			run->items = repalloc_huge(run->items, run->size_items * sizeof(Item));
+			run->items = repalloc_huge(run->items, run->size_items * sizeof(Bought));
 		}
 		item = &run->items[entry->number];
 		item->key = entry->key;
@@ -568,7 +578,7 @@ read_events(Run *run, Tuplestorestate *rows)
 	run->events = MemoryContextAllocHuge(run->context, tuplestore_tuple_count(rows) * sizeof(Event) + 1);
 	run->size_users = run->size_items = 256;
 	run->users = palloc(run->size_users * sizeof(User));
-	run->items = palloc(run->size_items * sizeof(Item));
+	run->items = palloc(run->size_items * sizeof(Bought));
 	run->user_numbers = numbers_create(run->context, 1024, NULL);
 	run->item_numbers = numbers_create(run->context, 1024, NULL);
 	tuplestore_rescan(rows);
@@ -633,8 +643,7 @@ read_previous(Run *run)
 		AllocSetContextCreate(CurrentMemoryContext, "millrace lists before", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Oid type = index->rd_opcintype[0];
-	Oid equal =
-		get_opcode(get_opfamily_member(index->rd_opfamily[0], type, type, BTEqualStrategyNumber));
+	Oid equal = get_opcode(get_opfamily_member(index->rd_opfamily[0], type, type, BTEqualStrategyNumber));
 
 	for (int32 i = 0; i < run->n_users; i++)
 	{
@@ -693,11 +702,12 @@ take_list(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *hi
 		entry->category = category_of(run, list[j].row, &list[j].item);
 		entry->is_owned = has_row(history, list[j].row);
 		if (!mr_key_convert(&list[j].item, run->scorer->text_ids, &entry->key, space))
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("item \"%s\" of model \"%s\" is no bigint, as column items of table \"%s\" is",
-							mr_key_cstring(&list[j].item), run->model->name, get_rel_name(run->scorer->target)),
-					 errhint("Drop the scorer and create it again.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("item \"%s\" of model \"%s\" is no bigint, as column items of table \"%s\" is",
+						mr_key_cstring(&list[j].item), run->model->name, get_rel_name(run->scorer->target)),
+				 errhint("Drop the scorer and create it again.")));
 		entry->key = keep_key(run, entry->key);
 	}
 }
@@ -713,7 +723,7 @@ make_lists(Run *run)
 	for (int32 i = 0; i < run->n_users; i++)
 		keys[i] = run->users[i].key;
 	if (run->has_nobody)
-		keys[run->n_users] = (MrKey){.text = true, .bytes = "", .n_bytes = 0};
+		keys[run->n_users] = (MrKey){.text = true, .bytes = NULL};
 	wish.k = scorer->k + 1;
 	wish.exclude_seen = scorer->exclude_seen;
 	wish.max_per_category = scorer->max_per_category;
@@ -724,7 +734,7 @@ make_lists(Run *run)
 
 /* The entry of a user's list that has to go for the item bought; k: none of the first k has. */
 static int
-entry_to_go(const Run *run, const User *user, const Item *item)
+entry_to_go(const Run *run, const User *user, const Bought *item)
 {
 	int k = run->scorer->k, limit = run->scorer->max_per_category;
 	int n_same = 0, last = k;
@@ -807,7 +817,7 @@ fill_own(Run *run, const Event *event, bool is_last, Datum *values, bool *nulls,
 {
 	const AttrNumber *own = run->scorer->own;
 	User *user = &run->users[event->user >= 0 ? event->user : run->n_users];
-	const Item *item = event->item >= 0 ? &run->items[event->item] : NULL;
+	const Bought *item = event->item >= 0 ? &run->items[event->item] : NULL;
 	const Variant *variant = variant_of(run, user, entry_to_go(run, user, item));
 	bool has_own = event->user >= 0 && variant->n > 0;
 
