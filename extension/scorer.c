@@ -273,8 +273,8 @@ mr_scorer_plan(const char *arguments, Oid target_id, Oid relid, MemoryContext ke
 	char *limit = argument(json, "max_per_category");
 
 	scorer->model = argument(json, "model");
-	scorer->k = atoi(argument(json, "k"));
-	scorer->max_per_category = limit ? atoi(limit) : 0;
+	scorer->k = pg_strtoint32(argument(json, "k"));
+	scorer->max_per_category = limit ? pg_strtoint32(limit) : 0;
 	scorer->baseline = argument(json, "baseline");
 	scorer->exclude_seen = strcmp(argument(json, "exclude_seen"), "true") == 0;
 	scorer->target = target_id;
