@@ -551,4 +551,18 @@ extern void mr_history_ratings(const MrModel *model, const MrHistory *history, M
 extern void
 mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
 
+/* ---- serve.c ---- */
+
+/*
+ * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
+ * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ */
+extern void mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given,
+						  const int32 **rows, int64 *n);
+/* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
+extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
+/* A key as a text datum. */
+extern Datum mr_key_datum(const MrKey *key);
+
 #endif
