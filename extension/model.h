@@ -337,6 +337,9 @@ typedef struct MrModel
 	MrSide baseline;
 	const float
 		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
+	MrcIndex index;	 /* of the items */
+	const void *
+		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
 	/* recommend.c */
