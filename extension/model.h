@@ -90,6 +90,9 @@ typedef struct MrShape
 	int n_columns;
 } MrShape;
 
+/* A value of one of the types of numbers that a value may have (below any domain). */
+extern double mr_number_of(Datum value, Oid type);
+
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
 
@@ -332,6 +335,9 @@ typedef struct MrModel
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
+	const float
+		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
+	struct MrHistoryReader *history; /* history.c */
 	/* recommend.c */
 	MrPlan shape_plan; /* the query */
 	MrPlan seen_plan;  /* items of user $1 */
@@ -349,6 +355,32 @@ typedef struct MrModel
  * block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+
+/* ---- history.c: what users have, live ---- */
+
+/* What one user has of the items that the model knows. */
+typedef struct MrHistory
+{
+	int64 n;
+	int32 *row; /* of model->items; ascending, distinct */
+	float
+		*value; /* summed; finite, below 0 if the source says so; 0 where the values are NULL or no numbers */
+	uint64 fingerprint; /* of the items whose value is not 0, 48 bits; 0: there are none */
+} MrHistory;
+
+/*
+ * What these users have now: as the active snapshot shows it, so who asks in the statement that has inserted it must count
+ * the command and push a newer one (CommandCounterIncrement, PushActiveSnapshot(GetTransactionSnapshot())).  histories:
+ * n_users, in the order of the users (distinct ones); empty for whom nothing is known, and if model->query is NULL.  In
+ * CurrentMemoryContext: 8 bytes an item, and while it runs 24, so ask for thousands of users at once, not for millions.
+ */
+extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *histories);
+
+/* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
+extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+
+/* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
+extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -384,6 +416,7 @@ typedef struct MrNewModel
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
+	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
