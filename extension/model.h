@@ -1,6 +1,6 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, recommend.c, evaluate.c,
- * import.c, tune.c.
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c,
+ * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -292,8 +292,8 @@ typedef struct MrCache
 } MrCache;
 
 /*
- * Sets the sections (all are empty before) to what it makes in the current memory context, where mr_cache_alloc() aligns
- * as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
+ * Sets the sections (all are empty before) to what it makes in the current memory context (which SPI calls leave), where
+ * mr_cache_alloc() aligns as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
  * it should say so with a NOTICE if it takes long.
  */
 typedef void (*MrCacheBuild)(void *arg, MrSection *sections);
@@ -332,12 +332,17 @@ typedef struct MrModel
 	NameData owner_name; /* what he was called; see mr_model_enter */
 	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
+	MrAlsSettings
+		als; /* what it was trained with, the rank as it is; of an import what is usual, and how it is stored */
+	/* In the cache, read-only: */
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
 	const float
 		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
 	struct MrHistoryReader *history; /* history.c */
+	MrCache *cache;
+	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
 	/* recommend.c */
 	MrPlan shape_plan; /* the query */
 	MrPlan seen_plan;  /* items of user $1 */
@@ -350,9 +355,9 @@ typedef struct MrModel
 } MrModel;
 
 /*
- * The active version of a model, all of it in memory; valid until CurrentMemoryContext is reset.  This is the one
- * place that decides where hot data comes from.  Errors: 42704 no such model, 55000 no active version, XX001 a
- * block fails its check.  Needs an SPI connection.
+ * The active version of a model, for the active snapshot; valid until CurrentMemoryContext is reset.  This is the one
+ * place that decides where hot data comes from: the cache of the version, which is made from its blocks if there is none.
+ * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
 
@@ -451,5 +456,75 @@ extern int mr_model_store(const MrNewModel *new_model);
 
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+
+/* ---- history.c: what each user has, live ---- */
+
+typedef struct MrHistory
+{
+	int64 n;
+	int32 *row;	  /* items that the model knows: ascending, distinct */
+	float *value; /* their values, summed */
+	uint64 fingerprint;
+} MrHistory;
+
+/* ---- recommend.c ---- */
+
+/* Where a row of a list comes from. */
+typedef enum MrListSource
+{
+	MR_SOURCE_MODEL,
+	MR_SOURCE_FOLD_IN,
+	MR_SOURCE_HISTORY, /* an item that the user has, raised by that */
+	MR_SOURCE_BASELINE
+} MrListSource;
+
+#define MR_N_LIST_SOURCES (MR_SOURCE_BASELINE + 1)
+
+/* model, fold_in, history, baseline */
+extern const char *mr_list_source_name(MrListSource source);
+
+/* What lists are wanted; MR_DEFAULT_WISH is what recommend_top_k does if it is not told otherwise (wants math.h). */
+typedef struct MrWish
+{
+	int64 k;
+	bool exclude_seen;
+	const int32 *only; /* candidates: rows of model->items, ascending and distinct; NULL: all items */
+	int64 n_only;
+	int max_per_category; /* 0, or the model has no item features: no limit */
+	const char *baseline; /* NULL: nothing is listed from one */
+	float own_history; /* weight of what the user has, if that is not excluded; NaN: the model's; 0: none */
+	bool fold_in;
+	bool with_history; /* read what users have even if no list needs it, for the sink */
+} MrWish;
+
+#define MR_DEFAULT_WISH \
+	((MrWish){.k = 10, .exclude_seen = true, .baseline = "top", .own_history = NAN, .fold_in = true})
+
+typedef struct MrListed
+{
+	MrKey item;
+	int32 row; /* of model->items; -1: an item of the baseline that the model does not know */
+	float score;
+	MrListSource source;
+} MrListed;
+
+/*
+ * Receives the list of users[i], best first, at most k rows, and what that user has (n 0 if it was not read).  All of it is
+ * valid until it returns.  Called by the backend, while threads may be at work: it may not open models nor leave by
+ * anything but an error.
+ */
+typedef void (*MrListSink)(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *history);
+
+/*
+ * Lists for users, in their order.  A key of text without bytes is nobody, who gets the baseline.  What users have is read
+ * live, as the model's owner; a user whom the model does not know, or has newer rows of, is folded in.  One thread: all is done
+ * here; more, or 0 for one a processor: threads compute while the sink takes the lists before.  Memory does not grow with n.
+ * Needs an SPI connection.
+ */
+extern void mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
+							  MrListSink sink, void *arg);
+/* The list of somebody who has this, and of whom nothing else is known. */
+extern void
+mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
 
 #endif

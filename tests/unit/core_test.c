@@ -1147,6 +1147,129 @@ test_als_start_is_normal(void **state)
 	free(again);
 }
 
+/* ---- folds ---- */
+
+/* Every row of a half-step, folded alone; and what its ratings contribute to the score of an item. */
+static void
+check_fold(MrcAlsParams params, int n_users, int n_items, double share)
+{
+	int rank = params.rank;
+	float *dense = calloc((size_t) n_users * n_items, sizeof(float));
+	float *user = malloc((size_t) rank * sizeof(float));
+	float *contribution = malloc((size_t) n_items * sizeof(float));
+	void *shared = aligned(mrc_fold_shared_bytes(rank));
+	void *again = aligned(mrc_fold_shared_bytes(rank));
+	void *scratch = aligned(mrc_fold_scratch_bytes(&params));
+
+	for (int i = 0; i < n_users * n_items; i++)
+		if (uniform() < share * (1 + i / n_items % 10))
+			dense[i] = (float) (rand() % 5 + (params.implicit ? 0 : 1)); /* 0 does not count */
+	MrcAls als = als_of(dense, n_users, n_items, params, 2);
+
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	for (int n_threads = 1; n_threads < 4; n_threads += 2)
+	{
+		MrcPool *pool = pool_of(n_threads);
+		void *prepare = aligned(mrc_fold_prepare_scratch_bytes(rank, n_threads));
+
+		assert_int_equal(
+			mrc_fold_prepare(pool, &params, als.item, n_items, n_threads == 1 ? shared : again, prepare),
+			MRC_OK);
+		free(prepare);
+		pool_free(pool);
+	}
+	assert_memory_equal(shared, again, mrc_fold_shared_bytes(rank));
+	for (int row = 0; row < n_users; row++)
+	{
+		int64_t start = als.by_user.start[row];
+		int64_t n = als.by_user.start[row + 1] - start;
+		const int32_t *index = als.by_user.index + start;
+		const float *value = als.by_user.value + start;
+		const float *wanted = als.user + (size_t) row * rank;
+		double most = 0;
+		double off = 0;
+
+		assert_int_equal(mrc_fold(&params, shared, als.item, n_items, index, value, n, user, scratch),
+						 MRC_OK);
+		for (int i = 0; i < rank; i++)
+		{
+			most = fmax(most, fabsf(wanted[i]));
+			off = fmax(off, fabsf(wanted[i] - user[i]));
+		}
+		assert_true(off <= 1e-3 * most);
+		for (int32_t item = 0; item < n_items; item += n_items / 3)
+		{
+			double sum = 0;
+			double size = 1e-3;
+			double score = 0;
+
+			assert_int_equal(mrc_fold_explain(&params, shared, als.item, n_items, index, value, n, item,
+											  contribution, scratch),
+							 MRC_OK);
+			for (int64_t e = 0; e < n; e++)
+			{
+				sum += contribution[e];
+				size += fabsf(contribution[e]);
+				assert_true(!params.implicit || value[e] > 0 || contribution[e] == 0);
+			}
+			for (int i = 0; i < rank; i++)
+				score += (double) user[i] * als.item[(size_t) item * rank + i];
+			assert_true(fabs(sum - score) < 1e-3 * size);
+		}
+	}
+	als_free(&als);
+	free(dense);
+	free(user);
+	free(contribution);
+	free(shared);
+	free(again);
+	free(scratch);
+}
+
+static void
+test_folds_are_rows(void **state)
+{
+	static const int ranks[] = {1, 5, 16, 33, 64};
+
+	(void) state;
+	srand(SEED);
+	for (size_t i = 0; i < sizeof(ranks) / sizeof(ranks[0]); i++)
+	{
+		check_fold((MrcAlsParams){ranks[i], true, 2, 0.1, 0.05, 1, false}, 60, 200, 0.03);
+		check_fold((MrcAlsParams){ranks[i], true, 2, 1, 0.5, 0, true}, 60, 200, 0.03);
+		check_fold((MrcAlsParams){ranks[i], false, 0, 0, 0.1, 1, false}, 60, 200, 0.03);
+		check_fold((MrcAlsParams){ranks[i], false, 0, 0, 0.1, 1, true}, 60, 200, 0.03);
+	}
+	check_fold((MrcAlsParams){300, true, 2, 0.1, 0.05, 1, false}, 10, 400, 0.05);
+}
+
+/* What cannot be solved says so. */
+static void
+test_folds_that_fail(void **state)
+{
+	MrcAlsParams params = {4, false, 0, 0, 0, 0, false};
+	float item[8 * 4] = {0};
+	const int32_t index[] = {1, 3, 4, 5, 6};
+	const float value[] = {1, 1, 1, 1, 1};
+	float user[4];
+	void *shared = aligned(mrc_fold_shared_bytes(4));
+	void *scratch = aligned(mrc_fold_scratch_bytes(&params));
+
+	(void) state;
+	memset(shared, 0, mrc_fold_shared_bytes(4));
+	assert_int_equal(mrc_fold(&params, shared, item, 8, index, value, 5, user, scratch), MRC_NOTPD);
+	item[4] = INFINITY;
+	assert_int_not_equal(mrc_fold(&params, shared, item, 8, index, value, 5, user, scratch), MRC_OK);
+	assert_int_equal(mrc_fold(&params, shared, item, 8, index, value, 0, user, scratch), MRC_OK);
+	for (int i = 0; i < 4; i++)
+		assert_true(user[i] == 0);
+	free(shared);
+	free(scratch);
+}
+
 /* ---- top-k ---- */
 
 static int
@@ -1782,6 +1905,8 @@ main(void)
 		cmocka_unit_test(test_als_small_and_singular),
 		cmocka_unit_test(test_als_pauses),
 		cmocka_unit_test(test_als_start_is_normal),
+		cmocka_unit_test(test_folds_are_rows),
+		cmocka_unit_test(test_folds_that_fail),
 		cmocka_unit_test(test_top_order),
 		cmocka_unit_test(test_topk_against_sort),
 		cmocka_unit_test(test_ranking_by_hand),
