@@ -362,6 +362,13 @@ key_datum(const MrKey *key)
 					 : Int64GetDatum(key->value);
 }
 
+/* Nobody is a text without bytes. */
+static bool
+is_askable(const MrKey *user, bool is_text)
+{
+	return user->text == is_text && (!is_text || user->n_bytes > 0);
+}
+
 static void
 run_query(QueryReader *reader, SPIPlanPtr plan, int64 n_known)
 {
@@ -372,7 +379,7 @@ run_query(QueryReader *reader, SPIPlanPtr plan, int64 n_known)
 	int64 n = 0;
 
 	for (int64 i = 0; i < reader->n_users; i++)
-		if (reader->users[i].text == is_text)
+		if (is_askable(&reader->users[i], is_text))
 			values[n++] = key_datum(&reader->users[i]);
 	params->params[0] = (ParamExternData){.pflags = PARAM_FLAG_CONST, .ptype = SPI_getargtypeid(plan, 0)};
 	if (SPI_getargtypeid(plan, 0) == (is_text ? TEXTOID : INT8OID))
@@ -408,7 +415,7 @@ convert_users(QueryReader *reader, const MrKey *users, int64 n_users)
 		char *space = users[i].text == is_text ? NULL : palloc(MR_KEY_SPACE);
 
 		converted[i] = users[i];
-		if (!mr_key_convert(&users[i], is_text, &converted[i], space))
+		if (!mr_key_convert(&users[i], is_text, &converted[i], space) || !is_askable(&converted[i], is_text))
 			continue;
 		n_known++;
 		*user_slot(reader, &converted[i]) = (int32) i;

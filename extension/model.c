@@ -43,6 +43,8 @@ enum
 #define SIDE_BYTES 1						/* then the bytes of texts; */
 #define SIDE_FACTORS 2						/* then factors */
 #define SECTION_TRAINED_ON SIDE_SECTION(N_SIDES)
+#define SECTION_INDEX (SECTION_TRAINED_ON + 1) /* of the items, as mrc_index_build() writes it */
+#define SECTION_FOLD (SECTION_INDEX + 1)	   /* as mrc_fold_prepare() writes it; empty if that fails */
 
 typedef struct VersionMeta
 {
@@ -308,13 +310,61 @@ set_active(const char *name, int version)
 					 SPI_OK_UPDATE, name, version);
 	if (SPI_processed == 0)
 		return false;
-	exec_for_version("UPDATE millrace.model SET active = $2 WHERE name = $1", SPI_OK_UPDATE, name, version);
+	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
+					 SPI_OK_UPDATE, name, version);
 	return true;
+}
+
+/* What the version was trained with; one that was imported has what is usual. */
+static void
+read_parameters(const char *name, int version, MrAlsSettings *als)
+{
+	Oid types[2] = {TEXTOID, INT4OID};
+	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
+
+	mr_exec_args("SELECT p.key, p.value FROM millrace.model_version AS v, "
+				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2 "
+				 "AND p.key <> 'imported'",
+				 SPI_OK_SELECT, true, 2, types, values, NULL);
+	mr_als_settings_init(als);
+	for (uint64 i = 0; i < SPI_processed; i++)
+		mr_als_settings_set(als, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
+							SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2));
+	mr_als_settings_finish(als);
+}
+
+/* What is computed from the items, for searches and folds. */
+static void
+compute_sections(const MrSide *items, const MrcAlsParams *params, MrSection *sections)
+{
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace sections", ALLOCSET_DEFAULT_SIZES);
+	Size index_bytes = mrc_index_bytes(items->ids.n, items->rank);
+	Size fold_bytes = mrc_fold_shared_bytes(items->rank);
+	void *index = mr_cache_alloc(index_bytes);
+	void *fold = mr_cache_alloc(fold_bytes);
+	MemoryContext before = MemoryContextSwitchTo(context);
+	MrcPool *pool = mr_pool_create(context, mr_n_threads(0));
+	MrcStatus status = mrc_index_build(pool, items->factors, items->ids.n, items->rank, index,
+									   mr_cache_alloc(mrc_index_scratch_bytes(items->ids.n)));
+
+	if (status != MRC_OK)
+		elog(ERROR, "an index of items failed with status %d", status);
+	sections[SECTION_INDEX] = (MrSection){index, index_bytes};
+	status =
+		mrc_fold_prepare(pool, params, items->factors, items->ids.n, fold,
+						 mr_cache_alloc(mrc_fold_prepare_scratch_bytes(items->rank, mrc_pool_size(pool))));
+	if (status == MRC_OK)
+		sections[SECTION_FOLD] = (MrSection){fold, fold_bytes};
+	mr_pool_destroy(pool);
+	MemoryContextSwitchTo(before);
+	MemoryContextDelete(context);
 }
 
 /* The sections of a version that is in memory; what is made is in the current memory context. */
 static void
-make_sections(const MrSide *const *sides, const float *trained_on, MrSection *sections)
+make_sections(const MrSide *const *sides, const float *trained_on, const MrcAlsParams *params,
+			  MrSection *sections)
 {
 	VersionMeta *meta = palloc0(sizeof(VersionMeta));
 
@@ -339,19 +389,27 @@ make_sections(const MrSide *const *sides, const float *trained_on, MrSection *se
 	if (trained_on)
 		sections[SECTION_TRAINED_ON] =
 			(MrSection){trained_on, sides[SIDE_USERS]->ids.n * TRAINED_ON_RANK * sizeof(float)};
+	compute_sections(sides[SIDE_ITEMS], params, sections);
 }
 
 /* From memory, so that who reads first has nothing to wait for. */
 static void
-write_cache(const MrNewModel *new_model, const pg_uuid_t *uuid)
+write_cache(const MrNewModel *new_model, int version, const pg_uuid_t *uuid)
 {
+	MrAlsSettings als;
+
 	const MrSide *sides[N_SIDES] = {&new_model->users, &new_model->items, &new_model->baseline};
 	MrSection sections[MR_CACHE_SECTIONS] = {0};
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace version", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext before = MemoryContextSwitchTo(context);
 
-	make_sections(sides, new_model->trained_on, sections);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	read_parameters(new_model->name, version, &als);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(context);
+	als.core.rank = new_model->items.rank;
+	make_sections(sides, new_model->trained_on, &als.core, sections);
 	mr_cache_write(uuid, MR_CACHE_VERSION, psprintf("model \"%s\"", new_model->name), sections);
 	MemoryContextSwitchTo(before);
 	MemoryContextDelete(context);
@@ -378,10 +436,11 @@ mr_model_store(const MrNewModel *new_model)
 	}
 	store_iterations(new_model, version);
 	if (new_model->activate)
+	{
 		(void) set_active(new_model->name, version);
+		write_cache(new_model, version, &uuid);
+	}
 	mr_leave(&guard);
-	if (new_model->activate)
-		write_cache(new_model, &uuid);
 	return version;
 }
 
@@ -918,24 +977,6 @@ uuid_of_row(const Row *row)
 	return uuid;
 }
 
-/* What the version was trained with; one that was imported has what is usual. */
-static void
-read_parameters(const char *name, int version, MrAlsSettings *als)
-{
-	Oid types[2] = {TEXTOID, INT4OID};
-	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
-
-	mr_exec_args("SELECT p.key, p.value FROM millrace.model_version AS v, "
-				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2 "
-				 "AND p.key <> 'imported'",
-				 SPI_OK_SELECT, true, 2, types, values, NULL);
-	mr_als_settings_init(als);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		mr_als_settings_set(als, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
-							SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2));
-	mr_als_settings_finish(als);
-}
-
 /* A model without its factors, in a context of its own. */
 static MrModel *
 new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
@@ -949,8 +990,6 @@ new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
 	bool null;
 
 	model->context = context;
-	mr_plan_init(&model->shape_plan, context);
-	mr_plan_init(&model->seen_plan, context);
 	model->name = pstrdup(name);
 	model->version = row->version;
 	model->uuid = *uuid;
@@ -987,7 +1026,7 @@ announce(const MrModel *model)
 static void
 build_version(void *arg, MrSection *sections)
 {
-	const MrModel *model = arg;
+	MrModel *model = arg;
 	Loader loader = {model->name, model->version, CurrentMemoryContext};
 	MrSide users = {.rank = 1};
 	MrSide items = {.rank = 1};
@@ -1005,12 +1044,13 @@ build_version(void *arg, MrSection *sections)
 		(void) load_side(&loader, &baseline, "baseline", false);
 	is_known = load_side(&loader, &trained_on, "trained_on", true);
 	mr_leave(&guard);
+	model->als.core.rank = items.rank;
 	if (users.rank != items.rank || baseline.rank != 1)
 		corrupt_block(&loader, "item", 0, "its rank is not that of the other side");
 	if (is_known && (trained_on.ids.n != users.ids.n || trained_on.rank != TRAINED_ON_RANK))
 		corrupt_block(&loader, "trained_on", 0, "it does not fit the users");
 	MemoryContextSwitchTo(loader.context);
-	make_sections(sides, is_known ? trained_on.factors : NULL, sections);
+	make_sections(sides, is_known ? trained_on.factors : NULL, &model->als.core, sections);
 }
 
 /* The arrays of a side are in the cache, and are only read. */
@@ -1042,6 +1082,9 @@ open_cache(MrModel *model)
 	open_side(model->cache, SIDE_ITEMS, &model->items);
 	open_side(model->cache, SIDE_BASELINE, &model->baseline);
 	model->trained_on = model->cache->sections[SECTION_TRAINED_ON].data;
+	mrc_index_open(&model->index, model->items.factors, model->items.ids.n, model->items.rank,
+				   model->cache->sections[SECTION_INDEX].data);
+	model->fold = model->cache->sections[SECTION_FOLD].data;
 }
 
 /* The version among those kept; what is kept of the model's other versions becomes stale. */

@@ -1,5 +1,5 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c,
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c,
  * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
@@ -340,13 +340,12 @@ typedef struct MrModel
 	MrSide baseline;
 	const float
 		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
+	MrcIndex index;	 /* of the items */
+	const void *
+		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
 	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
-	/* recommend.c */
-	MrPlan shape_plan; /* the query */
-	MrPlan seen_plan;  /* items of user $1 */
-	MrShape seen_shape;
 	/* model.c */
 	MemoryContext context;
 	int n_pins;
@@ -376,7 +375,7 @@ typedef struct MrHistory
 /*
  * What these users have now: as the active snapshot shows it, so who asks in the statement that has inserted it must count
  * the command and push a newer one (CommandCounterIncrement, PushActiveSnapshot(GetTransactionSnapshot())).  histories:
- * n_users, in the order of the users (distinct ones); empty for whom nothing is known, and if model->query is NULL.  In
+ * n_users, in the order of the users (distinct ones; a text without bytes is nobody); empty for whom nothing is known, and if model->query is NULL.  In
  * CurrentMemoryContext: 8 bytes an item, and while it runs 24, so ask for thousands of users at once, not for millions.
  */
 extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *histories);
@@ -454,18 +453,51 @@ extern void mr_model_unknown(const char *name);
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
 
-/* The name that an argument holds; 22023 if it is NULL or empty. */
-extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+/* ---- lists.c: categories of items, and baselines ---- */
 
-/* ---- history.c: what each user has, live ---- */
+/*
+ * The categories of a model's items (set_item_features).  Category numbers count from 0 in the bytewise order of their
+ * names, and hold for one opening only: another may have others.
+ */
+typedef struct MrLists
+{
+	const int32 *category; /* of each row of model->items, -1: none; NULL: the model has no features */
+	int32 n_categories;
+	const struct MrListsImage *image;
+} MrLists;
 
-typedef struct MrHistory
+/* Valid until CurrentMemoryContext is reset.  Needs an SPI connection. */
+extern const MrLists *mr_lists_open(MrModel *model);
+/* The category of any item that has features, whether the model knows it or not; -1: none. */
+extern int32 mr_lists_category(const MrLists *lists, const MrModel *model, const MrKey *item);
+extern text *mr_lists_category_name(const MrLists *lists, int32 category);
+
+/*
+ * A list for everybody, best first.  'top': the items of the most users (none if the model was imported without
+ * ratings); 'random': all items that the model knows, in an order that the version's seed and number decide;
+ * 'top_5', 'random_5': the first five of five different categories, an item without one being its own (fewer if there are
+ * no more categories); any other name: what set_baseline gave.
+ */
+typedef struct MrBaseline
 {
 	int64 n;
-	int32 *row;	  /* items that the model knows: ascending, distinct */
-	float *value; /* their values, summed */
-	uint64 fingerprint;
-} MrHistory;
+	const int32 *row;	   /* of model->items; -1: the model does not know the item */
+	const float *score;	   /* never ascending */
+	const int32 *category; /* of MrLists; -1: none; NULL: the model has no features */
+	const struct MrListsImage *image;
+	const struct MrListsBaseline *entry;
+	const int32 *position; /* of each in the entry; NULL: the same */
+} MrBaseline;
+
+/* As mr_lists_open.  42704 if the model has no baseline of that name. */
+extern const MrBaseline *mr_baseline_open(MrModel *model, const char *name);
+/* The id of the i-th: a bigint if the model's are and it looks like one, else a text. */
+extern MrKey mr_baseline_key(const MrModel *model, const MrBaseline *baseline, int64 i);
+/* After a retraining: evaluates the model's lists again, for its owner.  A list that fails stays as it is, with a warning. */
+extern void mr_lists_retrained(const char *name, Oid owner);
+
+/* The name that an argument holds; 22023 if it is NULL or empty. */
+extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 
 /* ---- recommend.c ---- */
 

@@ -1008,6 +1008,7 @@ Datum
 mr_retrain(PG_FUNCTION_ARGS)
 {
 	Training training = {.start_ms = mr_now_ms()};
+	Datum result;
 
 	PreventCommandIfReadOnly("millrace.retrain()");
 	retrain_arguments(fcinfo, &training);
@@ -1018,5 +1019,7 @@ mr_retrain(PG_FUNCTION_ARGS)
 	SPI_connect();
 	mr_model_definition(training.name, &training.query, &training.settings, &training.als);
 	retrain_settings(fcinfo, &training.als);
-	PG_RETURN_DATUM(train(fcinfo, &training));
+	result = train(fcinfo, &training);
+	mr_lists_retrained(training.name, training.owner);
+	PG_RETURN_DATUM(result);
 }
