@@ -11,7 +11,6 @@
 
 #include <math.h>
 
-#include "standin.h"
 
 static const bool CAN_FOLD = false;
 

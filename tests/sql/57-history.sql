@@ -37,9 +37,9 @@ CREATE TABLE t (u varchar(20), i text);
 INSERT INTO t SELECT 'u' || u, 'item ' || i FROM (SELECT u, i FROM truth) AS q;
 CREATE TEMP TABLE done2 AS SELECT millrace.train_als('t', 'SELECT u, i FROM t', rank => 4, iterations => 2);
 SELECT is(pg_temp.has('t', VARIADIC array_agg(DISTINCT u)), (SELECT string_agg(format('%s:%s=1', u, i), ' ' ORDER BY u COLLATE "C", i COLLATE "C") FROM t), 'texts') FROM t;
-INSERT INTO t VALUES ('u5', 'item 1'), ('u5', 'item 1'), ('42', 'item 2');
+INSERT INTO t VALUES ('u5', 'item 1'), ('u5', 'item 1'), ('42', 'item 1');
 SELECT matches(pg_temp.has('t', 'u5'), 'u5:item 1=[23]( |$)', 'how often');
-SELECT is(pg_temp.has('t', '42'), '42:item 2=1', 'a text of digits');
+SELECT is(pg_temp.has('t', '42'), '42:item 1=1', 'a text of digits');
 SELECT is(pg_temp.new('t', 'u5', 'u6'), 'u5=t u6=f', 'new of texts');
 
 -- Far apart
