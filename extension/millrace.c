@@ -152,8 +152,8 @@ free_replaced_plans(XactEvent event, void *arg)
 	replaced_plans = NIL;
 }
 
-static void
-replace_plan(SPIPlanPtr *kept)
+void
+mr_plan_discard(SPIPlanPtr *kept)
 {
 	static bool registered = false;
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
@@ -212,7 +212,7 @@ mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 				LockRelationOid(lfirst_oid(lc2), AccessShareLock);
 		if (SPI_plan_is_valid(*kept))
 			return *kept;
-		replace_plan(kept);
+		mr_plan_discard(kept);
 	}
 	foreach (lc, pg_parse_query(sql))
 	{
