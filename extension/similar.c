@@ -6,6 +6,7 @@
  */
 #include "model.h"
 
+#include "catalog/pg_proc.h"
 #include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(mr_similar_items);
@@ -49,8 +50,8 @@ aligned(Size n_bytes)
 
 /* The k rows whose cosine with the factor is greatest, but for the row itself (-1: it is not among them). */
 static void
-put_similar(ReturnSetInfo *rsinfo, const MrcIndex *index, const MrIds *ids, const float *factor, int64 row, int64 k,
-			const int32 *only, int64 n_only)
+put_similar(ReturnSetInfo *rsinfo, const MrcIndex *index, const MrIds *ids, const float *factor, int64 row,
+			int64 k, const int32 *only, int64 n_only)
 {
 	int32 skip = (int32) row;
 	MrcSearch search = {.user = factor,

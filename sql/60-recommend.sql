@@ -45,27 +45,27 @@ COMMENT ON FUNCTION millrace.recommend_from_items(text, text[], int, bool, text,
 'The same for item ids of type text';
 
 CREATE FUNCTION millrace.similar_items(model text, item_id bigint, k int = 10, candidates text = NULL,
-	OUT rank int, OUT similar_id bigint, OUT "similar" text, OUT score real)
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_items';
 COMMENT ON FUNCTION millrace.similar_items(text, bigint, int, text) IS
 'The k items that are most like an item, by the cosine of their factors, best first, equal ones in the order of ids; the item itself is left out. No rows if the model does not know the item (NULL too).
-candidates: only these items, as in recommend_top_k. similar_id is NULL where item ids are text; "similar" is always set.';
+candidates: only these items, as in recommend_top_k. neighbor_id is NULL where item ids are text; neighbor is always set.';
 
 CREATE FUNCTION millrace.similar_items(model text, item_id text, k int = 10, candidates text = NULL,
-	OUT rank int, OUT similar_id bigint, OUT "similar" text, OUT score real)
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_items';
 COMMENT ON FUNCTION millrace.similar_items(text, text, int, text) IS
 'The same for item ids of type text; an id that is written as an integer also finds that item in a model with integer ids, and the other way round';
 
 CREATE FUNCTION millrace.similar_users(model text, user_id bigint, k int = 10, fold_in bool = true,
-	OUT rank int, OUT similar_id bigint, OUT "similar" text, OUT score real)
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_users';
 COMMENT ON FUNCTION millrace.similar_users(text, bigint, int, bool) IS
 'The k users that the model knows who are most like a user, by the cosine of their factors, best first, equal ones in the order of ids; the user himself is left out. fold_in: as in recommend_top_k, so that a new user with rows has similar ones, too. No rows if nothing is known of the user.
-similar_id is NULL where user ids are text; "similar" is always set.';
+neighbor_id is NULL where user ids are text; neighbor is always set.';
 
 CREATE FUNCTION millrace.similar_users(model text, user_id text, k int = 10, fold_in bool = true,
-	OUT rank int, OUT similar_id bigint, OUT "similar" text, OUT score real)
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_users';
 COMMENT ON FUNCTION millrace.similar_users(text, text, int, bool) IS
 'The same for user ids of type text';
