@@ -475,7 +475,8 @@ push_scores(JsonbParseState **state, const MrScoreCounts *scores)
 	if (scores->n_users == 0)
 		return;
 	push_number(state, "users", psprintf(UINT64_FORMAT, scores->n_users));
-	push_number(state, "precision_own", psprintf("%.6f", scores->own / scores->n_users));
+	if (scores->n_listed > 0)
+		push_number(state, "precision_own", psprintf("%.6f", scores->own / scores->n_listed));
 	if (scores->n_judged == 0)
 		return;
 	push_number(state, "judged", psprintf(UINT64_FORMAT, scores->n_judged));

@@ -80,6 +80,13 @@
 #define mr_rte_clear_permissions(rte) ((rte)->requiredPerms = 0)
 #endif
 
+/* The sequence of an identity column; InvalidOid if it is none. */
+#if PG_VERSION_NUM >= 170000
+#define mr_identity_sequence(rel, column) getIdentitySequence((rel), (column), true)
+#else
+#define mr_identity_sequence(rel, column) getIdentitySequence(RelationGetRelid(rel), (column), true)
+#endif
+
 /* Runs a query to its end.  Before PostgreSQL 18 one says that it is run only once. */
 #if PG_VERSION_NUM >= 180000
 #define mr_executor_run(query) ExecutorRun((query), ForwardScanDirection, 0)
@@ -523,6 +530,7 @@ typedef struct MrScorer MrScorer;
 typedef struct MrScoreCounts
 {
 	uint64 n_users;
+	uint64 n_listed; /* those whose list is not empty */
 	double own;		 /* sum of precision_own of the last list of each */
 	uint64 n_judged; /* those who had a list before */
 	double next;	 /* sum of their precision_next */

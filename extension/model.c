@@ -992,8 +992,6 @@ new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
 	bool null;
 
 	model->context = context;
-	mr_plan_init(&model->shape_plan, context);
-	mr_plan_init(&model->seen_plan, context);
 	model->name = pstrdup(name);
 	model->version = row->version;
 	model->uuid = *uuid;
