@@ -44,10 +44,23 @@ typedef enum LatePolicy
 	LATE_DIVERT
 } LatePolicy;
 
+typedef enum StreamKind
+{
+	STREAM_PIPE,
+	STREAM_AGGREGATE,
+	STREAM_SCORER,
+	STREAM_ALERT
+} StreamKind;
+
+static const char *const KINDS[] = {[STREAM_PIPE] = "pipe",
+									[STREAM_AGGREGATE] = "aggregate",
+									[STREAM_SCORER] = "scorer",
+									[STREAM_ALERT] = "alert"};
+
 typedef struct Stream
 {
 	char *name;
-	bool is_pipe;
+	StreamKind kind;
 	bool is_suspended;	/* stopped or failed: it takes no rows, which are kept or marked */
 	bool is_filling;	/* older rows are missing: no window can be closed */
 	bool may_fail;		/* an error suspends it, and not the batch */
@@ -56,7 +69,7 @@ typedef struct Stream
 	Oid owner;
 	ArrayType *settings;
 	char *command;				/* pipe */
-	Oid target;					/* … the table it fills */
+	Oid target;					/* … the table it fills; scorer: its table; alert: its view */
 	SPIPlanPtr pipe;			/* … NULL until first used */
 	Oid definition;				/* continuous aggregate: its view NAME_query */
 	Oid state;					/* … its table NAME_state */
@@ -67,9 +80,9 @@ typedef struct Stream
 	TimestampTz retained_from;	/* … states before it were dropped; DT_NOBEGIN: none */
 	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
-	uint64 planned_at;			/* … Leaf.n_changes when it was planned */
-	bool is_alert;				/* alert: target is its view */
-	MrAlert *alert;				/* … NULL until first used */
+	uint64 planned_at;			/* aggregate, scorer: Leaf.n_changes when it was planned */
+	MrScorer *scorer;			/* scorer: NULL until first used */
+	MrAlert *alert;				/* alert: NULL until first used */
 } Stream;
 
 typedef struct Leaf
@@ -97,6 +110,7 @@ typedef struct StreamWork
 	uint64 rows;
 	double ms;
 	uint64 n_late;
+	MrScoreCounts scores; /* of a scorer */
 	/* of an aggregate */
 	Oid owner;
 	ArrayType *settings;
@@ -221,6 +235,15 @@ read_status(Stream *stream, HeapTuple tuple, TupleDesc desc)
 	stream->window_text = SPI_getvalue(tuple, desc, 19);
 }
 
+static StreamKind
+kind_named(const char *name)
+{
+	for (int i = 0; i < lengthof(KINDS); i++)
+		if (strcmp(KINDS[i], name) == 0)
+			return (StreamKind) i;
+	elog(ERROR, "streams of kind \"%s\" are not known", name);
+}
+
 static void
 read_streams(Leaf *leaf)
 {
@@ -241,16 +264,17 @@ read_streams(Leaf *leaf)
 	PushActiveSnapshot(GetLatestSnapshot());
 	SPI_connect();
 	mr_exec_args(
-		"SELECT s.source, t.name, t.kind = 'pipe', coalesce(c.relowner, t.owner), t.settings,"
+		"SELECT s.source, t.name, t.kind, coalesce(c.relowner, t.owner), t.settings,"
 		" t.command, t.target, t.definition, t.state, o.relowner, t.delta, t.watermark, t.late_policy,"
-		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text,"
-		" t.kind = 'alert'"
+		" t.retained_from, t.retain IS NOT NULL, t.status, t.on_error, t.error, t.window_text"
 		" FROM " MR_SCHEMA ".sources s JOIN pg_catalog.pg_class o ON o.oid = s.source"
 		" LEFT JOIN " MR_SCHEMA
 		".stream t ON t.kind <> 'rollup' AND (t.source = s.source OR t.kind = 'alert' AND EXISTS"
 		" (SELECT FROM " MR_SCHEMA ".stream a WHERE a.source = s.source AND a.target = ANY (t.inputs)))"
-		" LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE t.kind WHEN 'alert' THEN t.target ELSE t.state END"
-		" WHERE s.source = ANY ($1) ORDER BY t.kind = 'alert', t.seq",
+		" LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN t.kind IN ('alert', 'scorer') THEN t.target "
+		"ELSE"
+		" t.state END WHERE s.source = ANY ($1)"
+		" ORDER BY CASE t.kind WHEN 'scorer' THEN 1 WHEN 'alert' THEN 2 ELSE 0 END, t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -267,7 +291,7 @@ read_streams(Leaf *leaf)
 		if (stream->name == NULL)
 			continue;
 		stream->name = pstrdup(stream->name);
-		stream->is_pipe = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
+		stream->kind = kind_named(SPI_getvalue(tuple, desc, 3));
 		stream->owner = DatumGetObjectId(SPI_getbinval(tuple, desc, 4, &isnull));
 		stream->settings = DatumGetArrayTypePCopy(SPI_getbinval(tuple, desc, 5, &isnull));
 		stream->command = SPI_getvalue(tuple, desc, 6);
@@ -289,8 +313,7 @@ read_streams(Leaf *leaf)
 			stream->retained_from = DT_NOBEGIN;
 		stream->has_retention = DatumGetBool(SPI_getbinval(tuple, desc, 15, &isnull));
 		read_status(stream, tuple, desc);
-		stream->is_alert = DatumGetBool(SPI_getbinval(tuple, desc, 20, &isnull));
-		leaf->has_alerts |= stream->is_alert;
+		leaf->has_alerts |= stream->kind == STREAM_ALERT;
 		leaf->depends =
 			lappend_oid(lappend_oid(lappend_oid(leaf->depends, leaf->source), stream->target), stream->state);
 		leaf->streams = lappend(leaf->streams, stream);
@@ -418,6 +441,7 @@ merge_work(BatchWork *into, const BatchWork *from)
 		sum->max_time = Max(sum->max_time, before.max_time);
 		if (OidIsValid(before.alert))
 			mr_times_merge(&sum->fired, &before.fired);
+		mr_score_counts_add(&sum->scores, &before.scores);
 	}
 }
 
@@ -444,7 +468,25 @@ push_number(JsonbParseState **state, const char *key, const char *number)
 	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
-/* {"purchases": {"ms": 0.4, "rows": 12}, …}; with a watermark, also "late" and "watermark" */
+/* Of a scorer: the users and the means over them, as far as there are any. */
+static void
+push_scores(JsonbParseState **state, const MrScoreCounts *scores)
+{
+	if (scores->n_users == 0)
+		return;
+	push_number(state, "users", psprintf(UINT64_FORMAT, scores->n_users));
+	if (scores->n_listed > 0)
+		push_number(state, "precision_own", psprintf("%.6f", scores->own / scores->n_listed));
+	if (scores->n_judged == 0)
+		return;
+	push_number(state, "judged", psprintf(UINT64_FORMAT, scores->n_judged));
+	push_number(state, "precision_next", psprintf("%.6f", scores->next / scores->n_judged));
+}
+
+/*
+ * {"purchases": {"ms": 0.4, "rows": 12}, …}; with a watermark, also "late" and "watermark"; of a scorer "users",
+ * "precision_own", "judged", "precision_next"
+ */
 static Datum
 streams_json(List *streams)
 {
@@ -462,6 +504,7 @@ streams_json(List *streams)
 		push_number(&state, "rows", psprintf(UINT64_FORMAT, stream->rows));
 		if (stream->n_late)
 			push_number(&state, "late", psprintf(UINT64_FORMAT, stream->n_late));
+		push_scores(&state, &stream->scores);
 		if (OidIsValid(stream->state) && stream->seen && !TIMESTAMP_NOT_FINITE(stream->watermark))
 		{
 			push_string(&state, WJB_KEY, "watermark");
@@ -842,10 +885,25 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	return run.n_written;
 }
 
+static uint64
+run_scorer(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
+{
+	if (stream->scorer)
+		mr_scorer_lock(stream->scorer);
+	if (stream->scorer == NULL || leaf->n_changes != stream->planned_at)
+	{
+		stream->scorer = NULL;
+		stream->planned_at = leaf->n_changes;
+		stream->scorer =
+			mr_scorer_plan(stream->command, stream->target, leaf->relid, leaf->context, &leaf->depends);
+	}
+	return mr_scorer_run(stream->scorer, rows, &counts->scores);
+}
+
 static bool
 is_aggregate(const Stream *stream)
 {
-	return !stream->is_pipe && !stream->is_alert;
+	return stream->kind == STREAM_AGGREGATE;
 }
 
 /* What was written of an aggregate, for the alerts that read it. */
@@ -937,15 +995,24 @@ handle(void *given)
 	Attempt *arg = given;
 	Stream *stream = arg->stream;
 	MrGuard guard;
-	uint64 n_rows;
+	uint64 n_rows = 0;
 
 	mr_enter(&guard, stream->owner, stream->settings);
-	if (stream->is_pipe)
-		n_rows = run_pipe(stream, arg->leaf->relid, arg->rows);
-	else if (stream->is_alert)
-		n_rows = run_alert(stream, arg->leaf, arg->counts, arg->changes);
-	else
-		n_rows = run_aggregate(stream, arg->leaf, arg->counts, arg->rows, arg->panes);
+	switch (stream->kind)
+	{
+		case STREAM_PIPE:
+			n_rows = run_pipe(stream, arg->leaf->relid, arg->rows);
+			break;
+		case STREAM_AGGREGATE:
+			n_rows = run_aggregate(stream, arg->leaf, arg->counts, arg->rows, arg->panes);
+			break;
+		case STREAM_SCORER:
+			n_rows = run_scorer(stream, arg->leaf, arg->counts, arg->rows);
+			break;
+		case STREAM_ALERT:
+			n_rows = run_alert(stream, arg->leaf, arg->counts, arg->changes);
+			break;
+	}
 	mr_leave(&guard);
 	arg->counts->rows += n_rows;
 }
@@ -1028,9 +1095,9 @@ keep_rows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, const char *reason)
 	MrGuard guard;
 
 	/* An alert that is started again looks at what has become final since. */
-	if (stream->is_alert)
+	if (stream->kind == STREAM_ALERT)
 		return;
-	if (!stream->is_pipe)
+	if (is_aggregate(stream))
 	{
 		mark_windows(stream, leaf, rows, NULL, reason);
 		return;
@@ -1090,7 +1157,7 @@ run_streams(Leaf *leaf, BatchWork *batch, Tuplestorestate *rows, List *changes)
 		Attempt arg = {.stream = stream, .leaf = leaf, .rows = rows, .changes = changes};
 		double ms;
 
-		if (rows == NULL && !stream->is_alert)
+		if (rows == NULL && stream->kind != STREAM_ALERT)
 			continue;
 		counts = arg.counts = stream_work(batch, stream->name);
 		if (leaf->has_alerts && is_aggregate(stream))

@@ -473,9 +473,9 @@ kept_transactions(const char *name)
 	return xids;
 }
 
-/* The command of a pipe, over the rows of each transaction that it did not take, in order; returns rows written. */
+/* A handler, run as the owner over the rows of each transaction that a stream did not take, in order. */
 uint64
-mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oid owner, ArrayType *settings)
+mr_replay_rows(const char *name, Oid source, Oid owner, ArrayType *settings, MrRowsHandler handler, void *arg)
 {
 	Oid types[2] = {TEXTOID, XID8OID};
 	Datum values[2] = {CStringGetTextDatum(name)};
@@ -498,7 +498,7 @@ mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oi
 		mr_leave(&guard);
 		mr_enter(&guard, owner, settings);
 		rows = as_source_rows(source, stored);
-		n_written += mr_run_pipe(command, target, source, rows);
+		n_written += handler(arg, source, rows);
 		mr_leave(&guard);
 		tuplestore_end(rows);
 		tuplestore_end(stored);

@@ -49,6 +49,10 @@ _PG_init(void)
 	DefineCustomIntVariable("millrace.threads", "Threads of one training or batch scoring.",
 							"0 means one per processor.", &mr_threads, 0, 0, 1024, PGC_SUSET, 0, NULL, NULL,
 							NULL);
+	DefineCustomIntVariable(
+		"millrace.cache_size", "How much disk space the cache files of a database may take.",
+		"Files used longest ago give way; a model that does not fit is kept in each session's own memory.",
+		&mr_cache_size_kb, 4 * 1024 * 1024, 0, INT_MAX, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("millrace.max_future",
 							"How far ahead of the clock an event time may be and still move a watermark.",
 							"Later ones are counted in their windows, but close no others.", &mr_max_future_s,
@@ -148,8 +152,8 @@ free_replaced_plans(XactEvent event, void *arg)
 	replaced_plans = NIL;
 }
 
-static void
-replace_plan(SPIPlanPtr *kept)
+void
+mr_plan_discard(SPIPlanPtr *kept)
 {
 	static bool registered = false;
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
@@ -208,7 +212,7 @@ mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types)
 				LockRelationOid(lfirst_oid(lc2), AccessShareLock);
 		if (SPI_plan_is_valid(*kept))
 			return *kept;
-		replace_plan(kept);
+		mr_plan_discard(kept);
 	}
 	foreach (lc, pg_parse_query(sql))
 	{

@@ -80,6 +80,13 @@
 #define mr_rte_clear_permissions(rte) ((rte)->requiredPerms = 0)
 #endif
 
+/* The sequence of an identity column; InvalidOid if it is none. */
+#if PG_VERSION_NUM >= 170000
+#define mr_identity_sequence(rel, column) getIdentitySequence((rel), (column), true)
+#else
+#define mr_identity_sequence(rel, column) getIdentitySequence(RelationGetRelid(rel), (column), true)
+#endif
+
 /* Runs a query to its end.  Before PostgreSQL 18 one says that it is run only once. */
 #if PG_VERSION_NUM >= 180000
 #define mr_executor_run(query) ExecutorRun((query), ForwardScanDirection, 0)
@@ -126,6 +133,8 @@ mr_timezone(const char *name, int64 *offset_us, pg_tz **tz)
 
 /* settings (millrace.c) */
 extern int mr_max_memory_kb; /* millrace.max_memory: the most that one training may allocate, in kB */
+extern int
+	mr_cache_size_kb; /* millrace.cache_size (cache.c): the most that all cache files of a database may take, in kB */
 extern int mr_threads; /* millrace.threads: threads of one training or batch scoring; 0 = one per core */
 
 /*
@@ -305,8 +314,10 @@ extern void mr_mark_table(Oid rel, const char *reason);
 /* late.c: see there */
 extern void mr_late_recomputed(const char *name, Oid source, Oid owner, ArrayType *settings,
 							   const char *time_text, const MrRanges *ranges);
-extern uint64
-mr_replay_pipe(const char *name, Oid source, const char *command, Oid target, Oid owner, ArrayType *settings);
+/* Rows that a pipe or a scorer did not take, of one transaction after the other, like those of table relid; returns rows written. */
+typedef uint64 (*MrRowsHandler)(void *arg, Oid relid, Tuplestorestate *rows);
+extern uint64 mr_replay_rows(const char *name, Oid source, Oid owner, ArrayType *settings,
+							 MrRowsHandler handler, void *arg);
 
 /* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
 extern void mr_check_stream_owner(const char *name);
@@ -510,6 +521,30 @@ extern void mr_alert_notify(const char *name, MrTimes *fired);
 extern void mr_alert_forget(Oid view);
 
 /*
+ * scorer.c: recommendations for the users of a batch.  A scorer planned for the batches of one table; keep and depends as
+ * for mr_aggregate_plan.  arguments: those of create_scorer as JSON.
+ */
+typedef struct MrScorer MrScorer;
+
+/* How well the lists of a scorer do; each statement counts a user once. */
+typedef struct MrScoreCounts
+{
+	uint64 n_users;
+	uint64 n_listed; /* those whose list is not empty */
+	double own;		 /* sum of precision_own of the last list of each */
+	uint64 n_judged; /* those who had a list before */
+	double next;	 /* sum of their precision_next */
+} MrScoreCounts;
+
+extern MrScorer *
+mr_scorer_plan(const char *arguments, Oid target, Oid relid, MemoryContext keep, List **depends);
+/* Lock the table of a kept plan, as planning does. */
+extern void mr_scorer_lock(const MrScorer *scorer);
+/* Score rows like those of the table, as the current user; returns rows written, and adds to counts. */
+extern uint64 mr_scorer_run(MrScorer *scorer, Tuplestorestate *rows, MrScoreCounts *counts);
+extern void mr_score_counts_add(MrScoreCounts *sum, const MrScoreCounts *counts);
+
+/*
  * batch.c: run the alerts over an aggregate (its view target) of a source for panes that were changed by other means than
  * a batch, and for windows that have become final since; panes may be NULL.
  */
@@ -521,6 +556,8 @@ extern void mr_alerts_changed(Oid source, Oid target, const MrTimes *panes);
  * 22023 if one of them is temporary: a caller's view would run its functions as the owner.
  */
 extern SPIPlanPtr mr_prepare(SPIPlanPtr *kept, const char *sql, int n_args, Oid *types);
+/* Free a kept plan, which an outer call may still be running, when the transaction ends. */
+extern void mr_plan_discard(SPIPlanPtr *kept);
 
 
 /* Number of processors that this process may use, or the setting millrace.threads. */

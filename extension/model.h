@@ -1,6 +1,6 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, model.c, recommend.c, evaluate.c,
- * import.c, tune.c.
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c,
+ * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -89,6 +89,9 @@ typedef struct MrShape
 	Oid value_type; /* InvalidOid without one */
 	int n_columns;
 } MrShape;
+
+/* A value of one of the types of numbers that a value may have (below any domain). */
+extern double mr_number_of(Datum value, Oid type);
 
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
@@ -258,6 +261,66 @@ typedef struct MrFit
 extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
 					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
 
+/* ---- cache.c: what is derived from a stored model, once a machine ---- */
+
+/* What a cache holds: each has sections of its own, whose meaning its maker alone knows. */
+typedef enum MrCacheKind
+{
+	MR_CACHE_VERSION =
+		1, /* model.c: a version's factors and what is made of them; the uuid is model_version.uuid */
+	MR_CACHE_LISTS = 2 /* lists.c: a model's item features and baselines; the uuid is model.lists */
+} MrCacheKind;
+
+#define MR_CACHE_SECTIONS 24
+
+typedef struct MrSection
+{
+	const void *data; /* aligned to 64 in a file; NULL: there is none */
+	Size n_bytes;
+} MrSection;
+
+typedef struct MrCache
+{
+	pg_uuid_t uuid;
+	MrSection sections[MR_CACHE_SECTIONS];
+	Size n_bytes;	/* of all */
+	bool is_shared; /* mapped from the file; else private memory, because there could be no file */
+	/* cache.c */
+	void *map;
+	TimestampTz touched_us;
+	MemoryContextCallback callback;
+} MrCache;
+
+/*
+ * Sets the sections (all are empty before) to what it makes in the current memory context (which SPI calls leave), where
+ * mr_cache_alloc() aligns as the file does.  It may raise errors, and is called once a machine or, where there can be no file, once a session;
+ * it should say so with a NOTICE if it takes long.
+ */
+typedef void (*MrCacheBuild)(void *arg, MrSection *sections);
+
+/*
+ * The sections under a uuid, from the file that all sessions share, which is made if it is missing, damaged or of
+ * another version; or in memory of this session, with a warning once a session, if there can be no file.  Read-only; valid
+ * as long as context, of which it is a child.  what: "model \"m\"", for messages.  A uuid names the same contents for ever.
+ * Each session checks every byte when it opens it, so that one is kept open (MrModel's context is there for it).
+ * Needs an active snapshot; works on a standby.
+ */
+extern MrCache *mr_cache_open(MemoryContext context, const pg_uuid_t *uuid, MrCacheKind kind,
+							  const char *what, MrCacheBuild build, void *arg);
+/*
+ * Write the file from memory, so that who reads first after commit finds it.  The row with the uuid is inserted before or
+ * after, in this transaction; if it aborts, the file is swept.  No file: the warning, and no error.
+ */
+extern void
+mr_cache_write(const pg_uuid_t *uuid, MrCacheKind kind, const char *what, const MrSection *sections);
+extern void *mr_cache_alloc(Size n_bytes);
+/* It is in use: the files used longest ago give way to others (millrace.cache_size).  Costs next to nothing. */
+extern void mr_cache_touch(MrCache *cache);
+/* The file goes when the transaction commits: its row is deleted, or has another uuid now. */
+extern void mr_cache_forget(const pg_uuid_t *uuid);
+/* Remove the files of this database that no row stands for (model_version.uuid, model.lists). */
+extern void mr_cache_sweep(void);
+
 /* ---- model.c ---- */
 
 typedef struct MrModel
@@ -269,13 +332,20 @@ typedef struct MrModel
 	NameData owner_name; /* what he was called; see mr_model_enter */
 	char *query; /* the ratings, to be run as owner with settings; NULL: imported without, nor a baseline */
 	ArrayType *settings;
+	MrAlsSettings
+		als; /* what it was trained with, the rank as it is; of an import what is usual, and how it is stored */
+	/* In the cache, read-only: */
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
-	/* recommend.c */
-	MrPlan shape_plan; /* the query */
-	MrPlan seen_plan;  /* items of user $1 */
-	MrShape seen_shape;
+	const float
+		*trained_on; /* users.ids.n x 2: fingerprint of each user's ratings (history.c); NULL: not known */
+	MrcIndex index;	 /* of the items */
+	const void *
+		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
+	struct MrHistoryReader *history; /* history.c */
+	MrCache *cache;
+	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
 	/* model.c */
 	MemoryContext context;
 	int n_pins;
@@ -284,11 +354,37 @@ typedef struct MrModel
 } MrModel;
 
 /*
- * The active version of a model, all of it in memory; valid until CurrentMemoryContext is reset.  This is the one
- * place that decides where hot data comes from.  Errors: 42704 no such model, 55000 no active version, XX001 a
- * block fails its check.  Needs an SPI connection.
+ * The active version of a model, for the active snapshot; valid until CurrentMemoryContext is reset.  This is the one
+ * place that decides where hot data comes from: the cache of the version, which is made from its blocks if there is none.
+ * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+
+/* ---- history.c: what users have, live ---- */
+
+/* What one user has of the items that the model knows. */
+typedef struct MrHistory
+{
+	int64 n;
+	int32 *row; /* of model->items; ascending, distinct */
+	float
+		*value; /* summed; finite, below 0 if the source says so; 0 where the values are NULL or no numbers */
+	uint64 fingerprint; /* of the items whose value is not 0, 48 bits; 0: there are none */
+} MrHistory;
+
+/*
+ * What these users have now: as the active snapshot shows it, so who asks in the statement that has inserted it must count
+ * the command and push a newer one (CommandCounterIncrement, PushActiveSnapshot(GetTransactionSnapshot())).  histories:
+ * n_users, in the order of the users (distinct ones; a text without bytes is nobody); empty for whom nothing is known, and if model->query is NULL.  In
+ * CurrentMemoryContext: 8 bytes an item, and while it runs 24, so ask for thousands of users at once, not for millions.
+ */
+extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *histories);
+
+/* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
+extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+
+/* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
+extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -324,6 +420,7 @@ typedef struct MrNewModel
 	MrSide users;
 	MrSide items;
 	MrSide baseline;
+	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
@@ -356,7 +453,132 @@ extern void mr_model_unknown(const char *name);
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
 
+/* ---- lists.c: categories of items, and baselines ---- */
+
+/*
+ * The categories of a model's items (set_item_features).  Category numbers count from 0 in the bytewise order of their
+ * names, and hold for one opening only: another may have others.
+ */
+typedef struct MrLists
+{
+	const int32 *category; /* of each row of model->items, -1: none; NULL: the model has no features */
+	int32 n_categories;
+	const struct MrListsImage *image;
+} MrLists;
+
+/* Valid until CurrentMemoryContext is reset.  Needs an SPI connection. */
+extern const MrLists *mr_lists_open(MrModel *model);
+/* The category of any item that has features, whether the model knows it or not; -1: none. */
+extern int32 mr_lists_category(const MrLists *lists, const MrModel *model, const MrKey *item);
+extern text *mr_lists_category_name(const MrLists *lists, int32 category);
+
+/*
+ * A list for everybody, best first.  'top': the items of the most users (none if the model was imported without
+ * ratings); 'random': all items that the model knows, in an order that the version's seed and number decide;
+ * 'top_5', 'random_5': the first five of five different categories, an item without one being its own (fewer if there are
+ * no more categories); any other name: what set_baseline gave.
+ */
+typedef struct MrBaseline
+{
+	int64 n;
+	const int32 *row;	   /* of model->items; -1: the model does not know the item */
+	const float *score;	   /* never ascending */
+	const int32 *category; /* of MrLists; -1: none; NULL: the model has no features */
+	const struct MrListsImage *image;
+	const struct MrListsBaseline *entry;
+	const int32 *position; /* of each in the entry; NULL: the same */
+} MrBaseline;
+
+/* As mr_lists_open.  42704 if the model has no baseline of that name. */
+extern const MrBaseline *mr_baseline_open(MrModel *model, const char *name);
+/* The id of the i-th: a bigint if the model's are and it looks like one, else a text. */
+extern MrKey mr_baseline_key(const MrModel *model, const MrBaseline *baseline, int64 i);
+/* After a retraining: evaluates the model's lists again, for its owner.  A list that fails stays as it is, with a warning. */
+extern void mr_lists_retrained(const char *name, Oid owner);
+
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+
+/* ---- recommend.c ---- */
+
+/* Where a row of a list comes from. */
+typedef enum MrListSource
+{
+	MR_SOURCE_MODEL,
+	MR_SOURCE_FOLD_IN,
+	MR_SOURCE_HISTORY, /* an item that the user has, raised by that */
+	MR_SOURCE_BASELINE
+} MrListSource;
+
+#define MR_N_LIST_SOURCES (MR_SOURCE_BASELINE + 1)
+
+/* model, fold_in, history, baseline */
+extern const char *mr_list_source_name(MrListSource source);
+
+/* What lists are wanted; MR_DEFAULT_WISH is what recommend_top_k does if it is not told otherwise (wants math.h). */
+typedef struct MrWish
+{
+	int64 k;
+	bool exclude_seen;
+	const int32 *only; /* candidates: rows of model->items, ascending and distinct; NULL: all items */
+	int64 n_only;
+	int max_per_category; /* 0, or the model has no item features: no limit */
+	const char *baseline; /* NULL: nothing is listed from one */
+	float own_history; /* weight of what the user has, if that is not excluded; NaN: the model's; 0: none */
+	bool fold_in;
+	bool with_history; /* read what users have even if no list needs it, for the sink */
+} MrWish;
+
+#define MR_DEFAULT_WISH \
+	((MrWish){.k = 10, .exclude_seen = true, .baseline = "top", .own_history = NAN, .fold_in = true})
+
+typedef struct MrListed
+{
+	MrKey item;
+	int32 row; /* of model->items; -1: an item of the baseline that the model does not know */
+	float score;
+	MrListSource source;
+} MrListed;
+
+/*
+ * Receives the list of users[i], best first, at most k rows, and what that user has (n 0 if it was not read).  All of it is
+ * valid until it returns.  Called by the backend, while threads may be at work: it may not open models nor leave by
+ * anything but an error.
+ */
+typedef void (*MrListSink)(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *history);
+
+/*
+ * Lists for users, in their order.  A key of text without bytes is nobody, who gets the baseline.  What users have is read
+ * live, as the model's owner; a user whom the model does not know, or has newer rows of, is folded in.  One thread: all is done
+ * here; more, or 0 for one a processor: threads compute while the sink takes the lists before.  Memory does not grow with n.
+ * Needs an SPI connection.
+ */
+extern void mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
+							  MrListSink sink, void *arg);
+/*
+ * Factors for a user as he is now, from his rows if fold_in and the model does not know him or the rows are newer; NULL and
+ * MR_SOURCE_BASELINE: nothing is known of him.  history: what he has, if it was read.  In CurrentMemoryContext.
+ */
+extern const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history);
+/* Of what somebody has, what counts when he is folded in, with the values as the training transformed them. */
+extern void mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings);
+/* The list of somebody who has this, and of whom nothing else is known. */
+extern void
+mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
+
+/* ---- serve.c ---- */
+
+/*
+ * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
+ * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ */
+extern void
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+/* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
+extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
+/* A key as a text datum. */
+extern Datum mr_key_datum(const MrKey *key);
 
 #endif

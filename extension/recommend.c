@@ -1,191 +1,562 @@
 /*
- * recommend.c: millrace.recommend_top_k.
+ * recommend.c: lists of recommendations, for one user and for many.
  *
- * Scores every item for the user and keeps the best k (core/topk.c); a user whom the model does not know gets the
- * baseline by the same code: factors of rank 1 times 1.  What the user already has is read live, as the model's owner,
- * by the model's own ratings query restricted to the user; that plan is kept with the open model.
+ * A user is one of these: known to the model, with nothing new (the model's factors); folded in from what he has now (the
+ * model does not know him, or his rows are newer than the model); or nobody (the baseline).  Users go through in blocks.
+ * A block is prepared by the backend, which reads what its users have; computed by threads, if there are any, which fold
+ * in and search (core/); and emitted by the backend while the threads compute the next one.  The memory that threads use
+ * is in parents of the pool's context, so that an error stops the threads before anything is freed.
  */
 #include "model.h"
 
-PG_FUNCTION_INFO_V1(mr_recommend_bigint);
-PG_FUNCTION_INFO_V1(mr_recommend_text);
+#include <math.h>
 
-typedef struct Rows
+#define BLOCK_USERS 4096
+#define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
+
+/* One user of a block. */
+typedef struct Person
 {
-	int32 *rows;
+	const float *factor; /* NULL: nothing is known of him */
+	MrListSource source;
+	int64 search; /* of the block's; -1: none */
+} Person;
+
+/* Somebody whose factors are made from what he has. */
+typedef struct Fold
+{
+	int64 person;	   /* of the block */
+	MrHistory ratings; /* what counts of what he has, as a training would see it */
+	float *factor;	   /* rank */
+	bool done;		   /* else his ratings do not determine any */
+} Fold;
+
+typedef struct Block
+{
+	MemoryContext context;
+	int64 lo; /* users [lo, lo + n) of the run */
 	int64 n;
-} Rows;
+	MrHistory *histories; /* n */
+	Person *people;		  /* n */
+	Fold *folds;		  /* n_folds <= n */
+	int64 n_folds;
+	MrcSearch *searches; /* n_searches <= n */
+	int64 n_searches;
+} Block;
+
+typedef struct Run
+{
+	MrModel *model;
+	const MrWish *wish;
+	const MrKey *users;
+	int64 n;
+	const MrHistory *given; /* what each has, if that is not to be read; or NULL */
+	bool reads;				/* what users have */
+	MrListSink sink;
+	void *arg;
+	int64 k;		   /* at most all there is */
+	int64 block_users; /* of a full block */
+	float own_history; /* weight */
+	const MrLists *lists;
+	const MrBaseline *baseline; /* NULL: none */
+	const int32 *category;		/* of items; NULL: no limit */
+	MrListed *list;				/* k */
+	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
+	MrcPool *pool;				/* NULL: no threads */
+	void *scratch;				/* of searches */
+	Block blocks[2];
+} Run;
+
+const char *
+mr_list_source_name(MrListSource source)
+{
+	static const char *const NAMES[] = {[MR_SOURCE_MODEL] = "model",
+										[MR_SOURCE_FOLD_IN] = "fold_in",
+										[MR_SOURCE_HISTORY] = "history",
+										[MR_SOURCE_BASELINE] = "baseline"};
+
+	return NAMES[source];
+}
+
+static bool
+is_nobody(const MrKey *user)
+{
+	return user->text && user->bytes == NULL;
+}
+
+static bool
+contains(const int32 *rows, int64 n, int32 row)
+{
+	return n > 0 && bsearch(&row, rows, n, sizeof(int32), mr_compare_rows) != NULL;
+}
+
+/* In the current memory context. */
+static void *
+aligned(Size n_bytes)
+{
+	return (void *) TYPEALIGN(64, (uintptr_t) MemoryContextAllocHuge(CurrentMemoryContext, n_bytes + 64));
+}
+
+/* ---- preparing ---- */
+
+static MrHistory *
+read_histories(const Run *run, const Block *block)
+{
+	MrHistory *histories = palloc0(block->n * sizeof(MrHistory));
+
+	if (run->given)
+		memcpy(histories, run->given + block->lo, block->n * sizeof(MrHistory));
+	else if (run->reads)
+		mr_history_read(run->model, run->users + block->lo, block->n, histories);
+	return histories;
+}
+
+/* Row of a user, or -1. */
+static int64
+row_of(const MrModel *model, const MrKey *user)
+{
+	return is_nobody(user) ? -1 : mr_model_user(model, user);
+}
+
+void
+mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings)
+{
+	const MrAlsSettings *als = &model->als;
+
+	*ratings = (MrHistory){.row = palloc(history->n * sizeof(int32) + 1),
+						   .value = palloc(history->n * sizeof(float) + 1)};
+	for (int64 i = 0; i < history->n; i++)
+	{
+		float value = history->value[i];
+
+		if (als->transform == MR_TRANSFORM_BINARY)
+			value = value > 0;
+		else if (als->transform == MR_TRANSFORM_LOG1P)
+			value = value >= 0 ? log1pf(value) : NAN;
+		if (!isfinite(value) || (als->core.implicit && value <= 0))
+			continue;
+		ratings->row[ratings->n] = history->row[i];
+		ratings->value[ratings->n++] = value;
+	}
+}
+
+/* What is known of a user decides where his list comes from.  Returns whether he is to be folded in from the ratings. */
+static bool
+meet(const MrModel *model, const MrKey *user, bool fold_in, const MrHistory *history, Person *person,
+	 MrHistory *ratings)
+{
+	int64 row = row_of(model, user);
+
+	*person = (Person){.source = row >= 0 ? MR_SOURCE_MODEL : MR_SOURCE_BASELINE, .search = -1};
+	if (row >= 0)
+		person->factor = model->users.factors + row * model->users.rank;
+	if (!fold_in || model->fold == NULL || history->n == 0 ||
+		(row >= 0 && !mr_history_is_new(model, row, history)))
+		return false;
+	mr_history_ratings(model, history, ratings);
+	return ratings->n > 0;
+}
+
+/* Any thread. */
+static void
+fold(const MrModel *model, Fold *fold, void *scratch)
+{
+	fold->done =
+		mrc_fold(&model->als.core, model->fold, model->items.factors, model->items.ids.n, fold->ratings.row,
+				 fold->ratings.value, fold->ratings.n, fold->factor, scratch) == MRC_OK;
+}
+
+typedef struct FoldTask
+{
+	const MrModel *model;
+	Fold *folds;
+	char *scratch;
+	Size scratch_bytes; /* of each worker */
+} FoldTask;
+
+/* Folds [lo, hi) of a block.  Any thread. */
+static MrcStatus
+fold_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const FoldTask *task = arg;
+
+	for (int64 i = lo; i < hi; i++)
+		fold(task->model, &task->folds[i], task->scratch + worker * task->scratch_bytes);
+	return MRC_OK;
+}
+
+/* The pool is idle. */
+static void
+fold_block(Run *run, Block *block)
+{
+	FoldTask task = {.model = run->model, .folds = block->folds};
+
+	if (block->n_folds == 0)
+		return;
+	task.scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
+	task.scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task.scratch_bytes);
+	if (run->pool)
+	{
+		if (mrc_pool_run(run->pool, block->n_folds, 1, fold_task, &task) != MRC_OK)
+			elog(ERROR, "users could not be folded in");
+	}
+	else
+		for (int64 i = 0; i < block->n_folds; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			(void) fold_task(&task, 0, i, i + 1);
+		}
+	for (int64 i = 0; i < block->n_folds; i++)
+	{
+		const Fold *folded = &block->folds[i];
+		Person *person = &block->people[folded->person];
+
+		if (!folded->done)
+			continue;
+		person->factor = folded->factor;
+		person->source = MR_SOURCE_FOLD_IN;
+	}
+}
+
+/* Raise the items that the user has. */
+static void
+boost(const Run *run, const MrHistory *history, MrcSearch *search)
+{
+	int32 *rows = palloc(history->n * sizeof(int32) + 1);
+	float *boosts = palloc(history->n * sizeof(float) + 1);
+	int64 n = 0;
+
+	for (int64 i = 0; i < history->n; i++)
+	{
+		float by = run->own_history * log1pf(Max(history->value[i], 0));
+
+		if (!(by > 0))
+			continue;
+		rows[n] = history->row[i];
+		boosts[n++] = by;
+	}
+	search->boosted = rows;
+	search->boost = boosts;
+	search->n_boosted = n;
+}
+
+static void
+prepare_search(const Run *run, const Person *person, const MrHistory *history, MrcSearch *search)
+{
+	const MrWish *wish = run->wish;
+
+	*search = (MrcSearch){.user = person->factor,
+						  .k = Min(run->k, run->model->items.ids.n),
+						  .only = wish->only,
+						  .n_only = wish->n_only,
+						  .category = run->category,
+						  .max_per_category = wish->max_per_category,
+						  .used_category = -1};
+	search->top = palloc(search->k * sizeof(MrcTop) + 1);
+	if (wish->exclude_seen)
+	{
+		search->skip = history->row;
+		search->n_skip = history->n;
+	}
+	else if (run->own_history > 0 && history->n > 0)
+		boost(run, history, search);
+}
+
+/* Read who the users of a block are and what they have; threads may be at work on the other block. */
+static void
+prepare_block(const Run *run, Block *block, int64 lo)
+{
+	int rank = run->model->items.rank;
+	MemoryContext before;
+
+	MemoryContextResetOnly(block->context);
+	before = MemoryContextSwitchTo(block->context);
+	block->lo = lo;
+	block->n = Min(run->block_users, run->n - lo);
+	block->people = palloc(block->n * sizeof(Person));
+	block->folds = palloc(block->n * sizeof(Fold));
+	block->n_folds = 0;
+	block->histories = read_histories(run, block);
+	for (int64 i = 0; i < block->n; i++)
+	{
+		Fold *new_fold = &block->folds[block->n_folds];
+
+		if (!meet(run->model, &run->users[lo + i], run->wish->fold_in, &block->histories[i],
+				  &block->people[i], &new_fold->ratings))
+			continue;
+		new_fold->person = i;
+		new_fold->factor = palloc(rank * sizeof(float));
+		block->n_folds++;
+	}
+	MemoryContextSwitchTo(before);
+}
+
+/* ---- computing ---- */
+
+/* The pool is idle. */
+static void
+begin_block(Run *run, Block *block)
+{
+	MemoryContext before = MemoryContextSwitchTo(block->context);
+
+	fold_block(run, block);
+	block->searches = palloc(block->n * sizeof(MrcSearch));
+	block->n_searches = 0;
+	for (int64 i = 0; i < block->n; i++)
+	{
+		Person *person = &block->people[i];
+
+		if (person->factor == NULL || Min(run->k, run->model->items.ids.n) == 0)
+			continue;
+		person->search = block->n_searches++;
+		prepare_search(run, person, &block->histories[i], &block->searches[person->search]);
+	}
+	MemoryContextSwitchTo(before);
+	if (run->pool)
+	{
+		mrc_search_begin(run->pool, &run->model->index, block->searches, block->n_searches, run->scratch);
+		return;
+	}
+	for (int64 i = 0; i < block->n_searches; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		mrc_search(&run->model->index, &block->searches[i], run->scratch);
+	}
+}
+
+static void
+end_block(Run *run)
+{
+	if (run->pool && mrc_search_end(run->pool) != MRC_OK)
+		elog(ERROR, "lists could not be made");
+}
+
+/* ---- emitting ---- */
+
+/* Whether another item of this category may be listed, and if so it is. */
+static bool
+take_category(const Run *run, int32 category)
+{
+	if (run->n_of_category == NULL || category < 0)
+		return true;
+	if (run->n_of_category[category] >= run->wish->max_per_category)
+		return false;
+	run->n_of_category[category]++;
+	return true;
+}
+
+/* The rows of what is listed, ascending. */
+static int32 *
+listed_rows(const Run *run, int64 n)
+{
+	int32 *rows = palloc(n * sizeof(int32) + 1);
+
+	for (int64 i = 0; i < n; i++)
+		rows[i] = run->list[i].row;
+	qsort(rows, n, sizeof(int32), mr_compare_rows);
+	return rows;
+}
+
+/* Append from the baseline to the n that are listed, and return how many there are then. */
+static int64
+fill(const Run *run, const MrHistory *history, int64 n)
+{
+	const MrBaseline *baseline = run->baseline;
+	const MrWish *wish = run->wish;
+	int64 n_ranked = n;
+	int32 *ranked = listed_rows(run, n_ranked);
+
+	for (int64 i = 0; i < n_ranked; i++)
+		(void) take_category(run, run->category ? run->category[run->list[i].row] : -1);
+	for (int64 i = 0; i < baseline->n && n < run->k; i++)
+	{
+		int32 row = baseline->row[i];
+
+		if (wish->exclude_seen && contains(history->row, history->n, row))
+			continue;
+		if (wish->only && !contains(wish->only, wish->n_only, row))
+			continue;
+		if (contains(ranked, n_ranked, row))
+			continue;
+		if (!take_category(run, baseline->category ? baseline->category[i] : -1))
+			continue;
+		run->list[n++] =
+			(MrListed){mr_baseline_key(run->model, baseline, i), row, baseline->score[i], MR_SOURCE_BASELINE};
+	}
+	if (run->n_of_category)
+		memset(run->n_of_category, 0, run->lists->n_categories * sizeof(int32));
+	pfree(ranked);
+	return n;
+}
+
+static void
+emit_user(const Run *run, const Block *block, int64 i)
+{
+	const Person *person = &block->people[i];
+	int64 n = 0;
+
+	if (person->search >= 0)
+	{
+		const MrcSearch *search = &block->searches[person->search];
+
+		for (; n < search->n_top; n++)
+		{
+			int32 row = search->top[n].row;
+
+			run->list[n] = (MrListed){mr_ids_key(&run->model->items.ids, row), row, search->top[n].score,
+									  contains(search->boosted, search->n_boosted, row) ? MR_SOURCE_HISTORY
+																						: person->source};
+		}
+	}
+	if (n < run->k && run->baseline && (person->search < 0 || run->category))
+		n = fill(run, &block->histories[i], n);
+	run->sink(run->arg, block->lo + i, run->list, n, &block->histories[i]);
+}
+
+static void
+emit_block(const Run *run, const Block *block)
+{
+	for (int64 i = 0; i < block->n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		emit_user(run, block, i);
+	}
+}
+
+/* ---- running ---- */
+
+static void
+go(Run *run)
+{
+	Block *block = &run->blocks[0];
+
+	prepare_block(run, block, 0);
+	begin_block(run, block);
+	for (int64 lo = block->n; lo < run->n;)
+	{
+		Block *next = block == &run->blocks[0] ? &run->blocks[1] : &run->blocks[0];
+
+		prepare_block(run, next, lo);
+		end_block(run);
+		begin_block(run, next);
+		emit_block(run, block);
+		block = next;
+		lo += block->n;
+	}
+	end_block(run);
+	emit_block(run, block);
+}
 
 /*
- * The plan that reads the items of user $1; the caller has become the model's owner.  The query's own plan comes first:
- * it locks the relations and tells whether the columns have changed.
+ * Contexts inside each other, so that what is made last goes first, and with it the pool.  As many threads as there is
+ * work for, not one.
  */
-static SPIPlanPtr
-seen_plan(MrModel *model)
+static void
+make_room(Run *run, int n_threads)
 {
-	MrShape shape = mr_ratings_shape(mr_prepare(&model->shape_plan.plan, model->query, 0, NULL), "ratings");
-	Oid type = shape.user_text ? TEXTOID : INT8OID;
+	MemoryContext context = CurrentMemoryContext;
+	int64 k = Max(run->k, 1);
 
-	if (model->seen_plan.plan &&
-		(shape.user_text != model->seen_shape.user_text || shape.item_text != model->seen_shape.item_text ||
-		 shape.n_columns != model->seen_shape.n_columns))
+	run->block_users = Max(1, Min(BLOCK_USERS, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
+	if (n_threads != 1)
+		n_threads = mr_n_threads(n_threads);
+	n_threads = Min(n_threads, run->n);
+	run->scratch = aligned(n_threads > 1 ? mrc_search_many_scratch_bytes(&run->model->index, k, n_threads)
+										 : mrc_search_scratch_bytes(&run->model->index, k));
+	for (int i = 0; i < lengthof(run->blocks); i++)
 	{
-		SPI_freeplan(model->seen_plan.plan);
-		model->seen_plan.plan = NULL;
+		context = AllocSetContextCreate(context, "millrace block of users", ALLOCSET_DEFAULT_SIZES);
+		run->blocks[i].context = context;
 	}
-	model->seen_shape = shape;
-	return mr_prepare(&model->seen_plan.plan,
-					  mr_ratings_select(&shape,
-										shape.item_text ? "q.i::pg_catalog.text" : "q.i::pg_catalog.int8",
-										model->query, "WHERE q.u OPERATOR(pg_catalog.=) $1"),
-					  1, &type);
-}
-
-/* Items of the current SPI result as rows of a list, ascending; those that the list does not have are left out. */
-static Rows
-rows_of_result(const MrIds *ids)
-{
-	Rows seen = {MemoryContextAllocHuge(CurrentMemoryContext, SPI_processed * sizeof(int32) + 1), 0};
-	TupleDesc desc = SPI_tuptable->tupdesc;
-	bool is_text = TupleDescAttr(desc, 0)->atttypid == TEXTOID;
-
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool null;
-		Datum item = SPI_getbinval(SPI_tuptable->vals[i], desc, 1, &null);
-		MrKey key;
-		int64 row;
-
-		if (null)
-			continue;
-		key = is_text ? mr_key_from_text(DatumGetTextPP(item)) : (MrKey){.value = DatumGetInt64(item)};
-		row = mr_ids_find(ids, &key);
-		if (row >= 0)
-			seen.rows[seen.n++] = (int32) row;
-	}
-	qsort(seen.rows, seen.n, sizeof(int32), mr_compare_rows);
-	return seen;
+	if (n_threads > 1)
+		run->pool = mr_pool_create(context, n_threads);
 }
 
 static void
-seen_context(void *arg)
+open_lists(Run *run)
 {
-	errcontext("reading what a user already has, by the ratings of model \"%s\"", ((MrModel *) arg)->name);
-}
+	const MrWish *wish = run->wish;
+	const MrModel *model = run->model;
+	int64 n = model->items.ids.n;
 
-/* Rows of ids that the user already has. */
-static Rows
-read_seen(MrModel *model, const MrKey *user, const MrIds *ids)
-{
-	ErrorContextCallback callback = {error_context_stack, seen_context, model};
-	char space[MR_KEY_SPACE];
-	SPIPlanPtr plan;
-	MrKey key;
-	Rows seen = {NULL, 0};
-	MrGuard guard;
-
-	error_context_stack = &callback;
-	mr_model_enter(&guard, model);
-	plan = seen_plan(model);
-	if (mr_key_convert(user, SPI_getargtypeid(plan, 0) == TEXTOID, &key, space))
+	if (wish->baseline)
 	{
-		Datum value = key.text ? PointerGetDatum(cstring_to_text_with_len(key.bytes, key.n_bytes))
-							   : Int64GetDatum(key.value);
-
-		if (SPI_execute_plan(plan, &value, NULL, true, 0) != SPI_OK_SELECT)
-			elog(ERROR, "the items of a user cannot be read");
-		seen = rows_of_result(ids);
-		SPI_freetuptable(SPI_tuptable);
+		run->baseline = mr_baseline_open(run->model, wish->baseline);
+		n += run->baseline->n;
 	}
-	mr_leave(&guard);
-	error_context_stack = callback.previous;
-	return seen;
-}
-
-static void
-put_rows(ReturnSetInfo *rsinfo, const MrIds *ids, const MrcTop *top, int64 n_top, const char *source)
-{
-	MemoryContext row_context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace row", ALLOCSET_DEFAULT_SIZES);
-	Datum source_text = CStringGetTextDatum(source);
-
-	for (int64 i = 0; i < n_top; i++)
-	{
-		MemoryContext before = MemoryContextSwitchTo(row_context);
-		MrKey key = mr_ids_key(ids, top[i].row);
-		Datum values[5] = {Int32GetDatum((int32) (i + 1)), Int64GetDatum(key.value),
-						   CStringGetTextDatum(mr_key_cstring(&key)), Float4GetDatum(top[i].score),
-						   source_text};
-		bool nulls[5] = {false, ids->text, false, false, false};
-
-		CHECK_FOR_INTERRUPTS();
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-		MemoryContextSwitchTo(before);
-		MemoryContextReset(row_context);
-	}
-	MemoryContextDelete(row_context);
-}
-
-static void
-recommend(ReturnSetInfo *rsinfo, MrModel *model, const MrKey *user, int64 k, bool exclude_seen)
-{
-	static const float one = 1;
-	int64 user_row = user ? mr_model_user(model, user) : -1;
-	bool known = user_row >= 0;
-	const MrSide *list = known ? &model->items : &model->baseline;
-	const float *factors = known ? model->users.factors + user_row * model->users.rank : &one;
-	Rows seen = {NULL, 0};
-	const int32 *skip;
-	MrcTop *top;
-	int64 n_top;
-
-	if (exclude_seen && user && model->query)
-		seen = read_seen(model, user, &list->ids);
-	skip = seen.rows;
-	k = Min(k, list->ids.n);
-	if (k == 0)
+	run->k = Min(wish->k, n);
+	run->list = MemoryContextAllocHuge(CurrentMemoryContext, run->k * sizeof(MrListed) + 1);
+	if (wish->max_per_category <= 0)
 		return;
-	top = MemoryContextAllocHuge(CurrentMemoryContext, k * sizeof(MrcTop));
-	mrc_topk(factors, 1, list->factors, list->ids.n, list->rank, &skip, &seen.n, k, top, &n_top,
-			 palloc(mrc_topk_scratch_bytes(1, list->rank)));
-	put_rows(rsinfo, &list->ids, top, n_top, known ? "model" : "baseline");
+	run->lists = mr_lists_open(run->model);
+	run->category = run->lists->category;
+	if (run->category)
+		run->n_of_category = palloc0(run->lists->n_categories * sizeof(int32) + 1);
 }
 
-/* user: NULL for nobody, who gets the baseline. */
+/* As mr_recommend_many; given: n, what each has, if that shall not be read. */
 static void
-recommend_to(FunctionCallInfo fcinfo, const MrKey *user)
+recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistory *given, int64 n,
+		  int n_threads, MrListSink sink, void *arg)
 {
-	char *name = mr_name_arg(fcinfo, 0, "model");
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace recommendations", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext before = MemoryContextSwitchTo(context);
+	Run run = {.model = model,
+			   .wish = wish,
+			   .users = users,
+			   .given = given,
+			   .n = n,
+			   .sink = sink,
+			   .arg = arg,
+			   .own_history = wish->exclude_seen ? 0
+				   : isnan(wish->own_history)	 ? 0
+												 : wish->own_history};
 
-	if (PG_ARGISNULL(2) || PG_GETARG_INT32(2) <= 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("k must be at least 1")));
-	if (PG_ARGISNULL(3))
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("exclude_seen must not be NULL")));
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	recommend((ReturnSetInfo *) fcinfo->resultinfo, mr_model_open(name), user, PG_GETARG_INT32(2),
-			  PG_GETARG_BOOL(3));
-	SPI_finish();
+	run.reads =
+		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
+	open_lists(&run);
+	make_room(&run, n_threads);
+	if (n > 0)
+		go(&run);
+	MemoryContextSwitchTo(before);
+	MemoryContextDelete(context);
 }
 
-Datum
-mr_recommend_bigint(PG_FUNCTION_ARGS)
+void
+mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
+				  MrListSink sink, void *arg)
 {
-	MrKey user = {.text = false};
-
-	if (!PG_ARGISNULL(1))
-		user.value = PG_GETARG_INT64(1);
-	recommend_to(fcinfo, PG_ARGISNULL(1) ? NULL : &user);
-	PG_RETURN_NULL();
+	recommend(model, wish, users, NULL, n, n_threads, sink, arg);
 }
 
-Datum
-mr_recommend_text(PG_FUNCTION_ARGS)
+const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history)
 {
-	MrKey user = {.text = true};
+	Fold folded;
+	Person person;
 
-	if (!PG_ARGISNULL(1))
-		user = mr_key_from_text(PG_GETARG_TEXT_PP(1));
-	recommend_to(fcinfo, PG_ARGISNULL(1) ? NULL : &user);
-	PG_RETURN_NULL();
+	*history = (MrHistory){0};
+	if (fold_in && model->query && !is_nobody(user))
+		mr_history_read(model, user, 1, history);
+	if (meet(model, user, fold_in, history, &person, &folded.ratings))
+	{
+		folded.factor = palloc(model->items.rank * sizeof(float));
+		fold(model, &folded, aligned(mrc_fold_scratch_bytes(&model->als.core)));
+		if (folded.done)
+		{
+			*source = MR_SOURCE_FOLD_IN;
+			return folded.factor;
+		}
+	}
+	*source = person.source;
+	return person.factor;
+}
+
+void
+mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *given, MrListSink sink, void *arg)
+{
+	MrKey nobody = {.text = true};
+
+	recommend(model, wish, &nobody, given, 1, 1, sink, arg);
 }

@@ -351,6 +351,7 @@ typedef struct Refresh
 {
 	char *name;
 	bool is_pipe;
+	bool is_scorer;
 	bool is_rollup;
 	Oid source;
 	Oid target;
@@ -406,8 +407,9 @@ read_stream(Refresh *refresh)
 	mr_exec_args(
 		"SELECT t.kind, t.source, t.target, t.command, t.definition, t.state, t.delta,"
 		" coalesce(c.relowner, t.owner), t.settings, t.status, t.query, t.watermark, t.retained_from,"
-		" t.late_policy = 'update' FROM " MR_SCHEMA
-		".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.state WHERE t.name = $1",
+		" t.late_policy = 'update' FROM " MR_SCHEMA ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = "
+		"CASE t.kind WHEN 'scorer' THEN t.target ELSE t.state"
+		" END WHERE t.name = $1",
 		SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed != 1)
 		ereport(ERROR,
@@ -419,6 +421,7 @@ read_stream(Refresh *refresh)
 				 errhint("Refresh what it reads.")));
 	spi = MemoryContextSwitchTo(context);
 	refresh->is_pipe = strcmp(text_column(1), "pipe") == 0;
+	refresh->is_scorer = strcmp(text_column(1), "scorer") == 0;
 	refresh->is_rollup = strcmp(text_column(1), "rollup") == 0;
 	refresh->source = DatumGetObjectId(column(2, &isnull));
 	refresh->target = DatumGetObjectId(column(3, &isnull));
@@ -924,6 +927,21 @@ refresh_aggregate(Refresh *refresh, TimestampTz first, TimestampTz last, bool is
 	return refresh->n_written;
 }
 
+/* What a pipe or a scorer does with the rows that it did not take. */
+static uint64
+replay(void *arg, Oid relid, Tuplestorestate *rows)
+{
+	Refresh *refresh = arg;
+	MrScoreCounts counts = {0};
+	List *depends = NIL;
+
+	if (refresh->is_pipe)
+		return mr_run_pipe(refresh->command, refresh->target, relid, rows);
+	return mr_scorer_run(
+		mr_scorer_plan(refresh->command, refresh->target, relid, CurrentMemoryContext, &depends), rows,
+		&counts);
+}
+
 /* refresh(name text, from_time timestamptz, to_time timestamptz) returns bigint */
 Datum
 mr_refresh(PG_FUNCTION_ARGS)
@@ -943,9 +961,10 @@ mr_refresh(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("from_time must be before to_time in a refresh of \"%s\"", refresh.name)));
-	if (is_forced && refresh.is_pipe)
+	if (is_forced && (refresh.is_pipe || refresh.is_scorer))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("pipe \"%s\" has no windows", refresh.name),
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" has no windows", refresh.is_pipe ? "pipe" : "scorer", refresh.name),
 				 errhint("Call " MR_SCHEMA ".refresh with its name only.")));
 	check_isolation(refresh.name);
 	if (refresh.is_rollup)
@@ -956,10 +975,10 @@ mr_refresh(PG_FUNCTION_ARGS)
 		CommandCounterIncrement();
 		PG_RETURN_INT64((int64) mr_rollup_settle(refresh.state));
 	}
-	if (refresh.is_pipe)
+	if (refresh.is_pipe || refresh.is_scorer)
 	{
-		refresh.n_written = mr_replay_pipe(refresh.name, refresh.source, refresh.command, refresh.target,
-										   refresh.owner, refresh.settings);
+		refresh.n_written =
+			mr_replay_rows(refresh.name, refresh.source, refresh.owner, refresh.settings, replay, &refresh);
 		if (is_status(&refresh, "failed"))
 			mr_stream_set(refresh.name, refresh.source, "running", "", InvalidOid, NULL);
 		PG_RETURN_INT64((int64) refresh.n_written);

@@ -229,11 +229,11 @@ mr_check_stream_owner(const char *name)
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
-	mr_exec_args("SELECT coalesce(c.relowner, t.owner) FROM " MR_SCHEMA
-				 ".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE t.kind WHEN 'alert' THEN "
-				 "t.target ELSE t.state END"
-				 " WHERE t.name = $1",
-				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	mr_exec_args(
+		"SELECT coalesce(c.relowner, t.owner) FROM " MR_SCHEMA
+		".stream t LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN t.kind IN ('alert', 'scorer')"
+		" THEN t.target ELSE t.state END WHERE t.name = $1",
+		SPI_OK_SELECT, false, 1, types, values, NULL);
 	if (SPI_processed == 1)
 		owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
@@ -350,7 +350,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	char nulls[18];
 	bool replace = !PG_ARGISNULL(16) && PG_GETARG_BOOL(16);
 	const char *kind;
-	bool is_pipe, is_rollup;
+	bool is_pipe, is_rollup, is_scorer;
 
 	for (int i = 0; i < 16; i++)
 	{
@@ -360,9 +360,11 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	kind = PG_ARGISNULL(1) ? "" : TextDatumGetCString(values[1]);
 	is_pipe = strcmp(kind, "pipe") == 0;
 	is_rollup = strcmp(kind, "rollup") == 0;
+	is_scorer = strcmp(kind, "scorer") == 0;
 	for (int i = 0; i < 10; i++)
 		if (PG_ARGISNULL(i) &&
-			(i < 4 || (is_pipe ? i == 4 : i == 5 || (i > 5 && strcmp(kind, "aggregate") == 0))))
+			(i < 4 || ((is_pipe || is_scorer) && i == 4) || (is_scorer && i == 8) ||
+			 (is_pipe ? false : i == 5 || (i > 5 && strcmp(kind, "aggregate") == 0))))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("argument %d of a stream must not be null", i + 1)));
@@ -380,7 +382,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	if (!is_pipe)
 	{
 		check_owner(PG_GETARG_OID(3));
-		check_kind(PG_GETARG_OID(3), RELKIND_VIEW);
+		check_kind(PG_GETARG_OID(3), is_scorer ? RELKIND_RELATION : RELKIND_VIEW);
 	}
 	if (strcmp(kind, "alert") == 0 && !PG_ARGISNULL(15))
 		check_inputs(values[15]);
@@ -460,7 +462,7 @@ mr_stream_failed(const char *name, Oid source, const char *error)
 typedef struct StreamRow
 {
 	char *name;
-	bool is_pipe;
+	char *kind;
 	Oid source;
 	Oid target;
 	Oid definition;
@@ -481,7 +483,7 @@ stream_row(HeapTuple tuple, TupleDesc desc)
 		elog(ERROR, "unexpected columns of " MR_SCHEMA ".stream");
 	heap_deform_tuple(tuple, desc, values, nulls);
 	row->name = TextDatumGetCString(values[0]);
-	row->is_pipe = strcmp(TextDatumGetCString(values[2]), "pipe") == 0;
+	row->kind = TextDatumGetCString(values[2]);
 	row->source = DatumGetObjectId(values[3]);
 	row->target = DatumGetObjectId(values[4]);
 	row->definition = nulls[6] ? InvalidOid : DatumGetObjectId(values[6]);
@@ -499,8 +501,17 @@ exists(Oid rel)
 }
 
 static bool
+is_kind(const StreamRow *row, const char *kind)
+{
+	return strcmp(row->kind, kind) == 0;
+}
+
+/* The views of a scorer show what its table holds: without them it goes on. */
+static bool
 is_orphan(const StreamRow *row)
 {
+	if (is_kind(row, "scorer"))
+		return !exists(row->source) || !exists(row->target);
 	return !exists(row->source) || !exists(row->target) ||
 		(OidIsValid(row->definition) && !exists(row->definition)) ||
 		(OidIsValid(row->state) && !exists(row->state)) || (OidIsValid(row->delta) && !exists(row->delta)) ||
@@ -553,7 +564,7 @@ delete_rows(const char *name)
 		StreamRow *row = lfirst(lc);
 
 		mr_late_forget(row->name);
-		if (!row->is_pipe && !OidIsValid(row->state))
+		if (is_kind(row, "alert"))
 			mr_alert_forget(row->target);
 	}
 	CommandCounterIncrement();
@@ -629,10 +640,19 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* Drop what was made for a continuous aggregate. */
+/* Drop what was made for a stream: nothing for a pipe. */
 static void
 drop_made(const StreamRow *row, Oid owner, const char *behavior)
 {
+	if (is_kind(row, "pipe"))
+		return;
+	if (is_kind(row, "scorer"))
+	{
+		drop_relation(row->final, "VIEW", owner, behavior);
+		drop_relation(row->definition, "VIEW", owner, behavior);
+		drop_relation(row->target, "TABLE", owner, behavior);
+		return;
+	}
 	if (OidIsValid(row->state))
 		drop_changes(row->state, owner, behavior);
 	drop_relation(row->final, "VIEW", owner, behavior);
@@ -653,8 +673,8 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 	static Oid types[2] = {TEXTOID, TEXTOID};
 	Datum values[2] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
 	char *name = TextDatumGetCString(values[0]);
-	bool is_pipe = strcmp(TextDatumGetCString(values[1]), "pipe") == 0;
-	bool is_alert = strcmp(TextDatumGetCString(values[1]), "alert") == 0;
+	char *kind = TextDatumGetCString(values[1]);
+	bool is_pipe = strcmp(kind, "pipe") == 0;
 	Oid source, owner;
 	bool is_rollup;
 	bool isnull;
@@ -673,10 +693,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("%s \"%s\" does not exist",
-						is_pipe		   ? "pipe"
-							: is_alert ? "alert"
-									   : "continuous aggregate",
-						name),
+						strcmp(kind, "aggregate") == 0 ? "continuous aggregate" : kind, name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	source = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
@@ -703,8 +720,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" was dropped meanwhile", name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	row = linitial(deleted);
-	if (!row->is_pipe)
-		drop_made(row, InvalidOid, "RESTRICT");
+	drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();
 }
 
@@ -740,8 +756,6 @@ mr_on_drop(PG_FUNCTION_ARGS)
 
 		if (exists(row->source))
 			invalidate_tree(row->source, NoLock);
-		if (row->is_pipe)
-			continue;
 		mr_enter_catalog(&guard, "sources");
 		drop_made(row, row->owner, "CASCADE");
 		mr_leave(&guard);

@@ -4,7 +4,7 @@
 CREATE TABLE millrace.stream (
 	name text PRIMARY KEY,
 	seq bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup', 'alert')),
+	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup', 'scorer', 'alert')),
 	source regclass NOT NULL,
 	target regclass NOT NULL,
 	command text,
@@ -33,15 +33,15 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.stream_seq_seq', '');
 GRANT SELECT ON millrace.stream, millrace.stream_seq_seq TO PUBLIC;
 COMMENT ON TABLE millrace.stream IS 'Catalog of streams; read millrace.streams instead';
 COMMENT ON COLUMN millrace.stream.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run';
-COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, alert, or rollup: a continuous aggregate over another';
+COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run; scorers and alerts come after the others';
+COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, scorer, alert, or rollup: a continuous aggregate over another';
 COMMENT ON COLUMN millrace.stream.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
-COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe';
-COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate; of an alert its view';
+COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert';
+COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe; arguments of a scorer, as JSON';
+COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate; of an alert its view; of a scorer NAME_hourly';
 COMMENT ON COLUMN millrace.stream.state IS 'Table with the folded states of a continuous aggregate, NAME_state';
 COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states, NAME_delta';
-COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final';
+COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final; of a scorer NAME_latest';
 COMMENT ON COLUMN millrace.stream.query IS 'Query of a continuous aggregate or alert as it was given';
 COMMENT ON COLUMN millrace.stream.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
 COMMENT ON COLUMN millrace.stream.error IS 'Why it failed: the SQLSTATE; the message, which may quote rows, is in the server''s log';
@@ -53,7 +53,7 @@ COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its window
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
 COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that a rollup or alert reads';
 COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone';
-COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner';
+COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner, a scorer and an alert those of their target''s';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
 
@@ -76,7 +76,7 @@ COMMENT ON COLUMN millrace.batches.started IS 'When its first statement on the s
 COMMENT ON COLUMN millrace.batches.rows IS 'Rows inserted into the source';
 COMMENT ON COLUMN millrace.batches.ms IS 'Milliseconds that all streams took';
 COMMENT ON COLUMN millrace.batches.late_rows IS 'Rows that came too late for a stream, summed over the streams';
-COMMENT ON COLUMN millrace.batches.streams IS 'For each stream: rows written and milliseconds, as in {"purchases": {"ms": 0.4, "rows": 12}}; also rows that were late and the watermark they were held against';
+COMMENT ON COLUMN millrace.batches.streams IS 'For each stream: rows written and milliseconds, as in {"purchases": {"ms": 0.4, "rows": 12}}; also rows that were late and the watermark they were held against; of a scorer the users (once for each statement), the mean of precision_own over them, those of them who had a list before (judged), and the mean of precision_next over those';
 
 /*
  * How far the event time of continuous aggregates has come (watermark.c).  A restored row counts as settled for ever:
@@ -174,7 +174,7 @@ BEGIN
 			SELECT target::oid
 			UNION
 			SELECT r.rel FROM fed f JOIN LATERAL (
-				SELECT s.target::oid FROM millrace.stream s WHERE s.source = f.rel AND s.kind = 'pipe'
+				SELECT s.target::oid FROM millrace.stream s WHERE s.source = f.rel AND s.kind IN ('pipe', 'scorer')
 				UNION ALL SELECT a.relid::oid FROM pg_catalog.pg_partition_ancestors(f.rel::regclass) a) r(rel) ON true)
 		SELECT FROM fed WHERE fed.rel = create_pipe.source)
 	THEN

@@ -60,6 +60,7 @@ BEGIN
 		END LOOP;
 	END LOOP;
 	PERFORM millrace._prune_batches();
+	PERFORM millrace._sweep_cache();
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
@@ -97,17 +98,17 @@ CREATE VIEW millrace.streams AS
 		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
 		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
 		s.created
-	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE s.kind WHEN 'alert' THEN s.target ELSE s.state END LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
+	FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN s.kind IN ('alert', 'scorer') THEN s.target ELSE s.state END LEFT JOIN pg_catalog.pg_class d ON d.oid = s.delta
 		LEFT JOIN times t ON t.state = s.state LEFT JOIN work w ON w.source = s.source AND w.name = s.name
 	ORDER BY s.source, s.seq;
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup or alert';
+COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup, scorer or alert';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe fills, or view of a continuous aggregate or alert';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
-COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query';
+COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query; arguments of a scorer';
 COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
 COMMENT ON COLUMN millrace.streams.error IS 'Why it failed: the SQLSTATE; the message, which may quote rows, is in the server''s log';
 COMMENT ON COLUMN millrace.streams.watermark IS 'Event time before which the next batch''s rows are late: the greatest one so far less the delay';

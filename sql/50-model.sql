@@ -9,7 +9,8 @@ CREATE TABLE millrace.model (
 	owner regrole NOT NULL,
 	owner_name name NOT NULL,
 	active int,
-	last_version int NOT NULL
+	last_version int NOT NULL,
+	lists uuid NOT NULL DEFAULT gen_random_uuid()
 );
 COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
 COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
@@ -17,6 +18,7 @@ COMMENT ON COLUMN millrace.model.kind IS 'What its versions are: als, factors of
 COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
 COMMENT ON COLUMN millrace.model.owner_name IS 'Name of that role when it trained first. A role that has gone leaves a number, which another role may get after a restore: unless owner still has this name, the model is neither trained nor asked for what a user has, and only a superuser may activate, prune and drop it. After ALTER ROLE … RENAME a superuser sets it to the new name';
 COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
+COMMENT ON COLUMN millrace.model.lists IS 'Identity of its categories and baselines for the active version, key of every cache made from them: another one whenever the version or a list changes';
 COMMENT ON COLUMN millrace.model.last_version IS 'Greatest version number ever given; numbers do not come back';
 
 CREATE TABLE millrace.model_version (
@@ -51,7 +53,7 @@ COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the a
 CREATE TABLE millrace.factors (
 	model text NOT NULL,
 	version int NOT NULL,
-	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline')),
+	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on')),
 	block int NOT NULL CHECK (block >= 0),
 	data bytea NOT NULL,
 	PRIMARY KEY (model, version, side, block),
@@ -62,7 +64,7 @@ ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
 COMMENT ON TABLE millrace.factors IS 'Factor matrices in blocks of thousands of rows; format in extension/README.md';
 COMMENT ON COLUMN millrace.factors.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.factors.version IS 'Version of the model';
-COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item)';
+COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had)';
 COMMENT ON COLUMN millrace.factors.block IS 'Number of the block, from 0; rows are in the order of their ids across blocks';
 COMMENT ON COLUMN millrace.factors.data IS 'The block: header, ids, float4 factors, little-endian, checksummed';
 

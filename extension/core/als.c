@@ -245,17 +245,46 @@ take_floats(Layout *layout, size_t n)
 	return take(layout, n * sizeof(float));
 }
 
+static size_t
+desk_rows_of(const MrcAlsParams *params)
+{
+	size_t panel_rows = padded((size_t) panel_rows_of((int) padded((size_t) params->rank)));
+	size_t dual_rows = (size_t) dual_rows_of(params);
+
+	return panel_rows > dual_rows ? panel_rows : dual_rows;
+}
+
+static Desk
+lay_out_desk(Layout *at, const MrcAlsParams *params)
+{
+	size_t ld = padded((size_t) params->rank);
+	size_t desk_rows = desk_rows_of(params);
+	Desk desk = {.bad_row = -1, .paused_chunk = -1};
+
+	desk.panel = take_floats(at, desk_rows * ld);
+	if (dual_rows_of(params) > 0)
+		desk.turned = take_floats(at, desk_rows * ld);
+	desk.root = take_floats(at, desk_rows);
+	desk.linear = take_floats(at, desk_rows);
+	desk.a = take(at, ld * ld * sizeof(double));
+	if (params->nonnegative)
+		desk.kept = take_floats(at, ld * ld + ld);
+	desk.x = take_floats(at, ld);
+	desk.y = take_floats(at, ld);
+	desk.least = take_floats(at, ld);
+	desk.w = take_floats(at, ld * 16);
+	desk.b = take(at, ld * sizeof(double));
+	return desk;
+}
+
 /* Lay out the scratch from base on, every piece at a multiple of 64 bytes; the number of bytes. */
 static size_t
 lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int n_threads)
 {
 	Layout at = {base, 0};
 	size_t ld = padded((size_t) params->rank);
-	size_t desk_rows = padded((size_t) panel_rows_of((int) ld));
 	size_t dual_rows = (size_t) dual_rows_of(params);
 
-	if (desk_rows < dual_rows)
-		desk_rows = dual_rows;
 	half->slots = take_floats(&at, GRAM_SLOTS * ld * ld);
 	half->gram = take_floats(&at, ld * ld);
 	half->diagonal = take_floats(&at, ld);
@@ -272,21 +301,8 @@ lay_out(Half *half, char *base, const MrcAlsParams *params, int64_t longest, int
 	half->desks = take(&at, (size_t) n_threads * sizeof(Desk));
 	for (int i = 0; i < n_threads; i++)
 	{
-		Desk desk = {.bad_row = -1, .paused_chunk = -1};
+		Desk desk = lay_out_desk(&at, params);
 
-		desk.panel = take_floats(&at, desk_rows * ld);
-		if (dual_rows > 0)
-			desk.turned = take_floats(&at, desk_rows * ld);
-		desk.root = take_floats(&at, desk_rows);
-		desk.linear = take_floats(&at, desk_rows);
-		desk.a = take(&at, ld * ld * sizeof(double));
-		if (params->nonnegative)
-			desk.kept = take_floats(&at, ld * ld + ld);
-		desk.x = take_floats(&at, ld);
-		desk.y = take_floats(&at, ld);
-		desk.least = take_floats(&at, ld);
-		desk.w = take_floats(&at, ld * 16);
-		desk.b = take(&at, ld * sizeof(double));
 		if (base)
 			half->desks[i] = desk;
 	}
@@ -324,6 +340,13 @@ half_begin(Half *half, const MrcAls *als, bool user_side)
 	memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
 }
 
+/* A half-step without a pool is a fold, which is over before a pause is due. */
+static bool
+pausing(const Half *half)
+{
+	return half->als->pool && mrc_pool_pausing(half->als->pool);
+}
+
 /* ---- Gramian ---- */
 
 static MrcStatus
@@ -344,7 +367,7 @@ gram_task(void *arg, int worker, int64_t lo, int64_t hi)
 		{
 			int n = (int) (end - row < half->panel_rows ? end - row : half->panel_rows);
 
-			if (mrc_pool_pausing(half->als->pool))
+			if (pausing(half))
 				return MRC_AGAIN;
 			for (int t = 0; t < n; t++)
 			{
@@ -449,6 +472,15 @@ penalty_of(const Half *half, int64_t n)
 	return params->regularization * (params->exponent == 0 ? 1 : pow(base, params->exponent));
 }
 
+/* The penalty of rows with n ratings, up to dual_rows, and their E^(-1/2). */
+static void
+prepare_length(Half *half, int n)
+{
+	half->penalties[n - 1] = penalty_of(half, n);
+	half->kernels.scale(half->scales + (size_t) (n - 1) * half->ld, half->diagonal,
+						(float) half->penalties[n - 1], half->rank, half->ld);
+}
+
 /*
  * Decide how short rows are solved.  Where they are few beside what is to be rotated for them, or the least eigenvalue with its penalty is nothing beside the
  * greatest, all are solved like long rows, whose pivots show a singular system.
@@ -484,12 +516,8 @@ choose_basis(Half *half)
 		half->basis = half->z;
 		half->stride = (size_t) half->ld;
 	}
-	for (int n = 0; n < dual_rows; n++)
-	{
-		half->penalties[n] = penalty_of(half, n + 1);
-		half->kernels.scale(half->scales + (size_t) n * half->ld, half->diagonal, (float) half->penalties[n],
-							half->rank, half->ld);
-	}
+	for (int n = 1; n <= dual_rows; n++)
+		prepare_length(half, n);
 	half->dual_rows = dual_rows;
 	return MRC_OK;
 }
@@ -536,7 +564,7 @@ build_system(const Half *half, Desk *desk, int64_t row, double penalty)
 		Ahead ahead = {csr->index + e + AHEAD, (uintptr_t) half->basis, half->stride * sizeof(float),
 					   (half->rank + 15) / 16, half->ld >= 64,			0};
 
-		if (mrc_pool_pausing(half->als->pool) && end - csr->start[row] > half->panel_rows)
+		if (pausing(half) && end - csr->start[row] > half->panel_rows)
 			return MRC_AGAIN;
 		gather(half, desk, e, n, NULL);
 		half->kernels.syrk(desk->a, from, desk->panel, ld, n,
@@ -628,33 +656,50 @@ row_loss(const Half *half, int64_t row, double penalty, double all, double produ
 	return all - product > all / CANCELS ? all - product : row_loss_direct(half, row, penalty);
 }
 
+/* What the rating of entry e weighs in b. */
+static double
+weight_of(const Half *half, int64_t e)
+{
+	const MrcAlsParams *params = &half->als->params;
+	double value = half->csr->value[e];
+
+	if (!params->implicit)
+		return value;
+	return value > 0 ? params->unobserved + params->alpha * value : 0;
+}
+
 /*
- * The system of a row with explicit ratings that is singular at single precision, from the start in doubles: values of
- * 1e5 make A that much larger than the penalty that keeps it regular.  fixed, unless NULL: coordinates that stay 0.
+ * A and b of a row in doubles: A in desk->a, upper triangle, and desk->b.  fixed, unless NULL: coordinates that stay 0.
  * Plain loops; few data need this.
  */
 static MrcStatus
-solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed)
+build_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed)
 {
 	const MrcCsr *csr = half->csr;
+	const MrcAlsParams *params = &half->als->params;
 	int rank = half->rank;
 	size_t ld = (size_t) half->ld;
 	double *a = (double *) (void *) desk->a;
 	double *b = desk->b;
 
-	memset(a, 0, ld * ld * sizeof(double));
+	for (size_t i = 0; i < ld * ld; i++)
+		a[i] = params->implicit ? half->gram[i] : 0;
 	memset(b, 0, ld * sizeof(double));
 	for (int64_t e = csr->start[row]; e < csr->start[row + 1]; e++)
 	{
 		const float *y = half->other + (int64_t) csr->index[e] * rank;
+		double weight = weight_of(half, e);
+		double square = params->implicit ? (weight > 0 ? params->alpha * csr->value[e] : 0) : 1;
 
-		if (e % 16 == 0 && mrc_pool_pausing(half->als->pool))
+		if (e % 16 == 0 && pausing(half))
 			return MRC_AGAIN;
 		for (int i = 0; i < rank; i++)
 		{
-			b[i] += (double) csr->value[e] * y[i];
+			double left = square * y[i];
+
+			b[i] += weight * y[i];
 			for (int j = i; j < rank; j++)
-				a[i * ld + j] += (double) y[i] * y[j];
+				a[i * ld + j] += left * y[j];
 		}
 	}
 	for (int i = 0; i < rank; i++)
@@ -667,6 +712,18 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const
 			b[i] = 0;
 		desk->least[i] = (float) (a[i * ld + i] * rank * DBL_EPSILON);
 	}
+	return MRC_OK;
+}
+
+/* Solve A x = b as build_in_double() left them; both are used up, and b becomes x. */
+static MrcStatus
+solve_doubles(const Half *half, Desk *desk)
+{
+	int rank = half->rank;
+	size_t ld = (size_t) half->ld;
+	double *a = (double *) (void *) desk->a;
+	double *b = desk->b;
+
 	for (int i = 0; i < rank; i++)
 	{
 		double *pivot = a + i * ld;
@@ -692,9 +749,24 @@ solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const
 		for (int j = i + 1; j < rank; j++)
 			b[i] -= a[i * ld + j] * b[j];
 		b[i] /= a[i * ld + i];
-		desk->x[i] = (float) b[i];
 	}
 	return MRC_OK;
+}
+
+/*
+ * A row with explicit ratings that is singular at single precision, from the start in doubles: values of 1e5 make A that
+ * much larger than the penalty that keeps it regular.
+ */
+static MrcStatus
+solve_in_double(const Half *half, Desk *desk, int64_t row, double penalty, const bool *fixed)
+{
+	MrcStatus status = build_in_double(half, desk, row, penalty, fixed);
+
+	if (status == MRC_OK)
+		status = solve_doubles(half, desk);
+	for (int i = 0; i < half->rank && status == MRC_OK; i++)
+		desk->x[i] = (float) desk->b[i];
+	return status;
 }
 
 /* Solve (I + P P^T) v = g by blocks, for the panel of n ratings; v to desk->x. */
@@ -854,8 +926,7 @@ solve_nonnegative(const Half *half, Desk *desk, int64_t row, double penalty, dou
 	{
 		int last = 0;
 
-		status = mrc_pool_pausing(half->als->pool) ? MRC_AGAIN
-												   : solve_free(half, desk, row, penalty, fixed, wrong);
+		status = pausing(half) ? MRC_AGAIN : solve_free(half, desk, row, penalty, fixed, wrong);
 		if (status != MRC_OK)
 			break;
 		n_wrong = 0;
@@ -968,8 +1039,7 @@ rows_task(void *arg, int worker, int64_t chunk, int64_t chunk_end)
 		for (; row < end; row++)
 		{
 			double loss;
-			MrcStatus status =
-				mrc_pool_pausing(half->als->pool) ? MRC_AGAIN : solve_row(half, desk, row, &loss);
+			MrcStatus status = pausing(half) ? MRC_AGAIN : solve_row(half, desk, row, &loss);
 
 			if (status == MRC_AGAIN)
 			{
@@ -1070,6 +1140,173 @@ mrc_als_iterate(MrcAls *als)
 	return status;
 }
 
+/* ---- folds: one user from his own ratings ---- */
+
+/* The memory of a fold, from base on; the number of bytes. */
+static size_t
+lay_out_fold(Half *half, Desk *desk, char *base, const MrcAlsParams *params)
+{
+	Layout at = {base, 0};
+	size_t ld = padded((size_t) params->rank);
+	size_t dual_rows = (size_t) dual_rows_of(params);
+
+	half->diagonal = take_floats(&at, ld);
+	half->penalties = take(&at, dual_rows * sizeof(double));
+	half->scales = take_floats(&at, dual_rows * ld);
+	*desk = lay_out_desk(&at, params);
+	return at.n_bytes;
+}
+
+/* The slots and panels of a Gramian. */
+static size_t
+lay_out_gramian(Half *half, char *base, int rank, int n_threads)
+{
+	Layout at = {base, 0};
+	size_t ld = padded((size_t) rank);
+
+	half->slots = take_floats(&at, GRAM_SLOTS * ld * ld);
+	half->desks = take(&at, (size_t) n_threads * sizeof(Desk));
+	for (int i = 0; i < n_threads; i++)
+	{
+		float *panel = take_floats(&at, padded((size_t) panel_rows_of((int) ld)) * ld);
+
+		if (base)
+			half->desks[i].panel = panel;
+	}
+	return at.n_bytes;
+}
+
+size_t
+mrc_fold_shared_bytes(int rank)
+{
+	return padded((size_t) rank) * padded((size_t) rank) * sizeof(float);
+}
+
+size_t
+mrc_fold_prepare_scratch_bytes(int rank, int n_threads)
+{
+	Half half;
+
+	return lay_out_gramian(&half, NULL, rank, n_threads);
+}
+
+static void
+fold_begin(Half *half, const MrcAls *als, const MrcCsr *csr, const float *item, int64_t n_items)
+{
+	memset(half, 0, sizeof(*half));
+	half->als = als;
+	half->kernels = kernels(als->lanes);
+	half->csr = csr;
+	half->other = half->basis = item;
+	half->n_other = n_items;
+	half->rank = als->params.rank;
+	half->ld = (int) padded((size_t) half->rank);
+	half->stride = (size_t) half->rank;
+	half->panel_rows = panel_rows_of(half->ld);
+}
+
+MrcStatus
+mrc_fold_prepare(MrcPool *pool, const MrcAlsParams *params, const float *item, int64_t n_items, void *shared,
+				 void *scratch)
+{
+	MrcAls als = {.params = *params, .pool = pool};
+	Half half;
+
+	memset(shared, 0, mrc_fold_shared_bytes(params->rank));
+	if (!params->implicit)
+		return MRC_OK;
+	fold_begin(&half, &als, NULL, item, n_items);
+	(void) lay_out_gramian(&half, scratch, params->rank, mrc_pool_size(pool));
+	return gramian(&half, shared, params->unobserved);
+}
+
+size_t
+mrc_fold_scratch_bytes(const MrcAlsParams *params)
+{
+	Half half;
+	Desk desk;
+
+	return lay_out_fold(&half, &desk, NULL, params);
+}
+
+/* The row of a fold, to user. */
+static MrcStatus
+fold_row(Half *half, Desk *desk, const MrcAls *als, const void *shared, float *user, void *scratch)
+{
+	const MrcAlsParams *params = &als->params;
+	int64_t n = half->csr->start[1];
+	double loss;
+
+	(void) lay_out_fold(half, desk, scratch, params);
+	memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
+	half->gram = (float *) (uintptr_t) shared; /* it is only read */
+	half->own = user;
+	if (!params->implicit && n > 0 && n <= dual_rows_of(params))
+	{
+		half->dual_rows = dual_rows_of(params);
+		prepare_length(half, (int) n);
+	}
+	return solve_row(half, desk, 0, &loss);
+}
+
+MrcStatus
+mrc_fold(const MrcAlsParams *params, const void *shared, const float *item, int64_t n_items,
+		 const int32_t *index, const float *value, int64_t n, float *user, void *scratch)
+{
+	MrcAls als = {.params = *params};
+	int64_t start[2] = {0, n};
+	MrcCsr csr = {1, n_items, start, (int32_t *) (uintptr_t) index, (float *) (uintptr_t) value};
+	Half half;
+	Desk desk;
+
+	fold_begin(&half, &als, &csr, item, n_items);
+	return fold_row(&half, &desk, &als, shared, user, scratch);
+}
+
+/* With x = A^-1 sum w_j y_j, row `wanted` scores sum w_j (A^-1 y_wanted).y_j. */
+MrcStatus
+mrc_fold_explain(const MrcAlsParams *params, const void *shared, const float *item, int64_t n_items,
+				 const int32_t *index, const float *value, int64_t n, int32_t wanted, float *contribution,
+				 void *scratch)
+{
+	MrcAls als = {.params = *params};
+	int64_t start[2] = {0, n};
+	MrcCsr csr = {1, n_items, start, (int32_t *) (uintptr_t) index, (float *) (uintptr_t) value};
+	int rank = params->rank;
+	double unused;
+	int64_t n_that_count;
+	float user[MRC_MAX_RANK];
+	bool fixed[MRC_MAX_RANK];
+	Half half;
+	Desk desk;
+	MrcStatus status;
+
+	fold_begin(&half, &als, &csr, item, n_items);
+	status = fold_row(&half, &desk, &als, shared, user, scratch);
+	n_that_count = n_counted(&half, 0, &unused);
+	if (status != MRC_OK || n_that_count == 0)
+	{
+		memset(contribution, 0, (size_t) n * sizeof(float));
+		return status;
+	}
+	for (int i = 0; i < rank; i++)
+		fixed[i] = params->nonnegative && !(user[i] > 0);
+	status = build_in_double(&half, &desk, 0, penalty_of(&half, n_that_count), fixed);
+	for (int i = 0; i < rank; i++)
+		desk.b[i] = fixed[i] ? 0 : item[(int64_t) wanted * rank + i];
+	if (status == MRC_OK)
+		status = solve_doubles(&half, &desk);
+	for (int64_t e = 0; e < n && status == MRC_OK; e++)
+	{
+		double product = 0;
+
+		for (int i = 0; i < rank; i++)
+			product += desk.b[i] * item[(int64_t) index[e] * rank + i];
+		contribution[e] = (float) (weight_of(&half, e) * product);
+	}
+	return status;
+}
+
 /* ---- start, products ---- */
 
 /* splitmix64 (Steele, Lea, Flood 2014) as a function of a counter. */
@@ -1138,6 +1375,12 @@ void
 mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out)
 {
 	kernels(0).dots(x, y, n, rank, out);
+}
+
+MrcDots
+mrc_dots_at(int lanes)
+{
+	return kernels(lanes).dots;
 }
 
 size_t

@@ -148,6 +148,9 @@ extern void mrc_products(const float *x, int n_x, const float *y, int n_y, int r
 /* out[i] = inner product of x with row i of y (n x rank), summed in an order that depends on rank only.  Any thread. */
 extern void mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out);
 extern float mrc_dot(const float *a, const float *b, int n);
+/* mrc_dots at the width of vectors that MrcAls.lanes says; 0: mrc_dots itself. */
+typedef void (*MrcDots)(const float *x, const float *y, int64_t n, int rank, float *out);
+extern MrcDots mrc_dots_at(int lanes);
 
 /* ---- als.c: alternating least squares ---- */
 
@@ -206,13 +209,112 @@ extern MrcStatus mrc_als_iterate(MrcAls *als);
 /* Solve one side from the other: users if user_side, else items.  Pool; a seam for tests and fold-in. */
 extern MrcStatus mrc_als_half_step(MrcAls *als, bool user_side);
 
-/* ---- topk.c ---- */
+/* ---- als.c: one user from his own ratings ---- */
+
+/* Bytes of what all folds share: it depends on the items and params only, and may be kept. */
+extern size_t mrc_fold_shared_bytes(int rank);
+extern size_t mrc_fold_prepare_scratch_bytes(int rank, int n_threads);
+/* shared, aligned to 64: all bytes are written.  item: n_items x rank.  Pool. */
+extern MrcStatus mrc_fold_prepare(MrcPool *pool, const MrcAlsParams *params, const float *item,
+								  int64_t n_items, void *shared, void *scratch);
+extern size_t mrc_fold_scratch_bytes(const MrcAlsParams *params);
+/*
+ * The factors of a user with n ratings: row index[i] of item has value[i]; no row twice.  user: rank, what
+ * mrc_als_half_step(user side) computes for such a row, but for rounding; zeros when nothing counts (implicit feedback:
+ * no value above 0).  MRC_NOTPD, MRC_NOTFINITE: user is not set.  shared: as mrc_fold_prepare() left it.  scratch:
+ * mrc_fold_scratch_bytes(), aligned to 64.  Any thread.
+ */
+extern MrcStatus mrc_fold(const MrcAlsParams *params, const void *shared, const float *item, int64_t n_items,
+						  const int32_t *index, const float *value, int64_t n, float *user, void *scratch);
+/*
+ * What each rating contributes to the score of row `wanted` for that user: the factors are linear in the weights of the
+ * ratings (among the coordinates that are not at 0, if nonnegative), so contribution (n) sums to the score.  As mrc_fold().
+ */
+extern MrcStatus mrc_fold_explain(const MrcAlsParams *params, const void *shared, const float *item,
+								  int64_t n_items, const int32_t *index, const float *value, int64_t n,
+								  int32_t wanted, float *contribution, void *scratch);
+
+/* ---- index.c: the best items ---- */
 
 typedef struct MrcTop
 {
 	float score;
 	int32_t row;
 } MrcTop;
+
+/* Better: the higher score; at equal scores the lower row; NaN is below everything. */
+extern bool mrc_top_before(MrcTop a, MrcTop b);
+
+typedef struct MrcBound MrcBound;
+
+/* Items as they are searched.  The memory belongs to the caller. */
+typedef struct MrcIndex
+{
+	const float *items; /* n_items x rank */
+	int64_t n_items;
+	int rank;
+	int lanes; /* as in MrcAls */
+	/* of the memory; NULL when there is none: every item is scored */
+	int64_t n_odd;			/* the first positions: factors or norms that are not finite */
+	int64_t n_blocks;		/* of the other positions */
+	double norm;			/* the greatest of these, rounded up */
+	const int32_t *row;		/* n_items: of each position */
+	const MrcBound *bounds; /* n_blocks */
+	const uint8_t *codes;
+} MrcIndex;
+
+/* Bytes of an index.  What is written depends on the items only and holds no address: it may be kept in a file. */
+extern size_t mrc_index_bytes(int64_t n_items, int rank);
+extern size_t mrc_index_scratch_bytes(int64_t n_items);
+/* memory: mrc_index_bytes(), aligned to 64, fully written; scratch: mrc_index_scratch_bytes(), aligned to 8.  Pool. */
+extern MrcStatus
+mrc_index_build(MrcPool *pool, const float *items, int64_t n_items, int rank, void *memory, void *scratch);
+/* memory: as mrc_index_build() left it, aligned to 64; NULL: there is no index, and every item is scored. */
+extern void
+mrc_index_open(MrcIndex *index, const float *items, int64_t n_items, int rank, const void *memory);
+
+/*
+ * The k best items of one user, in the order of mrc_top_before().  The score of a row is mrc_dot(user, item), plus its
+ * boost if it has one (one addition).  Lists of rows ascend and have none twice; a list may be NULL when its n is 0.
+ */
+typedef struct MrcSearch
+{
+	const float *user;	 /* rank */
+	int64_t k;			 /* at least 1 */
+	const int32_t *skip; /* rows that are not listed */
+	int64_t n_skip;
+	const int32_t *boosted; /* rows whose score has boost added */
+	const float *boost;
+	int64_t n_boosted;
+	const int32_t *only; /* the only rows that may be listed; NULL: all */
+	int64_t n_only;
+	const int32_t *category; /* n_items: of each row, -1: none, not limited; NULL: no limit */
+	int max_per_category;	 /* rows of one category in the list; 0: no limit */
+	int32_t used_category;	 /* n_used (0: none) rows of this category are elsewhere, and count */
+	int n_used;
+	MrcTop *top;   /* k: the result, best first */
+	int64_t n_top; /* so many */
+} MrcSearch;
+
+/* k: the longest of the searches. */
+extern size_t mrc_search_scratch_bytes(const MrcIndex *index, int64_t k);
+/* Exact.  scratch: mrc_search_scratch_bytes(), aligned to 64.  Any thread. */
+extern void mrc_search(const MrcIndex *index, MrcSearch *search, void *scratch);
+/*
+ * The same with the cosine of user and item as score: inner product of user / |user|, in single precision, with the item,
+ * by the item's norm in double precision; 0 where a norm is 0.  No boosts.
+ */
+extern void mrc_similar(const MrcIndex *index, MrcSearch *search, void *scratch);
+extern size_t mrc_search_many_scratch_bytes(const MrcIndex *index, int64_t k, int n_threads);
+/* n searches, each as mrc_search() does it, bit by bit.  scratch: mrc_search_many_scratch_bytes(), aligned to 64.  Pool. */
+extern MrcStatus
+mrc_search_many(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch);
+/* The same in two, as mrc_pool_begin() and mrc_pool_end(). */
+extern void
+mrc_search_begin(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch);
+extern MrcStatus mrc_search_end(MrcPool *pool);
+
+/* ---- topk.c ---- */
 
 /* Rows of a score matrix that are computed at once. */
 #define MRC_TOPK_ITEMS 1024

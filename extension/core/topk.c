@@ -13,19 +13,6 @@
 /* From so many users on a matrix product beats inner products. */
 #define PRODUCT_USERS 4
 
-bool
-mrc_top_before(MrcTop a, MrcTop b)
-{
-	bool nan_a = isnan(a.score);
-	bool nan_b = isnan(b.score);
-
-	if (nan_a != nan_b)
-		return nan_b;
-	if (!nan_a && a.score != b.score)
-		return a.score > b.score;
-	return a.row < b.row;
-}
-
 /* heap[0] is the worst; sink the element at i. */
 static void
 sink(MrcTop *heap, int64_t n, int64_t i)

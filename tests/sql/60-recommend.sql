@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(47);
+SELECT plan(48);
 SET LOCAL client_min_messages = warning;
 
 -- Items 100 + i have exactly the buyers of i: equal factors, equal scores.
@@ -114,7 +114,8 @@ SELECT is(ARRAY(SELECT item_id FROM millrace.recommend_top_k('changing', 1)), '{
 -- The ratings are gone
 DROP TABLE r CASCADE;
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5) $$, '42P01', 'relation "r" does not exist', 'without the ratings seen items cannot be excluded');
-SELECT isnt_empty($$ SELECT * FROM millrace.recommend_top_k('m', 5, exclude_seen => false) $$, 'but may be included');
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, exclude_seen => false) $$, '42P01', NULL, 'nor is it known whether the user has newer rows');
+SELECT isnt_empty($$ SELECT * FROM millrace.recommend_top_k('m', 5, exclude_seen => false, own_history => 0, fold_in => false) $$, 'a list that needs nothing of that goes on');
 SELECT throws_ok($$ SELECT millrace.recommend_top_k('m', now()) $$, '42883', NULL, 'ids are bigint or text');
 
 SELECT * FROM finish();
