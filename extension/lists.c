@@ -5,7 +5,7 @@
  * Serving reads neither: it needs the category of each of the version's rows, and lists in the version's rows.  That is an
  * image, one piece of memory with offsets in it, made from the tables for one value of millrace.model.lists, which
  * changes with the active version and with every list.  So a reader notices by his own snapshot that there is another,
- * and nobody waits.
+ * and nobody waits.  It is kept in a file for all backends (cache.c).
  *
  *     header | category of each row | names of categories | other items with features | baselines
  *
@@ -476,8 +476,12 @@ lists_changed(const char *model)
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(model)};
 	MrGuard guard;
+	bool null;
 
 	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT lists FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
+				 NULL);
+	mr_cache_forget(DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null)));
 	mr_exec_args("UPDATE millrace.model SET lists = gen_random_uuid() WHERE name = $1", SPI_OK_UPDATE, false,
 				 1, types, values, NULL);
 	mr_leave(&guard);
@@ -758,6 +762,7 @@ typedef struct MrListsImage
 	int n_pins;
 	bool kept; /* has a slot */
 	uint64 last_use;
+	MrCache *cache; /* NULL: memory of its own */
 	const char *base;
 	const Header *header;
 	MrLists lists;
@@ -1211,48 +1216,79 @@ build_baselines(Builder *builder, const char *seed)
 		list_end(builder, &((CustomBuilder *) builder)->list, ((CustomBuilder *) builder)->name);
 }
 
-/* The lists' identity in this snapshot, and what the random order depends on; the caller has entered the catalog. */
-static pg_uuid_t
-read_identity(const MrModel *model, char **seed)
+/* What the lists are in this snapshot, and what the random order depends on. */
+typedef struct Identity
 {
+	pg_uuid_t uuid;
+	bool is_active; /* they are for the version that is open */
+	char *seed;
+} Identity;
+
+/* In the current memory context. */
+static Identity
+read_identity(const MrModel *model)
+{
+	MemoryContext context = CurrentMemoryContext;
 	Oid types[2] = {TEXTOID, INT4OID};
 	Datum values[2] = {CStringGetTextDatum(model->name), Int32GetDatum(model->version)};
-	pg_uuid_t uuid;
+	Identity identity;
+	MrGuard guard;
+	HeapTuple row;
+	TupleDesc desc;
 	bool null;
 
-	mr_exec_args("SELECT m.lists, v.version || ':' || coalesce(v.parameters->>'seed', '') FROM "
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT m.lists, m.active IS NOT DISTINCT FROM v.version, v.version || ':' || "
+				 "coalesce(v.parameters->>'seed', '') FROM "
 				 "millrace.model AS m JOIN millrace.model_version AS v ON v.model = m.name "
 				 "AND v.version = $2 WHERE m.name = $1",
 				 SPI_OK_SELECT, true, 2, types, values, NULL);
+	mr_leave(&guard);
 	if (SPI_processed == 0)
 		mr_model_unknown(model->name);
-	uuid = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
-	*seed = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
-	return uuid;
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	identity.uuid = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &null));
+	identity.is_active = DatumGetBool(SPI_getbinval(row, desc, 2, &null));
+	identity.seed = MemoryContextStrdup(context, SPI_getvalue(row, desc, 3));
+	SPI_freetuptable(SPI_tuptable);
+	return identity;
 }
 
-/* In the current memory context.  *uuid: of what was found, another than the model's if its row was read earlier. */
-static char *
-build(const MrModel *model, pg_uuid_t *uuid, Size *n_bytes)
+typedef struct Making
 {
-	CustomBuilder custom = {.builder = {.model = model}};
+	const MrModel *model;
+	const char *seed;
+} Making;
+
+/* Of mr_cache_open: the image is one section. */
+static void
+build_image(void *arg, MrSection *sections)
+{
+	const Making *making = arg;
+	MemoryContext work =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace lists", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext before = MemoryContextSwitchTo(work);
+	CustomBuilder custom = {.builder = {.model = making->model}};
 	Builder *builder = &custom.builder;
 	MrGuard guard;
-	char *seed;
+	void *image;
 
 	(void) put(&builder->writer, NULL, sizeof(Header));
-	builder->header.version = model->uuid;
-	builder->header.n_items = model->items.ids.n;
+	builder->header.version = making->model->uuid;
+	builder->header.n_items = making->model->items.ids.n;
 	mr_enter_catalog(&guard, "item_features");
-	*uuid = read_identity(model, &seed);
 	build_features(builder);
-	build_baselines(builder, seed);
+	build_baselines(builder, making->seed);
 	mr_leave(&guard);
 	builder->header.baselines =
 		put(&builder->writer, builder->baselines, builder->header.n_baselines * sizeof(MrListsBaseline));
 	memcpy(builder->writer.data, &builder->header, sizeof(Header));
-	*n_bytes = builder->writer.n_bytes;
-	return builder->writer.data;
+	MemoryContextSwitchTo(before);
+	image = mr_cache_alloc(builder->writer.n_bytes);
+	memcpy(image, builder->writer.data, builder->writer.n_bytes);
+	sections[0] = (MrSection){image, builder->writer.n_bytes};
+	MemoryContextDelete(work);
 }
 
 /* ---- what a backend keeps ---- */
@@ -1324,24 +1360,35 @@ keep(MrListsImage *image)
 static MrListsImage *
 make_image(const MrModel *model)
 {
-	MemoryContext work =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace lists", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace lists", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext before = MemoryContextSwitchTo(work);
+		AllocSetContextCreate(CurrentMemoryContext, "millrace lists", ALLOCSET_SMALL_SIZES);
 	MrListsImage *image = MemoryContextAllocZero(context, sizeof(MrListsImage));
-	Size n_bytes;
-	char *built = build(model, &image->uuid, &n_bytes);
-	char *base = MemoryContextAllocHuge(context, n_bytes);
+	Identity identity = read_identity(model);
+	Making making = {model, identity.seed};
 
-	memcpy(base, built, n_bytes);
-	MemoryContextSwitchTo(before);
-	MemoryContextDelete(work);
 	image->context = context;
-	image->base = base;
-	image->header = (const Header *) base;
+	image->uuid = identity.uuid;
+	if (identity.is_active)
+	{
+		image->cache = mr_cache_open(context, &identity.uuid, MR_CACHE_LISTS,
+									 psprintf("what serves the lists of model \"%s\"", model->name),
+									 build_image, &making);
+		image->header = image->cache->sections[0].data;
+	}
+	if (!identity.is_active || !same_uuid(&image->header->version, &model->uuid))
+	{
+		/* The model was opened by another snapshot: lists that match it, for this once. */
+		MemoryContext before = MemoryContextSwitchTo(context);
+		MrSection section;
+
+		build_image(&making, &section);
+		MemoryContextSwitchTo(before);
+		image->cache = NULL;
+		image->header = section.data;
+	}
+	image->base = (const char *) image->header;
 	image->lists.category =
-		image->header->has_features ? (const int32 *) (base + image->header->category) : NULL;
+		image->header->has_features ? (const int32 *) (image->base + image->header->category) : NULL;
 	image->lists.n_categories = image->header->n_categories;
 	image->lists.image = image;
 	MemoryContextSetParent(context, CacheMemoryContext);
@@ -1356,9 +1403,12 @@ open_image(const MrModel *model)
 	for (int i = 0; i < MAX_OPEN; i++)
 		if (open_images[i] && same_uuid(&open_images[i]->uuid, &model->lists_uuid) &&
 			same_uuid(&open_images[i]->header->version, &model->uuid))
+		{
+			mr_cache_touch(open_images[i]->cache);
 			return pin(open_images[i]);
+		}
 	image = make_image(model);
-	if (same_uuid(&image->uuid, &model->lists_uuid))
+	if (image->cache && same_uuid(&image->uuid, &model->lists_uuid))
 		keep(image);
 	return pin(image);
 }

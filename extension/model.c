@@ -301,6 +301,20 @@ exec_for_version(const char *sql, int expected, const char *name, int version)
 	mr_exec_args(sql, expected, false, 2, types, values, NULL);
 }
 
+/* The files of the uuids in the current SPI result go when the transaction commits. */
+static void
+forget_caches(void)
+{
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool null;
+		Datum uuid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &null);
+
+		if (!null)
+			mr_cache_forget(DatumGetUUIDP(uuid));
+	}
+}
+
 /* False if there is no such version. */
 static bool
 set_active(const char *name, int version)
@@ -310,6 +324,8 @@ set_active(const char *name, int version)
 					 SPI_OK_UPDATE, name, version);
 	if (SPI_processed == 0)
 		return false;
+	exec_for_version("SELECT lists FROM millrace.model WHERE name = $1", SPI_OK_SELECT, name, version);
+	forget_caches();
 	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
 					 SPI_OK_UPDATE, name, version);
 	return true;
@@ -536,20 +552,6 @@ mr_rollback(PG_FUNCTION_ARGS)
 	prepare_active(name);
 	SPI_finish();
 	PG_RETURN_INT32(version);
-}
-
-/* The files of the uuids in the current SPI result go when the transaction commits. */
-static void
-forget_caches(void)
-{
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool null;
-		Datum uuid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &null);
-
-		if (!null)
-			mr_cache_forget(DatumGetUUIDP(uuid));
-	}
 }
 
 Datum
@@ -990,8 +992,6 @@ new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
 	bool null;
 
 	model->context = context;
-	mr_plan_init(&model->shape_plan, context);
-	mr_plan_init(&model->seen_plan, context);
 	model->name = pstrdup(name);
 	model->version = row->version;
 	model->uuid = *uuid;

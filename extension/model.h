@@ -90,6 +90,9 @@ typedef struct MrShape
 	int n_columns;
 } MrShape;
 
+/* A value of one of the types of numbers that a value may have (below any domain). */
+extern double mr_number_of(Datum value, Oid type);
+
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
 
@@ -340,12 +343,9 @@ typedef struct MrModel
 	MrcIndex index;	 /* of the items */
 	const void *
 		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
+	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
-	/* recommend.c */
-	MrPlan shape_plan; /* the query */
-	MrPlan seen_plan;  /* items of user $1 */
-	MrShape seen_shape;
 	/* model.c */
 	MemoryContext context;
 	int n_pins;
@@ -359,6 +359,32 @@ typedef struct MrModel
  * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+
+/* ---- history.c: what users have, live ---- */
+
+/* What one user has of the items that the model knows. */
+typedef struct MrHistory
+{
+	int64 n;
+	int32 *row; /* of model->items; ascending, distinct */
+	float
+		*value; /* summed; finite, below 0 if the source says so; 0 where the values are NULL or no numbers */
+	uint64 fingerprint; /* of the items whose value is not 0, 48 bits; 0: there are none */
+} MrHistory;
+
+/*
+ * What these users have now: as the active snapshot shows it, so who asks in the statement that has inserted it must count
+ * the command and push a newer one (CommandCounterIncrement, PushActiveSnapshot(GetTransactionSnapshot())).  histories:
+ * n_users, in the order of the users (distinct ones; a text without bytes is nobody); empty for whom nothing is known, and if model->query is NULL.  In
+ * CurrentMemoryContext: 8 bytes an item, and while it runs 24, so ask for thousands of users at once, not for millions.
+ */
+extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *histories);
+
+/* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
+extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+
+/* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
+extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -472,16 +498,6 @@ extern void mr_lists_retrained(const char *name, Oid owner);
 
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
-
-/* ---- history.c: what each user has, live ---- */
-
-typedef struct MrHistory
-{
-	int64 n;
-	int32 *row;	  /* items that the model knows: ascending, distinct */
-	float *value; /* their values, summed */
-	uint64 fingerprint;
-} MrHistory;
 
 /* ---- recommend.c ---- */
 

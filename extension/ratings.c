@@ -940,14 +940,14 @@ simple_numeric(Datum value, double *result)
 }
 
 static double
-numeric_of(const Reader *reader, Datum value)
+numeric_of(MemoryContext context, Datum value)
 {
 	MemoryContext before;
 	double result;
 
 	if (simple_numeric(value, &result))
 		return result;
-	before = MemoryContextSwitchTo(reader->context);
+	before = MemoryContextSwitchTo(context);
 	/* Beyond the range of double precision infinite, no error. */
 	result = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, value));
 	MemoryContextSwitchTo(before);
@@ -955,7 +955,7 @@ numeric_of(const Reader *reader, Datum value)
 }
 
 static inline double
-number_of(const Reader *reader, Datum value, Oid type)
+number_of(MemoryContext context, Datum value, Oid type)
 {
 	switch (type)
 	{
@@ -970,8 +970,14 @@ number_of(const Reader *reader, Datum value, Oid type)
 		case INT8OID:
 			return DatumGetInt64(value);
 		default:
-			return numeric_of(reader, value);
+			return numeric_of(context, value);
 	}
+}
+
+double
+mr_number_of(Datum value, Oid type)
+{
+	return number_of(CurrentMemoryContext, value, type);
 }
 
 static void
@@ -1141,7 +1147,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		null_column(reader, slot);
 	if (reader->read_value)
 	{
-		value = number_of(reader, slot->tts_values[2], reader->shape.value_type);
+		value = number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
 			bad_value(reader, slot, value);
 	}

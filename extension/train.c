@@ -677,6 +677,7 @@ typedef struct Training
 	ArrayType *settings;
 	MrActive active; /* before */
 	MrHoldout holdout;
+	float *trained_on;
 	int64 n_users;
 	int64 n_items;
 	MrFit fit;
@@ -805,6 +806,7 @@ read_ratings(Training *training, MrBudget *budget)
 		mr_ratings_read(budget, training->query, "ratings", true,
 						als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, als->n_threads);
 	mr_leave(&guard);
+	training->trained_on = mr_history_fingerprints(budget, ratings);
 	mr_ratings_transform(ratings, als->transform, "ratings");
 	if (als->holdout > 0)
 		mr_holdout_split(budget, ratings, als->holdout, als->seed, &training->holdout);
@@ -914,6 +916,7 @@ store(const Training *training, const MrRatings *ratings, bool activate)
 		.users = {ratings->users, rank, fit->user},
 		.items = {ratings->items, rank, fit->item},
 		.baseline = {ratings->items, 1, fit->baseline},
+		.trained_on = training->trained_on,
 	};
 
 	return mr_model_store(&new_model);
