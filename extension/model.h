@@ -555,8 +555,30 @@ typedef void (*MrListSink)(void *arg, int64 i, const MrListed *list, int64 n, co
  */
 extern void mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
 							  MrListSink sink, void *arg);
+/*
+ * Factors for a user as he is now, from his rows if fold_in and the model does not know him or the rows are newer; NULL and
+ * MR_SOURCE_BASELINE: nothing is known of him.  history: what he has, if it was read.  In CurrentMemoryContext.
+ */
+extern const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history);
+/* Of what somebody has, what counts when he is folded in, with the values as the training transformed them. */
+extern void mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings);
 /* The list of somebody who has this, and of whom nothing else is known. */
 extern void
 mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
+
+/* ---- serve.c ---- */
+
+/*
+ * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
+ * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ */
+extern void
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+/* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
+extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
+/* A key as a text datum. */
+extern Datum mr_key_datum(const MrKey *key);
 
 #endif
