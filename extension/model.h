@@ -216,6 +216,7 @@ typedef struct MrAlsSettings
 	double tolerance; /* ends early when the loss falls by less than this part of itself; 0: never */
 	double holdout;	  /* part of the pairs to hold out */
 	int k;			  /* what is held out is measured on the k best items */
+	double own_history; /* weight of what a user has in the lists that may repeat it; NaN: to be chosen */
 	int n_threads;	  /* 0: one a processor; not stored */
 } MrAlsSettings;
 
@@ -498,6 +499,16 @@ extern void mr_lists_retrained(const char *name, Oid owner);
 
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+
+/* ---- own.c: what users have, in lists that may repeat it ---- */
+
+/*
+ * boost: history->n, what is added to the score of each item that a user has: weight * log(1 + value), 0 of a value that is
+ * not above 0.  weight NaN: the model's, which a training has chosen or was given; 0: none.
+ */
+extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
+/* The weight that this stands for. */
+extern float mr_own_weight(const MrModel *model, float weight);
 
 /* ---- recommend.c ---- */
 

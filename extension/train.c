@@ -185,6 +185,7 @@ static const Setting SETTINGS[] = {
 	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
 	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
 	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
+	{"own_history", SETTING_FLOAT, 18, offsetof(MrAlsSettings, own_history), 0, FLT_MAX, true},
 };
 
 static void
@@ -307,6 +308,7 @@ mr_als_settings_init(MrAlsSettings *settings)
 		.seed = 1,
 		.tolerance = 1e-6,
 		.k = 10,
+		.own_history = NAN,
 	};
 }
 

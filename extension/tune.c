@@ -562,7 +562,7 @@ train_best(const Tuning *tuning, const Trial *best)
 		char *key = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 		char *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2);
 
-		appendStringInfo(&sql, ", %s => %s", key, quote_literal_cstr(value));
+		appendStringInfo(&sql, ", %s => %s", key, value ? quote_literal_cstr(value) : "NULL");
 	}
 	appendStringInfoString(&sql, ")).version");
 	mr_exec(sql.data, SPI_OK_SELECT, false);
