@@ -476,7 +476,7 @@ static void
 prepare_active(const char *name)
 {
 	PushActiveSnapshot(GetTransactionSnapshot());
-	(void) mr_model_open(name);
+	(void) mr_lists_open(mr_model_open(name));
 	PopActiveSnapshot();
 }
 
@@ -1189,9 +1189,10 @@ static void
 warm_model(void *arg)
 {
 	Warming *warming = arg;
-	const MrCache *cache = mr_model_open(warming->name)->cache;
+	MrModel *model = mr_model_open(warming->name);
 
-	warming->n_bytes = cache->is_shared ? cache->n_bytes : 0;
+	(void) mr_lists_open(model);
+	warming->n_bytes = model->cache->is_shared ? model->cache->n_bytes : 0;
 }
 
 /* All models that have an active version; one that fails does not keep the others from being served. */

@@ -1,16 +1,16 @@
 -- The files that sessions share: one a version, made, found, bounded and swept.
 \set ON_ERROR_STOP 1
 SET client_min_messages = warning;
-SELECT plan(42);
+SELECT plan(43);
 
 CREATE SCHEMA cache_test;
 SET search_path = cache_test, public;
 CREATE TABLE r AS SELECT DISTINCT n % 97 AS u, (n * n / 7) % 83 AS i FROM generate_series(1, 3000) AS n;
 CREATE FUNCTION folder() RETURNS text LANGUAGE sql AS
 	$$ SELECT regexp_replace(pg_relation_filepath('pg_class'), '/[^/]*$', '') || '/' $$;
--- name: uuid, and .pid of one that is being written
+-- name: uuid, and .pid of one that is being written; not those of lists
 CREATE VIEW files AS SELECT substr(f, 20) AS name, folder() || f AS path, (pg_stat_file(folder() || f)).size AS n_bytes
-	FROM pg_ls_dir(folder()) AS f WHERE f LIKE 'pgsql\_tmp\_millrace.%';
+	FROM pg_ls_dir(folder()) AS f WHERE f LIKE 'pgsql\_tmp\_millrace.%' AND NOT EXISTS (SELECT FROM millrace.model WHERE lists::text = substr(f, 20));
 CREATE VIEW versions AS SELECT v.model || ' ' || v.version AS version, f.* FROM files AS f JOIN millrace.model_version AS v ON v.uuid::text = f.name;
 CREATE FUNCTION at_server(command text) RETURNS void LANGUAGE plpgsql AS
 	$$ BEGIN EXECUTE format('COPY (SELECT) TO PROGRAM %L', 'cat >/dev/null; cd ' || quote_literal(current_setting('data_directory')) || ' && ' || command); END $$;
@@ -54,6 +54,15 @@ SELECT is(count(*), 0::bigint, 'and does not make it') FROM versions WHERE versi
 SELECT forget();
 SELECT is((SELECT array_agg(t ORDER BY rank) FROM millrace.recommend_top_k('m', 5, 1000, false) AS t)::text, (SELECT array_agg(t ORDER BY rank) FROM answer AS t)::text, 'one that is missing: the answer is the same');
 SELECT is(array_agg(version ORDER BY version), '{m 1,m 2}', 'and the file is there again') FROM versions WHERE version ~ '^m ';
+SELECT forget();
+SELECT at_server('rm ' || path) FROM versions WHERE version = 'm 1';
+SET min_parallel_table_scan_size = 0;
+SET parallel_setup_cost = 0;
+SET parallel_tuple_cost = 0;
+SELECT is(count(*), (SELECT count(*) * 3 FROM r), 'it can be made while a parallel query runs') FROM (SELECT u FROM r WHERE i >= 0) AS r, millrace.recommend_top_k('m', u, 3, false);
+RESET min_parallel_table_scan_size;
+RESET parallel_setup_cost;
+RESET parallel_tuple_cost;
 -- Damaged: each kind of harm, and whether the file is whole afterwards
 CREATE TABLE whole AS SELECT pg_read_binary_file(path) AS bytes, path, n_bytes FROM versions WHERE version = 'm 1';
 CREATE TABLE harm (harm text, command text);
@@ -104,13 +113,14 @@ SELECT millrace.drop_model('n');
 -- The bound: who was used longest ago goes
 SELECT millrace.drop_model(name) FROM (SELECT DISTINCT name FROM millrace.models WHERE name ~ '^other') AS m;
 SELECT at_server('touch -d "1 hour ago" ' || path) FROM versions WHERE version = 'm 1';
-SELECT set_config('millrace.cache_size', ((SELECT sum(n_bytes) FROM files) / 1024 + 1)::text || 'kB', false);
+SELECT set_config('millrace.cache_size', ((SELECT sum((pg_stat_file(folder() || f)).size) FROM pg_ls_dir(folder()) AS f WHERE f LIKE 'pgsql\_tmp\_millrace.%') / 1024 + 1)::text || 'kB', false);
 SELECT millrace.train_als('b', 'r', rank => 4, iterations => 1);
 SELECT is(array_agg(version ORDER BY version), '{b 1,m 2}', 'the file that was used longest ago gives way') FROM versions;
 SET millrace.cache_size = '4kB';
 SET client_min_messages = error;
 SELECT millrace.train_als('c', 'r', rank => 4, iterations => 1);
 SELECT is(array_agg(version ORDER BY version), '{b 1,m 2}', 'one that does not fit makes no other go') FROM versions;
+SET millrace.cache_size = 0;
 SELECT is(count(*), 10::bigint, 'and is served all the same') FROM millrace.recommend_top_k('c', 5);
 RESET millrace.cache_size;
 SET client_min_messages = warning;
