@@ -371,8 +371,8 @@ read_pairs(Tuning *tuning)
 	tuning->transformed = differ ? MR_TRANSFORM_NONE : trials[0].settings.transform;
 	mr_enter(&guard, tuning->owner, mr_current_settings());
 	tuning->ratings =
-		mr_ratings_read(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings", true,
-						not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, tuning->base.n_threads);
+		mr_ratings_read_events(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings",
+							   not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, tuning->base.n_threads);
 	mr_leave(&guard);
 	mr_ratings_transform(tuning->ratings, tuning->transformed, "ratings");
 	if (tuning->validation)
