@@ -69,7 +69,7 @@ RESET parallel_tuple_cost;
 CREATE TABLE whole AS SELECT pg_read_binary_file(path) AS bytes, path, n_bytes FROM versions WHERE version = 'm 1';
 CREATE TABLE harm (harm text, command text);
 INSERT INTO harm VALUES
-	('a byte of its header is wrong', 'printf X | dd of=%s bs=1 seek=20 conv=notrunc status=none'),
+	('a byte of its header is wrong', 'printf X | dd of=%s bs=1 seek=540 conv=notrunc status=none'),
 	('it is of another version', 'printf X | dd of=%s bs=1 seek=8 conv=notrunc status=none'),
 	('a byte of a section is wrong', 'printf X | dd of=%s bs=1 seek=1000 conv=notrunc status=none'),
 	('its last byte is wrong', 'printf X | dd of=%1$s bs=1 seek=$(($(stat -c %%s %1$s) - 1)) conv=notrunc status=none'),
