@@ -685,7 +685,6 @@ read_previous(Run *run)
 	IndexScanDesc scan = mr_index_beginscan(target, index, GetActiveSnapshot(), 1);
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace lists before", ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
 	Oid type = index->rd_opcintype[0];
 	Oid equal = get_opcode(get_opfamily_member(index->rd_opfamily[0], type, type, BTEqualStrategyNumber));
 
@@ -702,6 +701,8 @@ read_previous(Run *run)
 		index_rescan(scan, &key, 1, NULL, 0);
 		if (index_getnext_slot(scan, ForwardScanDirection, slot))
 		{
+			/* Not around the scan, which keeps what it allocates. */
+			MemoryContext old = MemoryContextSwitchTo(context);
 			bool isnull;
 			Datum items = slot_getattr(slot, scorer->own[OWN_ITEMS], &isnull);
 			int n = 0;
@@ -709,11 +710,11 @@ read_previous(Run *run)
 
 			user->had_list = n > 0;
 			user->next = (float) n_bought / (float) scorer->k;
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(context);
 		}
 		ExecClearTuple(slot);
-		MemoryContextReset(context);
 	}
-	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

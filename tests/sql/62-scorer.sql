@@ -85,18 +85,18 @@ INSERT INTO sales VALUES ('2024-01-02', 1, (SELECT items[1] FROM before WHERE cu
 	('2024-01-02', 1, (SELECT items[2] FROM before WHERE customer = 1), 1), ('2024-01-02', 2, 66, 1), ('2024-01-02', 2, (SELECT items[5] FROM before WHERE customer = 2), 1),
 	('2024-01-02', 3, (SELECT i FROM generate_series(0, 66) i WHERE i <> ALL ((SELECT items FROM before WHERE customer = 3)::int[]) LIMIT 1), 1),
 	('2024-01-02', 777, 5, 1), ('2024-01-02', NULL, 5, 1), ('2024-01-02', NULL, 12, 1), ('2024-01-02', 4, NULL, 1), ('2024-01-02', 5, 1000, 1), ('2024-01-02', 6, 2000, 1);
-CREATE TEMP VIEW batch AS SELECT * FROM s WHERE scored_at = (SELECT max(scored_at) FROM s);
-SELECT is((SELECT array_agg(precision_next ORDER BY seq) FROM batch WHERE customer = 1), '{0.4,0.4,0.4}', 'precision_next: two of his last list, one of them twice');
-SELECT is((SELECT array_agg(precision_next ORDER BY seq) FROM batch WHERE customer IN (2, 3)), '{0.2,0.2,0}', 'others one and none');
-SELECT is((SELECT precision_next FROM batch WHERE customer = 777), NULL, 'who is new has none');
-SELECT is(items, wanted('m', customer, product, 5, 1), 'but a list of his own, of what he has just bought') FROM batch WHERE customer = 777;
+\set batch '(SELECT * FROM s WHERE scored_at = (SELECT max(scored_at) FROM s)) b'
+SELECT is((SELECT array_agg(precision_next ORDER BY seq) FROM :batch WHERE customer = 1), '{0.4,0.4,0.4}', 'precision_next: two of his last list, one of them twice');
+SELECT is((SELECT array_agg(precision_next ORDER BY seq) FROM :batch WHERE customer IN (2, 3)), '{0.2,0.2,0}', 'others one and none');
+SELECT is((SELECT precision_next FROM :batch WHERE customer = 777), NULL, 'who is new has none');
+SELECT is(items, wanted('m', customer, product, 5, 1), 'but a list of his own, of what he has just bought') FROM :batch WHERE customer = 777;
 SELECT is(items, ARRAY(SELECT item_id FROM millrace.recommend_top_k('m', NULL::bigint, 6, max_per_category => 1) WHERE 'c' || item_id % 7 IS DISTINCT FROM 'c5' ORDER BY rank LIMIT 5), 'nobody gets the baseline')
-	FROM batch WHERE customer IS NULL LIMIT 1;
-SELECT is((SELECT array_agg(ROW(sources[1], precision_own, precision_next, is_last)::text) FROM batch WHERE customer IS NULL), ARRAY['(baseline,,,f)', '(baseline,,,f)'], 'without precision, and never last');
-SELECT is(ROW(category, cardinality(items))::text, '(,5)', 'no item, no category') FROM batch WHERE customer = 4;
-SELECT is(category, 'c1', 'an item that the model does not know may have a category') FROM batch WHERE customer = 5;
-SELECT is((SELECT count(*) FROM batch, unnest(items) i WHERE customer = 5 AND i < 60 AND i % 7 = 1), 0::bigint, 'which its list then lacks');
-SELECT is(category, NULL, 'or none') FROM batch WHERE customer = 6;
+	FROM :batch WHERE customer IS NULL LIMIT 1;
+SELECT is((SELECT array_agg(ROW(sources[1], precision_own, precision_next, is_last)::text) FROM :batch WHERE customer IS NULL), ARRAY['(baseline,,,f)', '(baseline,,,f)'], 'without precision, and never last');
+SELECT is(ROW(category, cardinality(items))::text, '(,5)', 'no item, no category') FROM :batch WHERE customer = 4;
+SELECT is(category, 'c1', 'an item that the model does not know may have a category') FROM :batch WHERE customer = 5;
+SELECT is((SELECT count(*) FROM :batch, unnest(items) i WHERE customer = 5 AND i < 60 AND i % 7 = 1), 0::bigint, 'which its list then lacks');
+SELECT is(category, NULL, 'or none') FROM :batch WHERE customer = 6;
 SELECT is(ROW(customer, precision_next)::text, '(1,0.4)', 'NAME_latest shows the newest row') FROM s_latest WHERE customer = 1;
 SELECT is(count(*), 51::bigint, 'and nobody is not in it') FROM s_latest;
 SELECT is((SELECT ROW(sum(users), round(sum(precision_own)::numeric, 6), sum(judged), round(sum(precision_next)::numeric, 6))::text FROM s_hourly),
@@ -110,11 +110,11 @@ SELECT is((definition::jsonb) ->> 'model', 'm', 'and its arguments') FROM millra
 -- A version that is activated serves the next batch
 SELECT millrace.train_als('m', 'SELECT customer, product, qty FROM shop.sales WHERE customer IS NOT NULL AND product < 40', rank => 3, iterations => 2);
 INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1), ('2024-01-02', 8, 50, 1);
-SELECT is((SELECT count(*) FROM batch, unnest(items) i WHERE i >= 40), 0::bigint, 'the next batch takes the version that is active');
-SELECT is(items, wanted('m', customer, product, 5, 1), 'with its lists') FROM batch WHERE customer = 7;
+SELECT is((SELECT count(*) FROM :batch, unnest(items) i WHERE i >= 40), 0::bigint, 'the next batch takes the version that is active');
+SELECT is(items, wanted('m', customer, product, 5, 1), 'with its lists') FROM :batch WHERE customer = 7;
 SELECT millrace.activate('m', 1);
 INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1);
-SELECT is(items, wanted('m', customer, product, 5, 1), 'and the one before, activated again') FROM batch WHERE customer = 7;
+SELECT is(items, wanted('m', customer, product, 5, 1), 'and the one before, activated again') FROM :batch WHERE customer = 7;
 
 -- Rows by COPY into a partition whose columns have another order
 SAVEPOINT other;
@@ -125,8 +125,8 @@ COPY leaf FROM stdin;
 4	9	2024-03-01 10:00:00+00	11
 5	10	2024-03-01 11:00:00+00	12
 \.
-SELECT is((SELECT array_agg(ROW(at, customer, product, qty, category)::text ORDER BY seq) FROM batch), ARRAY['("2024-03-01 10:00:00+00",11,9,4,c2)', '("2024-03-01 11:00:00+00",12,10,5,c3)'], 'COPY into a leaf with columns in another order');
-SELECT is(items, wanted('m', customer, product, 5, 1), 'with the right lists') FROM batch WHERE customer = 11;
+SELECT is((SELECT array_agg(ROW(at, customer, product, qty, category)::text ORDER BY seq) FROM :batch), ARRAY['("2024-03-01 10:00:00+00",11,9,4,c2)', '("2024-03-01 11:00:00+00",12,10,5,c3)'], 'COPY into a leaf with columns in another order');
+SELECT is(items, wanted('m', customer, product, 5, 1), 'with the right lists') FROM :batch WHERE customer = 11;
 ROLLBACK TO other;
 
 -- Long batches: a user of the first rows comes again
@@ -157,7 +157,7 @@ ROLLBACK TO ordered;
 SAVEPOINT texts;
 CREATE TABLE words (who varchar(20), what text, n smallint);
 INSERT INTO words SELECT 'u' || n % 20, 'é' || n % 23, n % 3 FROM generate_series(1, 300) n;
-SELECT millrace.train_als('t', 'SELECT who, what FROM shop.words', rank => 3, iterations => 3);
+SELECT millrace.train_als('t', 'SELECT who, what FROM shop.words WHERE who IS NOT NULL AND what IS NOT NULL', rank => 3, iterations => 3);
 SELECT millrace.set_item_features('t', 'SELECT DISTINCT what, ''k'' || length(what) FROM shop.words');
 SELECT millrace.create_scorer('w', 'words', 't', 'who', 'what', k => 3, max_per_category => 2);
 INSERT INTO words VALUES ('u1', 'é5', 1), ('u1', 'é15', 1), ('new', 'nothing', 1), (NULL, NULL, NULL), ('', 'é1', 1);
@@ -169,7 +169,7 @@ SELECT is((SELECT array_agg(precision_next ORDER BY who) FROM w_latest), ARRAY[1
 -- Integers where the model has texts, and the other way round
 CREATE TABLE digits (who int, what smallint);
 INSERT INTO words SELECT n % 20, n % 23, 1 FROM generate_series(1, 300) n;
-SELECT millrace.train_als('t', 'SELECT who, what FROM shop.words', rank => 3, iterations => 3);
+SELECT millrace.train_als('t', 'SELECT who, what FROM shop.words WHERE who IS NOT NULL AND what IS NOT NULL', rank => 3, iterations => 3);
 SELECT millrace.create_scorer('d', 'digits', 't', 'who', 'what', k => 3, max_per_category => 1);
 INSERT INTO digits VALUES (3, 7), (3, 12);
 SELECT is((SELECT array_agg(category ORDER BY seq) FROM d), '{NULL,NULL}', 'no features for digits yet');
@@ -183,20 +183,20 @@ SAVEPOINT tables;
 ALTER TABLE s ADD COLUMN note text DEFAULT 'fresh', ADD CONSTRAINT small CHECK (qty < 100);
 SELECT millrace.create_continuous_aggregate('per_category', 'SELECT category, millrace.tumble(scored_at, ''1 day'') AS window_start, count(*) AS n FROM s WHERE category IS NOT NULL GROUP BY 1, 2');
 INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1), ('2024-01-02', 7, 3, 1), ('2024-01-02', NULL, 5, 1);
-SELECT is((SELECT array_agg(note) FROM batch), '{fresh,fresh,fresh}', 'defaults of columns that were added');
+SELECT is((SELECT array_agg(note) FROM :batch), '{fresh,fresh,fresh}', 'defaults of columns that were added');
 SELECT is((SELECT count(*) FROM millrace.verify('per_category')), 0::bigint, 'it can be a source');
 SELECT is((SELECT n FROM per_category WHERE category = 'c5' ORDER BY window_start DESC LIMIT 1), (SELECT count(*) FROM s WHERE category = 'c5'), 'whose streams run in the same batch');
-SELECT is(items, wanted('m', customer, product, 5, 1), 'with the same lists') FROM batch WHERE customer = 7 LIMIT 1;
+SELECT is(items, wanted('m', customer, product, 5, 1), 'with the same lists') FROM :batch WHERE customer = 7 LIMIT 1;
 SELECT throws_ok($$ INSERT INTO sales VALUES ('2024-01-02', 7, 3, 500) $$, '23514', NULL, 'its constraints hold');
 ALTER TABLE sales ADD COLUMN shop text;
 ALTER TABLE s ADD COLUMN shop text;
 INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1, 'north');
-SELECT is((SELECT shop FROM batch), 'north', 'a column that both have by now');
-ALTER TABLE sales DROP COLUMN qty;
-INSERT INTO sales VALUES ('2024-01-02', 7, 3, 'south');
-SELECT is((SELECT ROW(qty, shop)::text FROM batch), '(,south)', 'and one that the source has lost');
-ALTER TABLE sales ADD COLUMN qty text;
-SELECT throws_ok($$ INSERT INTO sales VALUES ('2024-01-02', 7, 3) $$, '55000', 'column "qty" of table "s", which a scorer fills, is of type integer, and in the source text', 'another type');
+SELECT is((SELECT shop FROM :batch), 'north', 'a column that both have by now');
+ALTER TABLE sales DROP COLUMN shop;
+INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1);
+SELECT is((SELECT ROW(qty, shop)::text FROM :batch), '(1,)', 'and one that the source has lost');
+ALTER TABLE sales ADD COLUMN shop int;
+SELECT throws_ok($$ INSERT INTO sales VALUES ('2024-01-02', 7, 3) $$, '55000', 'column "shop" of table "s", which a scorer fills, is of type text, and in the source integer', 'another type');
 ROLLBACK TO tables;
 ALTER TABLE sales RENAME COLUMN customer TO client;
 SELECT throws_ok($$ INSERT INTO sales VALUES ('2024-01-02', 7, 3) $$, '42703', 'column "customer", the user_column of a scorer, is not in the rows of table "sales"', 'the column of users is gone');
@@ -209,7 +209,7 @@ SELECT throws_ok($$ INSERT INTO sales VALUES ('2024-01-02', 7, 3) $$, '55000', '
 ROLLBACK TO tables;
 DROP VIEW s_hourly;
 INSERT INTO sales VALUES ('2024-01-02', 7, 3);
-SELECT is((SELECT count(*) FROM batch), 1::bigint, 'without a view it goes on');
+SELECT is((SELECT count(*) FROM :batch), 1::bigint, 'without a view it goes on');
 SELECT lives_ok($$ SELECT millrace.drop_scorer('s') $$, 'and can be dropped');
 ROLLBACK TO tables;
 
@@ -217,10 +217,10 @@ ROLLBACK TO tables;
 SAVEPOINT stopped;
 SELECT millrace.stop_stream('s');
 INSERT INTO sales VALUES ('2024-01-02', 7, 3, 1), ('2024-01-02', 8, 4, 1);
-SELECT is((SELECT count(*) FROM s WHERE customer = 7 AND at = '2024-01-02'), 1::bigint, 'a stopped scorer takes no rows');
+SELECT is((SELECT count(*) FROM s), (SELECT count(*) FROM two) - 2, 'a stopped scorer takes no rows');
 SELECT is((SELECT count(*) FROM millrace.late_row WHERE stream = 's'), 2::bigint, 'which are kept');
 SELECT millrace.start_stream('s');
-SELECT is((SELECT count(*) FROM batch), 2::bigint, 'and scored when it starts');
+SELECT is((SELECT count(*) FROM :batch), 2::bigint, 'and scored when it starts');
 SELECT is((SELECT count(*) FROM millrace.late_row), 0::bigint, 'once');
 SELECT millrace.create_scorer('soft', 'sales', 'm', 'customer', 'product', on_error => 'suspend');
 SELECT millrace.drop_scorer('s'), millrace.drop_scorer('two'), millrace.drop_scorer('free'), millrace.drop_scorer('unseen');
@@ -252,9 +252,9 @@ SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't') $$,
 ALTER TABLE odd RENAME COLUMN items TO things;
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'u', 't') $$, '42804', 'column "u" of table "odd", the user_column of a scorer, is of type uuid', 'wrong type of users');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 'f') $$, '42804', 'column "f" of table "odd", the item_column of a scorer, is of type double precision', 'wrong type of items');
-SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => 0) $$, '22023', 'k must be from 1 to the number of items of model "m", 67, not 0', 'k too small');
-SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => 68) $$, '22023', 'k must be from 1 to the number of items of model "m", 67, not 68', 'k too large');
-SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => NULL) $$, '22023', 'k must be from 1 to the number of items of model "m", 67, not NULL', 'no k');
+SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => 0) $$, '22023', 'k must be from 1 to the number of items of model "m", 63, not 0', 'k too small');
+SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => 64) $$, '22023', 'k must be from 1 to the number of items of model "m", 63, not 64', 'k too large');
+SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', k => NULL) $$, '22023', 'k must be from 1 to the number of items of model "m", 63, not NULL', 'no k');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', max_per_category => 0) $$, '22023', 'max_per_category must be at least 1, not 0', 'max_per_category too small');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', baseline => 'best') $$, '42704', NULL, 'unknown baseline');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't', exclude_seen => NULL) $$, '22004', 'exclude_seen of "x" must not be null', 'no exclude_seen');
