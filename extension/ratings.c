@@ -1341,6 +1341,45 @@ keep_events(MrBudget *budget, MrRatings *ratings)
 	mr_release(budget, drawn);
 }
 
+/* Users of nobody in particular, who have the mean of all items, that are counted with those of each item. */
+#define USUAL_SHRINKAGE 3
+
+/* Mean of the values above 0 of each item, drawn towards that of all items the more the fewer users have it. */
+static void
+find_usual(MrBudget *budget, MrRatings *ratings)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	int64 n = csr->start[csr->n_rows];
+	double *sum = mr_reserve(budget, csr->n_cols * sizeof(double) + 1);
+	int64 *count = mr_reserve(budget, csr->n_cols * sizeof(int64) + 1);
+	double all = 0;
+	int64 n_all = 0;
+
+	memset(sum, 0, csr->n_cols * sizeof(double));
+	memset(count, 0, csr->n_cols * sizeof(int64));
+	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		if (!(csr->value[e] > 0))
+			continue;
+		sum[csr->index[e]] += csr->value[e];
+		count[csr->index[e]]++;
+	}
+	for (int64 item = 0; item < csr->n_cols; item++)
+	{
+		all += sum[item];
+		n_all += count[item];
+	}
+	ratings->usual = mr_reserve(budget, csr->n_cols * sizeof(float) + 1);
+	for (int64 item = 0; item < csr->n_cols; item++)
+		ratings->usual[item] = n_all == 0 ? 0
+										  : (float) ((sum[item] + USUAL_SHRINKAGE * all / (double) n_all) /
+													 (double) (count[item] + USUAL_SHRINKAGE));
+	mr_release(budget, sum);
+	mr_release(budget, count);
+}
+
 static void
 merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
 {
@@ -1419,6 +1458,8 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	if (reader->keep_events)
 		keep_events(budget, ratings);
 	merge_duplicates(csr, ratings, reader->what);
+	if (reader->keep_events)
+		find_usual(budget, ratings);
 }
 
 static MrRatings *
