@@ -1294,7 +1294,7 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 #define EVENT_SCORES 33554432 /* items that users are compared with, in all */
 #define EVENT_USERS 2000
 #define EVENT_USERS_LEAST 200
-#define EVENTS_MOST 4194304
+#define EVENTS_MOST 2097152
 
 static bool
 is_drawn(const MrIds *users, int64 row, double share)
@@ -1432,10 +1432,13 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	int n_threads = mrc_pool_size(reader->pool);
 	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_users, n_threads);
 	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
+	Size events_bytes = 0;
 	MrcPiece *pieces = list_pieces(reader);
 	void *scratch;
 
-	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + scratch_bytes,
+	if (reader->keep_events)
+		events_bytes = mr_csr_bytes(n_users, Min(reader->n, EVENTS_MOST)) + n_users * sizeof(int32);
+	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + Max(scratch_bytes, events_bytes),
 					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
 							  " items",
 							  reader->n, n_users, n_items));
