@@ -226,14 +226,13 @@ boost(const Run *run, const MrHistory *history, MrcSearch *search)
 	float *boosts = palloc(history->n * sizeof(float) + 1);
 	int64 n = 0;
 
+	mr_own_boost(run->model, run->own_history, history, boosts);
 	for (int64 i = 0; i < history->n; i++)
 	{
-		float by = run->own_history * log1pf(Max(history->value[i], 0));
-
-		if (!(by > 0))
+		if (!(boosts[i] > 0))
 			continue;
 		rows[n] = history->row[i];
-		boosts[n++] = by;
+		boosts[n++] = boosts[i];
 	}
 	search->boosted = rows;
 	search->boost = boosts;
@@ -469,7 +468,8 @@ make_room(Run *run, int n_threads)
 		run->blocks[i].context = context;
 	}
 	if (n_threads > 1)
-		run->pool = mr_pool_create(context, n_threads);
+		run->pool = mr_pool_create(
+			AllocSetContextCreate(context, "millrace pool of threads", ALLOCSET_SMALL_SIZES), n_threads);
 }
 
 static void
@@ -509,9 +509,7 @@ recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistor
 			   .n = n,
 			   .sink = sink,
 			   .arg = arg,
-			   .own_history = wish->exclude_seen ? 0
-				   : isnan(wish->own_history)	 ? 0
-												 : wish->own_history};
+			   .own_history = wish->exclude_seen ? 0 : mr_own_weight(model, wish->own_history)};
 
 	run.reads =
 		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
