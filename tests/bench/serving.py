@@ -114,44 +114,31 @@ class PgVector:
             raise RuntimeError(f"COPY of {query} failed")
 
 
-def trained(name, table):
-    """A model of a table, unless there is one."""
-    if sql(f"SELECT count(*) FROM millrace.models WHERE name = '{name}'") == "0":
-        sql(f"{QUIET} SELECT millrace.train_als('{name}', 'SELECT u, i, value FROM {table}'{arguments(TRAINED)})")
-
-
-def has(function):
-    return sql(f"SELECT count(*) > 0 FROM pg_proc WHERE pronamespace = 'millrace'::regnamespace AND proname = '{function}'") == "t"
-
-
 def serving_data(peers, work, days=True):
-    """Models plain, of a table whose rows lie in no order, with an index on the user; days, of the same rows in a source of 305 day partitions."""
+    """Models plain, of a table whose rows lie in no order; drawn, over the same table, with normal factors: the hardest there are, no item being better than
+    another for everybody, while those of the synthetic ratings, which have popular items and no tastes, are the easiest; days, of the same rows in 305
+    partitions.  What users have is kept in tables of their own (track_history)."""
     load_movielens(peers, work, "shuffled", *(["by_time"] if days else []))
-    sql("CREATE INDEX IF NOT EXISTS shuffled_u ON shuffled (u)")
-    sql("VACUUM ANALYZE shuffled")
-    trained("plain", "shuffled")
-    if days:
-        sql("CREATE INDEX IF NOT EXISTS by_time_u ON by_time (u)")
-        sql("VACUUM ANALYZE by_time")
-        sql("SELECT millrace.create_source('by_time', 'at', '1 day') WHERE NOT EXISTS (SELECT FROM millrace.sources WHERE source = 'by_time'::regclass)")
-        trained("days", "by_time")
-        if has("track_history"):
-            sql(f"{QUIET} SELECT millrace.track_history('days')")
+    for model, table in (("plain", "shuffled"), *([("days", "by_time")] if days else [])):
+        if not exists(model):
+            sql(f"CREATE INDEX IF NOT EXISTS {table}_u ON {table} (u)")
+            sql(f"VACUUM ANALYZE {table}")
+            sql(f"{QUIET} SELECT millrace.train_als('{model}', 'SELECT u, i, value FROM {table}'{arguments(TRAINED)}); SELECT millrace.track_history('{model}')")
+    if not exists("drawn"):
+        peers.draw_factors(folder=work, users=MOVIELENS[0], items=MOVIELENS[1], rank=TRAINED["rank"])
+        for side in ("users", "items"):
+            load_factors(work / side, f"drawn_{side}")
+        sql(f"{QUIET} SELECT millrace.import_als('drawn', 'drawn_users', 'drawn_items', 'SELECT u, i, value FROM shuffled'); SELECT millrace.track_history('drawn');"
+            "DROP TABLE drawn_users, drawn_items")
+
+
+def exists(model):
+    return sql(f"SELECT count(*) FROM millrace.models WHERE name = '{model}'") != "0"
 
 
 def load_factors(path, table):
     sql(f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id bigint, factor real[]); COPY {table} FROM '{path}' (FORMAT binary)")
     path.unlink()
-
-
-def drawn(peers, work):
-    """A model drawn over the same table, whose factors are normal: the hardest there are, no item being better than another for everybody, while those of
-    the synthetic ratings, which have popular items and no tastes, are the easiest."""
-    if sql("SELECT count(*) FROM millrace.models WHERE name = 'drawn'") == "0":
-        peers.draw_factors(folder=work, users=MOVIELENS[0], items=MOVIELENS[1], rank=64)
-        for side in ("users", "items"):
-            load_factors(work / side, f"drawn_{side}")
-        sql(f"{QUIET} SELECT millrace.import_als('drawn', 'drawn_users', 'drawn_items', 'SELECT u, i, value FROM shuffled'); DROP TABLE drawn_users, drawn_items")
 
 
 def write_values(path, values):
@@ -242,30 +229,37 @@ def compare_pgvector(peer, work, model, users):
 
 
 def case_serve(work):
-    """One user's top 10 of 26,744 items, rank 64, without the about 150 that he has, through a warm connection: a table of 20 M rows with an index, and a source of 305 day partitions"""
+    """One user's top 10 of 26,744 items, rank 64, without the about 150 that he has, through a warm connection: 20 M rows in one table, and in 305 day partitions"""
     with Peers() as peers:
         serving_data(peers, work)
-        drawn(peers, work)
         users = peers.users_with(n_items=ITEMS, within=10, n=USERS)
+    # A join: what users have is not kept for such ratings.
+    if not exists("query"):
+        sql(f"""{QUIET} SELECT millrace.import_als('query', $$SELECT * FROM millrace.user_factors('plain')$$, $$SELECT * FROM millrace.item_factors('plain')$$,
+            'SELECT u, i, value FROM shuffled, (SELECT 1) AS one')""")
     values = write_values(work / "users", users)
-    clients = {model: [Client(recommend(model), values, first) for first in (0, USERS // 2)] for model in ("plain", "days", "drawn")}
-    answers = [clients[model][0].answers(work / model) for model in ("plain", "days")]
-    print(f"# the two models give {recall(*answers):.4f} of each other's items", flush=True)
-    nothing = [Client("SELECT count(*) FROM generate_series(1, 4000 + $1::int % 10)", values, first) for first in (0, USERS // 2)]
-    figures = rounds_of({(model, n): kind[:n] for n in (1, 2) for model, kind in {**clients, "nothing": nothing}.items()})
-    names = {"plain": "table", "days": "305 day partitions", "drawn": "table, normal factors"}
+    names = {"plain": "one table", "days": "305 day partitions", "drawn": "one table, normal factors", "query": "one table, by the ratings query and an index"}
+    clients = {model: [Client(recommend(model), values, first) for first in (0, USERS // 2)] for model in names}
+    answers = {model: clients[model][0].answers(work / model) for model in ("plain", "days", "query")}
+    for model in ("days", "query"):
+        assert answers[model] == answers["plain"], f"{names[model]} gives other lists"
+    others = {"nothing": "SELECT count(*) FROM generate_series(1, 4000 + $1::int % 10)", "lookup": "SELECT i FROM shuffled WHERE u = $1::int"}
+    clients.update({name: [Client(statement, values, first) for first in (0, USERS // 2)] for name, statement in others.items()})
+    figures = rounds_of({(name, n): kind[:n] for name, kind in clients.items() for n in (1, 2)})
     for model, what in names.items():
-        one = figures[model, 1]
-        absolute("serve", f"{what}: median", [r.median[0] for r in one], 0.7)
+        one, target = figures[model, 1], "" if model == "query" else "<= 1"
+        absolute("serve", f"{what}: median", [r.median[0] for r in one], 0.7, target)
         absolute("serve", f"{what}: CPU time of the server", [r.median[1] for r in one], 0.7, "")
-        absolute("serve", f"{what}: 99th percentile", [r.p99 for r in one], 2)
-    for model, what, target in (*((*name, ">= 1.8") for name in names.items()), ("nothing", "a call that counts to 4,000 (the machine)", "")):
-        one, two = figures[model, 1], figures[model, 2]
+        absolute("serve", f"{what}: 99th percentile", [r.p99 for r in one], 2, target)
+    for model, what in {**names, "nothing": "the machine: a call that counts to 4,000"}.items():
         # Beside it: the CPU time of a call while another one runs, over that of a call alone.
-        report("serve", f"{what}: 2 clients / 1", "calls per s", *(median_pair([(r.rate, r.median[1]) for r in side]) for side in (two, one)), target,
-               [b.rate / a.rate for a, b in zip(one, two)])
-    ratio("serve", "305 day partitions / table", "ms, median", [(a.median, b.median) for a, b in zip(figures["days", 1], figures["plain", 1])], "<= 1")
-    for client in sum(clients.values(), nothing):
+        two, one = figures[model, 2], figures[model, 1]
+        report("serve", f"{what}: 2 clients / 1", "calls per s", *(median_pair([(r.rate, r.median[1]) for r in side]) for side in (two, one)),
+               ">= 1.8" if model in ("plain", "days", "drawn") else "", [b.rate / a.rate for a, b in zip(one, two)])
+    over = lambda what, ours, theirs, target="": ratio("serve", what, "ms, median", [(a.median, b.median) for a, b in zip(figures[ours, 1], figures[theirs, 1])], target)
+    over("305 day partitions / one table", "days", "plain", "<= 1")
+    over("one table / reading the user's rows by the index, nothing else", "plain", "lookup")
+    for client in sum(clients.values(), []):
         client.close()
 
 
@@ -273,7 +267,6 @@ def case_pgvector(work):
     """The same beside pgvector 0.8.5 in PostgreSQL 18: its exact scan, and HNSW with the least ef_search whose recall is 0.98; it has only the rows of the users who ask"""
     with Peers() as peers:
         serving_data(peers, work, days=False)
-        drawn(peers, work)
         users = peers.users_with(n_items=ITEMS, within=10, n=USERS)
     with PgVector(work) as peer:
         for model in ("drawn", "plain"):
@@ -318,7 +311,7 @@ def case_everyone(work):
         batch, threads = min(tried, key=lambda options: tried[options][0])
         n = tried[batch, threads][2]
         sql(f"DROP TABLE IF EXISTS everyone; CREATE TABLE everyone AS SELECT u FROM generate_series(0, {n - 1}) AS u")
-        figures = {"plain": [], "days": []}
+        figures = {"plain": [], "days": [], "drawn": []}
         other = []
         for _ in range(ROUNDS + 1):
             for model in figures:
@@ -331,12 +324,13 @@ def case_everyone(work):
                     assert session.run("SELECT (count(*), count(DISTINCT user_id), count(DISTINCT (user_id, rank)), count(DISTINCT (user_id, item_id))) FROM listed") \
                         == f"({10 * n},{n},{10 * n},{10 * n})", "not 10 different items for each user"
                     session.run(f"\\copy (SELECT user_id, item_id FROM listed WHERE user_id % 50 = 0) TO '{work / 'listed'}' CSV")
-                    print(f"# {model}: {peers.recommended(path=work / 'listed'):.4f} of what we list implicit lists too", flush=True)
+                    if model != "drawn":
+                        print(f"# {model}: {peers.recommended(path=work / 'listed'):.4f} of what we list implicit lists too", flush=True)
                 session.close()
             other.append(theirs(batch=batch, blas_threads=threads)[:2])
-        for model, what in (("plain", "table"), ("days", "305 day partitions")):
+        for model, what, target in (("plain", "one table", ">= 3"), ("days", "305 day partitions", ">= 3"), ("drawn", "one table, normal factors", "")):
             rates = [(n / a[0], n / b[0]) for a, b in zip(figures[model], other)][1:]
-            report("everyone", f"{what}: ours / implicit's recommend", "users per s", *(statistics.median(side) for side in zip(*rates)), ">= 3", [a / b for a, b in rates])
+            report("everyone", f"{what}: ours / implicit's recommend", "users per s", *(statistics.median(side) for side in zip(*rates)), target, [a / b for a, b in rates])
             ratio("everyone", f"{what}: time of the call / of implicit's", "s", [(a, b) for a, b in zip(figures[model], other)][1:])
 
 
@@ -350,7 +344,7 @@ def case_foldin(work):
         sql(f"DELETE FROM {table} WHERE u >= {stranger}; INSERT INTO {table} ({columns}) SELECT u + {stranger}, {columns[3:]} FROM {table} WHERE u = ANY ('{{{wanted}}}')")
         sql(f"VACUUM ANALYZE {table}")
     values = write_values(work / "users", [user + stranger for user in users])
-    for model, what in (("plain", "table"), ("days", "305 day partitions")):
+    for model, what in (("plain", "one table"), ("days", "305 day partitions")):
         kinds = {kind: [Client(recommend(model, more), values)] for kind, more in (("fold_in", ""), ("baseline", ", fold_in => false"))}
         for kind, more in (("fold_in", ""), ("baseline", ", fold_in => false")):
             sources = sql(f"SELECT DISTINCT source FROM unnest(ARRAY[{wanted}]) AS u, LATERAL millrace.recommend_top_k('{model}', u + {stranger}, 10{more})")
