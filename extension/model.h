@@ -106,7 +106,8 @@ typedef enum MrValues
 {
 	MR_VALUES_IGNORED, /* not read: all 1 */
 	MR_VALUES_ANY,	   /* finite */
-	MR_VALUES_NOT_NEGATIVE
+	MR_VALUES_NOT_NEGATIVE,
+	MR_VALUES_LIVE /* as mr_history_read: rows without user or item are left out, a value that is none is 0 */
 } MrValues;
 
 typedef struct MrRatings
@@ -404,6 +405,11 @@ extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, M
 
 /* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
 extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+/* Are they read from where they are kept by user, and not by the ratings query? */
+extern bool mr_history_is_kept(MrModel *model);
+/* Its fingerprint; item_hashes: of the model's items, mr_history_hash() each. */
+extern uint64 mr_history_fingerprint(const MrHistory *history, const uint64 *item_hashes);
+extern uint64 mr_history_hash(const MrKey *item);
 
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
@@ -540,6 +546,18 @@ extern void mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *
 extern Size mr_own_choose_bytes(const MrAlsSettings *settings, const MrRatings *ratings, int n_threads);
 /* The weight that this stands for. */
 extern float mr_own_weight(const MrModel *model, float weight);
+
+/* ---- bulk.c: what all users have, in one pass ---- */
+
+typedef struct MrEverybody MrEverybody;
+
+/*
+ * The whole of a model's ratings, as its owner, in CurrentMemoryContext; NULL if they are too many for millrace.max_memory.
+ * n_threads: 0 for one a processor.
+ */
+extern MrEverybody *mr_everybody_read(MrModel *model, int n_threads);
+/* As mr_history_read, out of these; valid as long as they. */
+extern void mr_everybody_get(const MrEverybody *everybody, const MrKey *user, MrHistory *history);
 
 /* ---- recommend.c ---- */
 

@@ -12,6 +12,7 @@
 #include <math.h>
 
 #define BLOCK_USERS 4096
+#define MANY_USERS 1000
 #define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
 
 /* One user of a block. */
@@ -52,6 +53,7 @@ typedef struct Run
 	int64 n;
 	const MrHistory *given; /* what each has, if that is not to be read; or NULL */
 	bool reads;				/* what users have */
+	MrEverybody *everybody; /* what all have, if it was read at once; or NULL */
 	MrListSink sink;
 	void *arg;
 	int64 k;		   /* at most all there is */
@@ -106,6 +108,9 @@ read_histories(const Run *run, const Block *block)
 
 	if (run->given)
 		memcpy(histories, run->given + block->lo, block->n * sizeof(MrHistory));
+	else if (run->everybody)
+		for (int64 i = 0; i < block->n; i++)
+			mr_everybody_get(run->everybody, &run->users[block->lo + i], &histories[i]);
 	else if (run->reads)
 		mr_history_read(run->model, run->users + block->lo, block->n, histories);
 	return histories;
@@ -472,6 +477,19 @@ make_room(Run *run, int n_threads)
 			AllocSetContextCreate(context, "millrace pool of threads", ALLOCSET_SMALL_SIZES), n_threads);
 }
 
+/*
+ * Read what all users have at once if most of them are asked for.  That pays from a third on; and not where what users
+ * have is kept by user.
+ */
+static void
+read_everybody(Run *run, int n_threads)
+{
+	if (!run->reads || run->n < MANY_USERS || run->n < run->model->users.ids.n / 3 ||
+		mr_history_is_kept(run->model))
+		return;
+	run->everybody = mr_everybody_read(run->model, n_threads);
+}
+
 static void
 open_lists(Run *run)
 {
@@ -514,6 +532,7 @@ recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistor
 	run.reads =
 		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
 	open_lists(&run);
+	read_everybody(&run, n_threads);
 	make_room(&run, n_threads);
 	if (n > 0)
 		go(&run);
