@@ -65,6 +65,8 @@ extern int64 mr_ids_find(const MrIds *ids, const MrKey *key);
 #define MR_KEY_SPACE 24
 /* A key as text or bigint; false if a text is no integer in its plain form.  space: MR_KEY_SPACE bytes it may point to. */
 extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space);
+/* XXH64 of the id's text form, so that 42 and '42' are the same. */
+extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 /* For qsort of int32 rows. */
 extern int mr_compare_rows(const void *a, const void *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
@@ -112,6 +114,10 @@ typedef struct MrRatings
 	MrIds users;
 	MrIds items;
 	MrcCsr by_user; /* duplicates summed */
+	MrcCsr
+		events; /* if asked for, of some users: before that, duplicates side by side; else no rows, and start NULL */
+	bool repeats; /* there were duplicates, of these or other users */
+	float *usual; /* with them: of each item, what mr_own_boost() wants to know; else NULL */
 } MrRatings;
 
 /*
@@ -121,6 +127,12 @@ typedef struct MrRatings
  */
 extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner,
 								  MrValues values, bool empty_ok, int n_threads);
+/*
+ * The same for a training, as the model's owner, with the events of users who are drawn by a hash of their ids: of so
+ * many that they can be compared with all items in little time.
+ */
+extern MrRatings *
+mr_ratings_read_events(MrBudget *budget, const char *query, const char *what, MrValues values, int n_threads);
 /* The result's rows are ascending in their columns, whatever the order within a row of csr.  The pool is idle. */
 extern void mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *transposed);
 /* Bytes of compressed rows, mr_csr_transpose()'s result for one. */
@@ -181,13 +193,14 @@ typedef struct MrScores
 
 /*
  * How well factors (n_users x rank, n_items x rank) do on what was held out.  The k best items of each user, with
- * exclude_seen without those he has in the ratings, of which held-out items with a value above zero are relevant (and are
+ * exclude_seen without those he has in the ratings, otherwise these raised by boost (one for each rating; NULL: not), of which held-out items with a value above zero are relevant (and are
  * not, if he has them); for at most max_users users taken by a hash of their ids (0: all); k 0: not measured.  And, of
  * explicit feedback, the root mean squared error over all held-out pairs.  The pool is idle.
  */
-extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings,
-							 const MrHoldout *holdout, int rank, const float *user, const float *item,
-							 bool is_explicit, int k, bool exclude_seen, int64 max_users, MrScores *scores);
+extern void
+mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, const MrHoldout *holdout,
+				 int rank, const float *user, const float *item, bool is_explicit, int k, bool exclude_seen,
+				 float *boost, int64 max_users, MrScores *scores);
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
 								   int64 max_users, int n_threads);
@@ -213,10 +226,11 @@ typedef struct MrAlsSettings
 	int n_iterations;
 	int64 seed;
 	MrTransform transform;
-	double tolerance; /* ends early when the loss falls by less than this part of itself; 0: never */
-	double holdout;	  /* part of the pairs to hold out */
-	int k;			  /* what is held out is measured on the k best items */
-	int n_threads;	  /* 0: one a processor; not stored */
+	double tolerance;	/* ends early when the loss falls by less than this part of itself; 0: never */
+	double holdout;		/* part of the pairs to hold out */
+	int k;				/* what is held out is measured on the k best items */
+	double own_history; /* weight of what a user has in the lists that may repeat it; NaN: to be chosen */
+	int n_threads;		/* 0: one a processor; not stored */
 } MrAlsSettings;
 
 /*
@@ -241,6 +255,15 @@ typedef struct MrIteration
 	double seconds;
 } MrIteration;
 
+/* The weight of what a user has: see own.c. */
+typedef struct MrOwnChoice
+{
+	double weight;
+	int64 n_users;	/* that it was measured on */
+	double ndcg;	/* of lists with that weight */
+	double without; /* with weight 0 */
+} MrOwnChoice;
+
 /* A trained model in memory of the budget. */
 typedef struct MrFit
 {
@@ -251,6 +274,7 @@ typedef struct MrFit
 	float *baseline;	  /* n_items: users of the item; of implicit feedback those with a value above 0 */
 	int64 n_ratings;
 	MrScores scores; /* after the last iteration, if something is held out */
+	MrOwnChoice own; /* of own_history; n_users is -1 if that was not to be chosen */
 } MrFit;
 
 /*
@@ -343,6 +367,7 @@ typedef struct MrModel
 	MrcIndex index;	 /* of the items */
 	const void *
 		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
+	const float *usual; /* items.ids.n: mean of the values above 0 that users have of each; NULL: not known */
 	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
@@ -421,6 +446,7 @@ typedef struct MrNewModel
 	MrSide items;
 	MrSide baseline;
 	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
+	const float *usual;		 /* as in MrModel */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
@@ -499,6 +525,28 @@ extern void mr_lists_retrained(const char *name, Oid owner);
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 
+/* ---- own.c: what users have, in lists that may repeat it ---- */
+
+/*
+ * boost: history->n, what is added to the score of each item that a user has, by mrc_own_boost().  weight NaN: the model's,
+ * which a training has chosen or was given; 0: none.
+ */
+extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
+/*
+ * Chooses the weight for items that have been trained, settings->own_history not being one: that with the best NDCG at k, at
+ * most 100, when the events of users are divided at random, lists are made from one half, and compared with the other.  0 of
+ * explicit feedback, and where nobody does anything twice: no pair was read more than once, nor are the values counts.
+ * chosen->n_users: how many it was measured on, 0: none.  The pool is idle.
+ */
+extern void mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *settings,
+						  const MrRatings *ratings, const float *item, MrOwnChoice *chosen);
+/* Bytes that it reserves while it runs, to be priced beforehand. */
+extern Size mr_own_choose_bytes(const MrAlsSettings *settings, const MrRatings *ratings, int n_threads);
+/* Of each rating, what is added to its item's score.  value: of each as it was read.  In the budget. */
+extern float *mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const float *value, double weight);
+/* The weight that this stands for. */
+extern float mr_own_weight(const MrModel *model, float weight);
+
 /* ---- recommend.c ---- */
 
 /* Where a row of a list comes from. */
@@ -555,8 +603,30 @@ typedef void (*MrListSink)(void *arg, int64 i, const MrListed *list, int64 n, co
  */
 extern void mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
 							  MrListSink sink, void *arg);
+/*
+ * Factors for a user as he is now, from his rows if fold_in and the model does not know him or the rows are newer; NULL and
+ * MR_SOURCE_BASELINE: nothing is known of him.  history: what he has, if it was read.  In CurrentMemoryContext.
+ */
+extern const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history);
+/* Of what somebody has, what counts when he is folded in, with the values as the training transformed them. */
+extern void mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings);
 /* The list of somebody who has this, and of whom nothing else is known. */
 extern void
 mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
+
+/* ---- serve.c ---- */
+
+/*
+ * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
+ * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ */
+extern void
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+/* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
+extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
+/* A key as a text datum. */
+extern Datum mr_key_datum(const MrKey *key);
 
 #endif

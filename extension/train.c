@@ -185,6 +185,7 @@ static const Setting SETTINGS[] = {
 	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
 	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
 	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
+	{"own_history", SETTING_FLOAT, 18, offsetof(MrAlsSettings, own_history), 0, FLT_MAX, true},
 };
 
 static void
@@ -307,6 +308,7 @@ mr_als_settings_init(MrAlsSettings *settings)
 		.seed = 1,
 		.tolerance = 1e-6,
 		.k = 10,
+		.own_history = NAN,
 	};
 }
 
@@ -508,14 +510,17 @@ prepare(Run *run, const MrSide *warm)
 	Size scratch_bytes =
 		mrc_als_scratch_bytes(&settings->core, ratings->users.n, ratings->items.n, n_threads);
 	Size score_bytes = 0;
+	Size own_bytes = 0;
 
 	if (run->holdout)
 		score_bytes = mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
 											 MEASURED_USERS, n_threads);
+	if (isnan(settings->own_history))
+		own_bytes = mr_own_choose_bytes(settings, ratings, n_threads);
 	mr_reserve_check(budget,
 					 settings->n_iterations * sizeof(MrIteration) +
 						 (ratings->users.n + ratings->items.n) * rank_bytes +
-						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes +
+						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes + own_bytes +
 						 mr_csr_bytes(ratings->items.n, n_ratings) +
 						 mrc_turn_scratch_bytes(n_ratings, ratings->items.n, n_threads),
 					 psprintf("A model of rank %d of " INT64_FORMAT " ratings with " INT64_FORMAT
@@ -562,7 +567,7 @@ measure(Run *run, int k, int64 n_users)
 	const MrAlsSettings *settings = run->settings;
 
 	mr_holdout_score(run->budget, run->als.pool, run->ratings, run->holdout, settings->core.rank,
-					 run->als.user, run->als.item, !settings->core.implicit, k, true, n_users,
+					 run->als.user, run->als.item, !settings->core.implicit, k, true, NULL, n_users,
 					 &run->fit->scores);
 }
 
@@ -653,6 +658,9 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 	memset(fit, 0, sizeof(*fit));
 	prepare(&run, warm);
 	iterate(&run);
+	fit->own = (MrOwnChoice){.weight = settings->own_history, .n_users = -1};
+	if (isnan(settings->own_history))
+		mr_own_choose(budget, run.als.pool, settings, ratings, fit->item, &fit->own);
 	mr_pool_destroy(run.als.pool);
 	mr_release(budget, run.als.scratch);
 	count_users(&run.als.by_item, settings->core.implicit, fit->baseline);
@@ -803,8 +811,8 @@ read_ratings(Training *training, MrBudget *budget)
 	if (training->query == NULL)
 		training->query = mr_ratings_query(training->ratings, "ratings");
 	ratings =
-		mr_ratings_read(budget, training->query, "ratings", true,
-						als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, als->n_threads);
+		mr_ratings_read_events(budget, training->query, "ratings",
+							   als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, als->n_threads);
 	mr_leave(&guard);
 	training->trained_on = mr_history_fingerprints(budget, ratings);
 	mr_ratings_transform(ratings, als->transform, "ratings");
@@ -888,6 +896,12 @@ metrics_json(const Training *training)
 						 json_number(scores->hit_rate), json_number(scores->coverage),
 						 json_number(scores->rmse), scores->n_users);
 	}
+	if (fit->own.n_users >= 0)
+		appendStringInfo(&json,
+						 ", \"own_history\": {\"weight\": %s, \"users\": " INT64_FORMAT
+						 ", \"ndcg\": %s, \"ndcg_without\": %s}",
+						 json_number(fit->own.weight), fit->own.n_users, json_number(fit->own.ndcg),
+						 json_number(fit->own.without));
 	if (training->reason)
 	{
 		appendStringInfoString(&json, ", \"reason\": ");
@@ -901,13 +915,13 @@ static int
 store(const Training *training, const MrRatings *ratings, bool activate)
 {
 	const MrFit *fit = &training->fit;
-	int rank = training->als.core.rank;
+	MrAlsSettings als = training->als;
+	int rank = als.core.rank;
 	MrNewModel new_model = {
 		.name = training->name,
 		.owner = training->owner,
 		.query = training->query,
 		.settings = training->settings,
-		.parameters = mr_als_settings_json(&training->als),
 		.metrics = metrics_json(training),
 		.n_ratings = fit->n_ratings,
 		.activate = activate,
@@ -917,8 +931,11 @@ store(const Training *training, const MrRatings *ratings, bool activate)
 		.items = {ratings->items, rank, fit->item},
 		.baseline = {ratings->items, 1, fit->baseline},
 		.trained_on = training->trained_on,
+		.usual = ratings->usual,
 	};
 
+	als.own_history = fit->own.weight;
+	new_model.parameters = mr_als_settings_json(&als);
 	return mr_model_store(&new_model);
 }
 

@@ -53,7 +53,7 @@ COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the a
 CREATE TABLE millrace.factors (
 	model text NOT NULL,
 	version int NOT NULL,
-	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on')),
+	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on', 'usual')),
 	block int NOT NULL CHECK (block >= 0),
 	data bytea NOT NULL,
 	PRIMARY KEY (model, version, side, block),
@@ -64,7 +64,7 @@ ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
 COMMENT ON TABLE millrace.factors IS 'Factor matrices in blocks of thousands of rows; format in extension/README.md';
 COMMENT ON COLUMN millrace.factors.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.factors.version IS 'Version of the model';
-COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had)';
+COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had), or usual (rank 1: mean value of each item where users have it)';
 COMMENT ON COLUMN millrace.factors.block IS 'Number of the block, from 0; rows are in the order of their ids across blocks';
 COMMENT ON COLUMN millrace.factors.data IS 'The block: header, ids, float4 factors, little-endian, checksummed';
 
@@ -157,9 +157,9 @@ COMMENT ON COLUMN millrace.training.reason IS 'Why it is not, or why retrain had
 CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,
 	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, holdout float8 = 0, warm_start bool = false,
 	activate bool = true, unobserved_weight float8 = 0.3, regularization_exponent float8 = NULL,
-	value_transform text = 'none', nonnegative bool = false, tolerance float8 = 1e-6, k int = 10)
+	value_transform text = 'none', nonnegative bool = false, tolerance float8 = 1e-6, k int = 10, own_history float8 = NULL)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_als';
-COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int) IS
+COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8) IS
 'SELECT * FROM millrace.train_als(…): train a recommender by alternating least squares; makes a new version of the model, active at commit unless activate is false.
 ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has, and by retrain; so it must not read temporary tables.
 implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008, who have unobserved_weight => 1, regularization_exponent => 0). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
@@ -201,9 +201,9 @@ CREATE FUNCTION millrace.item_factors(model text, OUT id text, OUT factor real[]
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_item_factors';
 COMMENT ON FUNCTION millrace.item_factors(text) IS 'Factors of the items of a model''s active version, in the order of their ids';
 
-REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int),
+REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8),
 	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
 	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int),
+GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8),
 	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
 	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) TO @extowner@ WITH GRANT OPTION;
