@@ -69,6 +69,8 @@ extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, cha
 extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 /* For qsort of int32 rows. */
 extern int mr_compare_rows(const void *a, const void *b);
+/* The order of ids of one kind. */
+extern int mr_compare_keys(const MrKey *a, const MrKey *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
 extern char *mr_key_cstring(const MrKey *key);
@@ -106,7 +108,8 @@ typedef enum MrValues
 {
 	MR_VALUES_IGNORED, /* not read: all 1 */
 	MR_VALUES_ANY,	   /* finite */
-	MR_VALUES_NOT_NEGATIVE
+	MR_VALUES_NOT_NEGATIVE,
+	MR_VALUES_LIVE /* as mr_history_read: rows without user or item are left out, a value that is none is 0 */
 } MrValues;
 
 typedef struct MrRatings
@@ -117,6 +120,7 @@ typedef struct MrRatings
 	MrcCsr
 		events; /* if asked for, of some users: before that, duplicates side by side; else no rows, and start NULL */
 	bool repeats; /* there were duplicates, of these or other users */
+	float *usual; /* with them: of each item, what mr_own_boost() wants to know; else NULL */
 } MrRatings;
 
 /*
@@ -192,13 +196,14 @@ typedef struct MrScores
 
 /*
  * How well factors (n_users x rank, n_items x rank) do on what was held out.  The k best items of each user, with
- * exclude_seen without those he has in the ratings, of which held-out items with a value above zero are relevant (and are
+ * exclude_seen without those he has in the ratings, otherwise these raised by boost (one for each rating; NULL: not), of which held-out items with a value above zero are relevant (and are
  * not, if he has them); for at most max_users users taken by a hash of their ids (0: all); k 0: not measured.  And, of
  * explicit feedback, the root mean squared error over all held-out pairs.  The pool is idle.
  */
-extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings,
-							 const MrHoldout *holdout, int rank, const float *user, const float *item,
-							 bool is_explicit, int k, bool exclude_seen, int64 max_users, MrScores *scores);
+extern void
+mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, const MrHoldout *holdout,
+				 int rank, const float *user, const float *item, bool is_explicit, int k, bool exclude_seen,
+				 float *boost, int64 max_users, MrScores *scores);
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
 								   int64 max_users, int n_threads);
@@ -365,6 +370,7 @@ typedef struct MrModel
 	MrcIndex index;	 /* of the items */
 	const void *
 		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
+	const float *usual; /* items.ids.n: mean of the values above 0 that users have of each; NULL: not known */
 	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
@@ -404,6 +410,11 @@ extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, M
 
 /* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
 extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+/* Are they read from where they are kept by user, and not by the ratings query? */
+extern bool mr_history_is_kept(MrModel *model);
+/* Its fingerprint; item_hashes: of the model's items, mr_history_hash() each. */
+extern uint64 mr_history_fingerprint(const MrHistory *history, const uint64 *item_hashes);
+extern uint64 mr_history_hash(const MrKey *item);
 
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
@@ -449,6 +460,7 @@ typedef struct MrNewModel
 	MrSide items;
 	MrSide baseline;
 	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
+	const float *usual;		 /* as in MrModel */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
@@ -530,8 +542,8 @@ extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 /* ---- own.c: what users have, in lists that may repeat it ---- */
 
 /*
- * boost: history->n, what is added to the score of each item that a user has: weight * log(1 + value), 0 of a value that is
- * not above 0.  weight NaN: the model's, which a training has chosen or was given; 0: none.
+ * boost: history->n, what is added to the score of each item that a user has, by mrc_own_boost().  weight NaN: the model's,
+ * which a training has chosen or was given; 0: none.
  */
 extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
 /*
@@ -544,8 +556,22 @@ extern void mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *
 						  const MrRatings *ratings, const float *item, MrOwnChoice *chosen);
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_own_choose_bytes(const MrAlsSettings *settings, const MrRatings *ratings, int n_threads);
+/* Of each rating, what is added to its item's score.  value: of each as it was read.  In the budget. */
+extern float *mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const float *value, double weight);
 /* The weight that this stands for. */
 extern float mr_own_weight(const MrModel *model, float weight);
+
+/* ---- bulk.c: what all users have, in one pass ---- */
+
+typedef struct MrEverybody MrEverybody;
+
+/*
+ * The whole of a model's ratings, as its owner, in CurrentMemoryContext; NULL if they are too many for millrace.max_memory.
+ * n_threads: 0 for one a processor.
+ */
+extern MrEverybody *mr_everybody_read(MrModel *model, int n_threads);
+/* As mr_history_read, out of these; valid as long as they. */
+extern void mr_everybody_get(const MrEverybody *everybody, const MrKey *user, MrHistory *history);
 
 /* ---- recommend.c ---- */
 
@@ -570,6 +596,9 @@ typedef struct MrWish
 	bool exclude_seen;
 	const int32 *only; /* candidates: rows of model->items, ascending and distinct; NULL: all items */
 	int64 n_only;
+	const MrKey
+		*others; /* candidates that the model does not know, of one kind, in the order of mr_compare_keys */
+	int64 n_others;
 	int max_per_category; /* 0, or the model has no item features: no limit */
 	const char *baseline; /* NULL: nothing is listed from one */
 	float own_history; /* weight of what the user has, if that is not excluded; NaN: the model's; 0: none */
@@ -618,11 +647,10 @@ mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history,
 /* ---- serve.c ---- */
 
 /*
- * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
- * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ * The items that may be listed, by what was given as candidates, run as the current user; sets only and others.  One
+ * statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
  */
-extern void
-mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+extern void mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, MrWish *wish);
 /* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
 extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);

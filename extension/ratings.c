@@ -224,8 +224,8 @@ mr_key_cstring(const MrKey *key)
 	return key->text ? pnstrdup(key->bytes, key->n_bytes) : psprintf(INT64_FORMAT, key->value);
 }
 
-static int
-compare_keys(const MrKey *a, const MrKey *b)
+int
+mr_compare_keys(const MrKey *a, const MrKey *b)
 {
 	if (a->text)
 		return compare_bytes(a->bytes, a->n_bytes, b->bytes, b->n_bytes);
@@ -276,7 +276,7 @@ mr_ids_find(const MrIds *ids, const MrKey *wanted)
 	{
 		int64 middle = lo + (hi - lo) / 2;
 		MrKey at = mr_ids_key(ids, middle);
-		int order = compare_keys(&at, &key);
+		int order = mr_compare_keys(&at, &key);
 
 		if (order == 0)
 			return middle;
@@ -816,6 +816,7 @@ typedef struct Reader
 	DestReceiver dest;
 	MrBudget *budget;
 	const char *what;
+	bool is_live; /* MR_VALUES_LIVE */
 	bool as_owner;
 	bool keep_events;
 	MrPlan shape_plan;
@@ -1155,12 +1156,22 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	if (reader->read_value)
 		any_null |= slot->tts_isnull[2];
 	if (any_null)
-		null_column(reader, slot);
-	if (reader->read_value)
+	{
+		if (!reader->is_live)
+			null_column(reader, slot);
+		if (slot->tts_isnull[0] || slot->tts_isnull[1])
+			return true;
+		value = 0;
+	}
+	else if (reader->read_value)
 	{
 		value = number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
-			bad_value(reader, slot, value);
+		{
+			if (!reader->is_live)
+				bad_value(reader, slot, value);
+			value = 0;
+		}
 	}
 	take_id(reader, slot, 0, reader->shape.user_type, &reader->user, &reader->user_space);
 	take_id(reader, slot, 1, reader->shape.item_type, &reader->item, &reader->item_space);
@@ -1261,9 +1272,13 @@ mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *tra
 	mr_release(budget, scratch);
 }
 
-/* Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out. */
+/*
+ * Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out.  is_live: a sum out
+ * of range is the greatest there is, not an error.
+ */
 static int64
-merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what)
+merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what,
+		  bool is_live)
 {
 	while (e < end)
 	{
@@ -1272,6 +1287,8 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 
 		for (; e < end && csr->index[e] == column; e++)
 			sum += csr->value[e];
+		if (fabs(sum) > FLT_MAX && is_live)
+			sum = sum > 0 ? FLT_MAX : -FLT_MAX;
 		if (fabs(sum) > FLT_MAX)
 		{
 			MrKey user = mr_ids_key(&ratings->users, row);
@@ -1294,7 +1311,7 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 #define EVENT_SCORES 33554432 /* items that users are compared with, in all */
 #define EVENT_USERS 2000
 #define EVENT_USERS_LEAST 200
-#define EVENTS_MOST 4194304
+#define EVENTS_MOST 2097152
 
 static bool
 is_drawn(const MrIds *users, int64 row, double share)
@@ -1341,8 +1358,47 @@ keep_events(MrBudget *budget, MrRatings *ratings)
 	mr_release(budget, drawn);
 }
 
+/* Users of nobody in particular, who have the mean of all items, that are counted with those of each item. */
+#define USUAL_SHRINKAGE 3
+
+/* Mean of the values above 0 of each item, drawn towards that of all items the more the fewer users have it. */
 static void
-merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
+find_usual(MrBudget *budget, MrRatings *ratings)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	int64 n = csr->start[csr->n_rows];
+	double *sum = mr_reserve(budget, csr->n_cols * sizeof(double) + 1);
+	int64 *count = mr_reserve(budget, csr->n_cols * sizeof(int64) + 1);
+	double all = 0;
+	int64 n_all = 0;
+
+	memset(sum, 0, csr->n_cols * sizeof(double));
+	memset(count, 0, csr->n_cols * sizeof(int64));
+	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		if (!(csr->value[e] > 0))
+			continue;
+		sum[csr->index[e]] += csr->value[e];
+		count[csr->index[e]]++;
+	}
+	for (int64 item = 0; item < csr->n_cols; item++)
+	{
+		all += sum[item];
+		n_all += count[item];
+	}
+	ratings->usual = mr_reserve(budget, csr->n_cols * sizeof(float) + 1);
+	for (int64 item = 0; item < csr->n_cols; item++)
+		ratings->usual[item] = n_all == 0 ? 0
+										  : (float) ((sum[item] + USUAL_SHRINKAGE * all / (double) n_all) /
+													 (double) (count[item] + USUAL_SHRINKAGE));
+	mr_release(budget, sum);
+	mr_release(budget, count);
+}
+
+static void
+merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what, bool is_live)
 {
 	int64 out = 0;
 
@@ -1358,7 +1414,7 @@ merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
 			n_same += csr->index[i] == csr->index[i - 1];
 		ratings->repeats |= n_same > 0;
 		if (n_same > 0 || out < e)
-			out = merge_row(csr, row, e, end, out, ratings, what);
+			out = merge_row(csr, row, e, end, out, ratings, what, is_live);
 		else
 			out = end;
 	}
@@ -1393,10 +1449,13 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	int n_threads = mrc_pool_size(reader->pool);
 	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_users, n_threads);
 	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
+	Size events_bytes = 0;
 	MrcPiece *pieces = list_pieces(reader);
 	void *scratch;
 
-	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + scratch_bytes,
+	if (reader->keep_events)
+		events_bytes = mr_csr_bytes(n_users, Min(reader->n, EVENTS_MOST)) + n_users * sizeof(int32);
+	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + Max(scratch_bytes, events_bytes),
 					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
 							  " items",
 							  reader->n, n_users, n_items));
@@ -1418,7 +1477,9 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	mr_release(budget, scratch);
 	if (reader->keep_events)
 		keep_events(budget, ratings);
-	merge_duplicates(csr, ratings, reader->what);
+	merge_duplicates(csr, ratings, reader->what, reader->is_live);
+	if (reader->keep_events)
+		find_usual(budget, ratings);
 }
 
 static MrRatings *
@@ -1432,7 +1493,11 @@ read_ratings(MrBudget *budget, const char *query, const char *what, bool as_owne
 	clock_t start = clock();
 	clock_t read;
 
-	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .keep_events = keep};
+	*reader = (Reader){.budget = budget,
+					   .what = what,
+					   .as_owner = as_owner,
+					   .keep_events = keep,
+					   .is_live = values == MR_VALUES_LIVE};
 	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
 	prepare(reader, &reader->shape_plan, query);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);

@@ -53,7 +53,7 @@ COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the a
 CREATE TABLE millrace.factors (
 	model text NOT NULL,
 	version int NOT NULL,
-	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on')),
+	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on', 'usual')),
 	block int NOT NULL CHECK (block >= 0),
 	data bytea NOT NULL,
 	PRIMARY KEY (model, version, side, block),
@@ -64,7 +64,7 @@ ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
 COMMENT ON TABLE millrace.factors IS 'Factor matrices in blocks of thousands of rows; format in extension/README.md';
 COMMENT ON COLUMN millrace.factors.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.factors.version IS 'Version of the model';
-COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had)';
+COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had), or usual (rank 1: mean value of each item where users have it)';
 COMMENT ON COLUMN millrace.factors.block IS 'Number of the block, from 0; rows are in the order of their ids across blocks';
 COMMENT ON COLUMN millrace.factors.data IS 'The block: header, ids, float4 factors, little-endian, checksummed';
 
@@ -167,6 +167,7 @@ value_transform: what is done to the sum of a pair: none, log1p (log(1 + value))
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
 holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
+own_history: how much the score of an item that a user has is raised in lists that may repeat it (recommend_top_k with exclude_seen => false): by own_history * log(1 + v), v being his value drawn towards the usual one, m * (1 + value) / (1 + m), and m about the mean value of those who have the item. 0: not at all. NULL: the weight with the best NDCG when the rows of some users are divided at random, lists are made from one half and compared with the other; 0 if not implicit, and where nobody does anything twice: no pair stands in more than one row, nor are the values counts (whole numbers, most often 1). parameters have the weight, metrics how it did; retrain chooses again.
 warm_start: items that the active version knows start from its factors (with nonnegative, where none of them is negative), the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
