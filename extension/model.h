@@ -69,6 +69,8 @@ extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, cha
 extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 /* For qsort of int32 rows. */
 extern int mr_compare_rows(const void *a, const void *b);
+/* The order of ids of one kind. */
+extern int mr_compare_keys(const MrKey *a, const MrKey *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
 extern char *mr_key_cstring(const MrKey *key);
@@ -106,7 +108,8 @@ typedef enum MrValues
 {
 	MR_VALUES_IGNORED, /* not read: all 1 */
 	MR_VALUES_ANY,	   /* finite */
-	MR_VALUES_NOT_NEGATIVE
+	MR_VALUES_NOT_NEGATIVE,
+	MR_VALUES_LIVE /* as mr_history_read: rows without user or item are left out, a value that is none is 0 */
 } MrValues;
 
 typedef struct MrRatings
@@ -407,9 +410,20 @@ extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, M
 
 /* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
 extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+/* Are they read from where they are kept by user, and not by the ratings query? */
+extern bool mr_history_is_kept(MrModel *model);
+/* Its fingerprint; item_hashes: of the model's items, mr_history_hash() each. */
+extern uint64 mr_history_fingerprint(const MrHistory *history, const uint64 *item_hashes);
+extern uint64 mr_history_hash(const MrKey *item);
 
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
+
+/*
+ * Make what serving needs of a model's active version, for who has stored that in this transaction: whoever comes first
+ * then has nothing to wait for.  A warning if that fails.
+ */
+extern void mr_model_make_ready(const char *name);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -547,6 +561,18 @@ extern float *mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const fl
 /* The weight that this stands for. */
 extern float mr_own_weight(const MrModel *model, float weight);
 
+/* ---- bulk.c: what all users have, in one pass ---- */
+
+typedef struct MrEverybody MrEverybody;
+
+/*
+ * The whole of a model's ratings, as its owner, in CurrentMemoryContext; NULL if they are too many for millrace.max_memory.
+ * n_threads: 0 for one a processor.
+ */
+extern MrEverybody *mr_everybody_read(MrModel *model, int n_threads);
+/* As mr_history_read, out of these; valid as long as they. */
+extern void mr_everybody_get(const MrEverybody *everybody, const MrKey *user, MrHistory *history);
+
 /* ---- recommend.c ---- */
 
 /* Where a row of a list comes from. */
@@ -570,6 +596,9 @@ typedef struct MrWish
 	bool exclude_seen;
 	const int32 *only; /* candidates: rows of model->items, ascending and distinct; NULL: all items */
 	int64 n_only;
+	const MrKey
+		*others; /* candidates that the model does not know, of one kind, in the order of mr_compare_keys */
+	int64 n_others;
 	int max_per_category; /* 0, or the model has no item features: no limit */
 	const char *baseline; /* NULL: nothing is listed from one */
 	float own_history; /* weight of what the user has, if that is not excluded; NaN: the model's; 0: none */
@@ -618,11 +647,10 @@ mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history,
 /* ---- serve.c ---- */
 
 /*
- * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
- * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ * The items that may be listed, by what was given as candidates, run as the current user; sets only and others.  One
+ * statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
  */
-extern void
-mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+extern void mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, MrWish *wish);
 /* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
 extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);

@@ -224,8 +224,8 @@ mr_key_cstring(const MrKey *key)
 	return key->text ? pnstrdup(key->bytes, key->n_bytes) : psprintf(INT64_FORMAT, key->value);
 }
 
-static int
-compare_keys(const MrKey *a, const MrKey *b)
+int
+mr_compare_keys(const MrKey *a, const MrKey *b)
 {
 	if (a->text)
 		return compare_bytes(a->bytes, a->n_bytes, b->bytes, b->n_bytes);
@@ -262,6 +262,24 @@ mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space)
 	return strcmp(again, space) == 0;
 }
 
+/* Without branches that cannot be foretold: what a step costs is a load from the cache. */
+static int64
+find_int(const MrIds *ids, int64 value)
+{
+	const int64 *at = ids->ints;
+
+	if (ids->n == 0)
+		return -1;
+	for (int64 n = ids->n; n > 1;)
+	{
+		int64 half = n / 2;
+
+		at += half & -(int64) (at[half - 1] < value);
+		n -= half;
+	}
+	return *at == value ? at - ids->ints : -1;
+}
+
 int64
 mr_ids_find(const MrIds *ids, const MrKey *wanted)
 {
@@ -272,11 +290,13 @@ mr_ids_find(const MrIds *ids, const MrKey *wanted)
 
 	if (!mr_key_convert(wanted, ids->text, &key, space))
 		return -1;
+	if (!ids->text)
+		return find_int(ids, key.value);
 	while (lo < hi)
 	{
 		int64 middle = lo + (hi - lo) / 2;
 		MrKey at = mr_ids_key(ids, middle);
-		int order = compare_keys(&at, &key);
+		int order = mr_compare_keys(&at, &key);
 
 		if (order == 0)
 			return middle;
@@ -816,6 +836,7 @@ typedef struct Reader
 	DestReceiver dest;
 	MrBudget *budget;
 	const char *what;
+	bool is_live; /* MR_VALUES_LIVE */
 	bool as_owner;
 	bool keep_events;
 	MrPlan shape_plan;
@@ -1155,12 +1176,22 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	if (reader->read_value)
 		any_null |= slot->tts_isnull[2];
 	if (any_null)
-		null_column(reader, slot);
-	if (reader->read_value)
+	{
+		if (!reader->is_live)
+			null_column(reader, slot);
+		if (slot->tts_isnull[0] || slot->tts_isnull[1])
+			return true;
+		value = 0;
+	}
+	else if (reader->read_value)
 	{
 		value = number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
-			bad_value(reader, slot, value);
+		{
+			if (!reader->is_live)
+				bad_value(reader, slot, value);
+			value = 0;
+		}
 	}
 	take_id(reader, slot, 0, reader->shape.user_type, &reader->user, &reader->user_space);
 	take_id(reader, slot, 1, reader->shape.item_type, &reader->item, &reader->item_space);
@@ -1261,9 +1292,13 @@ mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *tra
 	mr_release(budget, scratch);
 }
 
-/* Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out. */
+/*
+ * Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out.  is_live: a sum out
+ * of range is the greatest there is, not an error.
+ */
 static int64
-merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what)
+merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what,
+		  bool is_live)
 {
 	while (e < end)
 	{
@@ -1272,6 +1307,8 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 
 		for (; e < end && csr->index[e] == column; e++)
 			sum += csr->value[e];
+		if (fabs(sum) > FLT_MAX && is_live)
+			sum = sum > 0 ? FLT_MAX : -FLT_MAX;
 		if (fabs(sum) > FLT_MAX)
 		{
 			MrKey user = mr_ids_key(&ratings->users, row);
@@ -1381,7 +1418,7 @@ find_usual(MrBudget *budget, MrRatings *ratings)
 }
 
 static void
-merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
+merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what, bool is_live)
 {
 	int64 out = 0;
 
@@ -1397,7 +1434,7 @@ merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
 			n_same += csr->index[i] == csr->index[i - 1];
 		ratings->repeats |= n_same > 0;
 		if (n_same > 0 || out < e)
-			out = merge_row(csr, row, e, end, out, ratings, what);
+			out = merge_row(csr, row, e, end, out, ratings, what, is_live);
 		else
 			out = end;
 	}
@@ -1460,7 +1497,7 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	mr_release(budget, scratch);
 	if (reader->keep_events)
 		keep_events(budget, ratings);
-	merge_duplicates(csr, ratings, reader->what);
+	merge_duplicates(csr, ratings, reader->what, reader->is_live);
 	if (reader->keep_events)
 		find_usual(budget, ratings);
 }
@@ -1476,7 +1513,11 @@ read_ratings(MrBudget *budget, const char *query, const char *what, bool as_owne
 	clock_t start = clock();
 	clock_t read;
 
-	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .keep_events = keep};
+	*reader = (Reader){.budget = budget,
+					   .what = what,
+					   .as_owner = as_owner,
+					   .keep_events = keep,
+					   .is_live = values == MR_VALUES_LIVE};
 	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
 	prepare(reader, &reader->shape_plan, query);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);
