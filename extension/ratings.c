@@ -214,12 +214,22 @@ mr_key_cstring(const MrKey *key)
 	return key->text ? pnstrdup(key->bytes, key->n_bytes) : psprintf(INT64_FORMAT, key->value);
 }
 
-static int
-compare_keys(const MrKey *a, const MrKey *b)
+int
+mr_compare_keys(const MrKey *a, const MrKey *b)
 {
 	if (a->text)
 		return compare_bytes(a->bytes, a->n_bytes, b->bytes, b->n_bytes);
 	return (a->value > b->value) - (a->value < b->value);
+}
+
+bool
+mr_same_key(const MrKey *a, const MrKey *b)
+{
+	if (a->text != b->text)
+		return false;
+	if (!a->text)
+		return a->value == b->value;
+	return a->n_bytes == b->n_bytes && memcmp(a->bytes, b->bytes, a->n_bytes) == 0;
 }
 
 bool
@@ -266,7 +276,7 @@ mr_ids_find(const MrIds *ids, const MrKey *wanted)
 	{
 		int64 middle = lo + (hi - lo) / 2;
 		MrKey at = mr_ids_key(ids, middle);
-		int order = compare_keys(&at, &key);
+		int order = mr_compare_keys(&at, &key);
 
 		if (order == 0)
 			return middle;

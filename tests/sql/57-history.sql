@@ -3,7 +3,7 @@ SELECT plan(24);
 SET LOCAL client_min_messages = warning;
 
 CREATE FUNCTION pg_temp.has(model text, VARIADIC users text[]) RETURNS text LANGUAGE sql AS $$
-	SELECT string_agg(format('%s:%s=%s', h."user", h.item, h.value), ' ' ORDER BY n) FROM ROWS FROM (millrace.user_history(model, users)) WITH ORDINALITY AS h("user", item, value, is_new, n)
+	SELECT string_agg(format('%s:%s=%s', h."user", h.item, h.value), ' ' ORDER BY n) FROM ROWS FROM (millrace.user_history(model, users)) WITH ORDINALITY AS h("user", item, value, is_new, is_kept, n)
 $$;
 CREATE FUNCTION pg_temp.new(model text, VARIADIC users text[]) RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(DISTINCT format('%s=%s', h."user", h.is_new), ' ') FROM millrace.user_history(model, users) AS h
