@@ -23,17 +23,6 @@ mix(uint64 hash)
 	return hash ^ hash >> 33;
 }
 
-/* XXH64 of the id's text form, so that 42 and '42' are the same. */
-static uint64
-hash_id(const MrIds *ids, int64 row, uint64 seed)
-{
-	MrKey key = mr_ids_key(ids, row);
-	char space[MR_KEY_SPACE];
-
-	(void) mr_key_convert(&key, true, &key, space);
-	return mrc_hash64(key.bytes, key.n_bytes, seed);
-}
-
 static uint64 *
 hash_ids(MrBudget *budget, const MrIds *ids, uint64 seed)
 {
@@ -43,7 +32,7 @@ hash_ids(MrBudget *budget, const MrIds *ids, uint64 seed)
 	{
 		if ((row & INTERRUPT_ROWS) == 0)
 			CHECK_FOR_INTERRUPTS();
-		hashes[row] = hash_id(ids, row, seed);
+		hashes[row] = mr_ids_hash(ids, row, seed);
 	}
 	return hashes;
 }
@@ -289,7 +278,7 @@ draw_users(MrBudget *budget, const MrIds *users, int32 *rows, int64 n, int64 max
 		return n;
 	drawn = mr_reserve(budget, n * sizeof(Drawn));
 	for (int64 i = 0; i < n; i++)
-		drawn[i] = (Drawn){hash_id(users, rows[i], 0), rows[i]};
+		drawn[i] = (Drawn){mr_ids_hash(users, rows[i], 0), rows[i]};
 	qsort(drawn, n, sizeof(Drawn), compare_drawn);
 	for (int64 i = 0; i < max_users; i++)
 		rows[i] = drawn[i].row;

@@ -825,8 +825,11 @@ mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsS
 	values[1] = SPI_getbinval(row, desc, 1, &null);
 	*query = SPI_getvalue(row, desc, 2);
 	*settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 3, &null));
+	/* What a training has chosen, the next one chooses again. */
 	mr_exec_args("SELECT p.key, p.value FROM millrace.model_version AS v, "
-				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2",
+				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2 "
+				 "AND NOT (p.key OPERATOR(pg_catalog.=) 'own_history' AND v.metrics OPERATOR(pg_catalog.?) "
+				 "'own_history')",
 				 SPI_OK_SELECT, false, 2, types, values, NULL);
 	mr_als_settings_init(als);
 	for (uint64 i = 0; i < SPI_processed; i++)

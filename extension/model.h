@@ -66,6 +66,8 @@ extern int64 mr_ids_find(const MrIds *ids, const MrKey *key);
 #define MR_KEY_SPACE 24
 /* A key as text or bigint; false if a text is no integer in its plain form.  space: MR_KEY_SPACE bytes it may point to. */
 extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space);
+/* XXH64 of the id's text form, so that 42 and '42' are the same. */
+extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 /* For qsort of int32 rows. */
 extern int mr_compare_rows(const void *a, const void *b);
 /* The order of ids of one kind. */
@@ -116,6 +118,9 @@ typedef struct MrRatings
 	MrIds users;
 	MrIds items;
 	MrcCsr by_user; /* duplicates summed */
+	MrcCsr
+		events; /* if asked for, of some users: before that, duplicates side by side; else no rows, and start NULL */
+	bool repeats; /* there were duplicates, of these or other users */
 } MrRatings;
 
 /*
@@ -125,6 +130,12 @@ typedef struct MrRatings
  */
 extern MrRatings *mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner,
 								  MrValues values, bool empty_ok, int n_threads);
+/*
+ * The same for a training, as the model's owner, with the events of users who are drawn by a hash of their ids: of so
+ * many that they can be compared with all items in little time.
+ */
+extern MrRatings *
+mr_ratings_read_events(MrBudget *budget, const char *query, const char *what, MrValues values, int n_threads);
 /* The result's rows are ascending in their columns, whatever the order within a row of csr.  The pool is idle. */
 extern void mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *transposed);
 /* Bytes of compressed rows, mr_csr_transpose()'s result for one. */
@@ -217,10 +228,11 @@ typedef struct MrAlsSettings
 	int n_iterations;
 	int64 seed;
 	MrTransform transform;
-	double tolerance; /* ends early when the loss falls by less than this part of itself; 0: never */
-	double holdout;	  /* part of the pairs to hold out */
-	int k;			  /* what is held out is measured on the k best items */
-	int n_threads;	  /* 0: one a processor; not stored */
+	double tolerance;	/* ends early when the loss falls by less than this part of itself; 0: never */
+	double holdout;		/* part of the pairs to hold out */
+	int k;				/* what is held out is measured on the k best items */
+	double own_history; /* weight of what a user has in the lists that may repeat it; NaN: to be chosen */
+	int n_threads;		/* 0: one a processor; not stored */
 } MrAlsSettings;
 
 /*
@@ -245,6 +257,15 @@ typedef struct MrIteration
 	double seconds;
 } MrIteration;
 
+/* The weight of what a user has: see own.c. */
+typedef struct MrOwnChoice
+{
+	double weight;
+	int64 n_users;	/* that it was measured on */
+	double ndcg;	/* of lists with that weight */
+	double without; /* with weight 0 */
+} MrOwnChoice;
+
 /* A trained model in memory of the budget. */
 typedef struct MrFit
 {
@@ -255,6 +276,7 @@ typedef struct MrFit
 	float *baseline;	  /* n_items: users of the item; of implicit feedback those with a value above 0 */
 	int64 n_ratings;
 	MrScores scores; /* after the last iteration, if something is held out */
+	MrOwnChoice own; /* of own_history; n_users is -1 if that was not to be chosen */
 } MrFit;
 
 /*
@@ -585,6 +607,26 @@ extern void mr_lists_retrained(const char *name, Oid owner);
 /* The name that an argument holds; 22023 if it is NULL or empty. */
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 
+/* ---- own.c: what users have, in lists that may repeat it ---- */
+
+/*
+ * boost: history->n, what is added to the score of each item that a user has: weight * log(1 + value), 0 of a value that is
+ * not above 0.  weight NaN: the model's, which a training has chosen or was given; 0: none.
+ */
+extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
+/*
+ * Chooses the weight for items that have been trained, settings->own_history not being one: that with the best NDCG at k, at
+ * most 100, when the events of users are divided at random, lists are made from one half, and compared with the other.  0 of
+ * explicit feedback, and where nobody does anything twice: no pair was read more than once, nor are the values counts.
+ * chosen->n_users: how many it was measured on, 0: none.  The pool is idle.
+ */
+extern void mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *settings,
+						  const MrRatings *ratings, const float *item, MrOwnChoice *chosen);
+/* Bytes that it reserves while it runs, to be priced beforehand. */
+extern Size mr_own_choose_bytes(const MrAlsSettings *settings, const MrRatings *ratings, int n_threads);
+/* The weight that this stands for. */
+extern float mr_own_weight(const MrModel *model, float weight);
+
 /* ---- recommend.c ---- */
 
 /* Where a row of a list comes from. */
@@ -641,8 +683,30 @@ typedef void (*MrListSink)(void *arg, int64 i, const MrListed *list, int64 n, co
  */
 extern void mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 n, int n_threads,
 							  MrListSink sink, void *arg);
+/*
+ * Factors for a user as he is now, from his rows if fold_in and the model does not know him or the rows are newer; NULL and
+ * MR_SOURCE_BASELINE: nothing is known of him.  history: what he has, if it was read.  In CurrentMemoryContext.
+ */
+extern const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history);
+/* Of what somebody has, what counts when he is folded in, with the values as the training transformed them. */
+extern void mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings);
 /* The list of somebody who has this, and of whom nothing else is known. */
 extern void
 mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history, MrListSink sink, void *arg);
+
+/* ---- serve.c ---- */
+
+/*
+ * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
+ * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ */
+extern void
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+/* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
+extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
+extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
+/* A key as a text datum. */
+extern Datum mr_key_datum(const MrKey *key);
 
 #endif

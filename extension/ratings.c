@@ -202,6 +202,16 @@ mr_ids_key(const MrIds *ids, int64 row)
 	return key;
 }
 
+uint64
+mr_ids_hash(const MrIds *ids, int64 row, uint64 seed)
+{
+	MrKey key = mr_ids_key(ids, row);
+	char space[MR_KEY_SPACE];
+
+	(void) mr_key_convert(&key, true, &key, space);
+	return mrc_hash64(key.bytes, key.n_bytes, seed);
+}
+
 MrKey
 mr_key_from_text(const text *value)
 {
@@ -817,6 +827,7 @@ typedef struct Reader
 	MrBudget *budget;
 	const char *what;
 	bool as_owner;
+	bool keep_events;
 	MrPlan shape_plan;
 	MrPlan plan;
 	MrShape shape;
@@ -1289,8 +1300,59 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 	return out;
 }
 
+/* Users whose events are kept, and how many events at most. */
+#define EVENT_SCORES 33554432 /* items that users are compared with, in all */
+#define EVENT_USERS 2000
+#define EVENT_USERS_LEAST 200
+#define EVENTS_MOST 4194304
+
+static bool
+is_drawn(const MrIds *users, int64 row, double share)
+{
+	return share >= 1 || (double) (mr_ids_hash(users, row, 1) >> 11) * 0x1p-53 < share;
+}
+
+/* Keep what some users did.  The users' rows are as they were read, in the order of items. */
 static void
-merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
+keep_events(MrBudget *budget, MrRatings *ratings)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	MrcCsr *events = &ratings->events;
+	int64 wanted = Min(Max(EVENT_SCORES / Max(ratings->items.n, 1), EVENT_USERS_LEAST), EVENT_USERS);
+	double share = (double) wanted / (double) Max(ratings->users.n, 1);
+	int32 *drawn = mr_reserve(budget, csr->n_rows * sizeof(int32) + 1);
+	int64 n_drawn = 0;
+	int64 n = 0;
+
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		int64 length = csr->start[row + 1] - csr->start[row];
+
+		if ((row & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		if (n + length > EVENTS_MOST || !is_drawn(&ratings->users, row, share))
+			continue;
+		drawn[n_drawn++] = (int32) row;
+		n += length;
+	}
+	csr_reserve(budget, events, n_drawn, csr->n_cols, n);
+	n = 0;
+	for (int64 i = 0; i < n_drawn; i++)
+	{
+		int64 start = csr->start[drawn[i]];
+		int64 length = csr->start[drawn[i] + 1] - start;
+
+		events->start[i] = n;
+		memcpy(events->index + n, csr->index + start, length * sizeof(int32));
+		memcpy(events->value + n, csr->value + start, length * sizeof(float));
+		n += length;
+	}
+	events->start[n_drawn] = n;
+	mr_release(budget, drawn);
+}
+
+static void
+merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
 {
 	int64 out = 0;
 
@@ -1304,6 +1366,7 @@ merge_duplicates(MrcCsr *csr, const MrRatings *ratings, const char *what)
 		csr->start[row] = out;
 		for (int64 i = e + 1; i < end; i++)
 			n_same += csr->index[i] == csr->index[i - 1];
+		ratings->repeats |= n_same > 0;
 		if (n_same > 0 || out < e)
 			out = merge_row(csr, row, e, end, out, ratings, what);
 		else
@@ -1363,12 +1426,14 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	if (mrc_csr_sort(reader->pool, csr, scratch) != MRC_OK)
 		elog(ERROR, "%s: could not be sorted", reader->what);
 	mr_release(budget, scratch);
+	if (reader->keep_events)
+		keep_events(budget, ratings);
 	merge_duplicates(csr, ratings, reader->what);
 }
 
-MrRatings *
-mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner, MrValues values,
-				bool empty_ok, int n_threads)
+static MrRatings *
+read_ratings(MrBudget *budget, const char *query, const char *what, bool as_owner, MrValues values,
+			 bool empty_ok, bool keep, int n_threads)
 {
 	Reader *reader = MemoryContextAllocZero(budget->context, sizeof(Reader));
 	MrRatings *ratings = MemoryContextAllocZero(budget->context, sizeof(MrRatings));
@@ -1377,7 +1442,7 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 	clock_t start = clock();
 	clock_t read;
 
-	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner};
+	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .keep_events = keep};
 	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
 	prepare(reader, &reader->shape_plan, query);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);
@@ -1403,6 +1468,19 @@ mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_o
 							 what, reader->n, (double) (read - start) / CLOCKS_PER_SEC,
 							 (double) (clock() - read) / CLOCKS_PER_SEC)));
 	return ratings;
+}
+
+MrRatings *
+mr_ratings_read(MrBudget *budget, const char *query, const char *what, bool as_owner, MrValues values,
+				bool empty_ok, int n_threads)
+{
+	return read_ratings(budget, query, what, as_owner, values, empty_ok, false, n_threads);
+}
+
+MrRatings *
+mr_ratings_read_events(MrBudget *budget, const char *query, const char *what, MrValues values, int n_threads)
+{
+	return read_ratings(budget, query, what, true, values, false, true, n_threads);
 }
 
 /* ---- transforms ---- */

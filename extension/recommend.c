@@ -11,9 +11,6 @@
 
 #include <math.h>
 
-
-static const bool CAN_FOLD = false;
-
 #define BLOCK_USERS 4096
 #define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
 
@@ -23,8 +20,16 @@ typedef struct Person
 	const float *factor; /* NULL: nothing is known of him */
 	MrListSource source;
 	int64 search; /* of the block's; -1: none */
-	bool folds;	  /* factor is made from his history first */
 } Person;
+
+/* Somebody whose factors are made from what he has. */
+typedef struct Fold
+{
+	int64 person;	   /* of the block */
+	MrHistory ratings; /* what counts of what he has, as a training would see it */
+	float *factor;	   /* rank */
+	bool done;		   /* else his ratings do not determine any */
+} Fold;
 
 typedef struct Block
 {
@@ -33,7 +38,9 @@ typedef struct Block
 	int64 n;
 	MrHistory *histories; /* n */
 	Person *people;		  /* n */
-	MrcSearch *searches;  /* n_searches <= n */
+	Fold *folds;		  /* n_folds <= n */
+	int64 n_folds;
+	MrcSearch *searches; /* n_searches <= n */
 	int64 n_searches;
 } Block;
 
@@ -56,9 +63,7 @@ typedef struct Run
 	MrListed *list;				/* k */
 	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
 	MrcPool *pool;				/* NULL: no threads */
-	MrcIndex index;
-	void *scratch; /* of a search */
-	void *pool_scratch;
+	void *scratch;				/* of searches */
 	Block blocks[2];
 } Run;
 
@@ -85,6 +90,13 @@ contains(const int32 *rows, int64 n, int32 row)
 	return n > 0 && bsearch(&row, rows, n, sizeof(int32), mr_compare_rows) != NULL;
 }
 
+/* In the current memory context. */
+static void *
+aligned(Size n_bytes)
+{
+	return (void *) TYPEALIGN(64, (uintptr_t) MemoryContextAllocHuge(CurrentMemoryContext, n_bytes + 64));
+}
+
 /* ---- preparing ---- */
 
 static MrHistory *
@@ -99,19 +111,110 @@ read_histories(const Run *run, const Block *block)
 	return histories;
 }
 
-/* What is known of a user decides where his list comes from. */
-static void
-meet(const Run *run, const MrKey *user, const MrHistory *history, Person *person)
+/* Row of a user, or -1. */
+static int64
+row_of(const MrModel *model, const MrKey *user)
 {
-	const MrModel *model = run->model;
-	int64 row = is_nobody(user) ? -1 : mr_model_user(model, user);
+	return is_nobody(user) ? -1 : mr_model_user(model, user);
+}
 
-	person->source = row >= 0 ? MR_SOURCE_MODEL : MR_SOURCE_BASELINE;
+void
+mr_history_ratings(const MrModel *model, const MrHistory *history, MrHistory *ratings)
+{
+	const MrAlsSettings *als = &model->als;
+
+	*ratings = (MrHistory){.row = palloc(history->n * sizeof(int32) + 1),
+						   .value = palloc(history->n * sizeof(float) + 1)};
+	for (int64 i = 0; i < history->n; i++)
+	{
+		float value = history->value[i];
+
+		if (als->transform == MR_TRANSFORM_BINARY)
+			value = value > 0;
+		else if (als->transform == MR_TRANSFORM_LOG1P)
+			value = value >= 0 ? log1pf(value) : NAN;
+		if (!isfinite(value) || (als->core.implicit && value <= 0))
+			continue;
+		ratings->row[ratings->n] = history->row[i];
+		ratings->value[ratings->n++] = value;
+	}
+}
+
+/* What is known of a user decides where his list comes from.  Returns whether he is to be folded in from the ratings. */
+static bool
+meet(const MrModel *model, const MrKey *user, bool fold_in, const MrHistory *history, Person *person,
+	 MrHistory *ratings)
+{
+	int64 row = row_of(model, user);
+
+	*person = (Person){.source = row >= 0 ? MR_SOURCE_MODEL : MR_SOURCE_BASELINE, .search = -1};
 	if (row >= 0)
 		person->factor = model->users.factors + row * model->users.rank;
-	if (run->wish->fold_in && history->n > 0 && (row < 0 || mr_history_is_new(model, row, history)))
+	if (!fold_in || model->fold == NULL || history->n == 0 ||
+		(row >= 0 && !mr_history_is_new(model, row, history)))
+		return false;
+	mr_history_ratings(model, history, ratings);
+	return ratings->n > 0;
+}
+
+/* Any thread. */
+static void
+fold(const MrModel *model, Fold *fold, void *scratch)
+{
+	fold->done =
+		mrc_fold(&model->als.core, model->fold, model->items.factors, model->items.ids.n, fold->ratings.row,
+				 fold->ratings.value, fold->ratings.n, fold->factor, scratch) == MRC_OK;
+}
+
+typedef struct FoldTask
+{
+	const MrModel *model;
+	Fold *folds;
+	char *scratch;
+	Size scratch_bytes; /* of each worker */
+} FoldTask;
+
+/* Folds [lo, hi) of a block.  Any thread. */
+static MrcStatus
+fold_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const FoldTask *task = arg;
+
+	for (int64 i = lo; i < hi; i++)
+		fold(task->model, &task->folds[i], task->scratch + worker * task->scratch_bytes);
+	return MRC_OK;
+}
+
+/* The pool is idle. */
+static void
+fold_block(Run *run, Block *block)
+{
+	FoldTask task = {.model = run->model, .folds = block->folds};
+
+	if (block->n_folds == 0)
+		return;
+	task.scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
+	task.scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task.scratch_bytes);
+	if (run->pool)
 	{
-		person->folds = CAN_FOLD;
+		if (mrc_pool_run(run->pool, block->n_folds, 1, fold_task, &task) != MRC_OK)
+			elog(ERROR, "users could not be folded in");
+	}
+	else
+		for (int64 i = 0; i < block->n_folds; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			(void) fold_task(&task, 0, i, i + 1);
+		}
+	for (int64 i = 0; i < block->n_folds; i++)
+	{
+		const Fold *folded = &block->folds[i];
+		Person *person = &block->people[folded->person];
+
+		if (!folded->done)
+			continue;
+		person->factor = folded->factor;
+		person->source = MR_SOURCE_FOLD_IN;
 	}
 }
 
@@ -123,14 +226,13 @@ boost(const Run *run, const MrHistory *history, MrcSearch *search)
 	float *boosts = palloc(history->n * sizeof(float) + 1);
 	int64 n = 0;
 
+	mr_own_boost(run->model, run->own_history, history, boosts);
 	for (int64 i = 0; i < history->n; i++)
 	{
-		float by = run->own_history * log1pf(Max(history->value[i], 0));
-
-		if (!(by > 0))
+		if (!(boosts[i] > 0))
 			continue;
 		rows[n] = history->row[i];
-		boosts[n++] = by;
+		boosts[n++] = boosts[i];
 	}
 	search->boosted = rows;
 	search->boost = boosts;
@@ -159,48 +261,65 @@ prepare_search(const Run *run, const Person *person, const MrHistory *history, M
 		boost(run, history, search);
 }
 
+/* Read who the users of a block are and what they have; threads may be at work on the other block. */
 static void
 prepare_block(const Run *run, Block *block, int64 lo)
 {
+	int rank = run->model->items.rank;
 	MemoryContext before;
 
 	MemoryContextResetOnly(block->context);
 	before = MemoryContextSwitchTo(block->context);
 	block->lo = lo;
 	block->n = Min(run->block_users, run->n - lo);
-	block->people = palloc0(block->n * sizeof(Person));
-	block->searches = palloc(block->n * sizeof(MrcSearch));
-	block->n_searches = 0;
+	block->people = palloc(block->n * sizeof(Person));
+	block->folds = palloc(block->n * sizeof(Fold));
+	block->n_folds = 0;
 	block->histories = read_histories(run, block);
 	for (int64 i = 0; i < block->n; i++)
 	{
-		Person *person = &block->people[i];
+		Fold *new_fold = &block->folds[block->n_folds];
 
-		meet(run, &run->users[lo + i], &block->histories[i], person);
-		person->search = -1;
-		if (person->factor && Min(run->k, run->model->items.ids.n) > 0)
-		{
-			person->search = block->n_searches++;
-			prepare_search(run, person, &block->histories[i], &block->searches[person->search]);
-		}
+		if (!meet(run->model, &run->users[lo + i], run->wish->fold_in, &block->histories[i],
+				  &block->people[i], &new_fold->ratings))
+			continue;
+		new_fold->person = i;
+		new_fold->factor = palloc(rank * sizeof(float));
+		block->n_folds++;
 	}
 	MemoryContextSwitchTo(before);
 }
 
 /* ---- computing ---- */
 
+/* The pool is idle. */
 static void
 begin_block(Run *run, Block *block)
 {
+	MemoryContext before = MemoryContextSwitchTo(block->context);
+
+	fold_block(run, block);
+	block->searches = palloc(block->n * sizeof(MrcSearch));
+	block->n_searches = 0;
+	for (int64 i = 0; i < block->n; i++)
+	{
+		Person *person = &block->people[i];
+
+		if (person->factor == NULL || Min(run->k, run->model->items.ids.n) == 0)
+			continue;
+		person->search = block->n_searches++;
+		prepare_search(run, person, &block->histories[i], &block->searches[person->search]);
+	}
+	MemoryContextSwitchTo(before);
 	if (run->pool)
 	{
-		mrc_search_begin(run->pool, &run->index, block->searches, block->n_searches, run->pool_scratch);
+		mrc_search_begin(run->pool, &run->model->index, block->searches, block->n_searches, run->scratch);
 		return;
 	}
 	for (int64 i = 0; i < block->n_searches; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		mrc_search(&run->index, &block->searches[i], run->scratch);
+		mrc_search(&run->model->index, &block->searches[i], run->scratch);
 	}
 }
 
@@ -327,12 +446,6 @@ go(Run *run)
 	emit_block(run, block);
 }
 
-static void *
-aligned(Size n_bytes)
-{
-	return (void *) TYPEALIGN(64, (uintptr_t) MemoryContextAllocHuge(CurrentMemoryContext, n_bytes + 64));
-}
-
 /*
  * Contexts inside each other, so that what is made last goes first, and with it the pool.  As many threads as there is
  * work for, not one.
@@ -347,9 +460,8 @@ make_room(Run *run, int n_threads)
 	if (n_threads != 1)
 		n_threads = mr_n_threads(n_threads);
 	n_threads = Min(n_threads, run->n);
-	run->scratch = aligned(mrc_search_scratch_bytes(&run->index, k));
-	if (n_threads > 1)
-		run->pool_scratch = aligned(mrc_search_many_scratch_bytes(&run->index, k, n_threads));
+	run->scratch = aligned(n_threads > 1 ? mrc_search_many_scratch_bytes(&run->model->index, k, n_threads)
+										 : mrc_search_scratch_bytes(&run->model->index, k));
 	for (int i = 0; i < lengthof(run->blocks); i++)
 	{
 		context = AllocSetContextCreate(context, "millrace block of users", ALLOCSET_DEFAULT_SIZES);
@@ -396,13 +508,10 @@ recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistor
 			   .n = n,
 			   .sink = sink,
 			   .arg = arg,
-			   .own_history = wish->exclude_seen ? 0
-				   : isnan(wish->own_history)	 ? 0
-												 : wish->own_history};
+			   .own_history = wish->exclude_seen ? 0 : mr_own_weight(model, wish->own_history)};
 
 	run.reads =
 		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
-	mrc_index_open(&run.index, model->items.factors, model->items.ids.n, model->items.rank, NULL);
 	open_lists(&run);
 	make_room(&run, n_threads);
 	if (n > 0)
@@ -416,6 +525,29 @@ mr_recommend_many(MrModel *model, const MrWish *wish, const MrKey *users, int64 
 				  MrListSink sink, void *arg)
 {
 	recommend(model, wish, users, NULL, n, n_threads, sink, arg);
+}
+
+const float *
+mr_user_factor(MrModel *model, const MrKey *user, bool fold_in, MrListSource *source, MrHistory *history)
+{
+	Fold folded;
+	Person person;
+
+	*history = (MrHistory){0};
+	if (fold_in && model->query && !is_nobody(user))
+		mr_history_read(model, user, 1, history);
+	if (meet(model, user, fold_in, history, &person, &folded.ratings))
+	{
+		folded.factor = palloc(model->items.rank * sizeof(float));
+		fold(model, &folded, aligned(mrc_fold_scratch_bytes(&model->als.core)));
+		if (folded.done)
+		{
+			*source = MR_SOURCE_FOLD_IN;
+			return folded.factor;
+		}
+	}
+	*source = person.source;
+	return person.factor;
 }
 
 void

@@ -225,11 +225,8 @@ no_candidates(const MrModel *model, uint64 n_given)
 			 errdetail("So nothing is recommended.")));
 }
 
-/*
- * The rows of the items that may be listed.  One statement has its query run once, as it sees the same rows each time.
- */
-static void
-read_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, MrWish *wish)
+void
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n)
 {
 	FmgrInfo *function = fcinfo->flinfo;
 	Kept *kept = function->fn_extra;
@@ -264,14 +261,14 @@ read_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given
 		kept->rows = candidates.rows;
 		kept->n = candidates.n;
 	}
-	wish->only = kept->rows;
-	wish->n_only = kept->n;
+	*rows = kept->rows;
+	*n = kept->n;
 }
 
 /* ---- arguments ---- */
 
-static bool
-bool_arg(FunctionCallInfo fcinfo, int n, const char *name)
+bool
+mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name)
 {
 	if (PG_ARGISNULL(n))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", name)));
@@ -284,8 +281,8 @@ text_arg(FunctionCallInfo fcinfo, int n)
 	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
 }
 
-static int64
-k_arg(FunctionCallInfo fcinfo, int n)
+int64
+mr_k_arg(FunctionCallInfo fcinfo, int n)
 {
 	if (PG_ARGISNULL(n) || PG_GETARG_INT32(n) <= 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("k must be at least 1")));
@@ -317,7 +314,7 @@ limit_args(FunctionCallInfo fcinfo, int n, MrModel *model, MrWish *wish)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("max_per_category must be at least 1, not %d", wish->max_per_category),
 					 errhint("NULL: no limit.")));
-		if (true) /* stand-in until lists.c is here */
+		if (mr_lists_open(model)->category == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("model \"%s\" has no categories", model->name),
@@ -327,7 +324,7 @@ limit_args(FunctionCallInfo fcinfo, int n, MrModel *model, MrWish *wish)
 	}
 	wish->baseline = text_arg(fcinfo, n + 2);
 	if (!PG_ARGISNULL(n))
-		read_candidates(fcinfo, model, mr_name_arg(fcinfo, n, "candidates"), wish);
+		mr_candidates(fcinfo, model, mr_name_arg(fcinfo, n, "candidates"), &wish->only, &wish->n_only);
 }
 
 /* ---- rows ---- */
@@ -343,8 +340,8 @@ typedef struct Writer
 	MemoryContext row_context;
 } Writer;
 
-static Datum
-text_of_key(const MrKey *key)
+Datum
+mr_key_datum(const MrKey *key)
 {
 	char digits[MAXINT8LEN + 1];
 
@@ -357,12 +354,12 @@ static Datum
 item_text(const Writer *writer, const MrListed *listed)
 {
 	if (writer->items == NULL || listed->row < 0)
-		return text_of_key(&listed->item);
+		return mr_key_datum(&listed->item);
 	if (writer->items[listed->row] == 0)
 	{
 		MemoryContext before = MemoryContextSwitchTo(writer->context);
 
-		writer->items[listed->row] = text_of_key(&listed->item);
+		writer->items[listed->row] = mr_key_datum(&listed->item);
 		MemoryContextSwitchTo(before);
 	}
 	return writer->items[listed->row];
@@ -385,7 +382,7 @@ write_list(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *h
 		nulls[0] = user->text;
 		values[0] = Int64GetDatum(user->value);
 		nulls[1] = user->text && user->bytes == NULL;
-		values[1] = nulls[1] ? 0 : text_of_key(user);
+		values[1] = nulls[1] ? 0 : mr_key_datum(user);
 		c = 2;
 	}
 	for (int64 j = 0; j < n; j++)
@@ -424,10 +421,10 @@ recommend_to(FunctionCallInfo fcinfo, const MrKey *user)
 	Writer writer = {0};
 	MrModel *model;
 
-	wish.k = k_arg(fcinfo, 2);
-	wish.exclude_seen = bool_arg(fcinfo, 3, "exclude_seen");
+	wish.k = mr_k_arg(fcinfo, 2);
+	wish.exclude_seen = mr_bool_arg(fcinfo, 3, "exclude_seen");
 	wish.own_history = own_history_arg(fcinfo, 7);
-	wish.fold_in = bool_arg(fcinfo, 8, "fold_in");
+	wish.fold_in = mr_bool_arg(fcinfo, 8, "fold_in");
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
 	model = mr_model_open(name);
@@ -579,10 +576,10 @@ mr_recommend_for(PG_FUNCTION_ARGS)
 	Users users = {.sorted = true};
 	MrModel *model;
 
-	wish.k = k_arg(fcinfo, 2);
-	wish.exclude_seen = bool_arg(fcinfo, 3, "exclude_seen");
+	wish.k = mr_k_arg(fcinfo, 2);
+	wish.exclude_seen = mr_bool_arg(fcinfo, 3, "exclude_seen");
 	wish.own_history = own_history_arg(fcinfo, 7);
-	wish.fold_in = bool_arg(fcinfo, 8, "fold_in");
+	wish.fold_in = mr_bool_arg(fcinfo, 8, "fold_in");
 	if (PG_ARGISNULL(9) || PG_GETARG_INT32(9) < 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("threads must be 0 or more")));
 	InitMaterializedSRF(fcinfo, 0);
@@ -714,8 +711,8 @@ mr_recommend_from_items(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("items must not be NULL"),
 				 errhint("Give an array; an empty one has the baseline recommended.")));
-	wish.k = k_arg(fcinfo, 2);
-	wish.exclude_seen = bool_arg(fcinfo, 3, "exclude_seen");
+	wish.k = mr_k_arg(fcinfo, 2);
+	wish.exclude_seen = mr_bool_arg(fcinfo, 3, "exclude_seen");
 	wish.own_history = 0;
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();

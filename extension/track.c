@@ -171,10 +171,12 @@ pack(const MrPiece *pieces, int64 n, bool is_text)
 static void
 corrupt(void)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_CORRUPTED), errmsg("a row of what users have is corrupt"),
-			 errhint("millrace.refresh(name) fills the tables of a stream of kind history anew; see "
-					 "millrace.streams.")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_DATA_CORRUPTED), errmsg("a row of what users have is corrupt"),
+		 errhint(
+			 "millrace.stop_stream(name), then millrace.start_stream(name) fill the tables of a stream of "
+			 "kind history anew; see millrace.streams.")));
 }
 
 static inline uint64
@@ -578,6 +580,9 @@ map_vars(Node *node, MapVars *map)
 		return copyObject(list_nth(map->columns, var->varattno - 1));
 	var = copyObject(var);
 	var->varno = 1;
+	/* No other name for a message. */
+	var->varnosyn = 0;
+	var->varattnosyn = 0;
 	return (Node *) var;
 }
 

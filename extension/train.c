@@ -185,6 +185,7 @@ static const Setting SETTINGS[] = {
 	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
 	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
 	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
+	{"own_history", SETTING_FLOAT, 18, offsetof(MrAlsSettings, own_history), 0, FLT_MAX, true},
 };
 
 static void
@@ -307,6 +308,7 @@ mr_als_settings_init(MrAlsSettings *settings)
 		.seed = 1,
 		.tolerance = 1e-6,
 		.k = 10,
+		.own_history = NAN,
 	};
 }
 
@@ -508,14 +510,17 @@ prepare(Run *run, const MrSide *warm)
 	Size scratch_bytes =
 		mrc_als_scratch_bytes(&settings->core, ratings->users.n, ratings->items.n, n_threads);
 	Size score_bytes = 0;
+	Size own_bytes = 0;
 
 	if (run->holdout)
 		score_bytes = mr_holdout_score_bytes(ratings, run->holdout, settings->core.rank, settings->k,
 											 MEASURED_USERS, n_threads);
+	if (isnan(settings->own_history))
+		own_bytes = mr_own_choose_bytes(settings, ratings, n_threads);
 	mr_reserve_check(budget,
 					 settings->n_iterations * sizeof(MrIteration) +
 						 (ratings->users.n + ratings->items.n) * rank_bytes +
-						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes +
+						 ratings->items.n * sizeof(float) + scratch_bytes + score_bytes + own_bytes +
 						 mr_csr_bytes(ratings->items.n, n_ratings) +
 						 mrc_turn_scratch_bytes(n_ratings, ratings->items.n, n_threads),
 					 psprintf("A model of rank %d of " INT64_FORMAT " ratings with " INT64_FORMAT
@@ -653,6 +658,9 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 	memset(fit, 0, sizeof(*fit));
 	prepare(&run, warm);
 	iterate(&run);
+	fit->own = (MrOwnChoice){.weight = settings->own_history, .n_users = -1};
+	if (isnan(settings->own_history))
+		mr_own_choose(budget, run.als.pool, settings, ratings, fit->item, &fit->own);
 	mr_pool_destroy(run.als.pool);
 	mr_release(budget, run.als.scratch);
 	count_users(&run.als.by_item, settings->core.implicit, fit->baseline);
@@ -661,6 +669,14 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 }
 
 /* ---- train_als and retrain ---- */
+
+/* Whether what users have is to be kept (track.c). */
+typedef enum Track
+{
+	TRACK_IF_EASY,
+	TRACK,
+	TRACK_NOT
+} Track;
 
 typedef struct Training
 {
@@ -671,6 +687,7 @@ typedef struct Training
 	MrAlsSettings als;
 	bool warm_start;
 	bool activate;
+	Track track;
 	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
 	char *query; /* NULL until ratings has been understood */
@@ -727,6 +744,7 @@ train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 	als->n_threads = threads_arg(fcinfo, 8);
 	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
 	training->activate = bool_arg(fcinfo, 11, "activate");
+	training->track = PG_ARGISNULL(19) ? TRACK_IF_EASY : PG_GETARG_BOOL(19) ? TRACK : TRACK_NOT;
 	training->gate_tolerance = -1;
 }
 
@@ -803,8 +821,8 @@ read_ratings(Training *training, MrBudget *budget)
 	if (training->query == NULL)
 		training->query = mr_ratings_query(training->ratings, "ratings");
 	ratings =
-		mr_ratings_read(budget, training->query, "ratings", true,
-						als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, als->n_threads);
+		mr_ratings_read_events(budget, training->query, "ratings",
+							   als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, als->n_threads);
 	mr_leave(&guard);
 	training->trained_on = mr_history_fingerprints(budget, ratings);
 	mr_ratings_transform(ratings, als->transform, "ratings");
@@ -888,6 +906,12 @@ metrics_json(const Training *training)
 						 json_number(scores->hit_rate), json_number(scores->coverage),
 						 json_number(scores->rmse), scores->n_users);
 	}
+	if (fit->own.n_users >= 0)
+		appendStringInfo(&json,
+						 ", \"own_history\": {\"weight\": %s, \"users\": " INT64_FORMAT
+						 ", \"ndcg\": %s, \"ndcg_without\": %s}",
+						 json_number(fit->own.weight), fit->own.n_users, json_number(fit->own.ndcg),
+						 json_number(fit->own.without));
 	if (training->reason)
 	{
 		appendStringInfoString(&json, ", \"reason\": ");
@@ -901,13 +925,13 @@ static int
 store(const Training *training, const MrRatings *ratings, bool activate)
 {
 	const MrFit *fit = &training->fit;
-	int rank = training->als.core.rank;
+	MrAlsSettings als = training->als;
+	int rank = als.core.rank;
 	MrNewModel new_model = {
 		.name = training->name,
 		.owner = training->owner,
 		.query = training->query,
 		.settings = training->settings,
-		.parameters = mr_als_settings_json(&training->als),
 		.metrics = metrics_json(training),
 		.n_ratings = fit->n_ratings,
 		.activate = activate,
@@ -919,6 +943,8 @@ store(const Training *training, const MrRatings *ratings, bool activate)
 		.trained_on = training->trained_on,
 	};
 
+	als.own_history = fit->own.weight;
+	new_model.parameters = mr_als_settings_json(&als);
 	return mr_model_store(&new_model);
 }
 
@@ -972,6 +998,9 @@ train(FunctionCallInfo fcinfo, Training *training)
 	activated = passes(training);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	version = store(training, ratings, activated);
+	if (training->track != TRACK_NOT)
+		mr_track_model(training->name, training->query, training->owner, training->settings,
+					   training->fit.n_ratings, training->track == TRACK);
 	if (training->activate && !activated)
 		ereport(
 			WARNING,

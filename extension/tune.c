@@ -371,8 +371,8 @@ read_pairs(Tuning *tuning)
 	tuning->transformed = differ ? MR_TRANSFORM_NONE : trials[0].settings.transform;
 	mr_enter(&guard, tuning->owner, mr_current_settings());
 	tuning->ratings =
-		mr_ratings_read(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings", true,
-						not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, false, tuning->base.n_threads);
+		mr_ratings_read_events(tuning->budget, mr_ratings_query(tuning->given, "ratings"), "ratings",
+							   not_negative ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, tuning->base.n_threads);
 	mr_leave(&guard);
 	mr_ratings_transform(tuning->ratings, tuning->transformed, "ratings");
 	if (tuning->validation)
@@ -562,7 +562,7 @@ train_best(const Tuning *tuning, const Trial *best)
 		char *key = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 		char *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2);
 
-		appendStringInfo(&sql, ", %s => %s", key, quote_literal_cstr(value));
+		appendStringInfo(&sql, ", %s => %s", key, value ? quote_literal_cstr(value) : "NULL");
 	}
 	appendStringInfoString(&sql, ")).version");
 	mr_exec(sql.data, SPI_OK_SELECT, false);

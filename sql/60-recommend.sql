@@ -43,3 +43,78 @@ CREATE FUNCTION millrace.recommend_from_items(model text, items text[], k int = 
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_recommend_from_items';
 COMMENT ON FUNCTION millrace.recommend_from_items(text, text[], int, bool, text, int, text, float8[]) IS
 'The same for item ids of type text';
+
+CREATE FUNCTION millrace.similar_items(model text, item_id bigint, k int = 10, candidates text = NULL,
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_items';
+COMMENT ON FUNCTION millrace.similar_items(text, bigint, int, text) IS
+'The k items that are most like an item, by the cosine of their factors, best first, equal ones in the order of ids; the item itself is left out. No rows if the model does not know the item (NULL too).
+candidates: only these items, as in recommend_top_k. neighbor_id is NULL where item ids are text; neighbor is always set.';
+
+CREATE FUNCTION millrace.similar_items(model text, item_id text, k int = 10, candidates text = NULL,
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_items';
+COMMENT ON FUNCTION millrace.similar_items(text, text, int, text) IS
+'The same for item ids of type text; an id that is written as an integer also finds that item in a model with integer ids, and the other way round';
+
+CREATE FUNCTION millrace.similar_users(model text, user_id bigint, k int = 10, fold_in bool = true,
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_users';
+COMMENT ON FUNCTION millrace.similar_users(text, bigint, int, bool) IS
+'The k users that the model knows who are most like a user, by the cosine of their factors, best first, equal ones in the order of ids; the user himself is left out. fold_in: as in recommend_top_k, so that a new user with rows has similar ones, too. No rows if nothing is known of the user.
+neighbor_id is NULL where user ids are text; neighbor is always set.';
+
+CREATE FUNCTION millrace.similar_users(model text, user_id text, k int = 10, fold_in bool = true,
+	OUT rank int, OUT neighbor_id bigint, OUT neighbor text, OUT score real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 COST 1000 AS 'MODULE_PATHNAME', 'mr_similar_users';
+COMMENT ON FUNCTION millrace.similar_users(text, text, int, bool) IS
+'The same for user ids of type text';
+
+CREATE FUNCTION millrace.predict(model text, user_id bigint, item_id bigint, fold_in bool = true)
+	RETURNS real LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 AS 'MODULE_PATHNAME', 'mr_predict';
+COMMENT ON FUNCTION millrace.predict(text, bigint, bigint, bool) IS
+'What the model predicts for a user and an item: the score that recommend_top_k lists, without what own history adds. Of a model of explicit feedback that is the rating (as value_transform made it). fold_in: as in recommend_top_k. NULL if the model does not know the item, or nothing is known of the user.';
+
+CREATE FUNCTION millrace.predict(model text, user_id bigint, item_id text, fold_in bool = true)
+	RETURNS real LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 AS 'MODULE_PATHNAME', 'mr_predict';
+COMMENT ON FUNCTION millrace.predict(text, bigint, text, bool) IS
+'The same for ids of these types';
+
+CREATE FUNCTION millrace.predict(model text, user_id text, item_id bigint, fold_in bool = true)
+	RETURNS real LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 AS 'MODULE_PATHNAME', 'mr_predict';
+COMMENT ON FUNCTION millrace.predict(text, text, bigint, bool) IS
+'The same for ids of these types';
+
+CREATE FUNCTION millrace.predict(model text, user_id text, item_id text, fold_in bool = true)
+	RETURNS real LANGUAGE c STABLE PARALLEL RESTRICTED COST 1000 AS 'MODULE_PATHNAME', 'mr_predict';
+COMMENT ON FUNCTION millrace.predict(text, text, text, bool) IS
+'The same for ids of these types';
+
+CREATE FUNCTION millrace.explain(model text, user_id bigint, item_id bigint,
+	OUT rank int, OUT because_id bigint, OUT because text, OUT value real, OUT contribution real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 COST 1000 AS 'MODULE_PATHNAME', 'mr_explain';
+COMMENT ON FUNCTION millrace.explain(text, bigint, bigint) IS
+'Why an item scores as it does for a user: what each of the items that he has now contributes, the greatest first. The contributions sum to the score that folding him in gives: to what predict says of a user who is folded in; for a user whose factors are those of the training, they are close to it.
+because_id, because: an item that the user has; the first is NULL where item ids are text. value: its own, as value_transform makes it. Items that the model does not know, and values that do not count, are left out. No rows if the model does not know the item, or the user has nothing.
+It shows what a user has to a caller who may not read the ratings; who may call it must be granted EXECUTE.';
+
+CREATE FUNCTION millrace.explain(model text, user_id bigint, item_id text,
+	OUT rank int, OUT because_id bigint, OUT because text, OUT value real, OUT contribution real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 COST 1000 AS 'MODULE_PATHNAME', 'mr_explain';
+COMMENT ON FUNCTION millrace.explain(text, bigint, text) IS
+'The same for ids of these types';
+
+CREATE FUNCTION millrace.explain(model text, user_id text, item_id bigint,
+	OUT rank int, OUT because_id bigint, OUT because text, OUT value real, OUT contribution real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 COST 1000 AS 'MODULE_PATHNAME', 'mr_explain';
+COMMENT ON FUNCTION millrace.explain(text, text, bigint) IS
+'The same for ids of these types';
+
+CREATE FUNCTION millrace.explain(model text, user_id text, item_id text,
+	OUT rank int, OUT because_id bigint, OUT because text, OUT value real, OUT contribution real)
+	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 COST 1000 AS 'MODULE_PATHNAME', 'mr_explain';
+COMMENT ON FUNCTION millrace.explain(text, text, text) IS
+'The same for ids of these types';
+
+REVOKE ALL ON FUNCTION millrace.explain(text, bigint, bigint), millrace.explain(text, bigint, text), millrace.explain(text, text, bigint), millrace.explain(text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.explain(text, bigint, bigint), millrace.explain(text, bigint, text), millrace.explain(text, text, bigint), millrace.explain(text, text, text) TO @extowner@ WITH GRANT OPTION;

@@ -374,6 +374,34 @@ extern size_t mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int ran
 /* Pool.  The results do not depend on the number of threads. */
 extern MrcStatus mrc_ranking_run(MrcRanking *ranking);
 
+/* ---- own.c: what users have, in lists that may repeat it ---- */
+
+/*
+ * How good lists of k are for each of n_weights weights, where the score of an item that a user has is raised by
+ * weight * log(1 + value).  A user has what is in `known`, and nothing else is known of him: he is folded in from it.
+ */
+typedef struct MrcOwn
+{
+	MrcPool *pool;
+	const MrcAlsParams *params;
+	const void *fold;	 /* as mrc_fold_prepare() left it */
+	const float *items;	 /* n_items x rank */
+	MrcCsr known;		 /* n_rows x n_items */
+	const float *rating; /* of each entry of known, what he is folded in from; above 0 */
+	MrcCsr relevant;	 /* n_rows x n_items; no values; no row is empty */
+	int64_t k;
+	int n_weights;
+	const float *weight;
+	void *scratch; /* mrc_own_scratch_bytes(), aligned to 64 */
+	double *ndcg;  /* n_weights, out: means over the users, as in MrcRanking */
+} MrcOwn;
+
+/* weight * log(1 + value); 0 of a value that is not above 0. */
+extern float mrc_own_boost(float weight, float value);
+extern size_t mrc_own_scratch_bytes(const MrcOwn *own, int n_threads);
+/* Pool.  The results do not depend on the number of threads. */
+extern MrcStatus mrc_own_run(MrcOwn *own);
+
 /* How far inner products are from values. */
 typedef struct MrcError
 {

@@ -1,14 +1,55 @@
 /*
  * index.c: the exact k best items of a user.
+ *
+ * Items stand in blocks of 64, by descending norm, as codes of 8 bits.  With v an item, q its codes, s the scale of its
+ * block and d = v - s q what the codes leave out, and likewise u, c, t and e for the user:
+ *     u.v = t s c.q + t c.d + e.v <= t s c.q + t |c| |d| + |e| |v|                                      (Cauchy, Schwarz)
+ * So a row that is to beat the worst of the kept, its score w, must have c.q >= (w - t |c| |d| - |e| |v|) / (t s), where |d|
+ * and |v| are the block's greatest: one whole number for 64 items.  Those that reach it, few, are scored by mrc_dot()
+ * in their full precision; and where |u| |v| < w for a block, all that follow it may be left.  Whole numbers are summed
+ * exactly, so every processor finds the same, and the bounds are rounded so that nothing that counts is lost:
+ *     mrc_dot() is off by less than ROUNDING (rank + 8) |u| |v| + TINY (Higham, Accuracy and Stability, 3.1),
+ * which |e| |v| is increased by; what is computed in doubles here is off by far less than that.
+ *
+ * Rows with boosts, and those whose factors or norms are not finite, are scored one by one; so are all for a user whose
+ * factors are so large that a product could leave the range of float.
+ *
+ * Codes of a block: of the first four columns, those of item 0, then of item 1 …; then of the next four.  A code is
+ * q + 128, 1 … 255, so that instructions can multiply it with a signed code of the user; 128 sum c is what that adds.
  */
 #include "core.h"
 
 #include <math.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define BLOCK_ITEMS 64
+#define STEP_BYTES (4 * BLOCK_ITEMS) /* codes of four columns */
+#define CODE_ZERO 128
+#define ROUNDING 0x1p-23
+#define TINY 0x1p-130  /* products of float that are too small to be exact */
+#define WIDER 1.000001 /* what is computed in double is smaller than with so much more */
+#define MOST 1e37	   /* a product of norms, far enough from where float ends */
+#define TILE_USERS 6   /* of which a block is read once */
+#define AT_ONCE 96	   /* users of a task of many, a multiple of TILE_USERS */
+#define BUILD_BLOCKS 8 /* of a task of the building */
+#define BUILD_ROWS 1024
+
 #define SCORED_ROWS 256 /* at once, where every item is scored */
 #define GATHER_SHARE \
 	32 /* candidates are looked up one by one where they are less than such a part of the items */
+
+/* What holds for the items of a block, rounded up. */
+struct MrcBound
+{
+	double inverse;	   /* 1 / s */
+	double error;	   /* |d| / s, the greatest */
+	double norm;	   /* |v|, the greatest; descends from block to block */
+	double least_norm; /* the least, rounded down */
+};
 
 bool
 mrc_top_before(MrcTop a, MrcTop b)
@@ -35,6 +76,13 @@ typedef struct Seeker
 	bool cosine;
 	bool limited;		 /* by categories */
 	int32_t *categories; /* of the kept, if limited */
+	/* the user's codes */
+	int8_t *codes;	  /* four by step */
+	double inverse;	  /* 1 / t */
+	double code_norm; /* |c| */
+	double error;	  /* (|e| + what mrc_dot() may be off by, |v| = 1) / t */
+	double zero;	  /* what CODE_ZERO adds to c.q */
+	double reach;	  /* the most that mrc_dot() may be, |v| = 1 */
 	int64_t n;	   /* kept: in search->top, as a heap whose root is the worst, or in any order if limited */
 	int64_t worst; /* limited, n = k: where it is */
 } Seeker;
@@ -192,11 +240,15 @@ is_open(const MrcSearch *search, int32_t row)
 static double
 norm_of(const float *x, int rank)
 {
-	double sum = 0;
+	double sum[4] = {0};
+	int i = 0;
 
-	for (int i = 0; i < rank; i++)
-		sum += (double) x[i] * x[i];
-	return sqrt(sum);
+	for (; i + 4 <= rank; i += 4)
+		for (int j = 0; j < 4; j++)
+			sum[j] += (double) x[i + j] * x[i + j];
+	for (; i < rank; i++)
+		sum[0] += (double) x[i] * x[i];
+	return sqrt(sum[0] + sum[1] + sum[2] + sum[3]);
 }
 
 /* The score from the inner product. */
@@ -273,18 +325,315 @@ score_all(Seeker *seeker)
 	}
 }
 
-/* ---- searches ---- */
+/* ---- codes ---- */
+
+/*
+ * Bit i of mask[u] is set where item i of the block has c.(q + 128) >= least[u].  codes: of n users, their first columns
+ * stride apart, 4 * steps each.
+ */
+typedef void (*Scan)(const uint8_t *block, int steps, const int8_t *codes, size_t stride, int n,
+					 const int32_t *least, uint64_t *mask);
+
+typedef struct Scanner
+{
+	Scan scan;
+	int most; /* the greatest code of a user */
+} Scanner;
+
+#if defined(__x86_64__)
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define AVX2 __attribute__((target("avx2")))
+
+/* One user's four columns in every lane. */
+VNNI static inline __attribute__((always_inline)) __m512i
+lanes_of(const int8_t *codes)
+{
+	int32_t four;
+
+	memcpy(&four, codes, 4);
+	return _mm512_set1_epi32(four);
+}
+
+/* n users and one block, in halves of the columns where few sums would wait for each other. */
+VNNI static inline __attribute__((always_inline)) void
+tile_vnni(const uint8_t *block, int steps, const int8_t *codes, size_t stride, const int n,
+		  const int32_t *least, uint64_t *mask)
+{
+	const int halves = n > 2 ? 1 : 2;
+	__m512i sum[TILE_USERS][2][4];
+
+#pragma GCC unroll 6
+	for (int u = 0; u < n; u++)
+#pragma GCC unroll 8
+		for (int i = 0; i < 8; i++)
+			sum[u][i / 4][i % 4] = _mm512_setzero_si512();
+	for (int step = 0; step + halves <= steps; step += halves, block += (size_t) halves * STEP_BYTES)
+#pragma GCC unroll 2
+		for (int half = 0; half < halves; half++)
+		{
+			__m512i items[4];
+
+#pragma GCC unroll 4
+			for (int i = 0; i < 4; i++)
+				items[i] = _mm512_loadu_si512(block + half * STEP_BYTES + i * 64);
+#pragma GCC unroll 6
+			for (int u = 0; u < n; u++)
+			{
+				__m512i code = lanes_of(codes + (size_t) u * stride + 4 * (size_t) (step + half));
+
+#pragma GCC unroll 4
+				for (int i = 0; i < 4; i++)
+					sum[u][half][i] = _mm512_dpbusd_epi32(sum[u][half][i], items[i], code);
+			}
+		}
+#pragma GCC unroll 6
+	for (int u = 0; u < n; u++)
+	{
+		__m512i wanted = _mm512_set1_epi32(least[u]);
+
+		mask[u] = 0;
+#pragma GCC unroll 4
+		for (int i = 0; i < 4; i++)
+		{
+			__m512i all = halves == 2 ? _mm512_add_epi32(sum[u][0][i], sum[u][1][i]) : sum[u][0][i];
+
+			if (halves == 2 && steps % 2 != 0)
+				all = _mm512_dpbusd_epi32(all, _mm512_loadu_si512(block + i * 64),
+										  lanes_of(codes + (size_t) u * stride + 4 * (size_t) (steps - 1)));
+			mask[u] |= (uint64_t) _mm512_cmpge_epi32_mask(all, wanted) << 16 * i;
+		}
+	}
+}
+
+VNNI static void
+scan_vnni(const uint8_t *block, int steps, const int8_t *codes, size_t stride, int n, const int32_t *least,
+		  uint64_t *mask)
+{
+	for (; n >= TILE_USERS; n -= TILE_USERS, codes += TILE_USERS * stride, least += TILE_USERS)
+	{
+		tile_vnni(block, steps, codes, stride, TILE_USERS, least, mask);
+		mask += TILE_USERS;
+	}
+	switch (n)
+	{
+		case 5:
+			tile_vnni(block, steps, codes, stride, 5, least, mask);
+			break;
+		case 4:
+			tile_vnni(block, steps, codes, stride, 4, least, mask);
+			break;
+		case 3:
+			tile_vnni(block, steps, codes, stride, 3, least, mask);
+			break;
+		case 2:
+			tile_vnni(block, steps, codes, stride, 2, least, mask);
+			break;
+		case 1:
+			tile_vnni(block, steps, codes, stride, 1, least, mask);
+			break;
+	}
+}
+
+/* Sums of two products must fit 16 bits: 2 * 255 * 63 does. */
+AVX2 static void
+scan_avx2(const uint8_t *block, int steps, const int8_t *codes, size_t stride, int n, const int32_t *least,
+		  uint64_t *mask)
+{
+	const __m256i ones = _mm256_set1_epi16(1);
+
+	for (int u = 0; u < n; u++, codes += stride)
+	{
+		__m256i below = _mm256_set1_epi32(least[u]);
+		__m256i sum[8];
+
+		mask[u] = 0;
+#pragma GCC unroll 8
+		for (int i = 0; i < 8; i++)
+			sum[i] = _mm256_setzero_si256();
+		for (int step = 0; step < steps; step++)
+		{
+			__m256i code;
+			int32_t four;
+
+			memcpy(&four, codes + 4 * (size_t) step, 4);
+			code = _mm256_set1_epi32(four);
+#pragma GCC unroll 8
+			for (int i = 0; i < 8; i++)
+			{
+				__m256i items = _mm256_loadu_si256(
+					(const __m256i *) (const void *) (block + (size_t) step * STEP_BYTES + 32 * i));
+
+				sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(items, code), ones));
+			}
+		}
+#pragma GCC unroll 8
+		for (int i = 0; i < 8; i++)
+			mask[u] |= (uint64_t) (uint8_t) ~_mm256_movemask_ps(
+						   _mm256_castsi256_ps(_mm256_cmpgt_epi32(below, sum[i])))
+				<< 8 * i;
+	}
+}
+#endif
 
 static void
-begin(Seeker *seeker, const MrcIndex *index, MrcSearch *search, void *scratch)
+scan_plain(const uint8_t *block, int steps, const int8_t *codes, size_t stride, int n, const int32_t *least,
+		   uint64_t *mask)
 {
-	*seeker = (Seeker){.index = index,
-					   .search = search,
-					   .dots = mrc_dots_at(index->lanes),
-					   .user = search->user,
-					   .limited = search->category && search->max_per_category > 0,
-					   .categories = scratch};
+	for (int u = 0; u < n; u++, codes += stride)
+	{
+		int32_t sum[BLOCK_ITEMS] = {0};
+
+		for (int step = 0; step < steps; step++)
+		{
+			const uint8_t *items = block + (size_t) step * STEP_BYTES;
+			const int8_t *code = codes + 4 * (size_t) step;
+
+			for (int i = 0; i < BLOCK_ITEMS; i++)
+				sum[i] += items[4 * i] * code[0] + items[4 * i + 1] * code[1] + items[4 * i + 2] * code[2] +
+					items[4 * i + 3] * code[3];
+		}
+		mask[u] = 0;
+		for (int i = 0; i < BLOCK_ITEMS; i++)
+			mask[u] |= (uint64_t) (sum[i] >= least[u]) << i;
+	}
 }
+
+/* lanes: as in MrcAls. */
+static Scanner
+scanner_of(int lanes)
+{
+#if defined(__x86_64__)
+	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+		__builtin_cpu_supports("avx512vnni"))
+		return (Scanner){scan_vnni, 127};
+	if (lanes != 4 && __builtin_cpu_supports("avx2"))
+		return (Scanner){scan_avx2, 63};
+#else
+	(void) lanes;
+#endif
+	return (Scanner){scan_plain, 127};
+}
+
+static int
+steps_of(int rank)
+{
+	return (rank + 3) / 4;
+}
+
+/* The user's codes, 4 * steps. */
+static void
+encode_user(Seeker *seeker, int most, double norm)
+{
+	int rank = seeker->index->rank;
+	double greatest = 0;
+	double scale;
+	double left = 0;
+	int64_t sum = 0;
+	int64_t squares = 0;
+
+	for (int i = 0; i < rank; i++)
+		greatest = fmax(greatest, fabsf(seeker->user[i]));
+	scale = greatest > 0 ? greatest / most : 1;
+	seeker->inverse = 1 / scale;
+	for (int i = 0; i < rank; i++)
+	{
+		int code = (int) (seeker->user[i] * seeker->inverse + (most + 0.5)) - most;
+		double error = seeker->user[i] - scale * code;
+
+		seeker->codes[i] = (int8_t) code;
+		sum += code;
+		squares += code * code;
+		left += error * error;
+	}
+	for (int i = rank; i < 4 * steps_of(rank); i++)
+		seeker->codes[i] = 0;
+	seeker->code_norm = sqrt((double) squares) * WIDER;
+	seeker->error = (sqrt(left) + ROUNDING * (rank + 8) * norm) * seeker->inverse * WIDER;
+	seeker->zero = (double) (CODE_ZERO * sum);
+	seeker->reach = (1 + ROUNDING * (rank + 8)) * norm * WIDER;
+}
+
+/* What an item of the block must reach to be kept. */
+static int32_t
+least_of(const Seeker *seeker, const MrcBound *bound)
+{
+	double wanted = threshold(seeker);
+	double least;
+
+	if (seeker->cosine)
+		wanted *= wanted > 0 ? bound->least_norm : bound->norm;
+	least = ((wanted - TINY) * seeker->inverse - seeker->error * bound->norm) * bound->inverse -
+		seeker->code_norm * bound->error + seeker->zero;
+	if (!(least > INT32_MIN))
+		return INT32_MIN;
+	return least < INT32_MAX ? (int32_t) floor(least) : INT32_MAX;
+}
+
+/* Neither this block nor one that follows has an item that can be kept. */
+static bool
+is_over(const Seeker *seeker, const MrcBound *bound)
+{
+	return !seeker->cosine && seeker->reach * bound->norm + TINY < threshold(seeker);
+}
+
+/* Items of the block: bits of mask. */
+static void
+score_block(Seeker *seeker, int64_t block, uint64_t mask)
+{
+	const MrcIndex *index = seeker->index;
+	const int32_t *row = index->row + index->n_odd + block * BLOCK_ITEMS;
+	int64_t n = index->n_items - index->n_odd - block * BLOCK_ITEMS;
+
+	if (n < BLOCK_ITEMS)
+		mask &= ((uint64_t) 1 << n) - 1;
+	for (; mask != 0; mask &= mask - 1)
+	{
+		int32_t candidate = row[__builtin_ctzll(mask)];
+
+		if (is_open(seeker->search, candidate))
+			score_row(seeker, candidate);
+	}
+}
+
+static void
+score_odd(Seeker *seeker)
+{
+	const MrcIndex *index = seeker->index;
+
+	for (int64_t i = 0; i < index->n_odd; i++)
+		if (is_open(seeker->search, index->row[i]))
+			score_row(seeker, index->row[i]);
+}
+
+static const uint8_t *
+block_codes(const MrcIndex *index, int64_t block)
+{
+	return index->codes + (size_t) block * (size_t) steps_of(index->rank) * STEP_BYTES;
+}
+
+static void
+search_codes(Seeker *seeker, Scan scan)
+{
+	const MrcIndex *index = seeker->index;
+	int steps = steps_of(index->rank);
+
+	for (int64_t block = 0; block < index->n_blocks; block++)
+	{
+		const MrcBound *bound = &index->bounds[block];
+		int32_t least;
+		uint64_t mask;
+
+		if (is_over(seeker, bound))
+			break;
+		least = least_of(seeker, bound);
+		scan(block_codes(index, block), steps, seeker->codes, 0, 1, &least, &mask);
+		if (mask != 0)
+			score_block(seeker, block, mask);
+	}
+}
+
+/* ---- searches ---- */
 
 static size_t
 rounded(size_t n_bytes)
@@ -292,84 +641,192 @@ rounded(size_t n_bytes)
 	return (n_bytes + 63) / 64 * 64;
 }
 
+static size_t
+codes_bytes(int rank)
+{
+	return 4 * (size_t) steps_of(rank);
+}
+
+static size_t
+categories_bytes(int64_t k)
+{
+	return rounded((size_t) k * sizeof(int32_t));
+}
+
 size_t
 mrc_search_scratch_bytes(const MrcIndex *index, int64_t k)
 {
-	return rounded((size_t) k * sizeof(int32_t)) + rounded((size_t) index->rank * sizeof(float));
+	return categories_bytes(k) + rounded(codes_bytes(index->rank)) +
+		rounded((size_t) index->rank * sizeof(float));
+}
+
+/* The part of a search that comes before the codes; true if these are to be searched, else it is done. */
+static bool
+begin(Seeker *seeker, const MrcIndex *index, MrcSearch *search, const Scanner *scanner, bool cosine,
+	  const float *user, int32_t *categories, int8_t *codes)
+{
+	double norm;
+
+	*seeker = (Seeker){.index = index,
+					   .search = search,
+					   .dots = mrc_dots_at(index->lanes),
+					   .user = user,
+					   .cosine = cosine,
+					   .limited = search->category && search->max_per_category > 0,
+					   .categories = categories,
+					   .codes = codes};
+	score_boosted(seeker);
+	norm = norm_of(user, index->rank);
+	if (search->only && search->n_only < index->n_items / GATHER_SHARE)
+		score_only(seeker);
+	else if (index->row == NULL || !(norm * index->norm <= MOST))
+		score_all(seeker);
+	else
+	{
+		encode_user(seeker, scanner->most, norm);
+		score_odd(seeker);
+		return true;
+	}
+	finish(seeker);
+	return false;
 }
 
 static void
-run(Seeker *seeker)
+search_one(const MrcIndex *index, MrcSearch *search, bool cosine, const float *user, char *scratch)
 {
-	const MrcSearch *search = seeker->search;
+	Scanner scanner = scanner_of(index->lanes);
+	Seeker seeker;
 
-	score_boosted(seeker);
-	if (search->only && search->n_only < seeker->index->n_items / GATHER_SHARE)
-		score_only(seeker);
-	else
-		score_all(seeker);
-	finish(seeker);
+	if (!begin(&seeker, index, search, &scanner, cosine, user, (int32_t *) (void *) scratch,
+			   (int8_t *) scratch + categories_bytes(search->k)))
+		return;
+	search_codes(&seeker, scanner.scan);
+	finish(&seeker);
 }
 
 void
 mrc_search(const MrcIndex *index, MrcSearch *search, void *scratch)
 {
-	Seeker seeker;
-
-	begin(&seeker, index, search, scratch);
-	run(&seeker);
+	search_one(index, search, false, search->user, scratch);
 }
 
 void
 mrc_similar(const MrcIndex *index, MrcSearch *search, void *scratch)
 {
-	float *user = (float *) ((char *) scratch + rounded((size_t) search->k * sizeof(int32_t)));
+	char *at = (char *) scratch + categories_bytes(search->k) + rounded(codes_bytes(index->rank));
+	float *user = (float *) (void *) at;
 	double norm = norm_of(search->user, index->rank);
-	Seeker seeker;
 
 	for (int i = 0; i < index->rank; i++)
 		user[i] = norm == 0 ? 0 : (float) (search->user[i] / norm);
-	begin(&seeker, index, search, scratch);
-	seeker.user = user;
-	seeker.cosine = true;
-	run(&seeker);
+	search_one(index, search, true, user, scratch);
 }
+
+/* ---- many searches ---- */
+
+/* Users of a task who still read blocks. */
+typedef struct Group
+{
+	Seeker seekers[AT_ONCE];
+	int n;
+	int32_t least[AT_ONCE];
+	uint64_t mask[AT_ONCE];
+} Group;
 
 typedef struct Many
 {
+	MrcPool *pool;
 	const MrcIndex *index;
 	MrcSearch *searches;
+	int64_t k; /* the greatest */
 	char *workers;
 	size_t worker_bytes;
 } Many;
 
-static MrcStatus
-many_task(void *arg, int worker, int64_t lo, int64_t hi)
+static size_t
+many_worker_bytes(const MrcIndex *index, int64_t k)
 {
-	const Many *many = arg;
-
-	for (; lo < hi; lo++)
-		mrc_search(many->index, &many->searches[lo], many->workers + (size_t) worker * many->worker_bytes);
-	return MRC_OK;
+	return rounded(sizeof(Group)) + AT_ONCE * categories_bytes(k) +
+		rounded(AT_ONCE * codes_bytes(index->rank));
 }
 
 size_t
 mrc_search_many_scratch_bytes(const MrcIndex *index, int64_t k, int n_threads)
 {
-	return rounded(sizeof(Many)) + (size_t) n_threads * mrc_search_scratch_bytes(index, k);
+	return rounded(sizeof(Many)) + (size_t) n_threads * many_worker_bytes(index, k);
+}
+
+/* Those that are done give their places to the last. */
+static void
+leave_group(Group *group, const MrcBound *bound, size_t stride)
+{
+	for (int i = 0; i < group->n; i++)
+		while (i < group->n && (bound == NULL || is_over(&group->seekers[i], bound)))
+		{
+			Seeker *last = &group->seekers[--group->n];
+			int8_t *codes = group->seekers[i].codes;
+
+			finish(&group->seekers[i]);
+			if (last == &group->seekers[i])
+				break;
+			memcpy(codes, last->codes, stride);
+			group->seekers[i] = *last;
+			group->seekers[i].codes = codes;
+		}
+}
+
+static MrcStatus
+many_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	const Many *many = arg;
+	const MrcIndex *index = many->index;
+	Scanner scanner = scanner_of(index->lanes);
+	char *at = many->workers + (size_t) worker * many->worker_bytes;
+	Group *group = (Group *) (void *) at;
+	char *categories = at + rounded(sizeof(Group));
+	int8_t *codes = (int8_t *) categories + AT_ONCE * categories_bytes(many->k);
+	size_t stride = codes_bytes(index->rank);
+	int steps = steps_of(index->rank);
+
+	group->n = 0;
+	for (int64_t i = lo; i < hi; i++)
+	{
+		MrcSearch *search = &many->searches[i];
+
+		group->n += begin(&group->seekers[group->n], index, search, &scanner, false, search->user,
+						  (int32_t *) (void *) (categories + (size_t) (i - lo) * categories_bytes(many->k)),
+						  codes + (size_t) group->n * stride);
+	}
+	for (int64_t block = 0; block < index->n_blocks && group->n > 0; block++)
+	{
+		const MrcBound *bound = &index->bounds[block];
+
+		if (mrc_pool_pausing(many->pool))
+			return MRC_AGAIN;
+		leave_group(group, bound, stride);
+		for (int i = 0; i < group->n; i++)
+			group->least[i] = least_of(&group->seekers[i], bound);
+		scanner.scan(block_codes(index, block), steps, codes, stride, group->n, group->least, group->mask);
+		for (int i = 0; i < group->n; i++)
+			if (group->mask[i] != 0)
+				score_block(&group->seekers[i], block, group->mask[i]);
+	}
+	leave_group(group, NULL, stride);
+	return MRC_OK;
 }
 
 void
 mrc_search_begin(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch)
 {
 	Many *many = scratch;
-	int64_t k = 0;
+	int64_t each = (n + mrc_pool_size(pool) - 1) / mrc_pool_size(pool);
+	int64_t k = 1;
 
 	for (int64_t i = 0; i < n; i++)
 		k = searches[i].k > k ? searches[i].k : k;
-	*many =
-		(Many){index, searches, (char *) scratch + rounded(sizeof(Many)), mrc_search_scratch_bytes(index, k)};
-	mrc_pool_begin(pool, n, 1, many_task, many);
+	*many = (Many){
+		pool, index, searches, k, (char *) scratch + rounded(sizeof(Many)), many_worker_bytes(index, k)};
+	mrc_pool_begin(pool, n, each < AT_ONCE ? each : AT_ONCE, many_task, many);
 }
 
 MrcStatus
@@ -387,34 +844,243 @@ mrc_search_many(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64
 
 /* ---- the index ---- */
 
+/* What the memory of an index begins with; then the bounds, the rows and the codes follow, at multiples of 64. */
+typedef struct Head
+{
+	int64_t n_odd;
+	double norm;
+	int64_t unused[6];
+} Head;
+
+/* Where they are. */
+typedef struct Parts
+{
+	size_t bounds;
+	size_t row;
+	size_t codes;
+	size_t n_bytes;
+} Parts;
+
+static Parts
+parts_of(int64_t n_items, int rank)
+{
+	size_t n_blocks = (size_t) (n_items + BLOCK_ITEMS - 1) / BLOCK_ITEMS;
+	Parts parts = {.bounds = sizeof(Head)};
+
+	parts.row = parts.bounds + rounded(n_blocks * sizeof(MrcBound));
+	parts.codes = parts.row + rounded((size_t) n_items * sizeof(int32_t));
+	parts.n_bytes = parts.codes + n_blocks * (size_t) steps_of(rank) * STEP_BYTES;
+	return parts;
+}
+
 size_t
 mrc_index_bytes(int64_t n_items, int rank)
 {
-	(void) n_items;
-	(void) rank;
-	return 64;
+	return parts_of(n_items, rank).n_bytes;
 }
+
+/* An item on its way to its position. */
+typedef struct Place
+{
+	uint32_t key; /* ascends as norms descend */
+	int32_t row;
+} Place;
 
 size_t
 mrc_index_scratch_bytes(int64_t n_items)
 {
-	(void) n_items;
-	return 64;
+	return 2 * (size_t) n_items * sizeof(Place) + sizeof(Place);
+}
+
+typedef struct Build
+{
+	const float *items;
+	int64_t n_items;
+	int rank;
+	Head *head;
+	MrcBound *bounds;
+	int32_t *row;
+	uint8_t *codes;
+	Place *places;
+	Place *spare;
+} Build;
+
+/* The bits of norms of float, not negative, ascend with them; 0 for what is not finite. */
+static uint32_t
+key_of_norm(double norm)
+{
+	float single = (float) norm;
+	uint32_t bits;
+
+	if (!(single <= 3.4028235e38f))
+		return 0;
+	memcpy(&bits, &single, sizeof(bits));
+	return UINT32_MAX - bits;
+}
+
+static double
+norm_of_key(uint32_t key)
+{
+	uint32_t bits = UINT32_MAX - key;
+	float single;
+
+	memcpy(&single, &bits, sizeof(single));
+	return single;
+}
+
+static MrcStatus
+norms_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Build *build = arg;
+
+	(void) worker;
+	for (; lo < hi; lo++)
+		build->places[lo] =
+			(Place){key_of_norm(norm_of(build->items + lo * build->rank, build->rank)), (int32_t) lo};
+	return MRC_OK;
+}
+
+/* By key, equal ones as they were: four rounds, by a byte each. */
+static MrcStatus
+sort_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Build *build = arg;
+	Place *from = build->places;
+	Place *to = build->spare;
+
+	(void) worker;
+	(void) lo;
+	(void) hi;
+	for (int shift = 0; shift < 32; shift += 8)
+	{
+		int64_t start[257] = {0};
+		Place *turned = from;
+
+		for (int64_t i = 0; i < build->n_items; i++)
+			start[(from[i].key >> shift & 255) + 1]++;
+		for (int i = 0; i < 256; i++)
+			start[i + 1] += start[i];
+		for (int64_t i = 0; i < build->n_items; i++)
+			to[start[from[i].key >> shift & 255]++] = from[i];
+		from = to;
+		to = turned;
+	}
+	return MRC_OK;
+}
+
+static void
+build_block(const Build *build, int64_t block)
+{
+	int rank = build->rank;
+	int64_t first = build->head->n_odd + block * BLOCK_ITEMS;
+	int n = (int) (build->n_items - first < BLOCK_ITEMS ? build->n_items - first : BLOCK_ITEMS);
+	uint8_t *codes = build->codes + (size_t) block * (size_t) steps_of(rank) * STEP_BYTES;
+	double greatest = 0;
+	double error = 0;
+	double scale;
+	double inverse;
+
+	for (int item = 0; item < n; item++)
+	{
+		const float *v = build->items + (int64_t) build->places[first + item].row * rank;
+
+		build->row[first + item] = build->places[first + item].row;
+		for (int i = 0; i < rank; i++)
+			greatest = fmax(greatest, fabsf(v[i]));
+	}
+	scale = greatest > 0 ? greatest / 127 : 1;
+	inverse = 1 / scale;
+	memset(codes, CODE_ZERO, (size_t) steps_of(rank) * STEP_BYTES);
+	for (int item = 0; item < n; item++)
+	{
+		const float *v = build->items + (int64_t) build->places[first + item].row * rank;
+		double left = 0;
+
+		for (int i = 0; i < rank; i++)
+		{
+			int code = (int) (v[i] * inverse + (CODE_ZERO + 0.5));
+			double off = v[i] - scale * (code - CODE_ZERO);
+
+			codes[(size_t) (i / 4) * STEP_BYTES + (size_t) item * 4 + (size_t) (i % 4)] = (uint8_t) code;
+			left += off * off;
+		}
+		error = fmax(error, left);
+	}
+	/* Keys are norms rounded to float, or denormal. */
+	build->bounds[block] = (MrcBound){
+		.inverse = inverse,
+		.error = sqrt(error) * inverse * WIDER,
+		.norm = norm_of_key(build->places[first].key) * WIDER + TINY,
+		.least_norm = fmax(0, norm_of_key(build->places[first + n - 1].key) / WIDER - TINY),
+	};
+}
+
+static MrcStatus
+blocks_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	(void) worker;
+	for (; lo < hi; lo++)
+		build_block(arg, lo);
+	return MRC_OK;
+}
+
+/* Blocks of the positions from n_odd on. */
+static int64_t
+n_blocks_of(int64_t n_items, int64_t n_odd)
+{
+	return (n_items - n_odd + BLOCK_ITEMS - 1) / BLOCK_ITEMS;
 }
 
 MrcStatus
 mrc_index_build(MrcPool *pool, const float *items, int64_t n_items, int rank, void *memory, void *scratch)
 {
-	(void) pool;
-	(void) items;
-	(void) scratch;
-	memset(memory, 0, mrc_index_bytes(n_items, rank));
-	return MRC_OK;
+	Parts parts = parts_of(n_items, rank);
+	char *at = memory;
+	size_t block_bytes = (size_t) steps_of(rank) * STEP_BYTES;
+	Head *head = memory;
+	Build build = {.items = items,
+				   .n_items = n_items,
+				   .rank = rank,
+				   .head = head,
+				   .bounds = (MrcBound *) (void *) (at + parts.bounds),
+				   .row = (int32_t *) (void *) (at + parts.row),
+				   .codes = (uint8_t *) at + parts.codes,
+				   .places = scratch,
+				   .spare = (Place *) scratch + n_items};
+	MrcStatus status;
+	int64_t n_blocks;
+
+	memset(memory, 0, parts.codes);
+	status = mrc_pool_run(pool, n_items, BUILD_ROWS, norms_task, &build);
+	if (status == MRC_OK)
+		status = mrc_pool_run(pool, 1, 1, sort_task, &build);
+	if (status != MRC_OK)
+		return status;
+	for (; head->n_odd < n_items && build.places[head->n_odd].key == 0; head->n_odd++)
+		build.row[head->n_odd] = build.places[head->n_odd].row;
+	n_blocks = n_blocks_of(n_items, head->n_odd);
+	memset(build.codes + (size_t) n_blocks * block_bytes, 0,
+		   parts.n_bytes - parts.codes - (size_t) n_blocks * block_bytes);
+	status = mrc_pool_run(pool, n_blocks, BUILD_BLOCKS, blocks_task, &build);
+	if (n_blocks > 0)
+		head->norm = build.bounds[0].norm;
+	return status;
 }
 
 void
 mrc_index_open(MrcIndex *index, const float *items, int64_t n_items, int rank, const void *memory)
 {
-	(void) memory;
+	Parts parts = parts_of(n_items, rank);
+	const char *at = memory;
+	const Head *head = memory;
+
 	*index = (MrcIndex){.items = items, .n_items = n_items, .rank = rank};
+	if (memory == NULL)
+		return;
+	index->n_odd = head->n_odd;
+	index->n_blocks = n_blocks_of(n_items, head->n_odd);
+	index->norm = head->norm;
+	index->row = (const int32_t *) (const void *) (at + parts.row);
+	index->bounds = (const MrcBound *) (const void *) (at + parts.bounds);
+	index->codes = (const uint8_t *) at + parts.codes;
 }

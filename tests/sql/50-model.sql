@@ -29,7 +29,7 @@ SELECT results_eq($$ SELECT iteration FROM millrace.trainings WHERE model = 'm' 
 SELECT ok(bool_and(falls), 'the loss falls') FROM (SELECT loss <= lag(loss) OVER (ORDER BY iteration) AS falls FROM millrace.trainings WHERE model = 'm') t;
 SELECT is((SELECT loss FROM result), (SELECT loss FROM millrace.trainings WHERE model = 'm' AND iteration = 5), 'the loss is the last one''s');
 SELECT is((metrics->>'loss')::float8, (SELECT loss FROM result), 'and stands in the metrics') FROM millrace.models WHERE name = 'm';
-SELECT is(parameters, '{"rank": 8, "iterations": 5, "regularization": 0.01, "alpha": 1, "implicit": true, "seed": 1, "unobserved_weight": 0.3, "regularization_exponent": 1, "value_transform": "none", "nonnegative": false, "tolerance": 1e-6, "holdout": 0, "k": 10}', 'parameters with defaults')
+SELECT is(parameters, '{"rank": 8, "iterations": 5, "regularization": 0.01, "alpha": 1, "implicit": true, "seed": 1, "unobserved_weight": 0.3, "regularization_exponent": 1, "value_transform": "none", "nonnegative": false, "tolerance": 1e-6, "holdout": 0, "k": 10, "own_history": 0}', 'parameters with defaults')
 	FROM millrace.models WHERE name = 'm';
 SELECT is((kind, version, active, owner::text, query)::text, ('als', 1, true, current_user, 'TABLE shop.purchases')::text, 'view millrace.models')
 	FROM millrace.models WHERE name = 'm';

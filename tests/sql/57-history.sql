@@ -52,6 +52,7 @@ SELECT is(pg_temp.has('far', '0'), (SELECT string_agg(format('%s:%s=1', u, i), '
 -- Who may ask
 CREATE ROLE history_other;
 GRANT USAGE ON SCHEMA millrace TO history_other;
+GRANT EXECUTE ON FUNCTION millrace.user_history(text, text[]) TO history_other;
 SET LOCAL ROLE history_other;
 SELECT throws_ok($$SELECT * FROM millrace.user_history('m', '{5}')$$, '42501', 'must be owner of model "m"', 'not everybody');
 RESET ROLE;

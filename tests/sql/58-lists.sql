@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(72);
+SELECT plan(89);
 SET LOCAL client_min_messages = warning;
 
 -- Item i has 41 - i users, so that the order is known; items 1 and 101 tie.
@@ -118,6 +118,53 @@ SELECT throws_ok($$ SELECT millrace.set_item_features('m', 'VALUES (1, 2), (NULL
 SELECT throws_ok($$ SELECT millrace.set_baseline('m', 'VALUES (1, 2), (8, NULL)') $$, '22023', 'baseline: the score of item "8" is NULL', 'a NULL score');
 SELECT throws_ok($$ SELECT millrace.set_baseline('m', $q$ SELECT 8, 'NaN'::numeric $q$) $$, '22003', 'baseline: the score of item "8" is NaN', 'a score that is not a number');
 SELECT throws_ok($$ SELECT millrace.set_item_features('m', 'SELECT 1, 2 WHERE false') $$, '22023', 'item features: there are no rows', 'no rows');
+
+-- Rights
+CREATE ROLE mr_owner;
+CREATE ROLE mr_other;
+GRANT USAGE ON SCHEMA millrace TO mr_owner, mr_other;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_owner, mr_other;
+CREATE SCHEMA private AUTHORIZATION mr_owner;
+CREATE TABLE not_his AS SELECT 1 AS i, 2 AS c;
+GRANT SELECT ON r TO mr_owner;
+SET LOCAL ROLE mr_owner;
+CREATE TABLE private.f AS SELECT i, i % 2 AS c FROM generate_series(1, 40) AS i;
+SET LOCAL search_path = private, public;
+SELECT millrace.train_als('owned', 'r', rank => 2, iterations => 1), millrace.set_item_features('owned', 'SELECT i, c, current_user FROM f'),
+	millrace.set_baseline('owned', 'SELECT i, length(current_user) FROM f');
+SET LOCAL search_path = public;
+SELECT is(score, 8::real, 'run as the owner') FROM millrace.baseline('owned', 'custom') WHERE rank = 1;
+SET LOCAL ROLE mr_other;
+SELECT is(ARRAY(SELECT (item_id, category)::text FROM millrace.baseline('owned', 'top_2') ORDER BY rank), '{"(101,)","(1,1)"}', 'who has no right on the table may read the lists');
+SELECT throws_ok($$ SELECT millrace.set_item_features('owned', 'VALUES (1, 2)') $$, '42501', 'must be owner of model "owned"', 'but not set them');
+SELECT throws_ok($$ SELECT millrace.set_baseline('owned', 'VALUES (1)') $$, '42501', 'must be owner of model "owned"', 'nor baselines');
+SELECT throws_ok($$ SELECT millrace.refresh_lists('owned') $$, '42501', 'must be owner of model "owned"', 'nor refresh them');
+SELECT throws_ok($$ DELETE FROM millrace.item_features $$, '42501', NULL, 'nor write the tables');
+RESET ROLE;
+SELECT throws_ok($$ SELECT millrace.set_item_features('owned', 'not_his') $$, '42501', 'permission denied for table not_his', 'a superuser lends no rights');
+SELECT is(millrace.refresh_lists('owned'), 2, 'but may refresh');
+SELECT is(score, 8::real, 'as the owner, by his search_path') FROM millrace.baseline('owned', 'custom') WHERE rank = 1;
+CREATE TEMP TABLE passing AS SELECT 1 AS i, 2 AS c;
+SELECT throws_ok($$ SELECT millrace.set_item_features('m', 'SELECT i, c FROM passing') $$, '22023', 'temporary relation "passing" cannot be used', 'no temporary tables');
+SELECT throws_ok($$ SELECT millrace.set_baseline('m', 'passing') $$, '22023', 'temporary relation "passing" cannot be used', 'for baselines neither');
+CREATE ROLE mr_nobody;
+GRANT USAGE ON SCHEMA millrace TO mr_nobody;
+SET LOCAL ROLE mr_nobody;
+SELECT throws_ok($$ SELECT millrace.set_baseline('owned', 'VALUES (1)') $$, '42501', 'permission denied for function set_baseline', 'setting is not for everybody');
+SELECT isnt_empty($$ SELECT * FROM millrace.baseline('owned') $$, 'reading is');
+RESET ROLE;
+SELECT millrace.drop_model('owned');
+
+-- A model that was imported: its ratings have an item that its factors have not
+CREATE TABLE factors AS SELECT i, ARRAY[1, i]::real[] AS f FROM generate_series(1, 5) AS i;
+SELECT millrace.import_als('bare', 'factors', 'factors');
+SELECT is((SELECT count(*) FROM millrace.baseline('bare', 'top')), 0::bigint, 'nothing is known of the users of its items');
+SELECT is((SELECT count(*) FROM millrace.baseline('bare', 'random')), 5::bigint, 'its items are');
+SELECT millrace.import_als('with', 'factors', 'factors', 'VALUES (1, 9), (2, 9), (1, 3), (3, 8)');
+SELECT millrace.set_item_features('with', 'VALUES (9, 1), (3, 1), (7, 2)');
+SELECT is(ARRAY(SELECT (item_id, score, category)::text FROM millrace.baseline('with', 'top') ORDER BY rank), '{"(9,2,1)","(3,1,1)","(8,1,)"}', 'items that only the ratings have');
+SELECT is(ARRAY(SELECT (item_id, score, category)::text FROM millrace.baseline('with', 'top_3') ORDER BY rank), '{"(9,2,1)","(8,1,)"}', 'of different categories');
+SELECT millrace.drop_model('bare'), millrace.drop_model('with');
 
 -- Nothing stays
 SELECT millrace.drop_model('m'), millrace.drop_model('text');

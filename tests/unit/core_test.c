@@ -1147,6 +1147,331 @@ test_als_start_is_normal(void **state)
 	free(again);
 }
 
+/* ---- searches ---- */
+
+static int
+compare_tops(const void *a, const void *b)
+{
+	return mrc_top_before(*(const MrcTop *) a, *(const MrcTop *) b) ? -1 : 1;
+}
+
+/* What an index is searched for: the kinds of factors. */
+typedef enum Kind
+{
+	NORMAL,
+	WHOLE, /* small whole numbers: many ties */
+	SAME,  /* few different items */
+	NORMS, /* as popular items have them, from 1 to 1 / 100 */
+	WIDE,  /* norms from 1e-44 to 1e30 */
+	TINY,  /* denormal */
+	HUGE_ONES,
+	ODD, /* some NaN, some infinite */
+	ZEROS,
+	N_KINDS
+} Kind;
+
+static float
+normal(void)
+{
+	return (float) (sqrt(-2 * log(1 - uniform())) * cos(6.283185307 * uniform()));
+}
+
+static void
+fill_factors(float *factors, int64_t n, int rank, Kind kind, bool users)
+{
+	for (int64_t row = 0; row < n; row++)
+	{
+		float *to = factors + row * rank;
+		float size = 1;
+
+		if (kind == NORMS && !users)
+			size = (float) pow(0.01, uniform());
+		if (kind == WIDE)
+			size = (float) pow(10, uniform() * 74 - 44);
+		if (kind == TINY)
+			size = users ? 1 : 1e-44f;
+		if (kind == HUGE_ONES)
+			size = users ? 1e3f : 1e35f;
+		for (int i = 0; i < rank; i++)
+			to[i] = kind == WHOLE ? (float) (rand() % 5 - 2) : kind == ZEROS ? 0 : size * normal();
+		if (kind == SAME && row > 3 && !users)
+			memcpy(to, factors + rand() % 4 * rank, (size_t) rank * sizeof(float));
+		if (kind == ODD && rand() % 10 == 0)
+			to[rand() % rank] = rand() % 3 == 0 ? NAN : rand() % 2 == 0 ? INFINITY : -INFINITY;
+		if (kind != HUGE_ONES && rand() % 20 == 0)
+			memset(to, 0, (size_t) rank * sizeof(float));
+	}
+}
+
+/* Each of n rows with this probability, ascending. */
+static int64_t
+some_rows(int32_t *rows, int64_t n, double share)
+{
+	int64_t n_rows = 0;
+
+	for (int64_t i = 0; i < n; i++)
+		if (uniform() < share)
+			rows[n_rows++] = (int32_t) i;
+	return n_rows;
+}
+
+static bool
+has_row(const int32_t *rows, int64_t n, int32_t row, int64_t *at)
+{
+	for (*at = 0; *at < n; ++*at)
+		if (rows[*at] == row)
+			return true;
+	return false;
+}
+
+/* The norm, summed by every fourth element: rounding is part of what a cosine is. */
+static double
+norm_by_fours(const float *x, int rank)
+{
+	double sum[4] = {0};
+
+	for (int i = 0; i < rank; i++)
+		sum[i < rank / 4 * 4 ? i % 4 : 0] += (double) x[i] * x[i];
+	return sqrt(sum[0] + sum[1] + sum[2] + sum[3]);
+}
+
+/* By definition: everything that may be listed, sorted, then taken while the categories allow. */
+static int64_t
+search_by_definition(const MrcIndex *index, const MrcSearch *search, bool cosine, MrcTop *all, MrcTop *top)
+{
+	int64_t n = 0;
+	int64_t n_top = 0;
+	int64_t at;
+	int *taken = calloc((size_t) index->n_items + 1, sizeof(int));
+	float *user = malloc((size_t) index->rank * sizeof(float));
+	double user_norm = 0;
+
+	if (search->n_used > 0)
+		taken[search->used_category] = search->n_used;
+	for (int i = 0; i < index->rank; i++)
+		user_norm += (double) search->user[i] * search->user[i];
+	for (int i = 0; i < index->rank; i++)
+		user[i] = !cosine	 ? search->user[i]
+			: user_norm == 0 ? 0
+							 : (float) (search->user[i] / sqrt(user_norm));
+	for (int32_t row = 0; row < index->n_items; row++)
+	{
+		const float *item = index->items + (int64_t) row * index->rank;
+		MrcTop one = {0, row};
+
+		if (has_row(search->skip, search->n_skip, row, &at) ||
+			(search->only && !has_row(search->only, search->n_only, row, &at)))
+			continue;
+		mrc_dots_at(index->lanes)(user, item, 1, index->rank, &one.score);
+		if (cosine)
+		{
+			double norm = norm_by_fours(item, index->rank);
+
+			one.score = norm == 0 ? 0 : (float) (one.score / norm);
+		}
+		if (has_row(search->boosted, search->n_boosted, row, &at))
+			one.score += search->boost[at];
+		all[n++] = one;
+	}
+	qsort(all, (size_t) n, sizeof(MrcTop), compare_tops);
+	for (int64_t i = 0; i < n && n_top < search->k; i++)
+	{
+		int32_t category = search->category ? search->category[all[i].row] : -1;
+
+		if (category >= 0 && search->max_per_category > 0 && taken[category]++ >= search->max_per_category)
+			continue;
+		top[n_top++] = all[i];
+	}
+	free(taken);
+	free(user);
+	return n_top;
+}
+
+static void
+same_list(const MrcTop *have, int64_t n_have, const MrcTop *want, int64_t n_want)
+{
+	assert_int_equal(n_have, n_want);
+	for (int64_t i = 0; i < n_want; i++)
+	{
+		assert_int_equal(have[i].row, want[i].row);
+		assert_true(have[i].score == want[i].score || (isnan(have[i].score) && isnan(want[i].score)));
+	}
+}
+
+typedef struct Case
+{
+	MrcSearch search;
+	int32_t *skip;
+	int32_t *boosted;
+	float *boost;
+	int32_t *only;
+	int32_t *category;
+	MrcTop *top;
+} Case;
+
+/* With everything that a search may be given, by chance. */
+static Case
+random_case(const float *user, int64_t n_items, int64_t k)
+{
+	size_t n = (size_t) n_items * sizeof(int32_t) + 1;
+	Case one = {{.user = user, .k = k}, malloc(n), malloc(n), malloc(n), malloc(n), malloc(n), NULL};
+	int n_categories = rand() % 2 == 0 ? 3 : 1 + (int) (n_items / 3);
+	static const double shares[] = {0, 0.01, 0.2, 0.9, 1};
+	MrcSearch *search = &one.search;
+
+	one.top = malloc((size_t) k * sizeof(MrcTop));
+	search->top = one.top;
+	search->skip = one.skip;
+	search->n_skip = some_rows(one.skip, n_items, shares[rand() % 3 + (rand() % 8 == 0) * 2]);
+	search->boosted = one.boosted;
+	search->boost = one.boost;
+	search->n_boosted = rand() % 2 == 0 ? 0 : some_rows(one.boosted, n_items, shares[rand() % 5]);
+	for (int64_t i = 0; i < search->n_boosted; i++)
+		one.boost[i] = rand() % 40 == 0 ? INFINITY : rand() % 40 == 0 ? NAN : (float) (rand() % 3) - 1;
+	if (rand() % 3 == 0)
+	{
+		search->only = one.only;
+		search->n_only = some_rows(one.only, n_items, shares[rand() % 5]);
+	}
+	for (int64_t i = 0; i < n_items; i++)
+		one.category[i] = rand() % n_categories - (rand() % 5 == 0 && n_categories > 3);
+	if (rand() % 2 == 0)
+	{
+		search->category = one.category;
+		search->max_per_category = rand() % 4;
+		search->used_category = rand() % n_categories - 1;
+		search->n_used = search->used_category < 0 ? 0 : rand() % 3;
+	}
+	return one;
+}
+
+static void
+case_free(Case *one)
+{
+	free(one->skip);
+	free(one->boosted);
+	free(one->boost);
+	free(one->only);
+	free(one->category);
+	free(one->top);
+}
+
+static void *
+index_of(const float *items, int64_t n_items, int rank, int n_threads)
+{
+	void *memory = aligned(mrc_index_bytes(n_items, rank));
+	void *scratch = aligned(mrc_index_scratch_bytes(n_items));
+	MrcPool *pool = pool_of(n_threads);
+
+	assert_int_equal(mrc_index_build(pool, items, n_items, rank, memory, scratch), MRC_OK);
+	pool_free(pool);
+	free(scratch);
+	return memory;
+}
+
+static void
+check_search(int n_users, int64_t n_items, int rank, Kind kind)
+{
+	float *users = malloc((size_t) n_users * rank * sizeof(float));
+	float *items = malloc((size_t) n_items * rank * sizeof(float) + 1);
+	MrcTop *all = malloc((size_t) n_items * sizeof(MrcTop) + 1);
+	MrcTop *want = malloc((size_t) (2 * n_items + 2) * sizeof(MrcTop));
+	Case *cases = malloc((size_t) n_users * sizeof(Case));
+	MrcSearch *searches = malloc((size_t) n_users * sizeof(MrcSearch));
+	static const int lanes[] = {0, 16, 8, 4};
+	void *memory[2];
+	int64_t most_k = 1;
+
+	fill_factors(items, n_items, rank, kind, false);
+	fill_factors(users, n_users, rank, rand() % 4 == 0 ? NORMAL : kind, true);
+	memory[0] = index_of(items, n_items, rank, 1);
+	memory[1] = index_of(items, n_items, rank, 3);
+	assert_memory_equal(memory[0], memory[1], mrc_index_bytes(n_items, rank));
+	for (int u = 0; u < n_users; u++)
+	{
+		int64_t k = rand() % 3 == 0 ? 1 + rand() % (int) (2 * n_items + 1) : 1 + rand() % 12;
+
+		most_k = k > most_k ? k : most_k;
+		cases[u] = random_case(users + u * rank, n_items, k);
+	}
+	for (int way = 0; way < 5; way++)
+	{
+		MrcIndex index;
+
+		mrc_index_open(&index, items, n_items, rank, way < 4 ? memory[0] : NULL);
+		index.lanes = lanes[way % 4];
+		for (int n_threads = 1; n_threads <= 3; n_threads += 2)
+		{
+			MrcPool *pool = pool_of(n_threads);
+			void *scratch = aligned(mrc_search_many_scratch_bytes(&index, most_k, n_threads));
+
+			for (int u = 0; u < n_users; u++)
+			{
+				searches[u] = cases[u].search;
+				searches[u].n_top = -1;
+				memset(searches[u].top, 0xA5, (size_t) searches[u].k * sizeof(MrcTop));
+			}
+			if (way % 2 == 0)
+				assert_int_equal(mrc_search_many(pool, &index, searches, n_users, scratch), MRC_OK);
+			else
+			{
+				mrc_search_begin(pool, &index, searches, n_users, scratch);
+				assert_int_equal(mrc_search_end(pool), MRC_OK);
+			}
+			for (int u = 0; u < n_users; u++)
+				same_list(searches[u].top, searches[u].n_top, want,
+						  search_by_definition(&index, &cases[u].search, false, all, want));
+			free(scratch);
+			pool_free(pool);
+		}
+		for (int u = 0; u < n_users; u++)
+		{
+			void *scratch = aligned(mrc_search_scratch_bytes(&index, cases[u].search.k));
+			MrcSearch *search = &cases[u].search;
+
+			mrc_search(&index, search, scratch);
+			same_list(search->top, search->n_top, want,
+					  search_by_definition(&index, search, false, all, want));
+			search->n_boosted = 0;
+			mrc_similar(&index, search, scratch);
+			same_list(search->top, search->n_top, want,
+					  search_by_definition(&index, search, true, all, want));
+			search->n_boosted = searches[u].n_boosted;
+			free(scratch);
+		}
+	}
+	for (int u = 0; u < n_users; u++)
+		case_free(&cases[u]);
+	free(users);
+	free(items);
+	free(all);
+	free(want);
+	free(cases);
+	free(searches);
+	free(memory[0]);
+	free(memory[1]);
+}
+
+static void
+test_search_by_definition(void **state)
+{
+	static const int ranks[] = {1, 2, 3, 4, 5, 8, 15, 17, 31, 64, 65, 130, 1024};
+
+	(void) state;
+	srand(SEED);
+	for (int kind = 0; kind < N_KINDS; kind++)
+	{
+		for (size_t i = 0; i < sizeof(ranks) / sizeof(ranks[0]); i++)
+			check_search(7, ranks[i] > 200 ? 130 : 1 + rand() % 700, ranks[i], (Kind) kind);
+		for (int n_items = 0; n_items < 4; n_items++)
+			check_search(3, n_items, 7, (Kind) kind);
+		for (int64_t n_items = 63; n_items < 66; n_items++)
+			check_search(9, n_items, 6, (Kind) kind);
+		check_search(200, 300, 12, (Kind) kind); /* more than go together */
+		check_search(2, 5000, 10, (Kind) kind);
+	}
+}
+
 /* ---- folds ---- */
 
 /* Every row of a half-step, folded alone; and what its ratings contribute to the score of an item. */
@@ -1271,12 +1596,6 @@ test_folds_that_fail(void **state)
 }
 
 /* ---- top-k ---- */
-
-static int
-compare_tops(const void *a, const void *b)
-{
-	return mrc_top_before(*(const MrcTop *) a, *(const MrcTop *) b) ? -1 : 1;
-}
 
 static void
 check_topk(int n_users, int n_items, int rank, int k, bool ties)
@@ -1905,6 +2224,7 @@ main(void)
 		cmocka_unit_test(test_als_small_and_singular),
 		cmocka_unit_test(test_als_pauses),
 		cmocka_unit_test(test_als_start_is_normal),
+		cmocka_unit_test(test_search_by_definition),
 		cmocka_unit_test(test_folds_are_rows),
 		cmocka_unit_test(test_folds_that_fail),
 		cmocka_unit_test(test_top_order),

@@ -110,4 +110,56 @@ ingest sales "$work/by-day"
 is "$(value "SELECT count(*), sum(rows) FROM millrace.batches WHERE source = 'sales'::regclass")" "$(ls "$work/by-day" | wc -l)|$(value "SELECT count(*) FROM sales")" "one file is one batch"
 is "$(recipe top-costs.sql)" $'(none)|2011-03-29|33521.40\n(none)|2010-12-21|31347.48\n18102|2010-12-07|25920.37\n(none)|2010-12-10|25399.56\n(none)|2010-12-17|25371.77' "the five largest, known"
 is "$(differences cost_per_day "TABLE cost_per_day_query" "@customer, @window_start")" 0 "equal to the query"
+
+# A grocer's purchases: 400 households, 6,000 products in 60 categories and 8 departments, some products sold much more than others
+export PGOPTIONS='-c client_min_messages=warning'
+value "CREATE TABLE products AS SELECT p AS product, 'department ' || p % 60 % 8 AS department, 'category ' || p % 60 AS category,
+		CASE WHEN p % 4 = 0 THEN 'Private' ELSE 'National' END AS brand FROM generate_series(1, 6000) AS p"
+value "CREATE TABLE purchases (household int, product int, quantity int, sales_value numeric, at timestamptz NOT NULL)"
+buy() { # buy FIRST LAST: purchases with these numbers, a thousand a day, some of them returns or without a price
+	value "INSERT INTO purchases SELECT n % 400, 1 + CASE WHEN n % 2 = 0 THEN ((n * 7919) % 6000)::bigint ^ 2 / 6000 ELSE (n * 7919 + n / 6000 * 13) % 6000 END::int % 6000, CASE WHEN n % 97 = 0 THEN 0 ELSE 1 + n % 3 END,
+		CASE WHEN n % 89 = 0 THEN 0 ELSE 0.8 + n % 5 END, timestamptz '2021-01-01' + n * interval '86.4 seconds' FROM generate_series($1, $2) AS n"
+}
+buy 1 30000
+recipe item-features.sql >"$work/features"
+truth="SELECT product FROM purchases WHERE quantity > 0 AND sales_value >= quantity GROUP BY 1 ORDER BY sum(quantity) DESC, 1 LIMIT 5000"
+is "$(cat "$work/features")" "$(value "SELECT count(*), count(DISTINCT department), count(DISTINCT category) FROM products WHERE product IN ($truth)")" "products, departments and categories"
+is "$(value "SELECT count(*) FROM ((TABLE item_features EXCEPT SELECT product, department, category FROM products) UNION ALL (SELECT product, '', '' FROM ($truth) t EXCEPT SELECT product, '', '' FROM item_features)) d")" 0 "those with the greatest quantity"
+
+is "$(recipe own-purchases.sql | grep -v '^$')" "" "own-purchases.sql"
+own="SELECT household, array_agg(DISTINCT product ORDER BY product) FROM purchases GROUP BY 1"
+is "$(value "SELECT count(*) FROM (TABLE own_purchases EXCEPT $own) d") $(value "SELECT count(*) FROM own_purchases")" "0 400" "what each household has bought"
+
+recipe categories.sql >"$work/categories"
+is "$(sed -n 1,2p "$work/categories")" "$(value "SELECT count(DISTINCT household), count(DISTINCT product), count(DISTINCT (household, product)) FROM purchases JOIN item_features USING (product)")
+$(cut -d'|' -f1,3 "$work/features")" "a model, and its categories"
+bought="SELECT product, count(DISTINCT household) AS n FROM purchases JOIN item_features USING (product) GROUP BY 1"
+is "$(sed -n 3,7p "$work/categories" | cut -d'|' -f2-)" "$(value "SELECT product, n, category FROM (SELECT product, n, category, row_number() OVER (PARTITION BY category ORDER BY n DESC, product) AS place FROM ($bought) b JOIN products USING (product)) c
+	WHERE place = 1 ORDER BY n DESC, product LIMIT 5")" "top_5: the most bought of five categories"
+is "$(sed -n 8,12p "$work/categories" | cut -d'|' -f3 | sort -u | wc -l)" 5 "random_5: five categories"
+is "$(value "SELECT count(DISTINCT category), count(DISTINCT product), sum((household IS NOT NULL)::int) FROM products LEFT JOIN (SELECT DISTINCT household, product FROM purchases WHERE household = 7) h USING (product)
+	WHERE product IN ($(sed -n '13,$p' "$work/categories" | cut -d'|' -f2 | paste -sd,))")" "5|5|0" "recommended: five categories, nothing that it has"
+
+recipe store-brand.sql >"$work/brand"
+is "$(wc -l <"$work/brand") $(value "SELECT count(DISTINCT product), min(brand), max(brand) FROM products WHERE product IN ($(cut -d'|' -f2 "$work/brand" | paste -sd,))")" "5 5|Private|Private" "products of the store's own brand"
+is "$(cut -d'|' -f2 "$work/brand")" "$(value "SELECT item_id FROM millrace.recommend_top_k('shop', 7, 6000) JOIN products ON product = item_id WHERE brand = 'Private' ORDER BY rank LIMIT 5")" "the best of them"
+
+recipe week-baseline.sql | tail -5 >"$work/week"
+week="SELECT product, count(*) FROM purchases WHERE at >= (SELECT date_trunc('day', max(at), 'UTC') FROM purchases) - interval '6 days' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 5"
+is "$(cut -d'|' -f2- "$work/week")" "$(value "$week")" "the baseline of a week"
+before=$(value "$week")
+buy 30001 36000
+is "$(value "SELECT count(*) FROM (TABLE own_purchases EXCEPT $own) d")" 0 "own_purchases has what was bought since"
+is "$(value "SELECT item_id, score FROM millrace.baseline('shop', 'week') WHERE rank <= 5")" "$before" "the baseline is as it was read"
+is "$(value "SELECT millrace.refresh_lists('shop')")" 2 "until it is refreshed"
+is "$(value "SELECT item_id, score FROM millrace.baseline('shop', 'week') WHERE rank <= 5")" "$(value "$week")" "the baseline of the last week"
+[ "$before" != "$(value "$week")" ]
+ok $? "which is another"
+
+# All of it in another database
+pg_dump -Fc -f "$work/dump" recipes 2>"$work/err" && createdb copy && pg_restore --exit-on-error -d copy "$work/dump" 2>>"$work/err"
+is "$? $(cat "$work/err")" "0 " "dump and restore"
+lists="SELECT 'top', t::text FROM millrace.baseline('shop', 'top') t UNION ALL SELECT 'random', t::text FROM millrace.baseline('shop', 'random_5') t UNION ALL SELECT 'week', t::text FROM millrace.baseline('shop', 'week') t"
+is "$(PGDATABASE=copy value "$lists" | md5sum)" "$(value "$lists" | md5sum)" "the same lists there"
+is "$(PGDATABASE=copy value "SELECT millrace.refresh_lists('shop')")" 2 "which can be refreshed"
 done_testing
