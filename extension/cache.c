@@ -41,7 +41,8 @@
 #define UUID_CHARS 36
 #define CHUNK_BYTES (256 * 1024) /* is read, written and hashed at once */
 #define SECTION_ALIGN 64
-#define LOCK_CLASS 5 /* of advisory locks */
+#define LOCK_CLASS 5				  /* of advisory locks */
+#define COLD_BYTES (16 * 1024 * 1024) /* to be read from disk: takes a while */
 #define TOUCH_US (60 * USECS_PER_SEC)
 
 typedef struct FileSection
@@ -69,12 +70,20 @@ static bool has_warned = false;
 
 /* ---- names ---- */
 
-/* Its text; n_bytes: UUID_CHARS + 1. */
+/* out: UUID_CHARS + 1 */
 static void
 uuid_text(const pg_uuid_t *uuid, char *out)
 {
+	static const char digits[] = "0123456789abcdef";
+
 	for (int i = 0; i < UUID_LEN; i++)
-		out += sprintf(out, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid->data[i]);
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*out++ = '-';
+		*out++ = digits[uuid->data[i] >> 4];
+		*out++ = digits[uuid->data[i] & 15];
+	}
+	*out = '\0';
 }
 
 static char *
@@ -206,11 +215,31 @@ unmap(void *arg)
 	if (cache->map)
 		munmap(cache->map, cache->n_bytes);
 	cache->map = NULL;
+	cache->n_bytes = 0;
+}
+
+/* Whether much of a file that is mapped would have to come from the disk. */
+static bool
+is_cold(void *map, Size n_bytes)
+{
+	Size page_bytes = sysconf(_SC_PAGESIZE);
+	Size n_pages = (n_bytes + page_bytes - 1) / page_bytes;
+	Size n_absent = 0;
+	unsigned char *pages;
+
+	if (n_bytes < COLD_BYTES)
+		return false;
+	pages = MemoryContextAllocHuge(CurrentMemoryContext, n_pages);
+	if (mincore(map, n_bytes, pages) == 0)
+		for (Size i = 0; i < n_pages; i++)
+			n_absent += !(pages[i] & 1);
+	pfree(pages);
+	return n_absent * page_bytes >= COLD_BYTES;
 }
 
 /* What is wrong with the open file, or NULL: it is mapped. */
 static const char *
-map_open_file(MrCache *cache, MrCacheKind kind, int fd)
+map_open_file(MrCache *cache, MrCacheKind kind, const char *what, int fd)
 {
 	FileHeader header;
 	struct stat st;
@@ -223,16 +252,23 @@ map_open_file(MrCache *cache, MrCacheKind kind, int fd)
 	why = check_header(&header, &cache->uuid, kind, st.st_size);
 	if (why)
 		return why;
+	map = mmap(NULL, header.n_bytes, PROT_READ, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		return strerror(errno);
+	cache->map = map; /* goes with the cache, also by an error */
+	cache->n_bytes = header.n_bytes;
+	if (is_cold(map, header.n_bytes))
+		ereport(NOTICE,
+				(errmsg("reading %s for serving: %.1f MB", what, header.n_bytes / 1048576.0),
+				 errdetail("It is not in this machine's memory; after that all sessions share it.")));
 	buffer = palloc(CHUNK_BYTES);
 	why = check_sections(fd, &header, buffer);
 	pfree(buffer);
 	if (why)
+	{
+		unmap(cache);
 		return why;
-	map = mmap(NULL, header.n_bytes, PROT_READ, MAP_SHARED, fd, 0);
-	if (map == MAP_FAILED)
-		return strerror(errno);
-	cache->map = map;
-	cache->n_bytes = header.n_bytes;
+	}
 	cache->is_shared = true;
 	for (int i = 0; i < MR_CACHE_SECTIONS; i++)
 	{
@@ -244,14 +280,14 @@ map_open_file(MrCache *cache, MrCacheKind kind, int fd)
 
 /* False if there is no good file; a bad one is told to the server's log. */
 static bool
-map_file(MrCache *cache, MrCacheKind kind)
+map_file(MrCache *cache, MrCacheKind kind, const char *what)
 {
 	char *path = path_of_uuid(&cache->uuid);
 	int fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	const char *why = NULL;
 
 	if (fd >= 0)
-		why = map_open_file(cache, kind, fd);
+		why = map_open_file(cache, kind, what, fd);
 	else if (errno != ENOENT)
 		why = strerror(errno);
 	if (fd >= 0)
@@ -563,12 +599,15 @@ remove_unfinished(const Found *file)
 void
 mr_cache_sweep(void)
 {
-	MemoryContext context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace sweep", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext before = MemoryContextSwitchTo(context);
+	MemoryContext context;
+	MemoryContext before;
 	List *names = NIL;
 	ListCell *lc;
 
+	if (IsInParallelMode())
+		return; /* there is no later snapshot than the query's; another time */
+	context = AllocSetContextCreate(CurrentMemoryContext, "millrace sweep", ALLOCSET_DEFAULT_SIZES);
+	before = MemoryContextSwitchTo(context);
 	foreach (lc, find_files())
 	{
 		Found *file = lfirst(lc);
@@ -713,19 +752,19 @@ mr_cache_open(MemoryContext context, const pg_uuid_t *uuid, MrCacheKind kind, co
 	cache->callback.func = unmap;
 	cache->callback.arg = cache;
 	MemoryContextRegisterResetCallback(own, &cache->callback);
-	if (map_file(cache, kind))
+	if (map_file(cache, kind, what))
 	{
 		MemoryContextSetParent(own, context);
 		return cache;
 	}
 	tag = lock_of_uuid(uuid);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	if (!map_file(cache, kind))
+	if (!map_file(cache, kind, what))
 	{
 		image = AllocSetContextCreate(own, "millrace cache image", ALLOCSET_DEFAULT_SIZES);
 		before = MemoryContextSwitchTo(image);
 		build(arg, cache->sections);
-		if (publish(uuid, kind, what, cache->sections) && map_file(cache, kind))
+		if (publish(uuid, kind, what, cache->sections) && map_file(cache, kind, what))
 		{
 			MemoryContextSwitchTo(before);
 			MemoryContextDelete(image);

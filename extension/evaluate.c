@@ -7,6 +7,7 @@
  */
 #include "model.h"
 
+#include <float.h>
 #include <math.h>
 
 PG_FUNCTION_INFO_V1(mr_evaluate);
@@ -251,6 +252,108 @@ read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_ite
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 }
 
+typedef struct Entry
+{
+	int32 row;
+	float value;
+} Entry;
+
+static int
+compare_entries(const void *a, const void *b)
+{
+	return mr_compare_rows(&((const Entry *) a)->row, &((const Entry *) b)->row);
+}
+
+/* Ids of another kind come in another order. */
+static void
+sort_entries(int32 *rows, float *values, int64 n)
+{
+	Entry *entries;
+	int64 n_ascending = 1;
+
+	while (n_ascending < n && rows[n_ascending - 1] < rows[n_ascending])
+		n_ascending++;
+	if (n_ascending >= n)
+		return;
+	entries = MemoryContextAllocHuge(CurrentMemoryContext, n * sizeof(Entry));
+	for (int64 i = 0; i < n; i++)
+		entries[i] = (Entry){rows[i], values[i]};
+	qsort(entries, n, sizeof(Entry), compare_entries);
+	for (int64 i = 0; i < n; i++)
+	{
+		rows[i] = entries[i].row;
+		values[i] = entries[i].value;
+	}
+	pfree(entries);
+}
+
+/* What the ratings' users have of the model's items, and in place of the values what these raise the scores by. */
+static void
+raise_own(const MrModel *model, float weight, const int32 *items, MrcCsr *csr)
+{
+	int64 n = 0;
+	int64 e = 0;
+
+	csr->n_cols = model->items.ids.n;
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		int64 start = n;
+		int64 end = csr->start[row + 1];
+		MrHistory own;
+
+		CHECK_FOR_INTERRUPTS();
+		for (; e < end; e++)
+			if (items[csr->index[e]] >= 0)
+			{
+				csr->value[n] = csr->value[e];
+				csr->index[n++] = items[csr->index[e]];
+			}
+		csr->start[row] = start;
+		sort_entries(csr->index + start, csr->value + start, n - start);
+		own = (MrHistory){.n = n - start, .row = csr->index + start, .value = csr->value + start};
+		mr_own_boost(model, weight, &own, own.value);
+	}
+	csr->start[csr->n_rows] = n;
+}
+
+/* Raise what the users of the evaluation have, as lists that may repeat it do. */
+static void
+read_own(Evaluation *evaluation, float weight)
+{
+	MrBudget *budget = evaluation->budget;
+	MrModel *model = evaluation->model;
+	MrcRanking *ranking = &evaluation->ranking;
+	int32 *seen_row = mr_reserve(budget, (ranking->n_rows + 1) * sizeof(int32));
+	MrRatings *ratings;
+	MrcCsr *csr;
+	int32 *users;
+	int64 n_unknown;
+	MrGuard guard;
+
+	mr_model_enter(&guard, model);
+	ratings = mr_ratings_read(budget, model->query, "ratings", true, MR_VALUES_ANY, true, 0);
+	mr_leave(&guard);
+	csr = &ratings->by_user;
+	raise_own(model, weight, map_ids(budget, &ratings->items, &model->items.ids, &n_unknown), csr);
+	users = map_ids(budget, &ratings->users, &model->users.ids, &n_unknown);
+	memset(evaluation->row_of_user, -1, (model->users.ids.n + 1) * sizeof(int32));
+	for (int64 i = 0; i < ratings->users.n; i++)
+		if (users[i] >= 0)
+			evaluation->row_of_user[users[i]] = (int32) i;
+	ranking->seen = *csr;
+	/* Who has nothing any more: a row without entries. */
+	ranking->seen.start = mr_reserve(budget, (csr->n_rows + 2) * sizeof(int64));
+	memcpy(ranking->seen.start, csr->start, (csr->n_rows + 1) * sizeof(int64));
+	ranking->seen.start[csr->n_rows + 1] = csr->start[csr->n_rows];
+	for (int64 i = 0; i < ranking->n_rows; i++)
+	{
+		int32 row = evaluation->row_of_user[ranking->user_row[i]];
+
+		seen_row[i] = row >= 0 ? row : (int32) csr->n_rows;
+	}
+	ranking->seen_row = seen_row;
+}
+
 /* Whether the model was trained on explicit feedback, whose values it predicts as the transform made them. */
 static bool
 is_explicit(const MrModel *model, MrTransform *transform)
@@ -310,7 +413,7 @@ prepare_error(Evaluation *evaluation, MrRatings *ratings, const int32 *items)
 }
 
 static void
-prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
+prepare(Evaluation *evaluation, const char *test, bool exclude_seen, float own_history)
 {
 	MrcRanking *ranking = &evaluation->ranking;
 	MrRatings *ratings = mr_ratings_read(evaluation->budget, mr_ratings_query(test, "test"), "test", false,
@@ -346,6 +449,8 @@ prepare(Evaluation *evaluation, const char *test, bool exclude_seen)
 	ranking->n_relevant = n_relevant;
 	if (evaluation->list == &evaluation->model->baseline)
 		memset(user_row, 0, ranking->n_rows * sizeof(int32));
+	else if (!exclude_seen && evaluation->model->query && mr_own_weight(evaluation->model, own_history) > 0)
+		read_own(evaluation, own_history);
 }
 
 static void
@@ -400,6 +505,7 @@ mr_evaluate(PG_FUNCTION_ARGS)
 	Evaluation evaluation = {0};
 	MrcRanking *ranking = &evaluation.ranking;
 	bool baseline = strcmp(method, "baseline") == 0;
+	double own_history = NAN;
 	bool nobody;
 
 	if (PG_ARGISNULL(2) || PG_GETARG_INT32(2) <= 0)
@@ -420,7 +526,16 @@ mr_evaluate(PG_FUNCTION_ARGS)
 				 errmsg("model \"%s\" has no baseline", name),
 				 errdetail("It was imported without ratings.")));
 	evaluation.list = baseline ? &evaluation.model->baseline : &evaluation.model->items;
-	prepare(&evaluation, test, PG_GETARG_BOOL(3));
+	if (!PG_ARGISNULL(5))
+	{
+		own_history = PG_GETARG_FLOAT8(5);
+		if (!(own_history >= 0 && own_history <= FLT_MAX))
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("own_history must be a finite number that is not negative, not %g", own_history)));
+	}
+	prepare(&evaluation, test, PG_GETARG_BOOL(3), (float) own_history);
 	run(&evaluation, PG_GETARG_INT32(2));
 	nobody = ranking->n_rows == 0;
 	put_metric(rsinfo, "precision", ranking->precision, nobody);

@@ -308,7 +308,7 @@ list_users(const MrRatings *ratings, const MrHoldout *holdout, int rank, const f
 
 static void
 score_ranking(MrBudget *budget, const MrRatings *ratings, const MrHoldout *holdout, bool exclude_seen,
-			  int64 max_users, MrcRanking *ranking)
+			  float *boost, int64 max_users, MrcRanking *ranking)
 {
 	int64 n_users = ratings->users.n;
 	int64 n_out = holdout->by_user.start[n_users];
@@ -336,8 +336,11 @@ score_ranking(MrBudget *budget, const MrRatings *ratings, const MrHoldout *holdo
 	relevant->start[ranking->n_rows] = n;
 	ranking->user_row = ranking->seen_row = rows;
 	ranking->n_relevant = n_relevant;
-	if (exclude_seen)
+	if (exclude_seen || boost)
+	{
 		ranking->seen = ratings->by_user;
+		ranking->seen.value = exclude_seen ? NULL : boost;
+	}
 	if (ranking->n_rows > 0)
 	{
 		ranking->scratch =
@@ -357,13 +360,13 @@ score_ranking(MrBudget *budget, const MrRatings *ratings, const MrHoldout *holdo
 void
 mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, const MrHoldout *holdout,
 				 int rank, const float *user, const float *item, bool is_explicit, int k, bool exclude_seen,
-				 int64 max_users, MrScores *scores)
+				 float *boost, int64 max_users, MrScores *scores)
 {
 	MrcRanking ranking = {
 		.pool = pool, .users = user, .items = item, .n_items = ratings->items.n, .rank = rank, .k = k};
 
 	if (k > 0)
-		score_ranking(budget, ratings, holdout, exclude_seen, max_users, &ranking);
+		score_ranking(budget, ratings, holdout, exclude_seen, boost, max_users, &ranking);
 	if (ranking.n_rows > 0)
 		*scores = (MrScores){.precision = ranking.precision,
 							 .recall = ranking.recall,

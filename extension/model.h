@@ -121,6 +121,7 @@ typedef struct MrRatings
 	MrcCsr
 		events; /* if asked for, of some users: before that, duplicates side by side; else no rows, and start NULL */
 	bool repeats; /* there were duplicates, of these or other users */
+	float *usual; /* with them: of each item, what mr_own_boost() wants to know; else NULL */
 } MrRatings;
 
 /*
@@ -196,13 +197,14 @@ typedef struct MrScores
 
 /*
  * How well factors (n_users x rank, n_items x rank) do on what was held out.  The k best items of each user, with
- * exclude_seen without those he has in the ratings, of which held-out items with a value above zero are relevant (and are
+ * exclude_seen without those he has in the ratings, otherwise these raised by boost (one for each rating; NULL: not), of which held-out items with a value above zero are relevant (and are
  * not, if he has them); for at most max_users users taken by a hash of their ids (0: all); k 0: not measured.  And, of
  * explicit feedback, the root mean squared error over all held-out pairs.  The pool is idle.
  */
-extern void mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings,
-							 const MrHoldout *holdout, int rank, const float *user, const float *item,
-							 bool is_explicit, int k, bool exclude_seen, int64 max_users, MrScores *scores);
+extern void
+mr_holdout_score(MrBudget *budget, MrcPool *pool, const MrRatings *ratings, const MrHoldout *holdout,
+				 int rank, const float *user, const float *item, bool is_explicit, int k, bool exclude_seen,
+				 float *boost, int64 max_users, MrScores *scores);
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *holdout, int rank, int k,
 								   int64 max_users, int n_threads);
@@ -369,6 +371,7 @@ typedef struct MrModel
 	MrcIndex index;	 /* of the items */
 	const void *
 		fold; /* mrc_fold()'s shared, of als.core; NULL: nobody can be folded in, the factors are too large */
+	const float *usual; /* items.ids.n: mean of the values above 0 that users have of each; NULL: not known */
 	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
 	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
@@ -529,6 +532,7 @@ typedef struct MrNewModel
 	MrSide items;
 	MrSide baseline;
 	const float *trained_on; /* as in MrModel; each a whole number below 2^24; NULL: not known */
+	const float *usual;		 /* as in MrModel */
 } MrNewModel;
 
 /* The active version, for a training that starts from it or is compared with it. */
@@ -610,8 +614,8 @@ extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 /* ---- own.c: what users have, in lists that may repeat it ---- */
 
 /*
- * boost: history->n, what is added to the score of each item that a user has: weight * log(1 + value), 0 of a value that is
- * not above 0.  weight NaN: the model's, which a training has chosen or was given; 0: none.
+ * boost: history->n, what is added to the score of each item that a user has, by mrc_own_boost().  weight NaN: the model's,
+ * which a training has chosen or was given; 0: none.
  */
 extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
 /*
@@ -624,6 +628,8 @@ extern void mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *
 						  const MrRatings *ratings, const float *item, MrOwnChoice *chosen);
 /* Bytes that it reserves while it runs, to be priced beforehand. */
 extern Size mr_own_choose_bytes(const MrAlsSettings *settings, const MrRatings *ratings, int n_threads);
+/* Of each rating, what is added to its item's score.  value: of each as it was read.  In the budget. */
+extern float *mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const float *value, double weight);
 /* The weight that this stands for. */
 extern float mr_own_weight(const MrModel *model, float weight);
 

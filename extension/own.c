@@ -23,13 +23,29 @@ mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float
 {
 	weight = mr_own_weight(model, weight);
 	for (int64 i = 0; i < history->n; i++)
-		boost[i] = mrc_own_boost(weight, history->value[i]);
+		boost[i] = mrc_own_boost(weight, history->value[i], model->usual ? model->usual[history->row[i]] : 0);
+}
+
+float *
+mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const float *value, double weight)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	int64 n = csr->start[csr->n_rows];
+	float *boost = mr_reserve(budget, n * sizeof(float) + 1);
+
+	for (int64 row = 0; row < csr->n_rows; row++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		for (int64 e = csr->start[row]; e < csr->start[row + 1]; e++)
+			boost[e] = mrc_own_boost((float) weight, value[e], ratings->usual[csr->index[e]]);
+	}
+	return boost;
 }
 
 /* ---- choosing the weight ---- */
 
 /* Weights that are compared: 0, then LEAST and as many times FACTOR. */
-#define N_WEIGHTS 21
+#define N_WEIGHTS 22
 #define LEAST 0.02
 #define FACTOR 1.35
 
@@ -188,6 +204,7 @@ mr_own_choose(MrBudget *budget, MrcPool *pool, const MrAlsSettings *settings, co
 	MrcOwn own = {.pool = pool,
 				  .params = &settings->core,
 				  .items = item,
+				  .usual = ratings->usual,
 				  .k = Min(settings->k, MOST_K),
 				  .n_weights = N_WEIGHTS,
 				  .weight = weight,

@@ -1304,7 +1304,7 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 #define EVENT_SCORES 33554432 /* items that users are compared with, in all */
 #define EVENT_USERS 2000
 #define EVENT_USERS_LEAST 200
-#define EVENTS_MOST 4194304
+#define EVENTS_MOST 2097152
 
 static bool
 is_drawn(const MrIds *users, int64 row, double share)
@@ -1349,6 +1349,45 @@ keep_events(MrBudget *budget, MrRatings *ratings)
 	}
 	events->start[n_drawn] = n;
 	mr_release(budget, drawn);
+}
+
+/* Users of nobody in particular, who have the mean of all items, that are counted with those of each item. */
+#define USUAL_SHRINKAGE 3
+
+/* Mean of the values above 0 of each item, drawn towards that of all items the more the fewer users have it. */
+static void
+find_usual(MrBudget *budget, MrRatings *ratings)
+{
+	const MrcCsr *csr = &ratings->by_user;
+	int64 n = csr->start[csr->n_rows];
+	double *sum = mr_reserve(budget, csr->n_cols * sizeof(double) + 1);
+	int64 *count = mr_reserve(budget, csr->n_cols * sizeof(int64) + 1);
+	double all = 0;
+	int64 n_all = 0;
+
+	memset(sum, 0, csr->n_cols * sizeof(double));
+	memset(count, 0, csr->n_cols * sizeof(int64));
+	for (int64 e = 0; e < n; e++)
+	{
+		if ((e & INTERRUPT_ROWS) == 0)
+			CHECK_FOR_INTERRUPTS();
+		if (!(csr->value[e] > 0))
+			continue;
+		sum[csr->index[e]] += csr->value[e];
+		count[csr->index[e]]++;
+	}
+	for (int64 item = 0; item < csr->n_cols; item++)
+	{
+		all += sum[item];
+		n_all += count[item];
+	}
+	ratings->usual = mr_reserve(budget, csr->n_cols * sizeof(float) + 1);
+	for (int64 item = 0; item < csr->n_cols; item++)
+		ratings->usual[item] = n_all == 0 ? 0
+										  : (float) ((sum[item] + USUAL_SHRINKAGE * all / (double) n_all) /
+													 (double) (count[item] + USUAL_SHRINKAGE));
+	mr_release(budget, sum);
+	mr_release(budget, count);
 }
 
 static void
@@ -1403,10 +1442,13 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	int n_threads = mrc_pool_size(reader->pool);
 	Size scratch_bytes = mrc_turn_scratch_bytes(reader->n, n_users, n_threads);
 	MrcTriples triples = {.n = reader->n, .user_row = user_row, .item_row = item_row};
+	Size events_bytes = 0;
 	MrcPiece *pieces = list_pieces(reader);
 	void *scratch;
 
-	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + scratch_bytes,
+	if (reader->keep_events)
+		events_bytes = mr_csr_bytes(n_users, Min(reader->n, EVENTS_MOST)) + n_users * sizeof(int32);
+	mr_reserve_check(budget, mr_csr_bytes(n_users, reader->n) + Max(scratch_bytes, events_bytes),
 					 psprintf("Arranging " INT64_FORMAT " rows with " INT64_FORMAT " users and " INT64_FORMAT
 							  " items",
 							  reader->n, n_users, n_items));
@@ -1429,6 +1471,8 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	if (reader->keep_events)
 		keep_events(budget, ratings);
 	merge_duplicates(csr, ratings, reader->what);
+	if (reader->keep_events)
+		find_usual(budget, ratings);
 }
 
 static MrRatings *

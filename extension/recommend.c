@@ -468,7 +468,8 @@ make_room(Run *run, int n_threads)
 		run->blocks[i].context = context;
 	}
 	if (n_threads > 1)
-		run->pool = mr_pool_create(context, n_threads);
+		run->pool = mr_pool_create(
+			AllocSetContextCreate(context, "millrace pool of threads", ALLOCSET_SMALL_SIZES), n_threads);
 }
 
 static void

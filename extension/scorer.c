@@ -22,11 +22,13 @@
 #include "access/tableam.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_sequence.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
 #include "storage/lmgr.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "aggregate.h"
@@ -35,6 +37,8 @@ PG_FUNCTION_INFO_V1(mr_scorer_check);
 
 /* With fewer users threads are not worth their start. */
 #define MIN_USERS_OF_THREADS 64
+/* So many rows are taken at a time. */
+#define MAX_ROWS 65536
 
 /* The columns that a scorer adds to those of its source. */
 typedef enum Own
@@ -75,6 +79,7 @@ struct MrScorer
 	Oid target;
 	Oid index;			   /* of the target: user, seq DESC */
 	Oid sequence;		   /* of its column seq */
+	int64 seq_step;		   /* its increment */
 	bool text_ids;		   /* its column items is of type text[] */
 	bool is_simple;		   /* rows may be put into it directly; else by INSERT */
 	TupleDesc desc;		   /* of the table with the rows; not reference-counted */
@@ -261,6 +266,19 @@ find_index(const MrScorer *scorer, Relation target, const char *user_name)
 				 quote_identifier(user_name))));
 }
 
+static int64
+sequence_increment(Oid sequence)
+{
+	HeapTuple tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(sequence));
+	int64 increment;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for sequence %u", sequence);
+	increment = ((Form_pg_sequence) GETSTRUCT(tuple))->seqincrement;
+	ReleaseSysCache(tuple);
+	return increment;
+}
+
 MrScorer *
 mr_scorer_plan(const char *arguments, Oid target_id, Oid relid, MemoryContext keep, List **depends)
 {
@@ -287,6 +305,7 @@ mr_scorer_plan(const char *arguments, Oid target_id, Oid relid, MemoryContext ke
 	scorer->sequence = mr_identity_sequence(target, scorer->own[OWN_SEQ]);
 	if (!OidIsValid(scorer->sequence))
 		bad_table(target, OWN[OWN_SEQ].name, "is no identity column");
+	scorer->seq_step = Max(sequence_increment(scorer->sequence), 1);
 	*depends = lappend_oid(lappend_oid(lappend_oid(*depends, target_id), relid), scorer->index);
 	MemoryContextSwitchTo(old);
 	table_close(rel, NoLock);
@@ -397,9 +416,9 @@ same_key(const MrKey *a, const MrKey *b)
 
 typedef struct Event
 {
-	int32 user;	  /* -1: nobody */
-	int32 item;	  /* -1: none */
-	int64 before; /* the user's last event before it; -1: none */
+	int32 user;
+	int32 item; /* -1: none */
+	int64 next; /* of the same user; -1: none */
 } Event;
 
 typedef struct Bought
@@ -408,6 +427,16 @@ typedef struct Bought
 	int32 category; /* -1: none */
 	MrKey key;
 } Bought;
+
+typedef struct User
+{
+	MrKey key; /* text without bytes: nobody */
+	Datum value;
+	int64 first, last; /* event */
+	int64 cursor;	   /* the first that is not written yet; -1: all are */
+	bool had_list;
+	float next; /* part, of k, of the list before that he buys now */
+} User;
 
 /* One entry of a list. */
 typedef struct Entry
@@ -418,30 +447,19 @@ typedef struct Entry
 	MrListSource source;
 	bool is_owned; /* does the user have it? */
 	MrKey key;	   /* of the kind of the target's column items */
+	char space[MR_KEY_SPACE];
 } Entry;
 
 /* A list as it is written, without the entry that has to go. */
 typedef struct Variant
 {
-	Datum items; /* 0: not made yet */
+	bool is_made;
+	int n;
+	Datum items;
 	Datum scores;
 	Datum sources;
-	int n;
 	float own; /* part, of k, that the user has */
 } Variant;
-
-typedef struct User
-{
-	MrKey key;
-	Datum value;
-	int64 last; /* event; -1: none */
-	int n;
-	Entry *list; /* n */
-	Variant *
-		variants; /* k + 1: without the entry of that number, the last: without none; NULL: none is made yet */
-	bool had_list;
-	float next; /* part, of k, of the list before that he buys now */
-} User;
 
 typedef struct Run
 {
@@ -450,17 +468,34 @@ typedef struct Run
 	const MrLists *lists;
 	MemoryContext context; /* all that is kept until the end */
 	numbers_hash *user_numbers, *item_numbers;
-	User *users; /* and one more for nobody */
+	User *users;
 	int32 n_users, size_users;
+	int32 nobody; /* user; -1: all rows have one */
 	Bought *items;
 	int32 n_items, size_items;
 	Event *events;
 	int64 n_events;
-	bool has_nobody;
 	Datum *categories; /* names; 0: not made yet */
 	Datum source_names[MR_N_LIST_SOURCES];
 	TimestampTz now;
-	uint64 n_users_listed;
+	int64 seq, seq_end; /* numbers that are drawn */
+	MrScoreCounts counts;
+	/* of the events [lo, hi) */
+	int64 lo, hi;
+	MinimalTuple *rows;
+	int32 *listed; /* their users */
+	/* of one user */
+	MemoryContext user_context;
+	Entry *list; /* k + 1 */
+	int n_list;
+	Variant *variants; /* k + 1: without the entry of that number; the last: the first k */
+	/* of one row */
+	TupleTableSlot *slot;
+	Datum *values;
+	bool *nulls;
+	MrStateWriter *writer; /* or */
+	Tuplestorestate *store;
+	TupleDesc store_desc;
 } Run;
 
 static MrKey
@@ -499,32 +534,40 @@ text_datum(const MrKey *key)
 	return PointerGetDatum(cstring_to_text_with_len(key->bytes, (int) key->n_bytes));
 }
 
+static int32
+add_user(Run *run, MrKey key, Datum value)
+{
+	if (run->n_users == INT32_MAX / 2)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many users in a batch")));
+	if (run->n_users == run->size_users)
+	{
+		run->size_users *= 2;
+		run->users = repalloc_huge(run->users, run->size_users * sizeof(User));
+	}
+	run->users[run->n_users] = (User){.key = key, .value = value, .first = -1, .last = -1};
+	return run->n_users++;
+}
+
 /* A user of the batch; the first time he is added. */
 static int32
-user_number(Run *run, Datum value)
+user_number(Run *run, Datum value, bool isnull)
 {
-	MrKey key = key_of(value, run->scorer->user_type);
+	MrKey key;
+	Numbered *entry;
 	bool found;
-	Numbered *entry = numbers_insert(run->user_numbers, key, &found);
 
+	if (isnull)
+	{
+		if (run->nobody < 0)
+			run->nobody = add_user(run, (MrKey){.text = true}, 0);
+		return run->nobody;
+	}
+	key = key_of(value, run->scorer->user_type);
+	entry = numbers_insert(run->user_numbers, key, &found);
 	if (!found)
 	{
-		User *user;
-
 		entry->key = keep_key(run, key);
-		entry->number = run->n_users++;
-		if (run->n_users == INT32_MAX)
-			ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many users in a batch")));
-		if (run->n_users >= run->size_users)
-		{
-			run->size_users *= 2;
-			run->users = repalloc_huge(run->users, run->size_users * sizeof(User));
-		}
-		user = &run->users[entry->number];
-		memset(user, 0, sizeof(User));
-		user->key = entry->key;
-		user->last = -1;
-		user->value = key.text ? text_datum(&key) : value;
+		entry->number = add_user(run, entry->key, key.text ? text_datum(&key) : value);
 	}
 	return entry->number;
 }
@@ -553,13 +596,13 @@ item_number(Run *run, Datum value)
 	{
 		Bought *item;
 
-		entry->key = keep_key(run, key);
-		entry->number = run->n_items++;
-		if (run->n_items >= run->size_items)
+		if (run->n_items == run->size_items)
 		{
 			run->size_items *= 2;
 			run->items = repalloc_huge(run->items, run->size_items * sizeof(Bought));
 		}
+		entry->key = keep_key(run, key);
+		entry->number = run->n_items++;
 		item = &run->items[entry->number];
 		item->key = entry->key;
 		item->row = (int32) mr_ids_find(&run->model->items.ids, &key);
@@ -581,28 +624,28 @@ read_events(Run *run, Tuplestorestate *rows)
 	run->items = palloc(run->size_items * sizeof(Bought));
 	run->user_numbers = numbers_create(run->context, 1024, NULL);
 	run->item_numbers = numbers_create(run->context, 1024, NULL);
+	run->nobody = -1;
 	tuplestore_rescan(rows);
 	while (tuplestore_gettupleslot(rows, true, false, slot))
 	{
 		Event *event = &run->events[run->n_events];
 		bool isnull;
 		Datum value = slot_getattr(slot, scorer->user, &isnull);
+		User *user;
 
 		CHECK_FOR_INTERRUPTS();
-		event->user = isnull ? -1 : user_number(run, value);
-		run->has_nobody |= isnull;
+		event->user = user_number(run, value, isnull);
 		value = slot_getattr(slot, scorer->item, &isnull);
 		event->item = isnull ? -1 : item_number(run, value);
-		event->before = -1;
-		if (event->user >= 0)
-		{
-			event->before = run->users[event->user].last;
-			run->users[event->user].last = run->n_events;
-		}
-		run->n_events++;
+		event->next = -1;
+		user = &run->users[event->user];
+		if (user->last < 0)
+			user->first = user->cursor = run->n_events;
+		else
+			run->events[user->last].next = run->n_events;
+		user->last = run->n_events++;
 	}
 	ExecDropSingleTupleTableSlot(slot);
-	memset(&run->users[run->n_users], 0, sizeof(User));
 }
 
 /* How many of the items of an array the user buys in the batch; *n: how many they are. */
@@ -614,17 +657,18 @@ count_bought(const Run *run, const User *user, ArrayType *list, int *n)
 	bool *nulls;
 	int n_bought = 0;
 
-	deconstruct_array(list, is_text ? TEXTOID : INT8OID, is_text ? -1 : sizeof(int64), !is_text,
-					  is_text ? TYPALIGN_INT : TYPALIGN_DOUBLE, &values, &nulls, n);
+	deconstruct_array(list, is_text ? TEXTOID : INT8OID, is_text ? -1 : sizeof(int64),
+					  is_text ? false : FLOAT8PASSBYVAL, is_text ? TYPALIGN_INT : TYPALIGN_DOUBLE, &values,
+					  &nulls, n);
 	for (int i = 0; i < *n; i++)
 	{
 		const Numbered *item = nulls[i]
 			? NULL
 			: numbers_lookup(run->item_numbers, key_of(values[i], is_text ? TEXTOID : INT8OID));
-		int64 event = item ? user->last : -1;
+		int64 event = item ? user->first : -1;
 
 		while (event >= 0 && run->events[event].item != item->number)
-			event = run->events[event].before;
+			event = run->events[event].next;
 		n_bought += event >= 0;
 	}
 	return n_bought;
@@ -641,7 +685,6 @@ read_previous(Run *run)
 	IndexScanDesc scan = mr_index_beginscan(target, index, GetActiveSnapshot(), 1);
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace lists before", ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
 	Oid type = index->rd_opcintype[0];
 	Oid equal = get_opcode(get_opfamily_member(index->rd_opfamily[0], type, type, BTEqualStrategyNumber));
 
@@ -651,11 +694,15 @@ read_previous(Run *run)
 		ScanKeyData key;
 
 		CHECK_FOR_INTERRUPTS();
+		if (i == run->nobody)
+			continue;
 		ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, type, index->rd_indcollation[0], equal,
 							   user->value);
 		index_rescan(scan, &key, 1, NULL, 0);
 		if (index_getnext_slot(scan, ForwardScanDirection, slot))
 		{
+			/* Not around the scan, which keeps what it allocates. */
+			MemoryContext old = MemoryContextSwitchTo(context);
 			bool isnull;
 			Datum items = slot_getattr(slot, scorer->own[OWN_ITEMS], &isnull);
 			int n = 0;
@@ -663,11 +710,11 @@ read_previous(Run *run)
 
 			user->had_list = n > 0;
 			user->next = (float) n_bought / (float) scorer->k;
+			MemoryContextSwitchTo(old);
 			MemoryContextReset(context);
 		}
 		ExecClearTuple(slot);
 	}
-	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -675,73 +722,16 @@ read_previous(Run *run)
 	table_close(target, NoLock);
 }
 
-static bool
-has_row(const MrHistory *history, int32 row)
-{
-	return history && history->n > 0 && row >= 0 &&
-		bsearch(&row, history->row, history->n, sizeof(int32), mr_compare_rows) != NULL;
-}
-
-/* The list of a user, from mr_recommend_many. */
-static void
-take_list(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *history)
-{
-	Run *run = arg;
-	User *user = &run->users[i];
-
-	user->n = (int) n;
-	user->list = MemoryContextAlloc(run->context, n * sizeof(Entry) + 1);
-	for (int64 j = 0; j < n; j++)
-	{
-		Entry *entry = &user->list[j];
-		char space[MR_KEY_SPACE];
-
-		entry->row = list[j].row;
-		entry->score = list[j].score;
-		entry->source = list[j].source;
-		entry->category = category_of(run, list[j].row, &list[j].item);
-		entry->is_owned = has_row(history, list[j].row);
-		if (!mr_key_convert(&list[j].item, run->scorer->text_ids, &entry->key, space))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("item \"%s\" of model \"%s\" is no bigint, as column items of table \"%s\" is",
-						mr_key_cstring(&list[j].item), run->model->name, get_rel_name(run->scorer->target)),
-				 errhint("Drop the scorer and create it again.")));
-		entry->key = keep_key(run, entry->key);
-	}
-}
-
-static void
-make_lists(Run *run)
-{
-	const MrScorer *scorer = run->scorer;
-	MrWish wish = MR_DEFAULT_WISH;
-	int64 n = run->n_users + (run->has_nobody ? 1 : 0);
-	MrKey *keys = MemoryContextAllocHuge(run->context, n * sizeof(MrKey) + 1);
-
-	for (int32 i = 0; i < run->n_users; i++)
-		keys[i] = run->users[i].key;
-	if (run->has_nobody)
-		keys[run->n_users] = (MrKey){.text = true, .bytes = NULL};
-	wish.k = scorer->k + 1;
-	wish.exclude_seen = scorer->exclude_seen;
-	wish.max_per_category = scorer->max_per_category;
-	wish.baseline = scorer->baseline;
-	wish.with_history = true;
-	mr_recommend_many(run->model, &wish, keys, n, n < MIN_USERS_OF_THREADS ? 1 : 0, take_list, run);
-}
-
-/* The entry of a user's list that has to go for the item bought; k: none of the first k has. */
+/* The entry of the list that has to go for the item bought; k: the first k stay. */
 static int
-entry_to_go(const Run *run, const User *user, const Bought *item)
+entry_to_go(const Run *run, const Bought *item)
 {
 	int k = run->scorer->k, limit = run->scorer->max_per_category;
 	int n_same = 0, last = k;
 
-	for (int i = 0; item && i < user->n; i++)
+	for (int i = 0; item && i < run->n_list; i++)
 	{
-		const Entry *entry = &user->list[i];
+		const Entry *entry = &run->list[i];
 
 		if (entry->row == item->row && (entry->row >= 0 || same_key(&entry->key, &item->key)))
 			return i;
@@ -751,11 +741,11 @@ entry_to_go(const Run *run, const User *user, const Bought *item)
 			last = i;
 		}
 	}
-	return n_same >= limit ? Min(last, k) : k;
+	return n_same >= limit ? last : k;
 }
 
 static Datum
-array_of(const Run *run, Datum *values, int n, Oid type)
+array_of(Datum *values, int n, Oid type)
 {
 	int16 length;
 	bool by_value;
@@ -766,24 +756,21 @@ array_of(const Run *run, Datum *values, int n, Oid type)
 }
 
 static const Variant *
-variant_of(Run *run, User *user, int gone)
+variant_of(Run *run, int gone)
 {
-	int k = run->scorer->k;
-	Variant *variant;
+	int k = run->scorer->k, n_own = 0;
+	Variant *variant = &run->variants[gone];
 	Datum *items, *scores, *sources;
-	int n_own = 0;
 
-	if (user->variants == NULL)
-		user->variants = palloc0((k + 1) * sizeof(Variant));
-	variant = &user->variants[gone];
-	if (variant->items)
+	if (variant->is_made)
 		return variant;
 	items = palloc(3 * k * sizeof(Datum));
 	scores = items + k;
 	sources = scores + k;
-	for (int i = 0; i < user->n && variant->n < k; i++)
+	variant->n = 0;
+	for (int i = 0; i < run->n_list && variant->n < k; i++)
 	{
-		const Entry *entry = &user->list[i];
+		const Entry *entry = &run->list[i];
 
 		if (i == gone)
 			continue;
@@ -793,33 +780,49 @@ variant_of(Run *run, User *user, int gone)
 		variant->n++;
 		n_own += entry->is_owned;
 	}
-	variant->items = array_of(run, items, variant->n, run->scorer->text_ids ? TEXTOID : INT8OID);
-	variant->scores = array_of(run, scores, variant->n, FLOAT4OID);
-	variant->sources = array_of(run, sources, variant->n, TEXTOID);
+	variant->items = array_of(items, variant->n, run->scorer->text_ids ? TEXTOID : INT8OID);
+	variant->scores = array_of(scores, variant->n, FLOAT4OID);
+	variant->sources = array_of(sources, variant->n, TEXTOID);
 	variant->own = (float) n_own / (float) k;
-	pfree(items);
+	variant->is_made = true;
 	return variant;
 }
 
 static Datum
 category_name(Run *run, int32 category)
 {
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
 	if (run->categories == NULL)
 		run->categories = palloc0(run->lists->n_categories * sizeof(Datum));
 	if (run->categories[category] == 0)
 		run->categories[category] = PointerGetDatum(mr_lists_category_name(run->lists, category));
+	MemoryContextSwitchTo(old);
 	return run->categories[category];
+}
+
+/* Each draw from the sequence gives as many numbers as its increment. */
+static int64
+next_seq(Run *run)
+{
+	if (run->seq == run->seq_end)
+	{
+		run->seq = nextval_internal(run->scorer->sequence, false);
+		run->seq_end = run->seq + run->scorer->seq_step;
+	}
+	return run->seq++;
 }
 
 /* The own columns of a row. */
 static void
-fill_own(Run *run, const Event *event, bool is_last, Datum *values, bool *nulls, MrScoreCounts *counts)
+fill_own(Run *run, const User *user, const Bought *item, bool is_last)
 {
 	const AttrNumber *own = run->scorer->own;
-	User *user = &run->users[event->user >= 0 ? event->user : run->n_users];
-	const Bought *item = event->item >= 0 ? &run->items[event->item] : NULL;
-	const Variant *variant = variant_of(run, user, entry_to_go(run, user, item));
-	bool has_own = event->user >= 0 && variant->n > 0;
+	Datum *values = run->values;
+	bool *nulls = run->nulls;
+	const Variant *variant = variant_of(run, entry_to_go(run, item));
+	bool is_user = !user->key.text || user->key.bytes != NULL;
+	bool has_own = is_user && variant->n > 0;
 
 	for (int i = 0; i < N_OWN; i++)
 		nulls[own[i] - 1] = false;
@@ -834,15 +837,151 @@ fill_own(Run *run, const Event *event, bool is_last, Datum *values, bool *nulls,
 	values[own[OWN_PRECISION_NEXT] - 1] = Float4GetDatum(user->next);
 	nulls[own[OWN_PRECISION_NEXT] - 1] = !user->had_list;
 	values[own[OWN_SCORED_AT] - 1] = TimestampTzGetDatum(run->now);
-	values[own[OWN_SEQ] - 1] = Int64GetDatum(nextval_internal(run->scorer->sequence, false));
-	values[own[OWN_IS_LAST] - 1] = BoolGetDatum(is_last);
-	if (!is_last)
+	values[own[OWN_SEQ] - 1] = Int64GetDatum(next_seq(run));
+	values[own[OWN_IS_LAST] - 1] = BoolGetDatum(is_last && is_user);
+	if (!is_last || !is_user)
 		return;
-	counts->n_users++;
-	counts->n_listed += has_own;
-	counts->own += has_own ? variant->own : 0;
-	counts->n_judged += user->had_list;
-	counts->next += user->had_list ? user->next : 0;
+	run->counts.n_users++;
+	run->counts.n_listed += has_own;
+	run->counts.own += has_own ? variant->own : 0;
+	run->counts.n_judged += user->had_list;
+	run->counts.next += user->had_list ? user->next : 0;
+}
+
+static void
+write_row(Run *run, const User *user, int64 event)
+{
+	const MrScorer *scorer = run->scorer;
+	int32 item = run->events[event].item;
+
+	ExecStoreMinimalTuple(run->rows[event - run->lo], run->slot, false);
+	slot_getallattrs(run->slot);
+	for (int i = 0; i < scorer->n_columns; i++)
+		if (scorer->from[i] > 0)
+		{
+			run->values[i] = run->slot->tts_values[scorer->from[i] - 1];
+			run->nulls[i] = run->slot->tts_isnull[scorer->from[i] - 1];
+		}
+	fill_own(run, user, item >= 0 ? &run->items[item] : NULL, event == user->last);
+	if (run->writer)
+		mr_writer_put(run->writer, run->values, run->nulls);
+	else
+		tuplestore_putvalues(run->store, run->store_desc, run->values, run->nulls);
+}
+
+static bool
+has_row(const MrHistory *history, int32 row)
+{
+	return history && history->n > 0 && row >= 0 &&
+		bsearch(&row, history->row, history->n, sizeof(int32), mr_compare_rows) != NULL;
+}
+
+/* The list of a user, from mr_recommend_many: write his rows.  Threads may be at the lists of others. */
+static void
+take_list(void *arg, int64 i, const MrListed *list, int64 n, const MrHistory *history)
+{
+	Run *run = arg;
+	User *user = &run->users[run->listed[i]];
+	MemoryContext old = MemoryContextSwitchTo(run->user_context);
+
+	CHECK_FOR_INTERRUPTS();
+	run->n_list = (int) n;
+	for (int64 j = 0; j < n; j++)
+	{
+		Entry *entry = &run->list[j];
+
+		entry->row = list[j].row;
+		entry->score = list[j].score;
+		entry->source = list[j].source;
+		entry->category = category_of(run, list[j].row, &list[j].item);
+		entry->is_owned = has_row(history, list[j].row);
+		if (!mr_key_convert(&list[j].item, run->scorer->text_ids, &entry->key, entry->space))
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("item \"%s\" of model \"%s\" is no bigint, as column items of table \"%s\" is",
+						mr_key_cstring(&list[j].item), run->model->name, get_rel_name(run->scorer->target)),
+				 errhint("Drop the scorer and create it again.")));
+	}
+	for (int v = 0; v <= run->scorer->k; v++)
+		run->variants[v].is_made = false;
+	for (; user->cursor >= 0 && user->cursor < run->hi; user->cursor = run->events[user->cursor].next)
+		write_row(run, user, user->cursor);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(run->user_context);
+}
+
+/* The next MAX_ROWS rows. */
+static void
+fetch_rows(Run *run, Tuplestorestate *rows)
+{
+	bool stay = tuplestore_in_memory(rows);
+
+	for (run->hi = run->lo; run->hi < run->n_events && run->hi < run->lo + MAX_ROWS; run->hi++)
+	{
+		MinimalTuple tuple;
+		bool ours;
+
+		if (!tuplestore_gettupleslot(rows, true, false, run->slot))
+			elog(ERROR, "a batch has lost rows");
+		tuple = ExecFetchSlotMinimalTuple(run->slot, &ours);
+		run->rows[run->hi - run->lo] = stay || ours ? tuple : heap_copy_minimal_tuple(tuple);
+	}
+	ExecClearTuple(run->slot);
+}
+
+/* Lists for the users of those rows, and with each of them his rows. */
+static void
+score_rows(Run *run)
+{
+	const MrScorer *scorer = run->scorer;
+	MrWish wish = MR_DEFAULT_WISH;
+	int64 n = 0;
+	MrKey *keys;
+
+	for (int64 e = run->lo; e < run->hi; e++)
+		if (run->users[run->events[e].user].cursor == e)
+			run->listed[n++] = run->events[e].user;
+	keys = palloc(n * sizeof(MrKey) + 1);
+	for (int64 i = 0; i < n; i++)
+		keys[i] = run->users[run->listed[i]].key;
+	wish.k = scorer->k + 1;
+	wish.exclude_seen = scorer->exclude_seen;
+	wish.max_per_category = scorer->max_per_category;
+	wish.baseline = scorer->baseline;
+	wish.with_history = true;
+	mr_recommend_many(run->model, &wish, keys, n, n < MIN_USERS_OF_THREADS ? 1 : 0, take_list, run);
+}
+
+/* Of a batch of more than MAX_ROWS a user may be listed more than once, from the same history. */
+static void
+write_rows(Run *run, Tuplestorestate *rows)
+{
+	const MrScorer *scorer = run->scorer;
+	int64 n_rows = Min(run->n_events, MAX_ROWS);
+	MemoryContext context =
+		AllocSetContextCreate(run->context, "millrace scored rows", ALLOCSET_DEFAULT_SIZES);
+
+	run->slot = MakeSingleTupleTableSlot(scorer->desc, &TTSOpsMinimalTuple);
+	run->rows = palloc(n_rows * sizeof(MinimalTuple) + 1);
+	run->listed = palloc(n_rows * sizeof(int32) + 1);
+	run->list = palloc((scorer->k + 1) * sizeof(Entry));
+	run->variants = palloc0((scorer->k + 1) * sizeof(Variant));
+	run->values = palloc0(scorer->n_columns * sizeof(Datum));
+	run->nulls = palloc(scorer->n_columns * sizeof(bool));
+	memset(run->nulls, true, scorer->n_columns * sizeof(bool));
+	run->user_context = AllocSetContextCreate(run->context, "millrace scored user", ALLOCSET_DEFAULT_SIZES);
+	tuplestore_rescan(rows);
+	for (run->lo = 0; run->lo < run->n_events; run->lo = run->hi)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		fetch_rows(run, rows);
+		score_rows(run);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	ExecDropSingleTupleTableSlot(run->slot);
 }
 
 /* INSERT INTO target (columns) SELECT columns FROM rows: fires triggers, checks constraints. */
@@ -878,55 +1017,11 @@ insert_rows(const MrScorer *scorer, Tuplestorestate *rows)
 	return n_rows;
 }
 
-static uint64
-write_rows(Run *run, Tuplestorestate *rows, MrScoreCounts *counts)
-{
-	const MrScorer *scorer = run->scorer;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(scorer->desc, &TTSOpsMinimalTuple);
-	Datum *values = palloc0(scorer->n_columns * sizeof(Datum));
-	bool *nulls = palloc(scorer->n_columns * sizeof(bool));
-	MrStateWriter *writer = NULL;
-	Tuplestorestate *store = NULL;
-	Relation target = table_open(scorer->target, NoLock);
-	uint64 n_rows;
-
-	memset(nulls, true, scorer->n_columns * sizeof(bool));
-	if (scorer->is_simple)
-		writer = mr_writer_open(scorer->target);
-	else
-		store = tuplestore_begin_heap(false, false, work_mem);
-	tuplestore_rescan(rows);
-	for (int64 i = 0; tuplestore_gettupleslot(rows, true, false, slot); i++)
-	{
-		const Event *event = &run->events[i];
-
-		CHECK_FOR_INTERRUPTS();
-		slot_getallattrs(slot);
-		for (int c = 0; c < scorer->n_columns; c++)
-			if (scorer->from[c] > 0)
-			{
-				values[c] = slot->tts_values[scorer->from[c] - 1];
-				nulls[c] = slot->tts_isnull[scorer->from[c] - 1];
-			}
-		fill_own(run, event, event->user >= 0 && run->users[event->user].last == i, values, nulls, counts);
-		if (writer)
-			mr_writer_put(writer, values, nulls);
-		else
-			tuplestore_putvalues(store, RelationGetDescr(target), values, nulls);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	n_rows = writer ? mr_writer_close(writer) : insert_rows(scorer, store);
-	if (store)
-		tuplestore_end(store);
-	table_close(target, NoLock);
-	return n_rows;
-}
-
 uint64
 mr_scorer_run(MrScorer *scorer, Tuplestorestate *rows, MrScoreCounts *counts)
 {
 	Run run = {.scorer = scorer, .now = GetCurrentTimestamp()};
-	MrScoreCounts batch = {0};
+	Relation target;
 	uint64 n_rows;
 
 	SPI_connect();
@@ -938,14 +1033,23 @@ mr_scorer_run(MrScorer *scorer, Tuplestorestate *rows, MrScoreCounts *counts)
 	run.lists = mr_lists_open(run.model);
 	for (int i = 0; i < MR_N_LIST_SOURCES; i++)
 		run.source_names[i] = CStringGetTextDatum(mr_list_source_name((MrListSource) i));
+	target = table_open(scorer->target, NoLock);
+	run.store_desc = RelationGetDescr(target);
+	if (scorer->is_simple)
+		run.writer = mr_writer_open(scorer->target);
+	else
+		run.store = tuplestore_begin_heap(false, false, work_mem);
 	read_events(&run, rows);
 	read_previous(&run);
-	make_lists(&run);
-	n_rows = write_rows(&run, rows, &batch);
+	write_rows(&run, rows);
+	n_rows = run.writer ? mr_writer_close(run.writer) : insert_rows(scorer, run.store);
+	if (run.store)
+		tuplestore_end(run.store);
+	table_close(target, NoLock);
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 	SPI_finish();
-	mr_score_counts_add(counts, &batch);
+	mr_score_counts_add(counts, &run.counts);
 	return n_rows;
 }
 

@@ -567,7 +567,7 @@ measure(Run *run, int k, int64 n_users)
 	const MrAlsSettings *settings = run->settings;
 
 	mr_holdout_score(run->budget, run->als.pool, run->ratings, run->holdout, settings->core.rank,
-					 run->als.user, run->als.item, !settings->core.implicit, k, true, n_users,
+					 run->als.user, run->als.item, !settings->core.implicit, k, true, NULL, n_users,
 					 &run->fit->scores);
 }
 
@@ -941,6 +941,7 @@ store(const Training *training, const MrRatings *ratings, bool activate)
 		.items = {ratings->items, rank, fit->item},
 		.baseline = {ratings->items, 1, fit->baseline},
 		.trained_on = training->trained_on,
+		.usual = ratings->usual,
 	};
 
 	als.own_history = fit->own.weight;

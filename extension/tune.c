@@ -368,6 +368,8 @@ read_pairs(Tuning *tuning)
 		not_negative |= trials[i].settings.core.implicit;
 		differ |= trials[i].settings.transform != trials[0].settings.transform;
 	}
+	/* Boosts are of the values as they are read. */
+	differ |= !tuning->exclude_seen && !METRICS[tuning->metric].less_is_better;
 	tuning->transformed = differ ? MR_TRANSFORM_NONE : trials[0].settings.transform;
 	mr_enter(&guard, tuning->owner, mr_current_settings());
 	tuning->ratings =
@@ -415,17 +417,20 @@ try_one(void *arg)
 	Trial *trial = tuning->current;
 	const MrAlsSettings *settings = &trial->settings;
 	MrBudget *budget;
+	float *boost = NULL;
 	MrFit fit;
 
 	MemoryContextSwitchTo(tuning->trial_context);
 	budget = mr_budget_create("millrace trial");
 	budget->used_bytes = tuning->budget->used_bytes;
 	mr_als_fit(budget, settings, tuning->ratings, NULL, NULL, NULL, &fit);
+	if (!tuning->exclude_seen && tuning->values && fit.own.weight > 0)
+		boost = mr_own_boosts(budget, tuning->ratings, tuning->values, fit.own.weight);
 	trial->n_iterations = fit.n_iterations;
 	trial->loss = fit.history[fit.n_iterations - 1].loss;
 	mr_holdout_score(budget, mr_pool_create(budget->context, mr_n_threads(settings->n_threads)),
 					 tuning->ratings, &tuning->holdout, settings->core.rank, fit.user, fit.item,
-					 !settings->core.implicit, settings->k, tuning->exclude_seen, 0, &trial->scores);
+					 !settings->core.implicit, settings->k, tuning->exclude_seen, boost, 0, &trial->scores);
 	trial->value = *(const double *) ((const char *) &trial->scores + METRICS[tuning->metric].offset);
 }
 

@@ -53,7 +53,7 @@ COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the a
 CREATE TABLE millrace.factors (
 	model text NOT NULL,
 	version int NOT NULL,
-	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on')),
+	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on', 'usual')),
 	block int NOT NULL CHECK (block >= 0),
 	data bytea NOT NULL,
 	PRIMARY KEY (model, version, side, block),
@@ -64,7 +64,7 @@ ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
 COMMENT ON TABLE millrace.factors IS 'Factor matrices in blocks of thousands of rows; format in extension/README.md';
 COMMENT ON COLUMN millrace.factors.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.factors.version IS 'Version of the model';
-COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had)';
+COMMENT ON COLUMN millrace.factors.side IS 'user, item, or baseline (rank 1: number of users of each item), or trained_on (rank 2: fingerprint of what each user had), or usual (rank 1: mean value of each item where users have it)';
 COMMENT ON COLUMN millrace.factors.block IS 'Number of the block, from 0; rows are in the order of their ids across blocks';
 COMMENT ON COLUMN millrace.factors.data IS 'The block: header, ids, float4 factors, little-endian, checksummed';
 

@@ -358,9 +358,10 @@ typedef struct MrcRanking
 	const int32_t *user_row;   /* n_rows: the row of users that scores for this one */
 	const int64_t *n_relevant; /* n_rows, each > 0; may exceed what is among the items */
 	MrcCsr relevant;		   /* n_rows x n_items; no values */
-	MrcCsr seen;			   /* … x n_items, not to be recommended; no values; start NULL: nothing */
-	const int32_t *seen_row;   /* n_rows: the row of seen that is this user's; NULL: the same row */
-	void *scratch;			   /* mrc_ranking_scratch_bytes(), aligned to 64 */
+	MrcCsr
+		seen; /* … x n_items, not to be recommended; with values: raised by them instead; start NULL: nothing */
+	const int32_t *seen_row; /* n_rows: the row of seen that is this user's; NULL: the same row */
+	void *scratch;			 /* mrc_ranking_scratch_bytes(), aligned to 64 */
 	/* results */
 	double precision;
 	double recall;
@@ -377,8 +378,14 @@ extern MrcStatus mrc_ranking_run(MrcRanking *ranking);
 /* ---- own.c: what users have, in lists that may repeat it ---- */
 
 /*
- * How good lists of k are for each of n_weights weights, where the score of an item that a user has is raised by
- * weight * log(1 + value).  A user has what is in `known`, and nothing else is known of him: he is folded in from it.
+ * What is added to the score of an item that a user has by a value above 0 (else 0): weight * log(1 + v), where v is the
+ * value drawn towards the item's usual one, usual * (1 + value) / (1 + usual).  usual: the mean of the values above 0 of
+ * who has the item; not above 0: not known, v is the value.
+ */
+extern float mrc_own_boost(float weight, float value, float usual);
+
+/*
+ * How good lists of k are for each of n_weights weights of mrc_own_boost() for what a user has.  A user has what is in `known`, and nothing else is known of him: he is folded in from it.
  */
 typedef struct MrcOwn
 {
@@ -388,6 +395,7 @@ typedef struct MrcOwn
 	const float *items;	 /* n_items x rank */
 	MrcCsr known;		 /* n_rows x n_items */
 	const float *rating; /* of each entry of known, what he is folded in from; above 0 */
+	const float *usual;	 /* n_items */
 	MrcCsr relevant;	 /* n_rows x n_items; no values; no row is empty */
 	int64_t k;
 	int n_weights;
@@ -396,8 +404,6 @@ typedef struct MrcOwn
 	double *ndcg;  /* n_weights, out: means over the users, as in MrcRanking */
 } MrcOwn;
 
-/* weight * log(1 + value); 0 of a value that is not above 0. */
-extern float mrc_own_boost(float weight, float value);
 extern size_t mrc_own_scratch_bytes(const MrcOwn *own, int n_threads);
 /* Pool.  The results do not depend on the number of threads. */
 extern MrcStatus mrc_own_run(MrcOwn *own);

@@ -2,9 +2,13 @@
  * own.c: what a user's own history is worth in lists that may repeat it.
  *
  * Factors tell little of how often somebody buys again what he buys: they are few, and their scores go towards 1 for all
- * that he has.  So the score of what he has is raised by weight * log(1 + value), and the weight is measured here: lists are
- * made for each of some weights from one part of what users did, and compared with the other part.  The items that a user
- * does not have are ranked once for all weights, since these do not touch them.
+ * that he has.  So the score of what he has is raised by the logarithm of how often he may be expected to do it.  If rates
+ * of who has an item are distributed as Gamma(1, 1 / usual), usual being their mean, and what he does is Poisson, then the
+ * posterior mean of his rate is usual * (1 + value) / (1 + usual): one purchase of what people buy weekly says more than
+ * one of what they buy once.
+ *
+ * The weight is measured: lists are made for each of some weights from one part of what users did, and compared with the
+ * other part.  The items that a user does not have are ranked once for all weights, since these do not touch them.
  */
 #include "core.h"
 
@@ -15,9 +19,11 @@
 #define BLOCK_USERS 32
 
 float
-mrc_own_boost(float weight, float value)
+mrc_own_boost(float weight, float value, float usual)
 {
-	return value > 0 ? weight * log1pf(value) : 0;
+	if (!(value > 0))
+		return 0;
+	return weight * log1pf(usual > 0 ? usual / (1 + usual) * (1 + value) : value);
 }
 
 static size_t
@@ -117,10 +123,10 @@ ndcg(const MrcOwn *own, int64_t user, const MrcTop *list, int64_t n)
 	return gain / ideal;
 }
 
-/* Add what each weight does for one user.  best: of what he does not have; score, log_value: of what he has. */
+/* Add what each weight does for one user.  best: of what he does not have; score, raise: of what he has, by weight 1. */
 static void
 try_weights(const MrcOwn *own, int64_t user, const MrcTop *best, int64_t n_best, const float *score,
-			const float *log_value, MrcTop *list, double *sums)
+			const float *raise, MrcTop *list, double *sums)
 {
 	int64_t k = list_length(own);
 
@@ -130,7 +136,7 @@ try_weights(const MrcOwn *own, int64_t user, const MrcTop *best, int64_t n_best,
 
 		memcpy(list, best, (size_t) n * sizeof(MrcTop));
 		for (int64_t e = own->known.start[user]; e < own->known.start[user + 1]; e++)
-			insert(list, &n, k, (MrcTop){score[e] + own->weight[w] * log_value[e], own->known.index[e]});
+			insert(list, &n, k, (MrcTop){score[e] + own->weight[w] * raise[e], own->known.index[e]});
 		sums[w] += ndcg(own, user, list, n);
 	}
 }
@@ -147,7 +153,7 @@ own_task(void *arg, int worker, int64_t lo, int64_t hi)
 	double *sums = (double *) take(&at, (size_t) n_blocks(own) * (size_t) own->n_weights * sizeof(double)) +
 		lo / BLOCK_USERS * own->n_weights;
 	float *score = take(&at, (size_t) n_entries * 2 * sizeof(float));
-	float *log_value = score + n_entries;
+	float *raise = score + n_entries;
 	int n = (int) (hi - lo);
 
 	at += (size_t) worker * worker_bytes(own);
@@ -173,13 +179,13 @@ own_task(void *arg, int worker, int64_t lo, int64_t hi)
 		{
 			score[e] =
 				mrc_dot(users + (int64_t) i * rank, own->items + (int64_t) known->index[e] * rank, rank);
-			log_value[e] = mrc_own_boost(1, known->value[e]);
+			raise[e] = mrc_own_boost(1, known->value[e], own->usual[known->index[e]]);
 		}
 	}
 	mrc_topk(users, n, own->items, known->n_cols, rank, skip, n_skip, k, best, n_best, topk_scratch);
 	memset(sums, 0, (size_t) own->n_weights * sizeof(double));
 	for (int i = 0; i < n; i++)
-		try_weights(own, lo + i, best + (int64_t) i * k, n_best[i], score, log_value, best + BLOCK_USERS * k,
+		try_weights(own, lo + i, best + (int64_t) i * k, n_best[i], score, raise, best + BLOCK_USERS * k,
 					sums);
 	return MRC_OK;
 }

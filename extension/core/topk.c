@@ -243,6 +243,28 @@ judge(const MrcRanking *ranking, int64_t row, const MrcTop *top, int64_t n_top, 
 	sums->hit_rate += n_hits > 0;
 }
 
+/* Put what the user has where it belongs in the list, which has all that is best of the rest. */
+static void
+insert_seen(const MrcRanking *ranking, int64_t seen_row, const float *user, int64_t length, MrcTop *list,
+			int64_t *n_list)
+{
+	const MrcCsr *seen = &ranking->seen;
+
+	for (int64_t e = seen->start[seen_row]; e < seen->start[seen_row + 1]; e++)
+	{
+		float score = mrc_dot(user, ranking->items + (int64_t) seen->index[e] * ranking->rank, ranking->rank);
+		MrcTop candidate = {score + seen->value[e], seen->index[e]};
+		int64_t i;
+
+		if (*n_list == length && (length == 0 || !mrc_top_before(candidate, list[length - 1])))
+			continue;
+		i = *n_list < length ? (*n_list)++ : length - 1;
+		for (; i > 0 && mrc_top_before(candidate, list[i - 1]); i--)
+			list[i] = list[i - 1];
+		list[i] = candidate;
+	}
+}
+
 static void *
 take(char **at, size_t n_bytes)
 {
@@ -284,8 +306,11 @@ ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
 	memset(sums, 0, sizeof(*sums));
 	for (int i = 0; i < n; i++)
 	{
-		const MrcTop *list = top + i * length;
+		MrcTop *list = top + i * length;
 
+		if (ranking->seen.value)
+			insert_seen(ranking, ranking->seen_row ? ranking->seen_row[lo + i] : lo + i,
+						users + (int64_t) i * ranking->rank, length, list, &n_top[i]);
 		judge(ranking, lo + i, list, n_top[i], sums);
 		for (int64_t j = 0; j < n_top[i]; j++)
 			listed[list[j].row / 8] |= (unsigned char) (1 << list[j].row % 8);

@@ -34,7 +34,7 @@ SELECT is(parameters, '{"rank": 8, "iterations": 5, "regularization": 0.01, "alp
 SELECT is((kind, version, active, owner::text, query)::text, ('als', 1, true, current_user, 'TABLE shop.purchases')::text, 'view millrace.models')
 	FROM millrace.models WHERE name = 'm';
 SELECT is((users, items, ratings)::text, (SELECT (users, items, ratings)::text FROM result), 'counts in the view') FROM millrace.models WHERE name = 'm';
-SELECT results_eq($$ SELECT side, count(*) FROM millrace.factors WHERE model = 'm' GROUP BY 1 ORDER BY 1 $$, $$ VALUES ('baseline', 1::bigint), ('item', 1), ('trained_on', 1), ('user', 1) $$, 'blocks');
+SELECT results_eq($$ SELECT side, count(*) FROM millrace.factors WHERE model = 'm' GROUP BY 1 ORDER BY 1 $$, $$ VALUES ('baseline', 1::bigint), ('item', 1), ('trained_on', 1), ('user', 1), ('usual', 1) $$, 'blocks');
 SELECT is(attstorage, 'e', 'blocks are stored uncompressed') FROM pg_attribute WHERE attrelid = 'millrace.factors'::regclass AND attname = 'data';
 SELECT is(count(*), 50::bigint, 'user_factors') FROM millrace.user_factors('m');
 SELECT is(array_agg(DISTINCT cardinality(factor)), '{8}', 'factors have the rank') FROM millrace.item_factors('m');

@@ -9,7 +9,7 @@ CREATE FUNCTION taste(u int, i int, salt text) RETURNS bool IMMUTABLE LANGUAGE s
 	$$ SELECT millrace.split(u || ' ' || i || salt, CASE WHEN u % 4 = i % 4 THEN 0.7 ELSE 0.05 END) $$;
 CREATE TABLE shop.r AS SELECT u, i, 1 + (u * i) % 3 AS v FROM generate_series(1, 80) AS u, generate_series(1, 60) AS i WHERE taste(u, i, '');
 CREATE FUNCTION factors_md5(m text, ver int) RETURNS text LANGUAGE sql AS
-	$$ SELECT md5(string_agg(side || block || encode(data, 'hex'), ',' ORDER BY side, block)) FROM millrace.factors WHERE model = m AND version = ver AND side <> 'trained_on' $$;
+	$$ SELECT md5(string_agg(side || block || encode(data, 'hex'), ',' ORDER BY side, block)) FROM millrace.factors WHERE model = m AND version = ver AND side NOT IN ('trained_on', 'usual') $$;
 CREATE FUNCTION active(m text) RETURNS int LANGUAGE sql AS $$ SELECT version FROM millrace.models WHERE name = m AND active $$;
 CREATE FUNCTION all_of(m text) RETURNS text LANGUAGE sql AS $$ SELECT string_agg(t::text, E'\n' ORDER BY version) FROM millrace.models AS t WHERE name = m $$;
 
