@@ -83,6 +83,22 @@ fingerprint_of(uint64 item_hash, float value)
 	return value == 0 ? 0 : mix(item_hash + bits * UINT64CONST(0x9E3779B97F4A7C15));
 }
 
+uint64
+mr_history_hash(const MrKey *item)
+{
+	return hash_key(item);
+}
+
+uint64
+mr_history_fingerprint(const MrHistory *history, const uint64 *item_hashes)
+{
+	uint64 sum = 0;
+
+	for (int64 i = 0; i < history->n; i++)
+		sum += fingerprint_of(item_hashes[history->row[i]], history->value[i]);
+	return sum & FINGERPRINT_MASK;
+}
+
 float *
 mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings)
 {
@@ -762,6 +778,12 @@ mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *hi
 	}
 	MemoryContextSwitchTo(context);
 	MemoryContextDelete(scratch);
+}
+
+bool
+mr_history_is_kept(MrModel *model)
+{
+	return false;
 }
 
 /* ---- SQL ---- */

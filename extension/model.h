@@ -110,7 +110,8 @@ typedef enum MrValues
 {
 	MR_VALUES_IGNORED, /* not read: all 1 */
 	MR_VALUES_ANY,	   /* finite */
-	MR_VALUES_NOT_NEGATIVE
+	MR_VALUES_NOT_NEGATIVE,
+	MR_VALUES_LIVE /* as mr_history_read: rows without user or item are left out, a value that is none is 0 */
 } MrValues;
 
 typedef struct MrRatings
@@ -411,6 +412,11 @@ extern void mr_history_read(MrModel *model, const MrKey *users, int64 n_users, M
 
 /* Whether a user of the model has something else now than the version was trained on; false if that is not known or n is 0. */
 extern bool mr_history_is_new(const MrModel *model, int64 user_row, const MrHistory *history);
+/* Are they read from where they are kept by user, and not by the ratings query? */
+extern bool mr_history_is_kept(MrModel *model);
+/* Its fingerprint; item_hashes: of the model's items, mr_history_hash() each. */
+extern uint64 mr_history_fingerprint(const MrHistory *history, const uint64 *item_hashes);
+extern uint64 mr_history_hash(const MrKey *item);
 
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
@@ -633,6 +639,18 @@ extern float *mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const fl
 /* The weight that this stands for. */
 extern float mr_own_weight(const MrModel *model, float weight);
 
+/* ---- bulk.c: what all users have, in one pass ---- */
+
+typedef struct MrEverybody MrEverybody;
+
+/*
+ * The whole of a model's ratings, as its owner, in CurrentMemoryContext; NULL if they are too many for millrace.max_memory.
+ * n_threads: 0 for one a processor.
+ */
+extern MrEverybody *mr_everybody_read(MrModel *model, int n_threads);
+/* As mr_history_read, out of these; valid as long as they. */
+extern void mr_everybody_get(const MrEverybody *everybody, const MrKey *user, MrHistory *history);
+
 /* ---- recommend.c ---- */
 
 /* Where a row of a list comes from. */
@@ -656,6 +674,9 @@ typedef struct MrWish
 	bool exclude_seen;
 	const int32 *only; /* candidates: rows of model->items, ascending and distinct; NULL: all items */
 	int64 n_only;
+	const MrKey
+		*others; /* candidates that the model does not know, of one kind, in the order of mr_compare_keys */
+	int64 n_others;
 	int max_per_category; /* 0, or the model has no item features: no limit */
 	const char *baseline; /* NULL: nothing is listed from one */
 	float own_history; /* weight of what the user has, if that is not excluded; NaN: the model's; 0: none */
@@ -704,11 +725,10 @@ mr_recommend_given(MrModel *model, const MrWish *wish, const MrHistory *history,
 /* ---- serve.c ---- */
 
 /*
- * The rows of the items that may be listed, ascending and distinct, by what was given as candidates, run as the current user.
- * One statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
+ * The items that may be listed, by what was given as candidates, run as the current user; sets only and others.  One
+ * statement has it run once, as it sees the same rows each time.  They belong to the function that is called.
  */
-extern void
-mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n);
+extern void mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, MrWish *wish);
 /* Arguments; 22023 naming them if they are NULL, k if it is below 1. */
 extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);

@@ -826,6 +826,7 @@ typedef struct Reader
 	DestReceiver dest;
 	MrBudget *budget;
 	const char *what;
+	bool is_live; /* MR_VALUES_LIVE */
 	bool as_owner;
 	bool keep_events;
 	MrPlan shape_plan;
@@ -1165,12 +1166,22 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	if (reader->read_value)
 		any_null |= slot->tts_isnull[2];
 	if (any_null)
-		null_column(reader, slot);
-	if (reader->read_value)
+	{
+		if (!reader->is_live)
+			null_column(reader, slot);
+		if (slot->tts_isnull[0] || slot->tts_isnull[1])
+			return true;
+		value = 0;
+	}
+	else if (reader->read_value)
 	{
 		value = number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
-			bad_value(reader, slot, value);
+		{
+			if (!reader->is_live)
+				bad_value(reader, slot, value);
+			value = 0;
+		}
 	}
 	take_id(reader, slot, 0, reader->shape.user_type, &reader->user, &reader->user_space);
 	take_id(reader, slot, 1, reader->shape.item_type, &reader->item, &reader->item_space);
@@ -1271,9 +1282,13 @@ mr_csr_transpose(MrBudget *budget, MrcPool *pool, const MrcCsr *csr, MrcCsr *tra
 	mr_release(budget, scratch);
 }
 
-/* Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out. */
+/*
+ * Sum the entries [e, end) of a row that have the same column, and stand side by side; they move to out.  is_live: a sum out
+ * of range is the greatest there is, not an error.
+ */
 static int64
-merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what)
+merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings *ratings, const char *what,
+		  bool is_live)
 {
 	while (e < end)
 	{
@@ -1282,6 +1297,8 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 
 		for (; e < end && csr->index[e] == column; e++)
 			sum += csr->value[e];
+		if (fabs(sum) > FLT_MAX && is_live)
+			sum = sum > 0 ? FLT_MAX : -FLT_MAX;
 		if (fabs(sum) > FLT_MAX)
 		{
 			MrKey user = mr_ids_key(&ratings->users, row);
@@ -1391,7 +1408,7 @@ find_usual(MrBudget *budget, MrRatings *ratings)
 }
 
 static void
-merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
+merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what, bool is_live)
 {
 	int64 out = 0;
 
@@ -1407,7 +1424,7 @@ merge_duplicates(MrcCsr *csr, MrRatings *ratings, const char *what)
 			n_same += csr->index[i] == csr->index[i - 1];
 		ratings->repeats |= n_same > 0;
 		if (n_same > 0 || out < e)
-			out = merge_row(csr, row, e, end, out, ratings, what);
+			out = merge_row(csr, row, e, end, out, ratings, what, is_live);
 		else
 			out = end;
 	}
@@ -1470,7 +1487,7 @@ arrange(Reader *reader, MrRatings *ratings, const int32 *user_row, const int32 *
 	mr_release(budget, scratch);
 	if (reader->keep_events)
 		keep_events(budget, ratings);
-	merge_duplicates(csr, ratings, reader->what);
+	merge_duplicates(csr, ratings, reader->what, reader->is_live);
 	if (reader->keep_events)
 		find_usual(budget, ratings);
 }
@@ -1486,7 +1503,11 @@ read_ratings(MrBudget *budget, const char *query, const char *what, bool as_owne
 	clock_t start = clock();
 	clock_t read;
 
-	*reader = (Reader){.budget = budget, .what = what, .as_owner = as_owner, .keep_events = keep};
+	*reader = (Reader){.budget = budget,
+					   .what = what,
+					   .as_owner = as_owner,
+					   .keep_events = keep,
+					   .is_live = values == MR_VALUES_LIVE};
 	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
 	prepare(reader, &reader->shape_plan, query);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);

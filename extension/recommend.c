@@ -12,6 +12,7 @@
 #include <math.h>
 
 #define BLOCK_USERS 4096
+#define MANY_USERS 1000
 #define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
 
 /* One user of a block. */
@@ -52,6 +53,7 @@ typedef struct Run
 	int64 n;
 	const MrHistory *given; /* what each has, if that is not to be read; or NULL */
 	bool reads;				/* what users have */
+	MrEverybody *everybody; /* what all have, if it was read at once; or NULL */
 	MrListSink sink;
 	void *arg;
 	int64 k;		   /* at most all there is */
@@ -64,6 +66,8 @@ typedef struct Run
 	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
 	MrcPool *pool;				/* NULL: no threads */
 	void *scratch;				/* of searches */
+	MrPlan *plans;				/* 2: the ratings query, and has_other()'s; NULL: not needed yet */
+	MemoryContext context;		/* of all this */
 	Block blocks[2];
 } Run;
 
@@ -106,6 +110,9 @@ read_histories(const Run *run, const Block *block)
 
 	if (run->given)
 		memcpy(histories, run->given + block->lo, block->n * sizeof(MrHistory));
+	else if (run->everybody)
+		for (int64 i = 0; i < block->n; i++)
+			mr_everybody_get(run->everybody, &run->users[block->lo + i], &histories[i]);
 	else if (run->reads)
 		mr_history_read(run->model, run->users + block->lo, block->n, histories);
 	return histories;
@@ -356,12 +363,104 @@ listed_rows(const Run *run, int64 n)
 	return rows;
 }
 
+/*
+ * Whether the user has an item of a baseline that the model does not know, and so no history tells: by the ratings query.
+ * This is rare.
+ */
+static bool
+has_other(Run *run, const MrKey *user, const MrKey *item)
+{
+	const MrModel *model = run->model;
+	MemoryContext before = MemoryContextSwitchTo(run->context);
+	char user_space[MR_KEY_SPACE];
+	char item_space[MR_KEY_SPACE];
+	bool has = false;
+	MrGuard guard;
+	MrShape shape;
+	MrKey keys[2];
+	Oid types[2];
+	SPIPlanPtr plan;
+
+	if (run->plans == NULL)
+	{
+		run->plans = palloc(2 * sizeof(MrPlan));
+		mr_plan_init(&run->plans[0], run->context);
+		mr_plan_init(&run->plans[1], run->context);
+	}
+	mr_model_enter(&guard, model);
+	shape = mr_ratings_shape(mr_prepare(&run->plans[0].plan, model->query, 0, NULL), "ratings");
+	types[0] = shape.user_text ? TEXTOID : INT8OID;
+	types[1] = shape.item_text ? TEXTOID : INT8OID;
+	plan = mr_prepare(
+		&run->plans[1].plan,
+		mr_ratings_select(&shape, "", model->query,
+						  "WHERE q.u OPERATOR(pg_catalog.=) $1 AND q.i OPERATOR(pg_catalog.=) $2 LIMIT 1"),
+		2, types);
+	if (mr_key_convert(user, shape.user_text, &keys[0], user_space) &&
+		mr_key_convert(item, shape.item_text, &keys[1], item_space))
+	{
+		Datum values[2];
+
+		for (int i = 0; i < 2; i++)
+			values[i] = keys[i].text ? mr_key_datum(&keys[i]) : Int64GetDatum(keys[i].value);
+		if (SPI_execute_plan(plan, values, NULL, true, 1) != SPI_OK_SELECT)
+			elog(ERROR, "what a user has cannot be read");
+		has = SPI_processed > 0;
+		SPI_freetuptable(SPI_tuptable);
+	}
+	mr_leave(&guard);
+	MemoryContextSwitchTo(before);
+	return has;
+}
+
+/* Whether an item of the baseline that the model does not know is a candidate. */
+static bool
+is_candidate(const MrWish *wish, const MrKey *item)
+{
+	char space[MR_KEY_SPACE];
+	int64 lo = 0;
+	int64 hi = wish->n_others;
+	MrKey key;
+
+	if (hi == 0 || !mr_key_convert(item, wish->others[0].text, &key, space))
+		return false;
+	while (lo < hi)
+	{
+		int64 middle = lo + (hi - lo) / 2;
+		int order = mr_compare_keys(&wish->others[middle], &key);
+
+		if (order == 0)
+			return true;
+		if (order < 0)
+			lo = middle + 1;
+		else
+			hi = middle;
+	}
+	return false;
+}
+
+/* Whether the i-th of the baseline may be listed, but for the limit of its category. */
+static bool
+may_list(Run *run, const MrKey *user, const MrHistory *history, int64 i)
+{
+	const MrWish *wish = run->wish;
+	int32 row = run->baseline->row[i];
+	MrKey item;
+
+	if (row >= 0)
+		return !(wish->exclude_seen && contains(history->row, history->n, row)) &&
+			(wish->only == NULL || contains(wish->only, wish->n_only, row));
+	item = mr_baseline_key(run->model, run->baseline, i);
+	if (wish->only && !is_candidate(wish, &item))
+		return false;
+	return !(wish->exclude_seen && run->reads && !is_nobody(user) && has_other(run, user, &item));
+}
+
 /* Append from the baseline to the n that are listed, and return how many there are then. */
 static int64
-fill(const Run *run, const MrHistory *history, int64 n)
+fill(Run *run, const MrKey *user, const MrHistory *history, int64 n)
 {
 	const MrBaseline *baseline = run->baseline;
-	const MrWish *wish = run->wish;
 	int64 n_ranked = n;
 	int32 *ranked = listed_rows(run, n_ranked);
 
@@ -371,13 +470,8 @@ fill(const Run *run, const MrHistory *history, int64 n)
 	{
 		int32 row = baseline->row[i];
 
-		if (wish->exclude_seen && contains(history->row, history->n, row))
-			continue;
-		if (wish->only && !contains(wish->only, wish->n_only, row))
-			continue;
-		if (contains(ranked, n_ranked, row))
-			continue;
-		if (!take_category(run, baseline->category ? baseline->category[i] : -1))
+		if (contains(ranked, n_ranked, row) || !may_list(run, user, history, i) ||
+			!take_category(run, baseline->category ? baseline->category[i] : -1))
 			continue;
 		run->list[n++] =
 			(MrListed){mr_baseline_key(run->model, baseline, i), row, baseline->score[i], MR_SOURCE_BASELINE};
@@ -389,7 +483,7 @@ fill(const Run *run, const MrHistory *history, int64 n)
 }
 
 static void
-emit_user(const Run *run, const Block *block, int64 i)
+emit_user(Run *run, const Block *block, int64 i)
 {
 	const Person *person = &block->people[i];
 	int64 n = 0;
@@ -408,12 +502,12 @@ emit_user(const Run *run, const Block *block, int64 i)
 		}
 	}
 	if (n < run->k && run->baseline && (person->search < 0 || run->category))
-		n = fill(run, &block->histories[i], n);
+		n = fill(run, &run->users[block->lo + i], &block->histories[i], n);
 	run->sink(run->arg, block->lo + i, run->list, n, &block->histories[i]);
 }
 
 static void
-emit_block(const Run *run, const Block *block)
+emit_block(Run *run, const Block *block)
 {
 	for (int64 i = 0; i < block->n; i++)
 	{
@@ -472,6 +566,19 @@ make_room(Run *run, int n_threads)
 			AllocSetContextCreate(context, "millrace pool of threads", ALLOCSET_SMALL_SIZES), n_threads);
 }
 
+/*
+ * Read what all users have at once if most of them are asked for.  That pays from a third on; and not where what users
+ * have is kept by user.
+ */
+static void
+read_everybody(Run *run, int n_threads)
+{
+	if (!run->reads || run->n < MANY_USERS || run->n < run->model->users.ids.n / 3 ||
+		mr_history_is_kept(run->model))
+		return;
+	run->everybody = mr_everybody_read(run->model, n_threads);
+}
+
 static void
 open_lists(Run *run)
 {
@@ -513,7 +620,9 @@ recommend(MrModel *model, const MrWish *wish, const MrKey *users, const MrHistor
 
 	run.reads =
 		model->query && (wish->exclude_seen || wish->fold_in || run.own_history > 0 || wish->with_history);
+	run.context = context;
 	open_lists(&run);
+	read_everybody(&run, n_threads);
 	make_room(&run, n_threads);
 	if (n > 0)
 		go(&run);

@@ -24,6 +24,13 @@ PG_FUNCTION_INFO_V1(mr_recommend_from_items);
 
 /* ---- ids of a query that the caller gave ---- */
 
+/* For qsort of keys of one kind. */
+static int
+compare_keys(const void *a, const void *b)
+{
+	return mr_compare_keys(a, b);
+}
+
 /* Receives the first column of each row; NULL: it is NULL.  The key is valid until it returns. */
 typedef void (*TakeKey)(void *arg, const MrKey *key);
 
@@ -179,8 +186,30 @@ typedef struct Candidates
 	int64 n;
 	int64 size;
 	bool sorted;
+	MrKey *others; /* others_size: those that are no items of the model */
+	int64 n_others;
+	int64 others_size;
 	MemoryContext context;
 } Candidates;
+
+static void
+add_other(Candidates *candidates, const MrKey *key)
+{
+	MrKey *other;
+
+	if (candidates->n_others == candidates->others_size)
+	{
+		candidates->others_size = Max(candidates->others_size * 2, 64);
+		candidates->others = candidates->others
+			? repalloc_huge(candidates->others, candidates->others_size * sizeof(MrKey))
+			: MemoryContextAllocHuge(candidates->context, candidates->others_size * sizeof(MrKey));
+	}
+	other = &candidates->others[candidates->n_others++];
+	*other = *key;
+	if (key->text)
+		other->bytes =
+			memcpy(MemoryContextAlloc(candidates->context, key->n_bytes + 1), key->bytes, key->n_bytes);
+}
 
 static void
 take_candidate(void *arg, const MrKey *key)
@@ -189,7 +218,11 @@ take_candidate(void *arg, const MrKey *key)
 	int64 row = key ? mr_ids_find(candidates->items, key) : -1;
 
 	if (row < 0)
+	{
+		if (key)
+			add_other(candidates, key);
 		return;
+	}
 	if (candidates->n == candidates->size)
 	{
 		candidates->size = Max(candidates->size * 2, 1024);
@@ -214,6 +247,9 @@ typedef struct Kept
 	pg_uuid_t uuid;
 	int32 *rows; /* ascending and distinct */
 	int64 n;
+	MrKey *others; /* in order */
+	int64 n_others;
+	MemoryContext context; /* of all that */
 } Kept;
 
 static void
@@ -226,22 +262,22 @@ no_candidates(const MrModel *model, uint64 n_given)
 }
 
 void
-mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, const int32 **rows, int64 *n)
+mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, MrWish *wish)
 {
 	FmgrInfo *function = fcinfo->flinfo;
 	Kept *kept = function->fn_extra;
 	ErrorContextCallback callback = {error_context_stack, candidates_context, NULL};
-	Candidates candidates = {.items = &model->items.ids, .sorted = true, .context = function->fn_mcxt};
+	Candidates candidates = {.items = &model->items.ids, .sorted = true};
 	uint64 n_given;
 
 	if (kept == NULL)
 		kept = function->fn_extra = MemoryContextAllocZero(function->fn_mcxt, sizeof(Kept));
-	if (kept->given == NULL || strcmp(kept->given, given) != 0 ||
+	if (kept->context == NULL || strcmp(kept->given, given) != 0 ||
 		memcmp(&kept->uuid, &model->uuid, sizeof(pg_uuid_t)) != 0)
 	{
 		error_context_stack = &callback;
-		candidates.rows = MemoryContextAlloc(function->fn_mcxt, sizeof(int32));
-		candidates.size = 1;
+		candidates.context =
+			AllocSetContextCreate(function->fn_mcxt, "millrace candidates", ALLOCSET_DEFAULT_SIZES);
 		n_given = read_keys(candidates_plan(given), "candidates", "item id", take_candidate, &candidates);
 		error_context_stack = callback.previous;
 		if (!candidates.sorted)
@@ -251,18 +287,21 @@ mr_candidates(FunctionCallInfo fcinfo, const MrModel *model, const char *given, 
 		}
 		if (candidates.n == 0)
 			no_candidates(model, n_given);
-		if (kept->given)
-		{
-			pfree(kept->given);
-			pfree(kept->rows);
-		}
-		kept->given = MemoryContextStrdup(function->fn_mcxt, given);
+		qsort(candidates.others, candidates.n_others, sizeof(MrKey), compare_keys);
+		if (kept->context)
+			MemoryContextDelete(kept->context);
+		kept->context = candidates.context;
+		kept->given = MemoryContextStrdup(kept->context, given);
 		kept->uuid = model->uuid;
-		kept->rows = candidates.rows;
+		kept->rows = candidates.rows ? candidates.rows : MemoryContextAlloc(kept->context, sizeof(int32));
 		kept->n = candidates.n;
+		kept->others = candidates.others;
+		kept->n_others = candidates.n_others;
 	}
-	*rows = kept->rows;
-	*n = kept->n;
+	wish->only = kept->rows;
+	wish->n_only = kept->n;
+	wish->others = kept->others;
+	wish->n_others = kept->n_others;
 }
 
 /* ---- arguments ---- */
@@ -324,7 +363,7 @@ limit_args(FunctionCallInfo fcinfo, int n, MrModel *model, MrWish *wish)
 	}
 	wish->baseline = text_arg(fcinfo, n + 2);
 	if (!PG_ARGISNULL(n))
-		mr_candidates(fcinfo, model, mr_name_arg(fcinfo, n, "candidates"), &wish->only, &wish->n_only);
+		mr_candidates(fcinfo, model, mr_name_arg(fcinfo, n, "candidates"), wish);
 }
 
 /* ---- rows ---- */
@@ -467,21 +506,6 @@ typedef struct Users
 	bool sorted; /* ascending and distinct so far */
 	bool nobody;
 } Users;
-
-static int
-compare_keys(const void *a, const void *b)
-{
-	const MrKey *key_a = a;
-	const MrKey *key_b = b;
-
-	if (key_a->text)
-	{
-		int order = memcmp(key_a->bytes, key_b->bytes, Min(key_a->n_bytes, key_b->n_bytes));
-
-		return order != 0 ? order : (key_a->n_bytes > key_b->n_bytes) - (key_a->n_bytes < key_b->n_bytes);
-	}
-	return (key_a->value > key_b->value) - (key_a->value < key_b->value);
-}
 
 static void
 add_user(Users *users, MrKey key)

@@ -82,8 +82,7 @@ mr_similar_items(PG_FUNCTION_ARGS)
 {
 	char *name = mr_name_arg(fcinfo, 0, "model");
 	int64 k = mr_k_arg(fcinfo, 2);
-	const int32 *only = NULL;
-	int64 n_only = 0;
+	MrWish wish = {0};
 	MrModel *model;
 	MrKey item;
 
@@ -91,14 +90,14 @@ mr_similar_items(PG_FUNCTION_ARGS)
 	SPI_connect();
 	model = mr_model_open(name);
 	if (!PG_ARGISNULL(3))
-		mr_candidates(fcinfo, model, mr_name_arg(fcinfo, 3, "candidates"), &only, &n_only);
+		mr_candidates(fcinfo, model, mr_name_arg(fcinfo, 3, "candidates"), &wish);
 	if (key_arg(fcinfo, 1, &item))
 	{
 		int64 row = mr_ids_find(&model->items.ids, &item);
 
 		if (row >= 0)
 			put_similar((ReturnSetInfo *) fcinfo->resultinfo, &model->index, &model->items.ids,
-						model->items.factors + row * model->items.rank, row, k, only, n_only);
+						model->items.factors + row * model->items.rank, row, k, wish.only, wish.n_only);
 	}
 	SPI_finish();
 	PG_RETURN_NULL();

@@ -764,14 +764,13 @@ history_row(HeapTuple tuple, TupleDesc desc)
 	return stream;
 }
 
-/* All, or those of a source. */
+/* All, or those of a source.  A scan without a snapshot takes a new one, in a parallel operation, too. */
 List *
 mr_history_streams(Oid source)
 {
 	List *streams = NIL;
-	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
 	Relation rel = table_open(mr_catalog("stream"), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	HeapTuple tuple;
 
 	while ((tuple = systable_getnext(scan)) != NULL)
@@ -783,7 +782,6 @@ mr_history_streams(Oid source)
 	}
 	systable_endscan(scan);
 	table_close(rel, NoLock);
-	UnregisterSnapshot(snapshot);
 	return streams;
 }
 
