@@ -503,6 +503,12 @@ extern void mr_track_scan_user(MrTrackScan *scan, const MrKey *user);
 extern bool mr_track_scan_next(MrTrackScan *scan);
 extern void mr_track_scan_end(MrTrackScan *scan);
 
+/*
+ * Make what serving needs of a model's active version, for who has stored that in this transaction: whoever comes first
+ * then has nothing to wait for.  A warning if that fails.
+ */
+extern void mr_model_make_ready(const char *name);
+
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
 
