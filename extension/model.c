@@ -1214,6 +1214,30 @@ warm_model(void *arg)
 	warming->n_bytes = model->cache->is_shared ? model->cache->n_bytes : 0;
 }
 
+/* error: NULL if there is none */
+static void
+warn_unless_cancelled(const char *name, ErrorData *error)
+{
+	if (error && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		ReThrowError(error);
+	if (error)
+		ereport(
+			WARNING,
+			(errcode(error->sqlerrcode), errmsg("model \"%s\" cannot be served: %s", name, error->message)));
+}
+
+void
+mr_model_make_ready(const char *name)
+{
+	Warming warming = {name};
+
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	warn_unless_cancelled(name, mr_attempt(warm_model, &warming));
+	PopActiveSnapshot();
+	SPI_finish();
+}
+
 /* All models that have an active version; one that fails does not keep the others from being served. */
 static int64
 warm_all(void)

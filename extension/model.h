@@ -419,6 +419,12 @@ extern uint64 mr_history_hash(const MrKey *item);
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
 
+/*
+ * Make what serving needs of a model's active version, for who has stored that in this transaction: whoever comes first
+ * then has nothing to wait for.  A warning if that fails.
+ */
+extern void mr_model_make_ready(const char *name);
+
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
 

@@ -690,6 +690,7 @@ typedef struct Training
 	int64 n_items;
 	MrFit fit;
 	double seconds;
+	bool activated;
 	char *reason; /* why it is not active, or why no gate was passed; NULL: none to give */
 } Training;
 
@@ -986,7 +987,7 @@ train(FunctionCallInfo fcinfo, Training *training)
 	ratings = read_ratings(training, budget);
 	mr_als_fit(budget, &training->als, ratings, training->als.holdout > 0 ? &training->holdout : NULL,
 			   is_warm ? &warm : NULL, psprintf("model \"%s\"", training->name), &training->fit);
-	activated = passes(training);
+	training->activated = activated = passes(training);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	version = store(training, ratings, activated);
 	if (training->activate && !activated)
@@ -1009,6 +1010,7 @@ Datum
 mr_train_als(PG_FUNCTION_ARGS)
 {
 	Training training = {.start_ms = mr_now_ms()};
+	Datum result;
 
 	PreventCommandIfReadOnly("millrace.train_als()");
 	train_als_arguments(fcinfo, &training);
@@ -1018,7 +1020,10 @@ mr_train_als(PG_FUNCTION_ARGS)
 	training.settings = mr_current_settings();
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
-	PG_RETURN_DATUM(train(fcinfo, &training));
+	result = train(fcinfo, &training);
+	if (training.activated)
+		mr_model_make_ready(training.name);
+	PG_RETURN_DATUM(result);
 }
 
 Datum
@@ -1038,5 +1043,7 @@ mr_retrain(PG_FUNCTION_ARGS)
 	retrain_settings(fcinfo, &training.als);
 	result = train(fcinfo, &training);
 	mr_lists_retrained(training.name, training.owner);
+	if (training.activated)
+		mr_model_make_ready(training.name);
 	PG_RETURN_DATUM(result);
 }
