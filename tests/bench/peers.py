@@ -212,15 +212,15 @@ def implicit_iteration(rank, cg):
     return model.spent
 
 
-def implicit_recommend(users_path, items_path, rank, batch, blas_threads, k=10):
-    """All users, k items each that they do not have, with our factors: seconds, CPU seconds, users."""
+def implicit_recommend(users_path, items_path, rank, batch, blas_threads, users=None, k=10):
+    """All users or the first ones, k items each that they do not have, with our factors: seconds, CPU seconds, users."""
     from threadpoolctl import threadpool_limits
     model = held.get("served")
     if model is None:
         model = held["served"] = implicit_model(factors=rank)
         model.user_factors = factors_of(users_path, rank, held["users"])
         model.item_factors = factors_of(items_path, rank, held["items"])
-    ratings, n = held["ratings"], held["ratings"].shape[0]
+    ratings, n = held["ratings"], users or held["ratings"].shape[0]
     parts = []
     with threadpool_limits(limits=blas_threads, user_api="blas"):
         wall, cpu = time.monotonic(), time.process_time()
@@ -246,10 +246,11 @@ def forget():
 # ---- an independent implementation ----
 
 def factors_of(path, rank, ids):
-    """COPY … BINARY of (bigint, real[]) as a matrix, rows in the order of ids."""
+    """COPY … BINARY of (bigint, real[]) as a matrix, rows in the order of ids, others left out."""
     row = np.dtype([("n", ">i2"), ("l", ">i4"), ("id", ">i8"), ("la", ">i4"), ("head", "5>i4"), ("e", [("l", ">i4"), ("v", ">f4")], rank)])
     raw = Path(path).read_bytes()
     rows = np.frombuffer(raw, row, count=(len(raw) - 21) // row.itemsize, offset=19)
+    rows = rows[np.isin(rows["id"], ids)]
     out = np.zeros((len(ids), rank), np.float32)
     out[np.searchsorted(ids, rows["id"])] = rows["e"]["v"]
     return out
