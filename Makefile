@@ -16,7 +16,7 @@ TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
-.PHONY: all help deps deps-check install demo demo-stop check check-fast check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean check check-fast check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -27,6 +27,7 @@ help:
 	  'make            build the extension and the ingester (installs missing packages first)' \
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
+	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
 	  'make check      all tests;  make check-fast leaves out the Kafka broker and Spark' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
@@ -58,13 +59,20 @@ demo: install
 demo-stop:
 	tests/e2e/retail/demo stop
 
+demo-recommend: install
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) kcat)
+	tests/e2e/demo-recommend/demo
+
+demo-recommend-clean:
+	tests/e2e/demo-recommend/demo clean
+
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
 	$(PROVE) tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/kafka-% tests/e2e/spark/%,$(wildcard tests/e2e/*/run.sh))
+	$(PROVE) $(filter-out tests/e2e/kafka-% tests/e2e/demo-recommend/% tests/e2e/spark/%,$(wildcard tests/e2e/*/run.sh))
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check
