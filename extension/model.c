@@ -588,6 +588,7 @@ mr_prune(PG_FUNCTION_ARGS)
 	n_removed = SPI_processed;
 	forget_caches();
 	mr_leave(&guard);
+	mr_history_sweep();
 	SPI_finish();
 	PG_RETURN_INT32((int32) n_removed);
 }
@@ -614,6 +615,7 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	mr_exec_args("DELETE FROM millrace.tuning WHERE model = $1", SPI_OK_DELETE, false, 1, types, values,
 				 NULL);
 	mr_leave(&guard);
+	mr_history_sweep();
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -233,6 +233,16 @@ mr_compare_keys(const MrKey *a, const MrKey *b)
 }
 
 bool
+mr_same_key(const MrKey *a, const MrKey *b)
+{
+	if (a->text != b->text)
+		return false;
+	if (!a->text)
+		return a->value == b->value;
+	return a->n_bytes == b->n_bytes && memcmp(a->bytes, b->bytes, a->n_bytes) == 0;
+}
+
+bool
 mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space)
 {
 	if (key->text == is_text)

@@ -670,6 +670,14 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 
 /* ---- train_als and retrain ---- */
 
+/* Whether what users have is to be kept (track.c). */
+typedef enum Track
+{
+	TRACK_IF_EASY,
+	TRACK,
+	TRACK_NOT
+} Track;
+
 typedef struct Training
 {
 	double start_ms;
@@ -679,6 +687,7 @@ typedef struct Training
 	MrAlsSettings als;
 	bool warm_start;
 	bool activate;
+	Track track;
 	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
 	char *query; /* NULL until ratings has been understood */
@@ -736,6 +745,7 @@ train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 	als->n_threads = threads_arg(fcinfo, 8);
 	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
 	training->activate = bool_arg(fcinfo, 11, "activate");
+	training->track = PG_ARGISNULL(19) ? TRACK_IF_EASY : PG_GETARG_BOOL(19) ? TRACK : TRACK_NOT;
 	training->gate_tolerance = -1;
 }
 
@@ -990,6 +1000,9 @@ train(FunctionCallInfo fcinfo, Training *training)
 	training->activated = activated = passes(training);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	version = store(training, ratings, activated);
+	if (training->track != TRACK_NOT)
+		mr_track_model(training->name, training->query, training->owner, training->settings,
+					   training->fit.n_ratings, training->track == TRACK);
 	if (training->activate && !activated)
 		ereport(
 			WARNING,
