@@ -55,6 +55,8 @@ extern void mr_check_rollup(MrDefinition *def, AttrNumber window_column);
 /* Number of the column with the window in the view's result; 0 if it is not shown. */
 extern AttrNumber mr_window_column(MrDefinition *def);
 extern MrWindow mr_definition_window(Oid view);
+/* Volatile functions, now(), current_date and their like? */
+extern bool mr_depends_on_moment(Node *node);
 extern MrStateType mr_state_type(Aggref *agg);
 extern List *mr_call_arguments(Expr *call);
 

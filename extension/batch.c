@@ -46,13 +46,15 @@ typedef enum LatePolicy
 
 typedef enum StreamKind
 {
+	STREAM_HISTORY,
 	STREAM_PIPE,
 	STREAM_AGGREGATE,
 	STREAM_SCORER,
 	STREAM_ALERT
 } StreamKind;
 
-static const char *const KINDS[] = {[STREAM_PIPE] = "pipe",
+static const char *const KINDS[] = {[STREAM_HISTORY] = "history",
+									[STREAM_PIPE] = "pipe",
 									[STREAM_AGGREGATE] = "aggregate",
 									[STREAM_SCORER] = "scorer",
 									[STREAM_ALERT] = "alert"};
@@ -81,6 +83,7 @@ typedef struct Stream
 	bool has_retention;			/* … */
 	MrAggregatePlan *aggregate; /* … NULL until first used */
 	uint64 planned_at;			/* aggregate, scorer: Leaf.n_changes when it was planned */
+	MrTrack *track;				/* history: NULL until first used; its tables are target and delta */
 	MrScorer *scorer;			/* scorer: NULL until first used */
 	MrAlert *alert;				/* alert: NULL until first used */
 } Stream;
@@ -117,6 +120,7 @@ typedef struct StreamWork
 	Oid definition;
 	Oid state;
 	Oid delta;
+	Oid history; /* the first table of a stream of that kind; delta is its second */
 	bool has_retention;
 	MrSeen *seen; /* NULL: no watermark */
 	TimestampTz watermark;
@@ -274,7 +278,8 @@ read_streams(Leaf *leaf)
 		" LEFT JOIN pg_catalog.pg_class c ON c.oid = CASE WHEN t.kind IN ('alert', 'scorer') THEN t.target "
 		"ELSE"
 		" t.state END WHERE s.source = ANY ($1)"
-		" ORDER BY CASE t.kind WHEN 'scorer' THEN 1 WHEN 'alert' THEN 2 ELSE 0 END, t.seq",
+		" ORDER BY CASE t.kind WHEN 'history' THEN 0 WHEN 'scorer' THEN 2 WHEN 'alert' THEN 3 ELSE 1 END, "
+		"t.seq",
 		SPI_OK_SELECT, true, 1, types, values, NULL);
 	spi = MemoryContextSwitchTo(leaf->context);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -556,29 +561,44 @@ fold_pause(Oid state)
 	return pause;
 }
 
+/* Whether it is this transaction's turn: on average once for FOLD_ROWS rows written to the table. */
+static bool
+is_turn(Oid table, uint64 n_rows)
+{
+	FullTransactionId xid = GetTopFullTransactionId();
+	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), table);
+
+	return n_rows > 0 && !IsolationUsesXactSnapshot() && chance % Max(FOLD_ROWS, 4 * n_rows) < n_rows;
+}
+
 static void
 fold_now_and_then(const StreamWork *stream)
 {
-	FullTransactionId xid = GetTopFullTransactionId();
-	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), stream->state);
+	Oid table = OidIsValid(stream->history) ? stream->history : stream->state;
 	double start = mr_now_ms();
 	FoldPause *pause;
 	MrGuard guard;
 
-	if (!OidIsValid(stream->state) || stream->rows == 0 || get_rel_relkind(stream->definition) == '\0' ||
-		IsolationUsesXactSnapshot() || chance % Max(FOLD_ROWS, 4 * stream->rows) >= stream->rows)
+	if (!OidIsValid(table) || !is_turn(table, stream->rows) ||
+		get_rel_relkind(OidIsValid(stream->history) ? table : stream->definition) == '\0')
 		return;
-	pause = fold_pause(stream->state);
-	if (start < pause->until_ms || !mr_state_lock(stream->state, false))
+	pause = fold_pause(table);
+	if (start < pause->until_ms || !mr_state_lock(table, false))
 		return;
-	mr_enter(&guard, stream->owner, stream->settings);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (stream->has_retention)
-		(void) mr_drop_expired_windows(cstring_to_text(stream->name), false);
-	(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
+	if (OidIsValid(stream->history))
+		(void) mr_track_fold(table, stream->delta, FOLD_LIMIT);
+	else
+	{
+		mr_enter(&guard, stream->owner, stream->settings);
+		if (stream->has_retention)
+			(void) mr_drop_expired_windows(cstring_to_text(stream->name), false);
+		(void) mr_fold(stream->definition, stream->state, stream->delta, FOLD_LIMIT, false);
+		mr_leave(&guard);
+	}
 	PopActiveSnapshot();
-	mr_leave(&guard);
-	mr_watermark_prune(stream->state, false);
+	if (!OidIsValid(stream->history))
+		mr_watermark_prune(stream->state, false);
 	pause->until_ms = mr_now_ms() + (FOLD_PAUSE - 1) * (mr_now_ms() - start);
 }
 
@@ -886,6 +906,19 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 }
 
 static uint64
+run_history(Stream *stream, Leaf *leaf, Tuplestorestate *old_rows, Tuplestorestate *new_rows)
+{
+	if (stream->track == NULL || leaf->n_changes != stream->planned_at)
+	{
+		stream->track = NULL;
+		stream->planned_at = leaf->n_changes;
+		stream->track =
+			mr_track_plan(stream->command, stream->window_text, leaf->relid, leaf->context, &leaf->depends);
+	}
+	return mr_track_run(stream->track, stream->delta, old_rows, new_rows);
+}
+
+static uint64
 run_scorer(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *rows)
 {
 	if (stream->scorer)
@@ -946,6 +979,11 @@ note_stream(StreamWork *counts, const Stream *stream)
 {
 	MemoryContext old;
 
+	if (stream->kind == STREAM_HISTORY)
+	{
+		counts->history = stream->target;
+		counts->delta = stream->delta;
+	}
 	if (!is_aggregate(stream) || OidIsValid(counts->state))
 		return;
 	old = MemoryContextSwitchTo(TopTransactionContext);
@@ -968,6 +1006,7 @@ typedef struct Attempt
 	StreamWork *counts;
 	Tuplestorestate *rows;
 	Tuplestorestate *more_rows; /* of an UPDATE */
+	Tuplestorestate *old_rows;	/* history: those that have gone */
 	MrRanges *ranges;
 	List *changes;	/* of an alert: Change */
 	MrTimes *panes; /* of an aggregate that an alert may read: those that it writes */
@@ -1000,6 +1039,9 @@ handle(void *given)
 	mr_enter(&guard, stream->owner, stream->settings);
 	switch (stream->kind)
 	{
+		case STREAM_HISTORY:
+			n_rows = run_history(stream, arg->leaf, arg->old_rows, arg->rows);
+			break;
 		case STREAM_PIPE:
 			n_rows = run_pipe(stream, arg->leaf->relid, arg->rows);
 			break;
@@ -1094,8 +1136,8 @@ keep_rows(Stream *stream, Leaf *leaf, Tuplestorestate *rows, const char *reason)
 {
 	MrGuard guard;
 
-	/* An alert that is started again looks at what has become final since. */
-	if (stream->kind == STREAM_ALERT)
+	/* An alert that is started again looks at what has become final since; what users have is filled anew. */
+	if (stream->kind == STREAM_ALERT || stream->kind == STREAM_HISTORY)
 		return;
 	if (is_aggregate(stream))
 	{
@@ -1129,8 +1171,14 @@ try_stream(Attempt *arg)
 	/* A message may quote values, and the catalog can be read by all. */
 	arg->error =
 		psprintf("SQLSTATE %s; the message is in the server's log", unpack_sql_state(error->sqlerrcode));
-	/* Of several sessions, one writes it; that the others cannot is no harm. */
-	(void) mr_attempt(write_failure, arg);
+	/*
+	 * Of several sessions, one writes it; that the others cannot is no harm, for they mark their windows or keep their rows.
+	 * Not so where readers must know that rows are missing.
+	 */
+	if (stream->kind == STREAM_HISTORY)
+		mr_stream_set(stream->name, arg->leaf->source, "failed", arg->error, InvalidOid, NULL);
+	else
+		(void) mr_attempt(write_failure, arg);
 	keep_rows(stream, arg->leaf, arg->rows, arg->error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode), errmsg("stream \"%s\" has failed and is suspended", stream->name),
@@ -1203,6 +1251,24 @@ mr_mark_table(Oid rel, const char *reason)
 			mark_windows(lfirst(lc), leaf, NULL, NULL, reason);
 }
 
+/* Of an UPDATE or DELETE the rows that have gone and come; without rows, a TRUNCATE. */
+static void
+change_history(Stream *stream, Leaf *leaf, Tuplestorestate *old_rows, Tuplestorestate *new_rows)
+{
+	ErrorContextCallback callback = {error_context_stack, stream_error_context, stream};
+	StreamWork counts = {0};
+	Attempt arg = {.stream = stream, .leaf = leaf, .counts = &counts, .rows = new_rows, .old_rows = old_rows};
+
+	if (stream->is_suspended)
+		return;
+	error_context_stack = &callback;
+	if (old_rows || new_rows)
+		try_stream(&arg);
+	else
+		mr_track_truncated(stream->name, leaf->source, leaf->relid);
+	error_context_stack = callback.previous;
+}
+
 /* UPDATE, DELETE or TRUNCATE: the windows that it touches are to be computed anew. */
 static void
 mark_change(TriggerData *trigger)
@@ -1229,6 +1295,8 @@ mark_change(TriggerData *trigger)
 	foreach (lc, leaf->streams)
 		if (is_aggregate(lfirst(lc)))
 			mark_windows(lfirst(lc), leaf, old_rows, new_rows, reason);
+		else if (((Stream *) lfirst(lc))->kind == STREAM_HISTORY)
+			change_history(lfirst(lc), leaf, old_rows, new_rows);
 }
 
 Datum

@@ -278,6 +278,12 @@ moment_walker(Node *node, void *context)
 	return expression_tree_walker(node, moment_walker, context);
 }
 
+bool
+mr_depends_on_moment(Node *node)
+{
+	return moment_walker(node, NULL);
+}
+
 static void
 check_shape(Query *query)
 {

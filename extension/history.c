@@ -1,14 +1,25 @@
 /*
  * history.c: what users have, live.
  *
- * By the model's ratings query, restricted to the users who are asked for, as the model's owner; many users are one query.
+ * From the tables that a stream keeps for the model's ratings (track.c), if there is one, if it runs, if what it holds is
+ * what the query reads, and if the active snapshot shows the transaction that made it so.  Otherwise by the ratings query,
+ * restricted to the users who are asked for, as the model's owner; many users are one query.
+ *
+ * The tables are read without becoming the owner and without SQL: an index scan for each user.  But the owner must still
+ * be one who may read the source without limits, else the query answers, or its error.
  */
 #include "model.h"
 
 #include <float.h>
 #include <math.h>
 
+#include "access/relscan.h"
+#include "catalog/pg_class.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/acl.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(mr_user_history);
 
@@ -19,6 +30,18 @@ typedef struct MrHistoryReader
 	MrPlan shape_plan; /* the query as it is */
 	MrPlan one_plan;   /* … of user $1 */
 	MrPlan many_plan;  /* … of users $1 */
+	/* The stream; what is known of it is out of date when the cache entry of one of the relations changes. */
+	bool is_checked;
+	bool has_stream;
+	MemoryContext context; /* of the relations; NULL: never looked */
+	List *relations;
+	Oid source;
+	Oid target;
+	Oid delta;
+	TransactionId xmin;
+	bool user_text;
+	bool was_kept; /* the last answer came from there */
+	MemoryContextCallback callback;
 } MrHistoryReader;
 
 /* One row that was read, of the model's items. */
@@ -168,16 +191,6 @@ finder_init(Finder *finder, const MrIds *ids, int64 n_finds)
 	}
 }
 
-static bool
-same_key(const MrKey *a, const MrKey *b)
-{
-	if (a->text != b->text)
-		return false;
-	if (!a->text)
-		return a->value == b->value;
-	return a->n_bytes == b->n_bytes && memcmp(a->bytes, b->bytes, a->n_bytes) == 0;
-}
-
 /* -1: there is no such id. */
 static int64
 find(const Finder *finder, const MrKey *wanted)
@@ -199,7 +212,7 @@ find(const Finder *finder, const MrKey *wanted)
 	{
 		MrKey here = mr_ids_key(finder->ids, finder->slots[at]);
 
-		if (same_key(&here, &key))
+		if (mr_same_key(&here, &key))
 			return finder->slots[at];
 	}
 	return -1;
@@ -213,19 +226,45 @@ compare_entries(const void *a, const void *b)
 	return mr_compare_rows(&((const Entry *) a)->row, &((const Entry *) b)->row);
 }
 
+/* By row.  What comes from a table of a stream is mostly in order: a long run, then a few that are not. */
+static void
+sort_entries(Entry *entries, int64 n)
+{
+	int64 run = 1;
+	int64 n_tail;
+	Entry *tail;
+
+	while (run < n && entries[run - 1].row <= entries[run].row)
+		run++;
+	n_tail = n - run;
+	if (n_tail == 0)
+		return;
+	qsort(entries + run, n_tail, sizeof(Entry), compare_entries);
+	tail = MemoryContextAllocHuge(CurrentMemoryContext, n_tail * sizeof(Entry));
+	memcpy(tail, entries + run, n_tail * sizeof(Entry));
+	/* From behind; of equal rows those of the tail come last. */
+	while (n_tail > 0)
+		if (run > 0 && entries[run - 1].row > tail[n_tail - 1].row)
+		{
+			entries[run + n_tail - 1] = entries[run - 1];
+			run--;
+		}
+		else
+		{
+			entries[run + n_tail - 1] = tail[n_tail - 1];
+			n_tail--;
+		}
+	pfree(tail);
+}
+
 /* Entries of one user, in any order; they are used up. */
 static void
 make_history(const MrIds *ids, Entry *entries, int64 n, MemoryContext context, MrHistory *history)
 {
-	bool sorted = true;
-
 	memset(history, 0, sizeof(*history));
 	if (n == 0)
 		return;
-	for (int64 i = 1; i < n && sorted; i++)
-		sorted = entries[i - 1].row <= entries[i].row;
-	if (!sorted)
-		qsort(entries, n, sizeof(Entry), compare_entries);
+	sort_entries(entries, n);
 	history->row = MemoryContextAllocHuge(context, n * (sizeof(int32) + sizeof(float)));
 	history->value = (float *) (history->row + n);
 	for (int64 i = 0, end; i < n; i = end)
@@ -280,7 +319,7 @@ user_slot(const QueryReader *reader, const MrKey *key)
 {
 	uint64 at = hash_key(key) & reader->mask;
 
-	while (reader->slots[at] >= 0 && !same_key(&reader->users[reader->slots[at]], key))
+	while (reader->slots[at] >= 0 && !mr_same_key(&reader->users[reader->slots[at]], key))
 		at = (at + 1) & reader->mask;
 	return &reader->slots[at];
 }
@@ -489,24 +528,234 @@ read_by_query(MrModel *model, const MrKey *users, int64 n_users, MemoryContext c
 	error_context_stack = callback.previous;
 }
 
-/* ---- reading ---- */
+/* ---- from the tables of a stream ---- */
+
+static List *readers = NIL; /* of the models that are open */
+
+static void
+invalidate_relation(Datum arg, Oid relid)
+{
+	ListCell *lc;
+
+	foreach (lc, readers)
+	{
+		MrHistoryReader *reader = lfirst(lc);
+
+		if (!OidIsValid(relid) || list_member_oid(reader->relations, relid))
+			reader->is_checked = false;
+	}
+}
+
+/* A function changed. */
+static void
+invalidate_all(Datum arg, int cache, uint32 hash)
+{
+	invalidate_relation(arg, InvalidOid);
+}
+
+static void
+forget_reader(void *arg)
+{
+	readers = list_delete_ptr(readers, arg);
+}
 
 static void
 make_reader(MrModel *model)
 {
+	static bool registered = false;
 	MrHistoryReader *reader = MemoryContextAllocZero(model->context, sizeof(MrHistoryReader));
+	MemoryContext before;
 
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(invalidate_relation, (Datum) 0);
+		CacheRegisterSyscacheCallback(PROCOID, invalidate_all, (Datum) 0);
+		registered = true;
+	}
 	mr_plan_init(&reader->shape_plan, model->context);
 	mr_plan_init(&reader->one_plan, model->context);
 	mr_plan_init(&reader->many_plan, model->context);
+	before = MemoryContextSwitchTo(TopMemoryContext);
+	readers = lappend(readers, reader);
+	MemoryContextSwitchTo(before);
+	reader->callback.func = forget_reader;
+	reader->callback.arg = reader;
+	MemoryContextRegisterResetCallback(model->context, &reader->callback);
 	model->history = reader;
 }
+
+/* Look for the model's stream, and whether its tables hold what the query reads now. */
+static void
+check_stream(const MrModel *model)
+{
+	MrHistoryReader *reader = model->history;
+	MemoryContext before;
+	MrHistoryStream *stream;
+	MrTracked *tracked;
+	const char *why;
+	MrGuard guard;
+
+	mr_model_enter(&guard, model);
+	tracked = mr_track_read(model->query, &why);
+	mr_leave(&guard);
+	reader->relations = NIL;
+	reader->has_stream = false;
+	if (reader->context)
+		MemoryContextReset(reader->context);
+	else
+		reader->context = AllocSetContextCreate(model->context, "millrace history", ALLOCSET_SMALL_SIZES);
+	before = MemoryContextSwitchTo(reader->context);
+	reader->relations = list_copy(tracked->relations);
+	MemoryContextSwitchTo(before);
+	/* From here on a change of one of them is noticed. */
+	reader->is_checked = true;
+	stream = why ? NULL : mr_history_stream(NULL, model->query, model->owner, model->settings);
+	if (stream == NULL)
+		return;
+	reader->source = stream->source;
+	reader->target = stream->target;
+	reader->delta = stream->delta;
+	reader->xmin = stream->xmin;
+	reader->user_text =
+		getBaseType(exprType(tracked->user)) == TEXTOID || getBaseType(exprType(tracked->user)) == VARCHAROID;
+	before = MemoryContextSwitchTo(reader->context);
+	reader->relations = lappend_oid(lappend_oid(reader->relations, stream->target), stream->delta);
+	MemoryContextSwitchTo(before);
+	reader->has_stream = strcmp(stream->status, "running") == 0 && stream->source == tracked->source &&
+		mr_track_same(stream->signature, tracked->signature, true);
+}
+
+/* May the owner read all rows of the source? */
+static bool
+may_read(const MrModel *model)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(model->history->source));
+	const char *owner = GetUserNameFromId(model->owner, true);
+	Form_pg_class form;
+	bool result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	result = owner && strcmp(owner, NameStr(model->owner_name)) == 0 &&
+		has_privs_of_role(model->owner, form->relowner) &&
+		!(form->relrowsecurity && form->relforcerowsecurity);
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Does the active snapshot show who made the stream as it is? */
+static bool
+is_visible(TransactionId xmin)
+{
+	return !TransactionIdIsNormal(xmin) || TransactionIdIsCurrentTransactionId(xmin) ||
+		!XidInMVCCSnapshot(xmin, GetActiveSnapshot());
+}
+
+/* Users in the order of the index, so that one is found where the one before was. */
+typedef struct Place
+{
+	uint64 key;
+	int32 user;
+} Place;
+
+static int
+compare_places(const void *a, const void *b)
+{
+	int64 key_a = (int64) ((const Place *) a)->key;
+	int64 key_b = (int64) ((const Place *) b)->key;
+
+	return (key_a > key_b) - (key_a < key_b);
+}
+
+/* Entries of one user from one table. */
+static void
+read_rows(MrTrackScan *scan, const MrKey *user, QueryReader *reader)
+{
+	MrPiece piece;
+
+	mr_track_scan_user(scan, user);
+	while (mr_track_scan_next(scan))
+		while (mr_unpack_next(&scan->unpack, &piece))
+		{
+			int64 row = find(&reader->items, &piece.item);
+
+			if (row >= 0)
+				put_entry(reader, &(Entry){.row = (int32) row, .n = piece.n_rows, .value = piece.value});
+		}
+}
+
+static void
+read_users(const MrModel *model, MrTrackScan *scans, const MrKey *users, int64 n_users, MemoryContext context,
+		   MrHistory *histories)
+{
+	QueryReader reader = {.context = CurrentMemoryContext};
+	Place *places = MemoryContextAllocHuge(CurrentMemoryContext, n_users * sizeof(Place));
+	MrKey *keys = MemoryContextAllocHuge(CurrentMemoryContext, n_users * sizeof(MrKey));
+
+	finder_init(&reader.items, &model->items.ids, n_users > 1 ? n_users * 64 : 1);
+	for (int64 i = 0; i < n_users; i++)
+	{
+		char *space = users[i].text == model->history->user_text ? NULL : palloc(MR_KEY_SPACE);
+
+		/* A text without bytes is nobody. */
+		if (!mr_key_convert(&users[i], model->history->user_text, &keys[i], space))
+			keys[i] = (MrKey){.text = true};
+		places[i] = (Place){mr_track_key(&keys[i]), (int32) i};
+	}
+	if (n_users > 1)
+		qsort(places, n_users, sizeof(Place), compare_places);
+	for (int64 i = 0; i < n_users; i++)
+	{
+		const MrKey *user = &keys[places[i].user];
+
+		CHECK_FOR_INTERRUPTS();
+		reader.n = 0;
+		if (!user->text || user->n_bytes > 0)
+			for (int j = 0; j < 2; j++)
+				read_rows(&scans[j], user, &reader);
+		make_history(&model->items.ids, reader.entries, reader.n, context, &histories[places[i].user]);
+	}
+}
+
+/* False: the query has to be asked. */
+static bool
+read_by_stream(MrModel *model, const MrKey *users, int64 n_users, MemoryContext context, MrHistory *histories)
+{
+	MrHistoryReader *reader = model->history;
+	MrTrackScan scans[2] = {0};
+	bool is_open[2] = {false, false};
+	bool is_good;
+
+	/* What others have changed becomes known when the tables are locked. */
+	for (int attempt = 0; attempt < 3; attempt++)
+	{
+		if (!reader->is_checked)
+			check_stream(model);
+		if (!reader->has_stream || !is_visible(reader->xmin) || !may_read(model))
+			return false;
+		is_open[0] = mr_track_scan_begin(&scans[0], reader->target);
+		is_open[1] = is_open[0] && mr_track_scan_begin(&scans[1], reader->delta);
+		is_good = reader->is_checked && is_open[1];
+		if (is_good)
+			read_users(model, scans, users, n_users, context, histories);
+		for (int i = 0; i < 2; i++)
+			if (is_open[i])
+				mr_track_scan_end(&scans[i]);
+		if (is_good)
+			return true;
+		reader->is_checked = false;
+	}
+	return false;
+}
+
+/* ---- reading ---- */
 
 void
 mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *histories)
 {
 	MemoryContext context = CurrentMemoryContext;
-	MemoryContext before;
+	MemoryContext scratch;
 
 	if (n_users == 0 || model->query == NULL)
 	{
@@ -517,12 +766,18 @@ mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *hi
 		elog(ERROR, "too many users at once");
 	if (model->history == NULL)
 		make_reader(model);
-	SPI_connect();
-	before = MemoryContextSwitchTo(
-		AllocSetContextCreate(CurrentMemoryContext, "millrace history", ALLOCSET_DEFAULT_SIZES));
-	read_by_query(model, users, n_users, context, histories);
-	MemoryContextSwitchTo(before);
-	SPI_finish();
+	scratch = AllocSetContextCreate(CurrentMemoryContext, "millrace history", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(scratch);
+	model->history->was_kept = read_by_stream(model, users, n_users, context, histories);
+	if (!model->history->was_kept)
+	{
+		SPI_connect();
+		MemoryContextSwitchTo(scratch);
+		read_by_query(model, users, n_users, context, histories);
+		SPI_finish();
+	}
+	MemoryContextSwitchTo(context);
+	MemoryContextDelete(scratch);
 }
 
 bool
@@ -569,10 +824,11 @@ mr_user_history(PG_FUNCTION_ARGS)
 		for (int64 j = 0; j < history->n; j++)
 		{
 			MrKey item = mr_ids_key(&model->items.ids, history->row[j]);
-			Datum values[4] = {CStringGetTextDatum(mr_key_cstring(&keys[i])),
+			Datum values[5] = {CStringGetTextDatum(mr_key_cstring(&keys[i])),
 							   CStringGetTextDatum(mr_key_cstring(&item)), Float4GetDatum(history->value[j]),
-							   BoolGetDatum(mr_history_is_new(model, user_row, history))};
-			bool is_null[4] = {false, false, false, user_row < 0};
+							   BoolGetDatum(mr_history_is_new(model, user_row, history)),
+							   BoolGetDatum(model->history->was_kept)};
+			bool is_null[5] = {false, false, false, user_row < 0, false};
 
 			CHECK_FOR_INTERRUPTS();
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, is_null);

@@ -419,6 +419,8 @@ mr_import_als(PG_FUNCTION_ARGS)
 	new_model.metrics = psprintf("{\"seconds\": %.3f}", (mr_now_ms() - start_ms) / 1e3);
 	version = mr_model_store(&new_model);
 	SPI_finish();
+	if (new_model.activate)
+		mr_model_make_ready(new_model.name);
 	result = result_row(fcinfo, &new_model, version, (mr_now_ms() - start_ms) / 1e3);
 	MemoryContextDelete(budget->context);
 	PG_RETURN_DATUM(result);

@@ -521,6 +521,56 @@ extern void mr_alert_notify(const char *name, MrTimes *fired);
 extern void mr_alert_forget(Oid view);
 
 /*
+ * stream.c: a stream of kind 'history', which keeps what users have by the ratings of a model (track.c).
+ */
+typedef struct MrHistoryStream
+{
+	char *name;
+	Oid source;
+	Oid target;	   /* its table of folded rows */
+	Oid delta;	   /* its table of rows that batches append */
+	char *command; /* the ratings query, to be run as owner with settings */
+	Oid owner;
+	ArrayType *settings;
+	const char *status;
+	char *signature; /* of what the tables hold (track.c) */
+	TransactionId
+		xmin; /* that wrote this; a snapshot that does not show it may not show what is in the tables */
+} MrHistoryStream;
+
+/*
+ * By the latest snapshot, in the current memory context; NULL: there is none.  By its name, or, if that is NULL, the one of
+ * a query.
+ */
+extern MrHistoryStream *
+mr_history_stream(const char *name, const char *command, Oid owner, ArrayType *settings);
+extern List *mr_history_streams(Oid source);
+/* A new one, status filling, for who has locked the source (mr_lock_source); its table becomes a source if it is none. */
+extern void mr_history_put(const MrHistoryStream *stream);
+/* Drop those that no version of a model has any more. */
+extern void mr_history_sweep(void);
+extern bool mr_is_source(Oid rel);
+extern Datum mr_lock_source(PG_FUNCTION_ARGS);
+
+/*
+ * track.c: such a stream at work, as the current user, who is its owner.  Planned for the batches of one table; keep and
+ * depends as for mr_aggregate_plan.
+ */
+typedef struct MrTrack MrTrack;
+extern MrTrack *
+mr_track_plan(const char *query, const char *signature, Oid leaf, MemoryContext keep, List **depends);
+/* Rows that have gone and rows that have come, each may be NULL; returns rows written. */
+extern uint64
+mr_track_run(const MrTrack *track, Oid delta, Tuplestorestate *old_rows, Tuplestorestate *new_rows);
+extern void mr_track_truncated(const char *name, Oid source, Oid rel);
+/* For all such streams of a source: a partition has come with its rows (n_rows 1), or gone with them (-1). */
+extern void mr_track_partition(Oid source, Oid rel, int n_rows);
+/* For who holds the lock of target: fold up to so many rows; returns how many. */
+extern uint64 mr_track_fold(Oid target, Oid delta, int64 limit);
+/* Fill it anew unless it is up to date, for its owner. */
+extern void mr_track_refresh(const char *name);
+
+/*
  * scorer.c: recommendations for the users of a batch.  A scorer planned for the batches of one table; keep and depends as
  * for mr_aggregate_plan.  arguments: those of create_scorer as JSON.
  */

@@ -588,6 +588,7 @@ mr_prune(PG_FUNCTION_ARGS)
 	n_removed = SPI_processed;
 	forget_caches();
 	mr_leave(&guard);
+	mr_history_sweep();
 	SPI_finish();
 	PG_RETURN_INT32((int32) n_removed);
 }
@@ -614,6 +615,7 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	mr_exec_args("DELETE FROM millrace.tuning WHERE model = $1", SPI_OK_DELETE, false, 1, types, values,
 				 NULL);
 	mr_leave(&guard);
+	mr_history_sweep();
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -1212,6 +1214,30 @@ warm_model(void *arg)
 
 	(void) mr_lists_open(model);
 	warming->n_bytes = model->cache->is_shared ? model->cache->n_bytes : 0;
+}
+
+/* error: NULL if there is none */
+static void
+warn_unless_cancelled(const char *name, ErrorData *error)
+{
+	if (error && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		ReThrowError(error);
+	if (error)
+		ereport(
+			WARNING,
+			(errcode(error->sqlerrcode), errmsg("model \"%s\" cannot be served: %s", name, error->message)));
+}
+
+void
+mr_model_make_ready(const char *name)
+{
+	Warming warming = {name};
+
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	warn_unless_cancelled(name, mr_attempt(warm_model, &warming));
+	PopActiveSnapshot();
+	SPI_finish();
 }
 
 /* All models that have an active version; one that fails does not keep the others from being served. */

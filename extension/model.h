@@ -7,6 +7,7 @@
 
 #include "millrace.h"
 
+#include "lib/stringinfo.h"
 #include "utils/uuid.h"
 
 #include "core/core.h"
@@ -71,6 +72,7 @@ extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 extern int mr_compare_rows(const void *a, const void *b);
 /* The order of ids of one kind. */
 extern int mr_compare_keys(const MrKey *a, const MrKey *b);
+extern bool mr_same_key(const MrKey *a, const MrKey *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
 extern char *mr_key_cstring(const MrKey *key);
@@ -418,6 +420,94 @@ extern uint64 mr_history_hash(const MrKey *item);
 
 /* For MrNewModel.trained_on: the fingerprints of ratings as they are read, before transform and hold-out; in the budget. */
 extern float *mr_history_fingerprints(MrBudget *budget, const MrRatings *ratings);
+
+/* ---- track.c: what users have, kept from the batches of a source ---- */
+
+/* A query of ratings that reads one table row by row, as expressions over that table: varno 1. */
+typedef struct MrTracked
+{
+	Oid source;
+	Node *user;
+	Node *item;
+	Node *value;	 /* NULL: 1 */
+	Node *filter;	 /* the value is 0 where it does not hold; NULL: everywhere */
+	List *quals;	 /* of the rows */
+	List *exprs;	 /* all of these */
+	bool is_sum;	 /* SQL sums the values of a pair, so that they are not rounded one by one */
+	List *relations; /* that the query names, and those behind views */
+	char *signature; /* what it means, and the partitions of the source */
+} MrTracked;
+
+/* As the current user, with the query's settings.  *why: in words, why it is no such query, so that all but relations is missing. */
+extern MrTracked *mr_track_read(const char *query, const char **why);
+/* Is what was stored the same as now?  In a restored database, by names only. */
+extern bool mr_track_same(const char *stored, const char *now, bool with_partitions);
+
+/*
+ * After a training, for who may act for the owner: keep what users have by these ratings from the batches of their source.
+ * is_wanted: an error says why that cannot be; else it is done where it is easy, and a NOTICE says if it nearly was.
+ */
+extern void mr_track_model(const char *model, const char *query, Oid owner, ArrayType *settings,
+						   int64 n_ratings, bool is_wanted);
+
+/* Columns of its tables */
+enum
+{
+	TRACK_KEY,	 /* the user's id, or if it is a text a hash */
+	TRACK_USER,	 /* NULL, or the text */
+	TRACK_ITEMS, /* packed */
+	N_TRACK_COLUMNS
+};
+
+extern uint64 mr_track_key(const MrKey *user);
+
+/* What a row of one of its tables says of an item. */
+typedef struct MrPiece
+{
+	MrKey item;
+	int64 n_rows; /* of the source; below 0: so many fewer */
+	double value; /* their sum */
+	int64 next;	  /* track.c */
+} MrPiece;
+
+/* Unpacks a row; all 0 before the first.  XX001 if it is corrupt. */
+typedef struct MrUnpack
+{
+	const unsigned char *at;
+	const unsigned char *end;
+	bool is_text;
+	bool is_first;
+	int64 n_left;
+	uint64 last;
+	StringInfoData text; /* the last item */
+} MrUnpack;
+
+extern void mr_unpack_start(MrUnpack *in, const bytea *packed);
+/* The items ascend; a text is valid until the next one.  False: there are no more. */
+extern bool mr_unpack_next(MrUnpack *in, MrPiece *piece);
+
+/* The rows of users in one of its tables, as the active snapshot shows them; all 0 before the first. */
+typedef struct MrTrackScan
+{
+	Relation rel;
+	Relation index;
+	struct IndexScanDescData *scan;
+	TupleTableSlot *slot;
+	MrKey user;
+	MrUnpack unpack; /* of the row that is found */
+} MrTrackScan;
+
+/* False: there is no such table any more. */
+extern bool mr_track_scan_begin(MrTrackScan *scan, Oid table);
+extern void mr_track_scan_user(MrTrackScan *scan, const MrKey *user);
+extern bool mr_track_scan_next(MrTrackScan *scan);
+extern void mr_track_scan_end(MrTrackScan *scan);
+
+/*
+ * Make what serving needs of a model's active version, for who has stored that in this transaction: whoever comes first
+ * then has nothing to wait for.  A warning if that fails.
+ */
+extern void mr_model_make_ready(const char *name);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);

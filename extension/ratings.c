@@ -233,6 +233,16 @@ mr_compare_keys(const MrKey *a, const MrKey *b)
 }
 
 bool
+mr_same_key(const MrKey *a, const MrKey *b)
+{
+	if (a->text != b->text)
+		return false;
+	if (!a->text)
+		return a->value == b->value;
+	return a->n_bytes == b->n_bytes && memcmp(a->bytes, b->bytes, a->n_bytes) == 0;
+}
+
+bool
 mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space)
 {
 	if (key->text == is_text)
@@ -262,6 +272,24 @@ mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, char *space)
 	return strcmp(again, space) == 0;
 }
 
+/* Without branches that cannot be foretold: what a step costs is a load from the cache. */
+static int64
+find_int(const MrIds *ids, int64 value)
+{
+	const int64 *at = ids->ints;
+
+	if (ids->n == 0)
+		return -1;
+	for (int64 n = ids->n; n > 1;)
+	{
+		int64 half = n / 2;
+
+		at += half & -(int64) (at[half - 1] < value);
+		n -= half;
+	}
+	return *at == value ? at - ids->ints : -1;
+}
+
 int64
 mr_ids_find(const MrIds *ids, const MrKey *wanted)
 {
@@ -272,6 +300,8 @@ mr_ids_find(const MrIds *ids, const MrKey *wanted)
 
 	if (!mr_key_convert(wanted, ids->text, &key, space))
 		return -1;
+	if (!ids->text)
+		return find_int(ids, key.value);
 	while (lo < hi)
 	{
 		int64 middle = lo + (hi - lo) / 2;

@@ -32,7 +32,7 @@ typedef struct Fold
 	bool done;		   /* else his ratings do not determine any */
 } Fold;
 
-typedef struct Block
+typedef struct UserBlock
 {
 	MemoryContext context;
 	int64 lo; /* users [lo, lo + n) of the run */
@@ -43,7 +43,7 @@ typedef struct Block
 	int64 n_folds;
 	MrcSearch *searches; /* n_searches <= n */
 	int64 n_searches;
-} Block;
+} UserBlock;
 
 typedef struct Run
 {
@@ -68,7 +68,7 @@ typedef struct Run
 	void *scratch;				/* of searches */
 	MrPlan *plans;				/* 2: the ratings query, and has_other()'s; NULL: not needed yet */
 	MemoryContext context;		/* of all this */
-	Block blocks[2];
+	UserBlock blocks[2];
 } Run;
 
 const char *
@@ -104,7 +104,7 @@ aligned(Size n_bytes)
 /* ---- preparing ---- */
 
 static MrHistory *
-read_histories(const Run *run, const Block *block)
+read_histories(const Run *run, const UserBlock *block)
 {
 	MrHistory *histories = palloc0(block->n * sizeof(MrHistory));
 
@@ -194,7 +194,7 @@ fold_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 /* The pool is idle. */
 static void
-fold_block(Run *run, Block *block)
+fold_block(Run *run, UserBlock *block)
 {
 	FoldTask task = {.model = run->model, .folds = block->folds};
 
@@ -270,7 +270,7 @@ prepare_search(const Run *run, const Person *person, const MrHistory *history, M
 
 /* Read who the users of a block are and what they have; threads may be at work on the other block. */
 static void
-prepare_block(const Run *run, Block *block, int64 lo)
+prepare_block(const Run *run, UserBlock *block, int64 lo)
 {
 	int rank = run->model->items.rank;
 	MemoryContext before;
@@ -301,7 +301,7 @@ prepare_block(const Run *run, Block *block, int64 lo)
 
 /* The pool is idle. */
 static void
-begin_block(Run *run, Block *block)
+begin_block(Run *run, UserBlock *block)
 {
 	MemoryContext before = MemoryContextSwitchTo(block->context);
 
@@ -483,7 +483,7 @@ fill(Run *run, const MrKey *user, const MrHistory *history, int64 n)
 }
 
 static void
-emit_user(Run *run, const Block *block, int64 i)
+emit_user(Run *run, const UserBlock *block, int64 i)
 {
 	const Person *person = &block->people[i];
 	int64 n = 0;
@@ -507,7 +507,7 @@ emit_user(Run *run, const Block *block, int64 i)
 }
 
 static void
-emit_block(Run *run, const Block *block)
+emit_block(Run *run, const UserBlock *block)
 {
 	for (int64 i = 0; i < block->n; i++)
 	{
@@ -521,13 +521,13 @@ emit_block(Run *run, const Block *block)
 static void
 go(Run *run)
 {
-	Block *block = &run->blocks[0];
+	UserBlock *block = &run->blocks[0];
 
 	prepare_block(run, block, 0);
 	begin_block(run, block);
 	for (int64 lo = block->n; lo < run->n;)
 	{
-		Block *next = block == &run->blocks[0] ? &run->blocks[1] : &run->blocks[0];
+		UserBlock *next = block == &run->blocks[0] ? &run->blocks[1] : &run->blocks[0];
 
 		prepare_block(run, next, lo);
 		end_block(run);

@@ -353,6 +353,7 @@ typedef struct Refresh
 	bool is_pipe;
 	bool is_scorer;
 	bool is_rollup;
+	bool is_history;
 	Oid source;
 	Oid target;
 	char *command;
@@ -423,6 +424,7 @@ read_stream(Refresh *refresh)
 	refresh->is_pipe = strcmp(text_column(1), "pipe") == 0;
 	refresh->is_scorer = strcmp(text_column(1), "scorer") == 0;
 	refresh->is_rollup = strcmp(text_column(1), "rollup") == 0;
+	refresh->is_history = strcmp(text_column(1), "history") == 0;
 	refresh->source = DatumGetObjectId(column(2, &isnull));
 	refresh->target = DatumGetObjectId(column(3, &isnull));
 	refresh->command = text_column(4);
@@ -961,12 +963,21 @@ mr_refresh(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("from_time must be before to_time in a refresh of \"%s\"", refresh.name)));
-	if (is_forced && (refresh.is_pipe || refresh.is_scorer))
+	if (is_forced && (refresh.is_pipe || refresh.is_scorer || refresh.is_history))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s \"%s\" has no windows", refresh.is_pipe ? "pipe" : "scorer", refresh.name),
+				 errmsg("%s \"%s\" has no windows",
+						refresh.is_pipe			? "pipe"
+							: refresh.is_scorer ? "scorer"
+												: "history",
+						refresh.name),
 				 errhint("Call " MR_SCHEMA ".refresh with its name only.")));
 	check_isolation(refresh.name);
+	if (refresh.is_history)
+	{
+		mr_track_refresh(refresh.name);
+		PG_RETURN_INT64(0);
+	}
 	if (refresh.is_rollup)
 	{
 		/* What it reads is refreshed by its own name; this is what follows for the rollup. */

@@ -919,13 +919,12 @@ fetch_rows(Run *run, Tuplestorestate *rows)
 
 	for (run->hi = run->lo; run->hi < run->n_events && run->hi < run->lo + MAX_ROWS; run->hi++)
 	{
-		MinimalTuple tuple;
 		bool ours;
 
 		if (!tuplestore_gettupleslot(rows, true, false, run->slot))
 			elog(ERROR, "a batch has lost rows");
-		tuple = ExecFetchSlotMinimalTuple(run->slot, &ours);
-		run->rows[run->hi - run->lo] = stay || ours ? tuple : heap_copy_minimal_tuple(tuple);
+		run->rows[run->hi - run->lo] =
+			stay ? ExecFetchSlotMinimalTuple(run->slot, &ours) : ExecCopySlotMinimalTuple(run->slot);
 	}
 	ExecClearTuple(run->slot);
 }

@@ -644,8 +644,19 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 static void
 drop_made(const StreamRow *row, Oid owner, const char *behavior)
 {
+	MrGuard guard;
+
 	if (is_kind(row, "pipe"))
 		return;
+	if (is_kind(row, "history"))
+	{
+		/* They belong to the owner of the catalog. */
+		mr_enter_catalog(&guard, "sources");
+		drop_relation(row->target, "TABLE", InvalidOid, "CASCADE");
+		drop_relation(row->delta, "TABLE", InvalidOid, "CASCADE");
+		mr_leave(&guard);
+		return;
+	}
 	if (is_kind(row, "scorer"))
 	{
 		drop_relation(row->final, "VIEW", owner, behavior);
@@ -725,6 +736,135 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Streams of kind 'history'
+ */
+
+/* A row as one; NULL if it is of another kind. */
+static MrHistoryStream *
+history_row(HeapTuple tuple, TupleDesc desc)
+{
+	StreamRow *row = stream_row(tuple, desc);
+	MrHistoryStream *stream = palloc0(sizeof(MrHistoryStream));
+	Datum values[32];
+	bool nulls[32];
+
+	if (!is_kind(row, "history"))
+		return NULL;
+	heap_deform_tuple(tuple, desc, values, nulls);
+	stream->name = row->name;
+	stream->source = row->source;
+	stream->target = row->target;
+	stream->delta = row->delta;
+	stream->owner = row->owner;
+	stream->command = TextDatumGetCString(values[5]);
+	stream->settings = DatumGetArrayTypePCopy(values[11]);
+	stream->status = TextDatumGetCString(values[14]);
+	stream->signature = nulls[23] ? NULL : TextDatumGetCString(values[23]);
+	stream->xmin = HeapTupleHeaderGetXmin(tuple->t_data);
+	return stream;
+}
+
+/* All, or those of a source.  A scan without a snapshot takes a new one, in a parallel operation, too. */
+List *
+mr_history_streams(Oid source)
+{
+	List *streams = NIL;
+	Relation rel = table_open(mr_catalog("stream"), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple tuple;
+
+	while ((tuple = systable_getnext(scan)) != NULL)
+	{
+		MrHistoryStream *stream = history_row(tuple, RelationGetDescr(rel));
+
+		if (stream && (!OidIsValid(source) || stream->source == source))
+			streams = lappend(streams, stream);
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+	return streams;
+}
+
+MrHistoryStream *
+mr_history_stream(const char *name, const char *command, Oid owner, ArrayType *settings)
+{
+	ListCell *lc;
+
+	foreach (lc, mr_history_streams(InvalidOid))
+	{
+		MrHistoryStream *stream = lfirst(lc);
+
+		if (name ? strcmp(stream->name, name) == 0
+				 : stream->owner == owner && strcmp(stream->command, command) == 0 &&
+					VARSIZE(stream->settings) == VARSIZE(settings) &&
+					memcmp(stream->settings, settings, VARSIZE(settings)) == 0)
+			return stream;
+	}
+	return NULL;
+}
+
+void
+mr_history_put(const MrHistoryStream *stream)
+{
+	static Oid types[8] = {TEXTOID,		REGCLASSOID, REGCLASSOID,  TEXTOID,
+						   REGCLASSOID, REGROLEOID,	 TEXTARRAYOID, TEXTOID};
+	Datum values[8] = {CStringGetTextDatum(stream->name), ObjectIdGetDatum(stream->source),
+					   ObjectIdGetDatum(stream->target),  CStringGetTextDatum(stream->command),
+					   ObjectIdGetDatum(stream->delta),	  ObjectIdGetDatum(stream->owner),
+					   PointerGetDatum(stream->settings), CStringGetTextDatum(stream->signature)};
+
+	catalog_exec("INSERT INTO " MR_SCHEMA ".sources AS s VALUES ($1) ON CONFLICT (source) DO NOTHING",
+				 SPI_OK_INSERT, 1, types + 1, values + 1, NULL);
+	note_partitions(stream->source, InvalidOid);
+	catalog_exec("INSERT INTO " MR_SCHEMA
+				 ".stream (name, kind, source, target, command, delta, owner, settings, window_text, status,"
+				 " on_error) VALUES ($1, 'history', $2, $3, $4, $5, $6, $7, $8, 'filling', 'suspend')",
+				 SPI_OK_INSERT, 8, types, values, NULL);
+	catalog_exec("SELECT " MR_SCHEMA "._install_triggers($1)", SPI_OK_SELECT, 1, types + 1, values + 1, NULL);
+	invalidate_tree(stream->source, NoLock);
+}
+
+void
+mr_history_sweep(void)
+{
+	List *unused = NIL;
+	MemoryContext context = CurrentMemoryContext;
+	ListCell *lc;
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "sources");
+	SPI_connect();
+	mr_exec("SELECT t.name FROM " MR_SCHEMA
+			".stream t WHERE t.kind = 'history' AND NOT EXISTS (SELECT FROM " MR_SCHEMA
+			".model_version v JOIN " MR_SCHEMA
+			".model m ON m.name = v.model WHERE v.query = t.command AND v.settings = t.settings AND m.owner ="
+			" t.owner)",
+			SPI_OK_SELECT, false);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(context);
+
+		unused = lappend(unused, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	foreach (lc, unused)
+	{
+		MrHistoryStream *stream = mr_history_stream(lfirst(lc), NULL, InvalidOid, NULL);
+		List *deleted;
+
+		if (stream == NULL)
+			continue;
+		(void) mr_state_lock(stream->target, true);
+		invalidate_tree(stream->source, ShareRowExclusiveLock);
+		deleted = delete_rows(stream->name);
+		if (deleted != NIL)
+			drop_made(linitial(deleted), InvalidOid, "CASCADE");
+	}
+}
+
+/*
  * Event triggers.  They run for whoever issues DDL, so all they do is done as the catalog's owner.
  */
 static void
@@ -763,9 +903,27 @@ mr_on_drop(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* The tables that a command made a partition, or a child: it created or attached them; and those it detached. */
+/* A table, and what it was or is a partition of: the root. */
+typedef struct Child
+{
+	Oid rel;
+	Oid root;
+} Child;
+
+static Oid
+root_of(Oid rel)
+{
+	List *ancestors = get_rel_relispartition(rel) ? get_partition_ancestors(rel) : NIL;
+
+	return ancestors ? llast_oid(ancestors) : rel;
+}
+
+/*
+ * The tables that a command may have made a partition, or a child; those that it did make one, by creating or attaching it
+ * (added); and those it detached (Child).
+ */
 static List *
-new_children(List **detached)
+new_children(List **added, List **detached)
 {
 	List *children = NIL;
 
@@ -791,27 +949,40 @@ new_children(List **detached)
 
 				/* PostgreSQL 15 does not give the address of what it attached. */
 				if (alter->subtype == AT_AttachPartition && IsA(alter->def, PartitionCmd))
+				{
 					children = lappend_oid(
 						children, RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, false));
+					*added = lappend_oid(*added, llast_oid(children));
+				}
 				else if ((alter->subtype == AT_DetachPartition ||
 						  alter->subtype == AT_DetachPartitionFinalize) &&
 						 IsA(alter->def, PartitionCmd))
-					*detached = lappend_oid(
-						*detached, RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, true));
+				{
+					Child *child = palloc(sizeof(Child));
+
+					child->rel = RangeVarGetRelid(((PartitionCmd *) alter->def)->name, NoLock, true);
+					child->root = root_of(rel);
+					*detached = lappend(*detached, child);
+				}
 				else if (alter->subtype == AT_AddInherit)
 					children = lappend_oid(children, rel);
 			}
 		}
 		else
+		{
 			children = lappend_oid(children, rel);
+			if (command && command->type == SCT_Simple && command->parsetree &&
+				IsA(command->parsetree, CreateStmt))
+				*added = lappend_oid(*added, rel);
+		}
 		MemoryContextSwitchTo(spi);
 	}
 	SPI_finish();
 	return children;
 }
 
-static bool
-is_source(Oid rel)
+bool
+mr_is_source(Oid rel)
 {
 	static Oid types[1] = {OIDOID};
 	Datum values[1] = {ObjectIdGetDatum(rel)};
@@ -879,7 +1050,7 @@ has_rows(Oid rel)
 
 /* A partition that is none any more takes no batches.  Its windows stay: note that their rows are gone. */
 static void
-on_detach(Oid rel)
+on_detach(Oid rel, Oid root)
 {
 	static Oid types[1] = {OIDOID};
 	Datum values[1] = {ObjectIdGetDatum(rel)};
@@ -888,8 +1059,10 @@ on_detach(Oid rel)
 	MrGuard guard;
 	ListCell *lc;
 
-	if (!OidIsValid(rel) || get_rel_relispartition(rel) || is_source(rel))
+	if (!OidIsValid(rel) || get_rel_relispartition(rel) || mr_is_source(rel))
 		return;
+	if (mr_is_source(root))
+		mr_track_partition(root, rel, -1);
 	foreach (lc, find_all_inheritors(rel, NoLock, NULL))
 		drop_triggers(lfirst_oid(lc));
 	mr_enter_catalog(&guard, "sources");
@@ -912,14 +1085,14 @@ Datum
 mr_on_ddl(PG_FUNCTION_ARGS)
 {
 	static Oid types[1] = {OIDOID};
-	List *children, *detached = NIL;
+	List *children, *added = NIL, *detached = NIL;
 	ListCell *lc;
 	MrGuard guard;
 
 	check_event(fcinfo);
-	children = new_children(&detached);
+	children = new_children(&added, &detached);
 	foreach (lc, detached)
-		on_detach(lfirst_oid(lc));
+		on_detach(((Child *) lfirst(lc))->rel, ((Child *) lfirst(lc))->root);
 	foreach (lc, children)
 	{
 		Oid rel = lfirst_oid(lc);
@@ -940,12 +1113,12 @@ mr_on_ddl(PG_FUNCTION_ARGS)
 		}
 		if (parents == NIL)
 			continue;
-		if (is_source(rel))
+		if (mr_is_source(rel))
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("\"%s\" is a source and cannot become a partition", get_rel_name(rel)),
 					 errhint("Drop its streams, then create them over the partitioned table.")));
-		if (!is_source(llast_oid(parents)))
+		if (!mr_is_source(llast_oid(parents)))
 			continue;
 		values[0] = ObjectIdGetDatum(rel);
 		mr_enter_catalog(&guard, "sources");
@@ -961,6 +1134,8 @@ mr_on_ddl(PG_FUNCTION_ARGS)
 		}
 		else
 			note_partitions(llast_oid(parents), InvalidOid);
+		if (list_member_oid(added, rel))
+			mr_track_partition(llast_oid(parents), rel, 1);
 	}
 	return (Datum) 0;
 }

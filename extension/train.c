@@ -670,6 +670,14 @@ mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *rat
 
 /* ---- train_als and retrain ---- */
 
+/* Whether what users have is to be kept (track.c). */
+typedef enum Track
+{
+	TRACK_IF_EASY,
+	TRACK,
+	TRACK_NOT
+} Track;
+
 typedef struct Training
 {
 	double start_ms;
@@ -679,6 +687,7 @@ typedef struct Training
 	MrAlsSettings als;
 	bool warm_start;
 	bool activate;
+	Track track;
 	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
 	char *query; /* NULL until ratings has been understood */
@@ -690,6 +699,7 @@ typedef struct Training
 	int64 n_items;
 	MrFit fit;
 	double seconds;
+	bool activated;
 	char *reason; /* why it is not active, or why no gate was passed; NULL: none to give */
 } Training;
 
@@ -735,6 +745,7 @@ train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 	als->n_threads = threads_arg(fcinfo, 8);
 	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
 	training->activate = bool_arg(fcinfo, 11, "activate");
+	training->track = PG_ARGISNULL(19) ? TRACK_IF_EASY : PG_GETARG_BOOL(19) ? TRACK : TRACK_NOT;
 	training->gate_tolerance = -1;
 }
 
@@ -986,9 +997,12 @@ train(FunctionCallInfo fcinfo, Training *training)
 	ratings = read_ratings(training, budget);
 	mr_als_fit(budget, &training->als, ratings, training->als.holdout > 0 ? &training->holdout : NULL,
 			   is_warm ? &warm : NULL, psprintf("model \"%s\"", training->name), &training->fit);
-	activated = passes(training);
+	training->activated = activated = passes(training);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	version = store(training, ratings, activated);
+	if (training->track != TRACK_NOT)
+		mr_track_model(training->name, training->query, training->owner, training->settings,
+					   training->fit.n_ratings, training->track == TRACK);
 	if (training->activate && !activated)
 		ereport(
 			WARNING,
@@ -1009,6 +1023,7 @@ Datum
 mr_train_als(PG_FUNCTION_ARGS)
 {
 	Training training = {.start_ms = mr_now_ms()};
+	Datum result;
 
 	PreventCommandIfReadOnly("millrace.train_als()");
 	train_als_arguments(fcinfo, &training);
@@ -1018,7 +1033,10 @@ mr_train_als(PG_FUNCTION_ARGS)
 	training.settings = mr_current_settings();
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
-	PG_RETURN_DATUM(train(fcinfo, &training));
+	result = train(fcinfo, &training);
+	if (training.activated)
+		mr_model_make_ready(training.name);
+	PG_RETURN_DATUM(result);
 }
 
 Datum
@@ -1038,5 +1056,7 @@ mr_retrain(PG_FUNCTION_ARGS)
 	retrain_settings(fcinfo, &training.als);
 	result = train(fcinfo, &training);
 	mr_lists_retrained(training.name, training.owner);
+	if (training.activated)
+		mr_model_make_ready(training.name);
 	PG_RETURN_DATUM(result);
 }

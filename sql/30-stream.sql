@@ -4,7 +4,7 @@
 CREATE TABLE millrace.stream (
 	name text PRIMARY KEY,
 	seq bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
-	kind text NOT NULL CHECK (kind IN ('pipe', 'aggregate', 'rollup', 'scorer', 'alert')),
+	kind text NOT NULL CHECK (kind IN ('history', 'pipe', 'aggregate', 'rollup', 'scorer', 'alert')),
 	source regclass NOT NULL,
 	target regclass NOT NULL,
 	command text,
@@ -33,14 +33,14 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.stream_seq_seq', '');
 GRANT SELECT ON millrace.stream, millrace.stream_seq_seq TO PUBLIC;
 COMMENT ON TABLE millrace.stream IS 'Catalog of streams; read millrace.streams instead';
 COMMENT ON COLUMN millrace.stream.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run; scorers and alerts come after the others';
-COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, scorer, alert, or rollup: a continuous aggregate over another';
+COMMENT ON COLUMN millrace.stream.seq IS 'Order in which the streams of a source run; those of kind history come before the others, scorers and alerts after them';
+COMMENT ON COLUMN millrace.stream.kind IS 'pipe, aggregate, scorer, alert; rollup: a continuous aggregate over another; history: what users have by the ratings of a model';
 COMMENT ON COLUMN millrace.stream.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert';
-COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe; arguments of a scorer, as JSON';
+COMMENT ON COLUMN millrace.stream.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert; of a history its table of folded rows';
+COMMENT ON COLUMN millrace.stream.command IS 'Command of a pipe; arguments of a scorer, as JSON; ratings of a history';
 COMMENT ON COLUMN millrace.stream.definition IS 'View with the query of a continuous aggregate; of an alert its view; of a scorer NAME_hourly';
 COMMENT ON COLUMN millrace.stream.state IS 'Table with the folded states of a continuous aggregate, NAME_state';
-COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states, NAME_delta';
+COMMENT ON COLUMN millrace.stream.delta IS 'Table to which batches append states, NAME_delta; of a history rows';
 COMMENT ON COLUMN millrace.stream.final IS 'View of the final windows, NAME_final; of a scorer NAME_latest';
 COMMENT ON COLUMN millrace.stream.query IS 'Query of a continuous aggregate or alert as it was given';
 COMMENT ON COLUMN millrace.stream.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
@@ -52,7 +52,7 @@ COMMENT ON COLUMN millrace.stream.retain IS 'How long its windows are kept; NULL
 COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its windows have been dropped';
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
 COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that a rollup or alert reads';
-COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone';
+COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone; of a history what its ratings meant when it was filled, and a sum over the partitions';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner, a scorer and an alert those of their target''s';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';

@@ -107,7 +107,8 @@ CREATE FUNCTION millrace.refresh(name text, from_time timestamptz DEFAULT NULL, 
 COMMENT ON FUNCTION millrace.refresh(text, timestamptz, timestamptz) IS
 'Computes anew, from the rows of the source, the windows of a continuous aggregate that were touched by UPDATE, DELETE or TRUNCATE,
 came with a partition, or had rows while it was stopped or had failed; a stream that has failed then runs again.  Of a pipe: passes the rows
-that it did not take through its command; of a scorer: scores them.  Returns the number of states (of a pipe or scorer: rows) written.  Writers are not kept out.
+that it did not take through its command; of a scorer: scores them.  Of a history: reads the source again
+if what it keeps is not up to date.  Returns the number of states (of a pipe or scorer: rows) written.  Writers are not kept out.
 from_time, to_time: compute the windows of event times from_time <= time < to_time, whether touched or not, also where partitions are gone.
 A final window keeps in NAME_final what it has shown.';
 CREATE FUNCTION millrace._fill(name text, from_time timestamptz, to_time timestamptz) RETURNS bigint
@@ -158,6 +159,10 @@ BEGIN
 	SELECT * INTO s FROM millrace.stream t WHERE t.name = backfill.name;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'stream "%" does not exist', name USING ERRCODE = '42704', HINT = 'See millrace.streams.';
+	END IF;
+	IF s.kind = 'history' THEN
+		PERFORM millrace.refresh(name);
+		RETURN;
 	END IF;
 	IF s.status <> 'filling' THEN
 		RAISE EXCEPTION 'stream "%" is %, and not to be filled', name, s.status USING ERRCODE = '55000',
@@ -327,7 +332,7 @@ BEGIN
 	END IF;
 	PERFORM millrace._lock_source(s.source);
 	SELECT * INTO s FROM millrace.stream t WHERE t.name = stop_stream.name;
-	IF s.kind NOT IN ('pipe', 'aggregate', 'scorer') THEN
+	IF s.kind NOT IN ('history', 'pipe', 'aggregate', 'scorer') THEN
 		RAISE EXCEPTION 'stream "%" is a %, which cannot be stopped', name, s.kind USING ERRCODE = '42809', HINT = 'Stop what it reads.';
 	END IF;
 	IF s.status = 'filling' THEN
@@ -339,7 +344,7 @@ BEGIN
 	PERFORM millrace._stream_set(name, 'stopped', NULL, false);
 END $$;
 COMMENT ON FUNCTION millrace.stop_stream(text) IS
-'Stops a pipe, continuous aggregate or scorer: batches go on without it.  The windows of their rows are marked, the rows for a pipe or scorer kept,
+'Stops a pipe, continuous aggregate, scorer or history: batches go on without it.  The windows of their rows are marked, the rows for a pipe or scorer kept,
 and start_stream makes up for them.';
 
 CREATE FUNCTION millrace.start_stream(name text) RETURNS void
@@ -363,7 +368,7 @@ BEGIN
 	PERFORM millrace._stream_set(name, 'running', NULL, false);
 END $$;
 COMMENT ON FUNCTION millrace.start_stream(text) IS
-'Starts a pipe, continuous aggregate or scorer that was stopped or has failed, after it has made up for the batches that it missed: as millrace.refresh.';
+'Starts a pipe, continuous aggregate, scorer or history that was stopped or has failed, after it has made up for the batches that it missed: as millrace.refresh.';
 
 REVOKE EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz), millrace._note_partitions(regclass, regclass),
 	millrace._forget_dropped(), millrace._fill(text, timestamptz, timestamptz), millrace._slice_marks(text, timestamptz[]),

@@ -31,8 +31,8 @@ DECLARE
 BEGIN
 	PERFORM millrace._check_maintain();
 	SELECT pg_catalog.array_agg(s.name ORDER BY s.seq) INTO names
-		FROM millrace.stream s JOIN pg_catalog.pg_class c ON c.oid = s.state
-		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
+		FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state
+		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(CASE WHEN s.kind = 'history' THEN s.owner::oid ELSE c.relowner END, 'USAGE');
 	IF maintain.name IS NOT NULL THEN
 		names := ARRAY[maintain.name];
 	END IF;
@@ -42,6 +42,10 @@ BEGIN
 			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
 				CONTINUE WHEN step <> '_compact($1, false)';
 				step := 'compact($1)';
+			END IF;
+			IF (SELECT s.kind = 'history' FROM millrace.stream s WHERE s.name = stream) THEN
+				CONTINUE WHEN step <> '_compact($1, false)';
+				step := '_maintain_history($1)';
 			END IF;
 			/* A stream that has failed is healed by its owner. */
 			CONTINUE WHEN step = 'refresh($1)' AND NOT EXISTS (
@@ -63,7 +67,7 @@ BEGIN
 	PERFORM millrace._sweep_cache();
 END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
-'What is to be done for continuous aggregates from time to time: all that the caller owns, or the one of that name.
+'What is to be done for continuous aggregates, and for what users have, from time to time: all that the caller owns, or the one of that name.
 Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
 marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT cron.schedule(''millrace'', ''* * * * *'', ''CALL millrace.maintain()'');';
@@ -93,7 +97,8 @@ CREATE VIEW millrace.streams AS
 		CASE WHEN s.watermark IS NOT NULL THEN nullif(millrace._closed_to(s.state), '-infinity') END AS closed_to,
 		CASE WHEN s.watermark IS NOT NULL THEN s.late_policy END AS late_policy, s.retained_from,
 		CASE WHEN s.state IS NOT NULL THEN (nullif(c.reltuples, -1) + coalesce(nullif(d.reltuples, -1), 0))::bigint END AS state_rows,
-		CASE WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) + coalesce(pg_catalog.pg_total_relation_size(s.delta), 0) END AS state_bytes,
+		CASE WHEN s.delta IS NOT NULL THEN pg_catalog.pg_total_relation_size(coalesce(s.state, s.target)) + pg_catalog.pg_total_relation_size(s.delta)
+			WHEN s.state IS NOT NULL THEN pg_catalog.pg_total_relation_size(s.state) END AS state_bytes,
 		CASE WHEN s.state IS NOT NULL THEN (SELECT pg_catalog.count(*) FROM millrace.mark m WHERE m.state = s.state) END AS marks,
 		coalesce(w.rows_per_second, 0) AS rows_per_second, w.ms_per_batch,
 		(SELECT b.started FROM millrace.batches b WHERE b.source = s.source ORDER BY b.xid DESC LIMIT 1) AS last_batch,
@@ -104,11 +109,11 @@ CREATE VIEW millrace.streams AS
 GRANT SELECT ON millrace.streams TO PUBLIC;
 COMMENT ON VIEW millrace.streams IS 'Streams, in the order in which they run: what they are, how far they are, and how fast';
 COMMENT ON COLUMN millrace.streams.name IS 'Name, unique in the database';
-COMMENT ON COLUMN millrace.streams.kind IS 'pipe, aggregate, rollup, scorer or alert';
+COMMENT ON COLUMN millrace.streams.kind IS 'history, pipe, aggregate, rollup, scorer or alert';
 COMMENT ON COLUMN millrace.streams.source IS 'Table whose batches it handles';
-COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert';
+COMMENT ON COLUMN millrace.streams.target IS 'Table that a pipe or scorer fills, or view of a continuous aggregate or alert; of a history its table of folded rows';
 COMMENT ON COLUMN millrace.streams.owner IS 'Role whose rights it uses';
-COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query; arguments of a scorer';
+COMMENT ON COLUMN millrace.streams.definition IS 'Its command or query; arguments of a scorer; ratings of a history';
 COMMENT ON COLUMN millrace.streams.status IS 'running; stopped by stop_stream; failed, with the error; filling: not all rows from before it was created are in it';
 COMMENT ON COLUMN millrace.streams.error IS 'Why it failed: the SQLSTATE; the message, which may quote rows, is in the server''s log';
 COMMENT ON COLUMN millrace.streams.watermark IS 'Event time before which the next batch''s rows are late: the greatest one so far less the delay';

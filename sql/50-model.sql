@@ -157,9 +157,10 @@ COMMENT ON COLUMN millrace.training.reason IS 'Why it is not, or why retrain had
 CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,
 	alpha float8 = 1, implicit bool = true, seed bigint = 1, threads int = 0, holdout float8 = 0, warm_start bool = false,
 	activate bool = true, unobserved_weight float8 = 0.3, regularization_exponent float8 = NULL,
-	value_transform text = 'none', nonnegative bool = false, tolerance float8 = 1e-6, k int = 10, own_history float8 = NULL)
+	value_transform text = 'none', nonnegative bool = false, tolerance float8 = 1e-6, k int = 10, own_history float8 = NULL,
+	track_history bool = NULL)
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_als';
-COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8) IS
+COMMENT ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8, bool) IS
 'SELECT * FROM millrace.train_als(…): train a recommender by alternating least squares; makes a new version of the model, active at commit unless activate is false.
 ratings: a table, a view or a query whose first columns are user, item (bigint, integer, smallint or text) and, if there is a third, value; values of the same pair are summed. It is stored, and later run as the model''s owner to see what a user has, and by retrain; so it must not read temporary tables.
 implicit: the value is how often or how much, never negative; every pair weighs unobserved_weight, and a pair with a value above zero alpha * value more, towards 1 (Hu, Koren, Volinsky 2008, who have unobserved_weight => 1, regularization_exponent => 0). Otherwise the value is a rating to be predicted (ALS-WR, as in Spark).
@@ -167,7 +168,9 @@ value_transform: what is done to the sum of a pair: none, log1p (log(1 + value))
 The penalty of a row with n ratings is regularization * (n + unobserved_weight * rows of the other side)^regularization_exponent, without the second term when not implicit. NULL: 0.01 if implicit, 0.1 otherwise, both with exponent 1; the exponent is at most 10.
 Ends before the last iteration when the loss falls by less than tolerance times itself; tolerance => 0: never.
 holdout: part of the pairs that is not trained on, but measured: NDCG of the k best items that a user does not have, or RMSE if not implicit; after each iteration on so many users that it does not take long, in the end on at most 10,000. Which pairs depends on their ids and the seed only; something of each user and item stays.
+own_history: how much the score of an item that a user has is raised in lists that may repeat it (recommend_top_k with exclude_seen => false): by own_history * log(1 + v), v being his value drawn towards the usual one, m * (1 + value) / (1 + m), and m about the mean value of those who have the item. 0: not at all. NULL: the weight with the best NDCG when the rows of some users are divided at random, lists are made from one half and compared with the other; 0 if not implicit, and where nobody does anything twice: no pair stands in more than one row, nor are the values counts (whole numbers, most often 1). parameters have the weight, metrics how it did; retrain chooses again.
 warm_start: items that the active version knows start from its factors (with nonnegative, where none of them is negative), the others at random as by the seed; all of them at random if no version is active, or if it has seen pairs that are held out now.
+track_history: keep what users have in a table of its own, as millrace.track_history does. NULL: where that is easy, the ratings being rows of a source; true: an error says why it cannot be done; false: it is not begun.
 threads: 0 for one per processor; the result does not depend on it. Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
 CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start bool = true, holdout float8 = NULL,
@@ -201,9 +204,9 @@ CREATE FUNCTION millrace.item_factors(model text, OUT id text, OUT factor real[]
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_item_factors';
 COMMENT ON FUNCTION millrace.item_factors(text) IS 'Factors of the items of a model''s active version, in the order of their ids';
 
-REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8),
+REVOKE ALL ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8, bool),
 	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
 	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8),
+GRANT EXECUTE ON FUNCTION millrace.train_als(text, text, int, int, float8, float8, bool, bigint, int, float8, bool, bool, float8, float8, text, bool, float8, int, float8, bool),
 	millrace.retrain(text, int, bool, float8, float8, int, bigint, bool), millrace.activate(text, int),
 	millrace.rollback(text), millrace.prune(text, int), millrace.drop_model(text) TO @extowner@ WITH GRANT OPTION;

@@ -273,6 +273,12 @@ mrc_index_build(MrcPool *pool, const float *items, int64_t n_items, int rank, vo
 extern void
 mrc_index_open(MrcIndex *index, const float *items, int64_t n_items, int rank, const void *memory);
 
+/* Bytes of memory, and of scratch, of an index for so many searches only. */
+extern size_t mrc_index_for_bytes(int64_t n_items, int rank, int64_t n_searches);
+/* Build and open it, or, where that would take more time than the searches without it, open none.  memory: aligned to 64.  Pool. */
+extern MrcStatus mrc_index_for(MrcPool *pool, MrcIndex *index, const float *items, int64_t n_items, int rank,
+							   int64_t n_searches, void *memory);
+
 /*
  * The k best items of one user, in the order of mrc_top_before().  The score of a row is mrc_dot(user, item), plus its
  * boost if it has one (one addition).  Lists of rows ascend and have none twice; a list may be NULL when its n is 0.
@@ -305,6 +311,8 @@ extern void mrc_search(const MrcIndex *index, MrcSearch *search, void *scratch);
  * by the item's norm in double precision; 0 where a norm is 0.  No boosts.
  */
 extern void mrc_similar(const MrcIndex *index, MrcSearch *search, void *scratch);
+/* n searches on the calling thread, each as mrc_search() does it, bit by bit.  scratch: as mrc_search_many() for one. */
+extern void mrc_search_group(const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch);
 extern size_t mrc_search_many_scratch_bytes(const MrcIndex *index, int64_t k, int n_threads);
 /* n searches, each as mrc_search() does it, bit by bit.  scratch: mrc_search_many_scratch_bytes(), aligned to 64.  Pool. */
 extern MrcStatus
@@ -315,25 +323,6 @@ mrc_search_begin(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int6
 extern MrcStatus mrc_search_end(MrcPool *pool);
 
 /* ---- topk.c ---- */
-
-/* Rows of a score matrix that are computed at once. */
-#define MRC_TOPK_ITEMS 1024
-
-/* Better: the higher score; at equal scores the lower row; NaN is below everything. */
-extern bool mrc_top_before(MrcTop a, MrcTop b);
-
-/* Bytes of scratch for n_users at once. */
-extern size_t mrc_topk_scratch_bytes(int n_users, int rank);
-/*
- * The k best items of each of n_users users.  users: n_users x rank; items: n_items x rank.  skip[u]: rows that
- * user u shall not get, ascending, n_skip[u] of them (both may be NULL).  top: n_users x k, best first; n_top[u]
- * of them are set.  Exact; ties go to the lower row.  With one user each score is mrc_dot(), so equal factors
- * give equal scores.  k >= 1.  Any thread.  O(n_users n_items rank + kept log k).
- * scratch: aligned to 8.
- */
-extern void mrc_topk(const float *users, int n_users, const float *items, int64_t n_items, int rank,
-					 const int32_t *const *skip, const int64_t *n_skip, int64_t k, MrcTop *top,
-					 int64_t *n_top, void *scratch);
 
 /*
  * How good lists of k are, over n_rows users with something relevant each.  Means over the users of:
@@ -358,8 +347,8 @@ typedef struct MrcRanking
 	const int32_t *user_row;   /* n_rows: the row of users that scores for this one */
 	const int64_t *n_relevant; /* n_rows, each > 0; may exceed what is among the items */
 	MrcCsr relevant;		   /* n_rows x n_items; no values */
-	MrcCsr
-		seen; /* … x n_items, not to be recommended; with values: raised by them instead; start NULL: nothing */
+	/* … x n_items, not to be recommended; with values: raised by them instead; start NULL: nothing */
+	MrcCsr seen;
 	const int32_t *seen_row; /* n_rows: the row of seen that is this user's; NULL: the same row */
 	void *scratch;			 /* mrc_ranking_scratch_bytes(), aligned to 64 */
 	/* results */

@@ -35,9 +35,11 @@
 #define MOST 1e37	   /* a product of norms, far enough from where float ends */
 #define TILE_USERS 6   /* of which a block is read once */
 #define AT_ONCE 96	   /* users of a task of many, a multiple of TILE_USERS */
+#define LONG_LIST 4096
 #define BUILD_BLOCKS 8 /* of a task of the building */
 #define BUILD_ROWS 1024
 
+#define FEW_SEARCHES 32 /* score every item in the time that an index takes */
 #define SCORED_ROWS 256 /* at once, where every item is scored */
 #define GATHER_SHARE \
 	32 /* candidates are looked up one by one where they are less than such a part of the items */
@@ -735,13 +737,20 @@ typedef struct Group
 
 typedef struct Many
 {
-	MrcPool *pool;
+	MrcPool *pool; /* NULL: on the calling thread, without pauses */
 	const MrcIndex *index;
 	MrcSearch *searches;
 	int64_t k; /* the greatest */
 	char *workers;
 	size_t worker_bytes;
 } Many;
+
+/* Users of a task: fewer for long lists, for the memory that these take. */
+static int
+at_once(int64_t k)
+{
+	return k <= LONG_LIST ? AT_ONCE : k < LONG_LIST * AT_ONCE ? (int) (LONG_LIST * AT_ONCE / k) : 1;
+}
 
 static size_t
 many_worker_bytes(const MrcIndex *index, int64_t k)
@@ -784,7 +793,7 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 	char *at = many->workers + (size_t) worker * many->worker_bytes;
 	Group *group = (Group *) (void *) at;
 	char *categories = at + rounded(sizeof(Group));
-	int8_t *codes = (int8_t *) categories + AT_ONCE * categories_bytes(many->k);
+	int8_t *codes = (int8_t *) categories + (size_t) at_once(many->k) * categories_bytes(many->k);
 	size_t stride = codes_bytes(index->rank);
 	int steps = steps_of(index->rank);
 
@@ -801,7 +810,7 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 	{
 		const MrcBound *bound = &index->bounds[block];
 
-		if (mrc_pool_pausing(many->pool))
+		if (many->pool && mrc_pool_pausing(many->pool))
 			return MRC_AGAIN;
 		leave_group(group, bound, stride);
 		for (int i = 0; i < group->n; i++)
@@ -815,18 +824,37 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 	return MRC_OK;
 }
 
-void
-mrc_search_begin(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch)
+/* scratch: what begins with it is set. */
+static Many *
+many_of(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch)
 {
 	Many *many = scratch;
-	int64_t each = (n + mrc_pool_size(pool) - 1) / mrc_pool_size(pool);
 	int64_t k = 1;
 
 	for (int64_t i = 0; i < n; i++)
 		k = searches[i].k > k ? searches[i].k : k;
 	*many = (Many){
 		pool, index, searches, k, (char *) scratch + rounded(sizeof(Many)), many_worker_bytes(index, k)};
-	mrc_pool_begin(pool, n, each < AT_ONCE ? each : AT_ONCE, many_task, many);
+	return many;
+}
+
+void
+mrc_search_group(const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch)
+{
+	Many *many = many_of(NULL, index, searches, n, scratch);
+	int chunk = at_once(many->k);
+
+	for (int64_t lo = 0; lo < n; lo += chunk)
+		(void) many_task(many, 0, lo, n - lo < chunk ? n : lo + chunk);
+}
+
+void
+mrc_search_begin(MrcPool *pool, const MrcIndex *index, MrcSearch *searches, int64_t n, void *scratch)
+{
+	Many *many = many_of(pool, index, searches, n, scratch);
+	int64_t each = (n + mrc_pool_size(pool) - 1) / mrc_pool_size(pool);
+
+	mrc_pool_begin(pool, n, each < at_once(many->k) ? each : at_once(many->k), many_task, many);
 }
 
 MrcStatus
@@ -1083,4 +1111,25 @@ mrc_index_open(MrcIndex *index, const float *items, int64_t n_items, int rank, c
 	index->row = (const int32_t *) (const void *) (at + parts.row);
 	index->bounds = (const MrcBound *) (const void *) (at + parts.bounds);
 	index->codes = (const uint8_t *) at + parts.codes;
+}
+
+size_t
+mrc_index_for_bytes(int64_t n_items, int rank, int64_t n_searches)
+{
+	return n_searches < FEW_SEARCHES
+		? 0
+		: rounded(mrc_index_bytes(n_items, rank)) + mrc_index_scratch_bytes(n_items);
+}
+
+MrcStatus
+mrc_index_for(MrcPool *pool, MrcIndex *index, const float *items, int64_t n_items, int rank,
+			  int64_t n_searches, void *memory)
+{
+	MrcStatus status = MRC_OK;
+
+	if (n_searches >= FEW_SEARCHES)
+		status = mrc_index_build(pool, items, n_items, rank, memory,
+								 (char *) memory + rounded(mrc_index_bytes(n_items, rank)));
+	mrc_index_open(index, items, n_items, rank, n_searches >= FEW_SEARCHES ? memory : NULL);
+	return status;
 }

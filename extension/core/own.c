@@ -44,23 +44,29 @@ list_length(const MrcOwn *own)
 	return own->k < own->known.n_cols ? own->k : own->known.n_cols;
 }
 
-/* What a worker needs: factors, the best that users do not have, one list, skip lists, scratch. */
+/* What a worker needs: factors, the best that users do not have, one list, searches, scratch. */
 static size_t
 worker_bytes(const MrcOwn *own)
 {
 	size_t length = (size_t) list_length(own);
+	const MrcIndex index = {.rank = own->params->rank};
 
 	return rounded(BLOCK_USERS * (size_t) own->params->rank * sizeof(float)) +
-		rounded((BLOCK_USERS + 1) * length * sizeof(MrcTop)) +
-		rounded(BLOCK_USERS * (2 * sizeof(int64_t) + sizeof(int32_t *))) +
-		rounded(mrc_topk_scratch_bytes(BLOCK_USERS, own->params->rank)) +
+		rounded((BLOCK_USERS + 1) * length * sizeof(MrcTop)) + rounded(BLOCK_USERS * sizeof(MrcSearch)) +
+		rounded(mrc_search_many_scratch_bytes(&index, (int64_t) length, 1)) +
 		rounded(mrc_fold_scratch_bytes(own->params));
+}
+
+static size_t
+index_bytes(const MrcOwn *own)
+{
+	return rounded(mrc_index_for_bytes(own->known.n_cols, own->params->rank, own->known.n_rows));
 }
 
 size_t
 mrc_own_scratch_bytes(const MrcOwn *own, int n_threads)
 {
-	return rounded((size_t) n_blocks(own) * (size_t) own->n_weights * sizeof(double)) +
+	return index_bytes(own) + rounded((size_t) n_blocks(own) * (size_t) own->n_weights * sizeof(double)) +
 		rounded((size_t) own->known.start[own->known.n_rows] * 2 * sizeof(float)) +
 		(size_t) n_threads * worker_bytes(own);
 }
@@ -141,15 +147,22 @@ try_weights(const MrcOwn *own, int64_t user, const MrcTop *best, int64_t n_best,
 	}
 }
 
+typedef struct Run
+{
+	const MrcOwn *own;
+	MrcIndex index;
+} Run;
+
 static MrcStatus
 own_task(void *arg, int worker, int64_t lo, int64_t hi)
 {
-	const MrcOwn *own = arg;
+	const Run *run = arg;
+	const MrcOwn *own = run->own;
 	const MrcCsr *known = &own->known;
 	int rank = own->params->rank;
 	int64_t k = list_length(own);
 	int64_t n_entries = known->start[known->n_rows];
-	char *at = own->scratch;
+	char *at = (char *) own->scratch + index_bytes(own);
 	double *sums = (double *) take(&at, (size_t) n_blocks(own) * (size_t) own->n_weights * sizeof(double)) +
 		lo / BLOCK_USERS * own->n_weights;
 	float *score = take(&at, (size_t) n_entries * 2 * sizeof(float));
@@ -160,42 +173,50 @@ own_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 	float *users = take(&at, BLOCK_USERS * (size_t) rank * sizeof(float));
 	MrcTop *best = take(&at, (size_t) (BLOCK_USERS + 1) * (size_t) k * sizeof(MrcTop));
-	int64_t *n_best = take(&at, BLOCK_USERS * (2 * sizeof(int64_t) + sizeof(int32_t *)));
-	int64_t *n_skip = n_best + BLOCK_USERS;
-	const int32_t **skip = (const int32_t **) (n_skip + BLOCK_USERS);
-	void *topk_scratch = take(&at, mrc_topk_scratch_bytes(BLOCK_USERS, rank));
+	MrcSearch *searches = take(&at, BLOCK_USERS * sizeof(MrcSearch));
+	const MrcIndex *index = &run->index;
+	void *search_scratch = take(&at, mrc_search_many_scratch_bytes(index, k, 1));
 
 	for (int i = 0; i < n; i++)
 	{
 		int64_t start = known->start[lo + i];
+		float *user = users + (int64_t) i * rank;
+		MrcSearch *search = &searches[i];
 
-		skip[i] = known->index + start;
-		n_skip[i] = known->start[lo + i + 1] - start;
+		*search = (MrcSearch){.user = user,
+							  .k = k,
+							  .skip = known->index + start,
+							  .n_skip = known->start[lo + i + 1] - start,
+							  .top = best + i * k};
 		/* Of somebody whose equations have no solution only the boosts count. */
-		if (mrc_fold(own->params, own->fold, own->items, known->n_cols, skip[i], own->rating + start,
-					 n_skip[i], users + (int64_t) i * rank, at) != MRC_OK)
-			memset(users + (int64_t) i * rank, 0, (size_t) rank * sizeof(float));
-		for (int64_t e = start; e < start + n_skip[i]; e++)
+		if (mrc_fold(own->params, own->fold, own->items, known->n_cols, search->skip, own->rating + start,
+					 search->n_skip, user, at) != MRC_OK)
+			memset(user, 0, (size_t) rank * sizeof(float));
+		for (int64_t e = start; e < start + search->n_skip; e++)
 		{
-			score[e] =
-				mrc_dot(users + (int64_t) i * rank, own->items + (int64_t) known->index[e] * rank, rank);
+			score[e] = mrc_dot(user, own->items + (int64_t) known->index[e] * rank, rank);
 			raise[e] = mrc_own_boost(1, known->value[e], own->usual[known->index[e]]);
 		}
 	}
-	mrc_topk(users, n, own->items, known->n_cols, rank, skip, n_skip, k, best, n_best, topk_scratch);
+	mrc_search_group(index, searches, n, search_scratch);
 	memset(sums, 0, (size_t) own->n_weights * sizeof(double));
 	for (int i = 0; i < n; i++)
-		try_weights(own, lo + i, best + (int64_t) i * k, n_best[i], score, raise, best + BLOCK_USERS * k,
-					sums);
+		try_weights(own, lo + i, best + (int64_t) i * k, searches[i].n_top, score, raise,
+					best + BLOCK_USERS * k, sums);
 	return MRC_OK;
 }
 
 MrcStatus
 mrc_own_run(MrcOwn *own)
 {
-	const double *sums = own->scratch;
+	const double *sums = (const double *) (const void *) ((const char *) own->scratch + index_bytes(own));
 	int64_t n = own->known.n_rows;
-	MrcStatus status = mrc_pool_run(own->pool, n, BLOCK_USERS, own_task, own);
+	Run run = {.own = own};
+	MrcStatus status = mrc_index_for(own->pool, &run.index, own->items, own->known.n_cols, own->params->rank,
+									 n, own->scratch);
+
+	if (status == MRC_OK)
+		status = mrc_pool_run(own->pool, n, BLOCK_USERS, own_task, &run);
 
 	for (int w = 0; w < own->n_weights; w++)
 	{

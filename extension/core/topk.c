@@ -1,141 +1,15 @@
 /*
- * topk.c: the exact k best items of a user.
- *
- * Scores are made in blocks of MRC_TOPK_ITEMS items (for many users by one matrix product), and each is compared
- * with the user's threshold: the worst of the k kept, at the root of a heap.  Items come in ascending order, so an
- * equal score never replaces: ties stay with the lower row.  NaN compares below all and so fills the list last.
+ * topk.c: how good lists and predictions are.
  */
 #include "core.h"
 
 #include <math.h>
 #include <string.h>
 
-/* From so many users on a matrix product beats inner products. */
-#define PRODUCT_USERS 4
-
-/* heap[0] is the worst; sink the element at i. */
-static void
-sink(MrcTop *heap, int64_t n, int64_t i)
-{
-	MrcTop moving = heap[i];
-
-	for (;;)
-	{
-		int64_t child = 2 * i + 1;
-
-		if (child >= n)
-			break;
-		if (child + 1 < n && mrc_top_before(heap[child], heap[child + 1]))
-			child++;
-		if (!mrc_top_before(moving, heap[child]))
-			break;
-		heap[i] = heap[child];
-		i = child;
-	}
-	heap[i] = moving;
-}
-
-static void
-offer(MrcTop *heap, int64_t *n, int64_t k, MrcTop candidate)
-{
-	if (*n < k)
-	{
-		int64_t i = (*n)++;
-
-		while (i > 0 && mrc_top_before(heap[(i - 1) / 2], candidate))
-		{
-			heap[i] = heap[(i - 1) / 2];
-			i = (i - 1) / 2;
-		}
-		heap[i] = candidate;
-	}
-	else if (mrc_top_before(candidate, heap[0]))
-	{
-		heap[0] = candidate;
-		sink(heap, k, 0);
-	}
-}
-
-/* Heap to list, best first. */
-static void
-unheap(MrcTop *heap, int64_t n)
-{
-	for (int64_t last = n - 1; last > 0; last--)
-	{
-		MrcTop worst = heap[0];
-
-		heap[0] = heap[last];
-		heap[last] = worst;
-		sink(heap, last, 0);
-	}
-}
-
-/* Of the scratch, for mrc_products. */
-static size_t
-products_bytes(int n_users, int rank)
-{
-	return n_users >= PRODUCT_USERS ? mrc_products_bytes(rank) : 0;
-}
-
-size_t
-mrc_topk_scratch_bytes(int n_users, int rank)
-{
-	return products_bytes(n_users, rank) +
-		(size_t) n_users * (MRC_TOPK_ITEMS * sizeof(float) + sizeof(int64_t));
-}
-
-/* Offer items [lo, lo + n) of one user; at: how far its skip list has been walked. */
-static void
-offer_block(const float *scores, int64_t lo, int n, const int32_t *skip, int64_t n_skip, int64_t *at,
-			MrcTop *heap, int64_t *n_heap, int64_t k)
-{
-	for (int i = 0; i < n; i++)
-	{
-		MrcTop candidate = {scores[i], (int32_t) (lo + i)};
-
-		/* Cheap test first; a NaN threshold lets everything through to the exact one. */
-		if (*n_heap == k && candidate.score <= heap[0].score)
-			continue;
-		while (*at < n_skip && skip[*at] < candidate.row)
-			(*at)++;
-		if (*at < n_skip && skip[*at] == candidate.row)
-			continue;
-		offer(heap, n_heap, k, candidate);
-	}
-}
-
-void
-mrc_topk(const float *users, int n_users, const float *items, int64_t n_items, int rank,
-		 const int32_t *const *skip, const int64_t *n_skip, int64_t k, MrcTop *top, int64_t *n_top,
-		 void *scratch)
-{
-	float *scores = (float *) scratch + products_bytes(n_users, rank) / sizeof(float);
-	int64_t *at = (int64_t *) (scores + (size_t) n_users * MRC_TOPK_ITEMS);
-
-	memset(at, 0, (size_t) n_users * sizeof(*at));
-	memset(n_top, 0, (size_t) n_users * sizeof(*n_top));
-	for (int64_t lo = 0; lo < n_items; lo += MRC_TOPK_ITEMS)
-	{
-		int n = (int) (n_items - lo < MRC_TOPK_ITEMS ? n_items - lo : MRC_TOPK_ITEMS);
-		const float *block = items + lo * rank;
-
-		if (n_users >= PRODUCT_USERS)
-			mrc_products(users, n_users, block, n, rank, scores, MRC_TOPK_ITEMS, scratch);
-		else
-			for (int u = 0; u < n_users; u++)
-				mrc_dots(users + (int64_t) u * rank, block, n, rank, scores + (int64_t) u * MRC_TOPK_ITEMS);
-		for (int u = 0; u < n_users; u++)
-			offer_block(scores + (int64_t) u * MRC_TOPK_ITEMS, lo, n, skip ? skip[u] : NULL,
-						skip ? n_skip[u] : 0, &at[u], top + u * k, &n_top[u], k);
-	}
-	for (int u = 0; u < n_users; u++)
-		unheap(top + u * k, n_top[u]);
-}
-
 /* ---- how good the lists are ---- */
 
 /* Memory and time that one block of users may take. */
-#define BLOCK_USERS 64
+#define BLOCK_USERS 96
 #define BLOCK_TOPS (1 << 20)
 #define BLOCK_MACS 1000000000
 
@@ -177,23 +51,31 @@ listed_bytes(int64_t n_items)
 	return rounded((size_t) (n_items + 7) / 8);
 }
 
-/* What a worker needs: listed items, factors, lists, their lengths, skip lists and their lengths, scratch of mrc_topk. */
+/* What a worker needs: listed items, lists, searches and their scratch. */
 static size_t
 worker_bytes(int n_users, int rank, int64_t n_items, int64_t length)
 {
-	return listed_bytes(n_items) + rounded((size_t) n_users * rank * sizeof(float)) +
-		rounded((size_t) n_users * length * sizeof(MrcTop)) +
-		2 * rounded((size_t) n_users * sizeof(int64_t)) + rounded((size_t) n_users * sizeof(int32_t *)) +
-		rounded(mrc_topk_scratch_bytes(n_users, rank));
+	const MrcIndex index = {.rank = rank};
+
+	return listed_bytes(n_items) + rounded((size_t) n_users * (size_t) length * sizeof(MrcTop)) +
+		rounded((size_t) n_users * sizeof(MrcSearch)) +
+		rounded(mrc_search_many_scratch_bytes(&index, length, 1));
+}
+
+/* What comes before that: sums, and the index. */
+static size_t
+shared_bytes(int64_t n_rows, int64_t n_items, int rank, int n_users)
+{
+	return rounded((size_t) (n_rows / n_users + 1) * sizeof(Sums)) +
+		rounded(mrc_index_for_bytes(n_items, rank, n_rows));
 }
 
 size_t
 mrc_ranking_scratch_bytes(int64_t n_rows, int64_t n_items, int rank, int64_t k, int n_threads)
 {
 	int n_users = block_users(n_items, rank, k);
-	size_t n_blocks = (size_t) (n_rows / n_users + 1);
 
-	return rounded(n_blocks * sizeof(Sums)) +
+	return shared_bytes(n_rows, n_items, rank, n_users) +
 		(size_t) n_threads * worker_bytes(n_users, rank, n_items, least(k, n_items));
 }
 
@@ -243,28 +125,6 @@ judge(const MrcRanking *ranking, int64_t row, const MrcTop *top, int64_t n_top, 
 	sums->hit_rate += n_hits > 0;
 }
 
-/* Put what the user has where it belongs in the list, which has all that is best of the rest. */
-static void
-insert_seen(const MrcRanking *ranking, int64_t seen_row, const float *user, int64_t length, MrcTop *list,
-			int64_t *n_list)
-{
-	const MrcCsr *seen = &ranking->seen;
-
-	for (int64_t e = seen->start[seen_row]; e < seen->start[seen_row + 1]; e++)
-	{
-		float score = mrc_dot(user, ranking->items + (int64_t) seen->index[e] * ranking->rank, ranking->rank);
-		MrcTop candidate = {score + seen->value[e], seen->index[e]};
-		int64_t i;
-
-		if (*n_list == length && (length == 0 || !mrc_top_before(candidate, list[length - 1])))
-			continue;
-		i = *n_list < length ? (*n_list)++ : length - 1;
-		for (; i > 0 && mrc_top_before(candidate, list[i - 1]); i--)
-			list[i] = list[i - 1];
-		list[i] = candidate;
-	}
-}
-
 static void *
 take(char **at, size_t n_bytes)
 {
@@ -274,46 +134,65 @@ take(char **at, size_t n_bytes)
 	return taken;
 }
 
+/* A run. */
+typedef struct Run
+{
+	const MrcRanking *ranking;
+	MrcIndex index;
+	int block; /* users of a task */
+	int64_t length;
+	Sums *sums; /* of each task */
+	char *workers;
+	size_t worker_bytes;
+} Run;
+
+/* What the row is searched for, but for where the list is to go. */
+static MrcSearch
+search_of(const MrcRanking *ranking, int64_t row)
+{
+	MrcSearch search = {.user = ranking->users + (int64_t) ranking->user_row[row] * ranking->rank,
+						.k = least(ranking->k, ranking->n_items)};
+	const MrcCsr *seen = &ranking->seen;
+	int64_t seen_row = ranking->seen_row ? ranking->seen_row[row] : row;
+
+	if (seen->start == NULL)
+		return search;
+	search.skip = seen->index + seen->start[seen_row];
+	search.n_skip = seen->start[seen_row + 1] - seen->start[seen_row];
+	if (seen->value)
+	{
+		search.boosted = search.skip;
+		search.boost = seen->value + seen->start[seen_row];
+		search.n_boosted = search.n_skip;
+		search.n_skip = 0;
+	}
+	return search;
+}
+
 static MrcStatus
 ranking_task(void *arg, int worker, int64_t lo, int64_t hi)
 {
-	const MrcRanking *ranking = arg;
-	int block = block_users(ranking->n_items, ranking->rank, ranking->k);
-	int64_t length = least(ranking->k, ranking->n_items);
-	size_t n_blocks = (size_t) (ranking->n_rows / block + 1);
-	Sums *sums = (Sums *) ranking->scratch + lo / block;
-	char *at = (char *) ranking->scratch + rounded(n_blocks * sizeof(Sums)) +
-		(size_t) worker * worker_bytes(block, ranking->rank, ranking->n_items, length);
+	const Run *run = arg;
+	const MrcRanking *ranking = run->ranking;
+	Sums *sums = run->sums + lo / run->block;
+	char *at = run->workers + (size_t) worker * run->worker_bytes;
 	unsigned char *listed = take(&at, listed_bytes(ranking->n_items));
-	float *users = take(&at, (size_t) block * ranking->rank * sizeof(float));
-	MrcTop *top = take(&at, (size_t) block * length * sizeof(MrcTop));
-	int64_t *n_top = take(&at, (size_t) block * sizeof(int64_t));
-	int64_t *n_skip = take(&at, (size_t) block * sizeof(int64_t));
-	const int32_t **skip = take(&at, (size_t) block * sizeof(int32_t *));
+	MrcTop *top = take(&at, (size_t) run->block * (size_t) run->length * sizeof(MrcTop));
+	MrcSearch *searches = take(&at, (size_t) run->block * sizeof(MrcSearch));
 	int n = (int) (hi - lo);
 
 	for (int i = 0; i < n; i++)
 	{
-		int64_t row = ranking->seen_row ? ranking->seen_row[lo + i] : lo + i;
-
-		memcpy(users + (int64_t) i * ranking->rank,
-			   ranking->users + (int64_t) ranking->user_row[lo + i] * ranking->rank,
-			   (size_t) ranking->rank * sizeof(float));
-		skip[i] = ranking->seen.start ? ranking->seen.index + ranking->seen.start[row] : NULL;
-		n_skip[i] = ranking->seen.start ? ranking->seen.start[row + 1] - ranking->seen.start[row] : 0;
+		searches[i] = search_of(ranking, lo + i);
+		searches[i].top = top + i * run->length;
 	}
-	mrc_topk(users, n, ranking->items, ranking->n_items, ranking->rank, skip, n_skip, length, top, n_top, at);
+	mrc_search_group(&run->index, searches, n, at);
 	memset(sums, 0, sizeof(*sums));
 	for (int i = 0; i < n; i++)
 	{
-		MrcTop *list = top + i * length;
-
-		if (ranking->seen.value)
-			insert_seen(ranking, ranking->seen_row ? ranking->seen_row[lo + i] : lo + i,
-						users + (int64_t) i * ranking->rank, length, list, &n_top[i]);
-		judge(ranking, lo + i, list, n_top[i], sums);
-		for (int64_t j = 0; j < n_top[i]; j++)
-			listed[list[j].row / 8] |= (unsigned char) (1 << list[j].row % 8);
+		judge(ranking, lo + i, searches[i].top, searches[i].n_top, sums);
+		for (int64_t j = 0; j < searches[i].n_top; j++)
+			listed[searches[i].top[j].row / 8] |= (unsigned char) (1 << searches[i].top[j].row % 8);
 	}
 	return MRC_OK;
 }
@@ -339,18 +218,25 @@ MrcStatus
 mrc_ranking_run(MrcRanking *ranking)
 {
 	int block = block_users(ranking->n_items, ranking->rank, ranking->k);
-	const Sums *sums = ranking->scratch;
-	size_t n_bytes =
-		worker_bytes(block, ranking->rank, ranking->n_items, least(ranking->k, ranking->n_items));
-	unsigned char *workers =
-		(unsigned char *) ranking->scratch + rounded((size_t) (ranking->n_rows / block + 1) * sizeof(Sums));
 	int n_workers = mrc_pool_size(ranking->pool);
+	int64_t length = least(ranking->k, ranking->n_items);
 	double n = (double) ranking->n_rows;
-	MrcStatus status;
+	char *at = ranking->scratch;
+	Run run = {.ranking = ranking,
+			   .block = block,
+			   .length = length,
+			   .sums = take(&at, (size_t) (ranking->n_rows / block + 1) * sizeof(Sums)),
+			   .worker_bytes = worker_bytes(block, ranking->rank, ranking->n_items, length)};
+	const Sums *sums = run.sums;
+	MrcStatus status = mrc_index_for(
+		ranking->pool, &run.index, ranking->items, ranking->n_items, ranking->rank, ranking->n_rows,
+		take(&at, mrc_index_for_bytes(ranking->n_items, ranking->rank, ranking->n_rows)));
 
+	run.workers = at;
 	for (int worker = 0; worker < n_workers; worker++)
-		memset(workers + (size_t) worker * n_bytes, 0, listed_bytes(ranking->n_items));
-	status = mrc_pool_run(ranking->pool, ranking->n_rows, block, ranking_task, ranking);
+		memset(run.workers + (size_t) worker * run.worker_bytes, 0, listed_bytes(ranking->n_items));
+	if (status == MRC_OK)
+		status = mrc_pool_run(ranking->pool, ranking->n_rows, block, ranking_task, &run);
 	ranking->precision = ranking->recall = ranking->map = ranking->ndcg = ranking->hit_rate = 0;
 	ranking->coverage = 0;
 	if (status != MRC_OK)
@@ -364,8 +250,9 @@ mrc_ranking_run(MrcRanking *ranking)
 		ranking->hit_rate += sums[i].hit_rate / n;
 	}
 	if (ranking->n_items > 0)
-		ranking->coverage =
-			(double) count_listed(workers, n_bytes, n_workers, ranking->n_items) / (double) ranking->n_items;
+		ranking->coverage = (double) count_listed((unsigned char *) run.workers, run.worker_bytes, n_workers,
+												  ranking->n_items) /
+			(double) ranking->n_items;
 	return MRC_OK;
 }
 

@@ -3,7 +3,7 @@ SELECT plan(24);
 SET LOCAL client_min_messages = warning;
 
 CREATE FUNCTION pg_temp.has(model text, VARIADIC users text[]) RETURNS text LANGUAGE sql AS $$
-	SELECT string_agg(format('%s:%s=%s', h."user", h.item, h.value), ' ' ORDER BY n) FROM ROWS FROM (millrace.user_history(model, users)) WITH ORDINALITY AS h("user", item, value, is_new, n)
+	SELECT string_agg(format('%s:%s=%s', h."user", h.item, h.value), ' ' ORDER BY n) FROM ROWS FROM (millrace.user_history(model, users)) WITH ORDINALITY AS h("user", item, value, is_new, is_kept, n)
 $$;
 CREATE FUNCTION pg_temp.new(model text, VARIADIC users text[]) RETURNS text LANGUAGE sql AS $$
 	SELECT string_agg(DISTINCT format('%s=%s', h."user", h.is_new), ' ') FROM millrace.user_history(model, users) AS h
@@ -52,6 +52,7 @@ SELECT is(pg_temp.has('far', '0'), (SELECT string_agg(format('%s:%s=1', u, i), '
 -- Who may ask
 CREATE ROLE history_other;
 GRANT USAGE ON SCHEMA millrace TO history_other;
+GRANT EXECUTE ON FUNCTION millrace.user_history(text, text[]) TO history_other;
 SET LOCAL ROLE history_other;
 SELECT throws_ok($$SELECT * FROM millrace.user_history('m', '{5}')$$, '42501', 'must be owner of model "m"', 'not everybody');
 RESET ROLE;

@@ -31,10 +31,17 @@ is "$(cat "$work/err")" "" "who recommends first has nothing to wait for"
 # Memory of two sessions, from smaps
 session() { # session N: a psql that reads $work/in.N; its pid is in pid[N], its answers in $work/out.N
 	mkfifo "$work/in.$1"
-	psql -AtXq <"$work/in.$1" >"$work/out.$1" 2>"$work/err.$1" &
+	: >"$work/out.$1"
+	psql -AtXq <"$work/in.$1" >"$work/out.$1" 2>"$work/err.$1" 11>&- 12>&- &
+	job[$1]=$!
 	eval "exec $((10 + $1))>\"$work/in.$1\""
 	say "$1" "SELECT pg_backend_pid()"
 	pid[$1]=$(cat "$work/out.$1")
+}
+end_session() {
+	eval "exec $((10 + $1))>&-"
+	wait "${job[$1]}"
+	rm -f "$work/in.$1" "$work/out.$1"
 }
 say() { # say N SQL: and wait for its last row
 	local n
@@ -44,7 +51,7 @@ say() { # say N SQL: and wait for its last row
 }
 anonymous_kb() { as_postgres awk '/^Anonymous:/ { n += $2 } END { print n }' "/proc/$1/smaps"; }
 of_file_kb() { as_postgres awk -v name="$2" -v field="$3:" '/^[0-9a-f]+-[0-9a-f]+ / { mine = index($0, name) } mine && $1 == field { n += $2 } END { print n + 0 }' "/proc/$1/smaps"; }
-declare -a pid
+declare -a pid job
 all_users="SELECT count(*) FROM generate_series(0, 29999, 100) AS u, millrace.recommend_top_k('%s', u, 5, false)"
 for n in 1 2; do
 	session $n
@@ -63,11 +70,11 @@ for n in 1 2; do
 	ok $(($(of_file_kb "${pid[n]}" "$(basename "$file")" Rss) > 4000 ? 0 : 1)) "it maps the file"
 	is "$(($(of_file_kb "${pid[n]}" "$(basename "$file")" Private_Dirty) + $(of_file_kb "${pid[n]}" "$(basename "$file")" Anonymous)))" 0 "of which no page is its own"
 done
-exec 11>&- 12>&-
+end_session 1
+end_session 2
 
 # A machine that was started again: the file is on the disk only
 as_postgres dd of="$file" oflag=nocache conv=notrunc,fdatasync count=0 status=none
-until_true eval "[ \$(jobs -r | wc -l) = 0 ]"
 if [ "$(as_postgres fincore -bnro RES "$file")" -lt 2000000 ]; then
 	like "$(answer m 7 2>&1)" 'NOTICE:  reading model "m" for serving: [0-9.]+ MB' "who comes when it is on the disk only is told"
 fi
@@ -108,7 +115,6 @@ file=$primary/$(files_of "'m'")
 
 # No room for the file, and a folder that cannot be written: served all the same
 rm -f "$file"
-rm -f "$work"/in.1 "$work"/out.1
 session 1
 as_postgres prlimit --pid "${pid[1]}" --fsize=1000000
 say 1 "SELECT string_agg(item || ' ' || score, ',' ORDER BY rank) FROM millrace.recommend_top_k('m', 7, 20)"
@@ -117,9 +123,8 @@ say 1 "SELECT millrace.warm('m')"
 is "$(tail -1 "$work/out.1")" 0 "nothing is shared"
 like "$(cat "$work/err.1")" 'WARNING:  model "m" cannot be kept for all sessions: could not write file "base/[0-9]+/pgsql_tmp_millrace[^"]*": File too large' "which is told"
 is "$(files "$primary")" "$(files_of "'little'")" "and nothing is left of the attempt"
-exec 11>&-
+end_session 1
 as_postgres chmod 500 "$primary"
-rm -f "$work"/in.1 "$work"/out.1
 session 1
 for name in m m little; do
 	say 1 "SELECT count(*) FROM millrace.recommend_top_k('$name', 7)"
@@ -128,7 +133,7 @@ as_postgres chmod 700 "$primary"
 is "$(tail -n +2 "$work/out.1" | paste -sd ' ')" "10 10 10" "a folder that cannot be written: every model is served"
 is "$(grep -c WARNING "$work/err.1")" 1 "and the session is told once"
 like "$(cat "$work/err.1")" 'Permission denied' "why"
-exec 11>&-
+end_session 1
 like "$(answer m 7 2>&1)" "preparing model" "when it can be written again"
 is "$(answer m 7 2>&1)" "$before" "the next session shares"
 
@@ -169,7 +174,6 @@ is "$(value "SELECT version FROM millrace.train_als('m', 'bought', rank => 8, it
 
 # Two sessions activate at once
 value "SELECT version FROM millrace.train_als('m', 'bought', rank => 8, iterations => 2, activate => false)" >/dev/null 2>&1
-rm -f "$work"/in.[12] "$work"/out.[12]
 session 1
 session 2
 say 1 "BEGIN; SELECT millrace.activate('m', 4)"
@@ -179,7 +183,8 @@ is "$(value "SELECT count(*) FROM millrace.recommend_top_k('m', 7)")" 10 "one se
 say 1 "COMMIT; SELECT 'done'"
 until_true grep -q done "$work/out.2"
 is "$(grep -hc ERROR "$work/err.1" "$work/err.2" | paste -sd ' ') $(value "SELECT active FROM millrace.model WHERE name = 'm'")" "0 0 3" "the last one's version is active"
-exec 11>&- 12>&-
+end_session 1
+end_session 2
 
 # Clean-up
 value "DROP EXTENSION millrace CASCADE; CREATE EXTENSION millrace" 2>/dev/null
