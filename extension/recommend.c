@@ -63,6 +63,7 @@ typedef struct Run
 	int64 k;		   /* at most all there is */
 	int64 block_users; /* of a full block */
 	float own_history; /* weight */
+	const int32 *only; /* wish->n_only */
 	const MrLists *lists;
 	const MrBaseline *baseline; /* NULL: none */
 	const int32 *category;		/* of items; NULL: no limit */
@@ -268,7 +269,7 @@ prepare_search(const Run *run, const Person *person, const MrHistory *history, M
 
 	*search = (MrcSearch){.user = person->factor,
 						  .k = Min(run->k, run->model->items.ids.n),
-						  .only = wish->only,
+						  .only = run->only,
 						  .n_only = wish->n_only,
 						  .category = run->category,
 						  .max_per_category = wish->max_per_category,
@@ -558,20 +559,29 @@ go(Run *run)
 }
 
 /*
- * Contexts inside each other, so that what is made last goes first, and with it the pool.  As many threads as there is
- * work for, not one.
+ * Contexts inside each other, so that what is made last goes first, and with it the pool: whatever ends the session, no
+ * thread is left with memory that has gone.  What the caller lends can go earlier, so threads get a copy.  As many threads as
+ * there is work for, not one.
  */
 static void
 make_room(Run *run, int n_threads)
 {
-	MemoryContext context = CurrentMemoryContext;
+	MemoryContext context = run->everybody ? mr_everybody_context(run->everybody) : CurrentMemoryContext;
 	int64 k = Max(run->k, 1);
+	int32 *only;
 
 	run->block_users = Min(BLOCK_USERS, Max(MIN_BLOCK_USERS, (run->n + MIN_BLOCKS - 1) / MIN_BLOCKS));
 	run->block_users = Max(1, Min(run->block_users, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
 	if (n_threads != 1)
 		n_threads = mr_n_threads(n_threads);
 	n_threads = Min(n_threads, run->n);
+	run->only = run->wish->only;
+	if (n_threads > 1 && run->only)
+	{
+		only = MemoryContextAllocHuge(CurrentMemoryContext, run->wish->n_only * sizeof(int32) + 1);
+		memcpy(only, run->only, run->wish->n_only * sizeof(int32));
+		run->only = only;
+	}
 	run->scratch = aligned(n_threads > 1 ? mrc_search_many_scratch_bytes(&run->model->index, k, n_threads)
 										 : mrc_search_scratch_bytes(&run->model->index, k));
 	for (int i = 0; i < lengthof(run->blocks); i++)
