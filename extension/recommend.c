@@ -12,6 +12,9 @@
 #include <math.h>
 
 #define BLOCK_USERS 4096
+/* Fewer users are several blocks, too, so that reading, computing and emitting go on at the same time. */
+#define MIN_BLOCK_USERS 256
+#define MIN_BLOCKS 4
 #define MANY_USERS 1000
 #define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
 
@@ -41,7 +44,8 @@ typedef struct UserBlock
 	Person *people;		  /* n */
 	Fold *folds;		  /* n_folds <= n */
 	int64 n_folds;
-	MrcSearch *searches; /* n_searches <= n */
+	struct FoldTask *task; /* of them, while they are computed */
+	MrcSearch *searches;   /* n_searches <= n */
 	int64 n_searches;
 } UserBlock;
 
@@ -194,24 +198,35 @@ fold_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 /* The pool is idle. */
 static void
-fold_block(Run *run, UserBlock *block)
+begin_folds(Run *run, UserBlock *block)
 {
-	FoldTask task = {.model = run->model, .folds = block->folds};
+	MemoryContext before = MemoryContextSwitchTo(block->context);
+	FoldTask *task = block->task = palloc(sizeof(FoldTask));
 
+	*task = (FoldTask){.model = run->model, .folds = block->folds};
+	task->scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
+	if (block->n_folds > 0)
+		task->scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task->scratch_bytes);
+	MemoryContextSwitchTo(before);
+	if (run->pool && block->n_folds > 0)
+		mrc_pool_begin(run->pool, block->n_folds, 1, fold_task, task);
+}
+
+static void
+end_folds(Run *run, UserBlock *block)
+{
 	if (block->n_folds == 0)
 		return;
-	task.scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
-	task.scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task.scratch_bytes);
 	if (run->pool)
 	{
-		if (mrc_pool_run(run->pool, block->n_folds, 1, fold_task, &task) != MRC_OK)
+		if (mrc_pool_end(run->pool) != MRC_OK)
 			elog(ERROR, "users could not be folded in");
 	}
 	else
 		for (int64 i = 0; i < block->n_folds; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			(void) fold_task(&task, 0, i, i + 1);
+			(void) fold_task(block->task, 0, i, i + 1);
 		}
 	for (int64 i = 0; i < block->n_folds; i++)
 	{
@@ -299,13 +314,13 @@ prepare_block(const Run *run, UserBlock *block, int64 lo)
 
 /* ---- computing ---- */
 
-/* The pool is idle. */
+/* After begin_folds. */
 static void
-begin_block(Run *run, UserBlock *block)
+begin_searches(Run *run, UserBlock *block)
 {
 	MemoryContext before = MemoryContextSwitchTo(block->context);
 
-	fold_block(run, block);
+	end_folds(run, block);
 	block->searches = palloc(block->n * sizeof(MrcSearch));
 	block->n_searches = 0;
 	for (int64 i = 0; i < block->n; i++)
@@ -331,7 +346,7 @@ begin_block(Run *run, UserBlock *block)
 }
 
 static void
-end_block(Run *run)
+end_searches(Run *run)
 {
 	if (run->pool && mrc_search_end(run->pool) != MRC_OK)
 		elog(ERROR, "lists could not be made");
@@ -524,19 +539,21 @@ go(Run *run)
 	UserBlock *block = &run->blocks[0];
 
 	prepare_block(run, block, 0);
-	begin_block(run, block);
+	begin_folds(run, block);
+	begin_searches(run, block);
 	for (int64 lo = block->n; lo < run->n;)
 	{
 		UserBlock *next = block == &run->blocks[0] ? &run->blocks[1] : &run->blocks[0];
 
 		prepare_block(run, next, lo);
-		end_block(run);
-		begin_block(run, next);
+		end_searches(run);
+		begin_folds(run, next);
 		emit_block(run, block);
+		begin_searches(run, next);
 		block = next;
 		lo += block->n;
 	}
-	end_block(run);
+	end_searches(run);
 	emit_block(run, block);
 }
 
@@ -550,7 +567,8 @@ make_room(Run *run, int n_threads)
 	MemoryContext context = CurrentMemoryContext;
 	int64 k = Max(run->k, 1);
 
-	run->block_users = Max(1, Min(BLOCK_USERS, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
+	run->block_users = Min(BLOCK_USERS, Max(MIN_BLOCK_USERS, (run->n + MIN_BLOCKS - 1) / MIN_BLOCKS));
+	run->block_users = Max(1, Min(run->block_users, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
 	if (n_threads != 1)
 		n_threads = mr_n_threads(n_threads);
 	n_threads = Min(n_threads, run->n);

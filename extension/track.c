@@ -1657,10 +1657,16 @@ create_tables(const char *name, MrHistoryStream *stream)
 		"What each user has by the ratings of a model, folded; see millrace.streams",
 		"What batches have left of what users have, not folded yet; see millrace.streams"};
 	Oid namespace = get_namespace_oid(MR_SCHEMA, false);
+	char *dumper;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
+	/* As the catalog's tables: who has created the extension dumps the database. */
+	mr_exec("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(extowner)) FROM pg_catalog.pg_extension"
+			" WHERE extname = 'millrace'",
+			SPI_OK_SELECT, true);
+	dumper = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	for (int i = 0; i < 2; i++)
 	{
 		char *table = psprintf("%s%s", name, i == 0 ? "" : "_delta");
@@ -1676,6 +1682,7 @@ create_tables(const char *name, MrHistoryStream *stream)
 		mr_exec(psprintf("CREATE INDEX ON " MR_SCHEMA ".%s (key)", table), SPI_OK_UTILITY, false);
 		mr_exec(psprintf("COMMENT ON TABLE " MR_SCHEMA ".%s IS '%s'", table, comments[i]), SPI_OK_UTILITY,
 				false);
+		mr_exec(psprintf("GRANT SELECT ON " MR_SCHEMA ".%s TO %s", table, dumper), SPI_OK_UTILITY, false);
 		*(i == 0 ? &stream->target : &stream->delta) = get_relname_relid(table, namespace);
 	}
 	SPI_finish();
