@@ -1167,6 +1167,8 @@ typedef enum Kind
 	HUGE_ONES,
 	ODD, /* some NaN, some infinite */
 	ZEROS,
+	PARALLEL, /* to one vector, which is a user's: products reach the product of the norms */
+	TURNED, /* the same elements in any order, for users whose elements are equal: products differ by rounding only */
 	N_KINDS
 } Kind;
 
@@ -1194,6 +1196,18 @@ fill_factors(float *factors, int64_t n, int rank, Kind kind, bool users)
 			size = users ? 1e3f : 1e35f;
 		for (int i = 0; i < rank; i++)
 			to[i] = kind == WHOLE ? (float) (rand() % 5 - 2) : kind == ZEROS ? 0 : size * normal();
+		for (int i = 0; i < rank && kind == PARALLEL; i++)
+			to[i] = (users ? 1 : 1 + (float) (rand() % 64) / 4096) * sinf((float) i + 1);
+		for (int i = 0; i < rank && kind == TURNED; i++)
+			to[i] = users ? 12.7f : 0.1f * (float) ((i * 37 + rank) % 255 - 127);
+		for (int i = rank - 1; i > 0 && kind == TURNED; i--)
+		{
+			int j = rand() % (i + 1);
+			float kept = to[i];
+
+			to[i] = to[j];
+			to[j] = kept;
+		}
 		if (kind == SAME && row > 3 && !users)
 			memcpy(to, factors + rand() % 4 * rank, (size_t) rank * sizeof(float));
 		if (kind == ODD && rand() % 10 == 0)
