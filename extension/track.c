@@ -1298,38 +1298,33 @@ take_delta(Pile *pile, Relation delta, TableScanDesc scan, int64 limit, bool *mo
 
 /* Replace what the first table has of a person by that and what has been gathered. */
 static void
-replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *writer)
+replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *writer, MemoryContext row)
 {
-	MemoryContext row =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace history row", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext before = MemoryContextSwitchTo(row);
-	ItemPointerData tids[8];
-	int n_tids = 0;
+	MemoryContext before;
+	MrPiece piece;
 	MrPiece *room;
 	int64 n;
 	Datum values[N_TRACK_COLUMNS];
 	bool nulls[N_TRACK_COLUMNS];
 
+	/* Not in the memory of the row: the scan keeps some of its own from one user to the next. */
 	mr_track_scan_user(state, &person->id);
-	while (n_tids < lengthof(tids) && mr_track_scan_next(state))
+	while (mr_track_scan_next(state))
 	{
-		MrPiece piece;
-
 		while (mr_unpack_next(&state->unpack, &piece))
 			add_piece(pile, person, &piece);
-		tids[n_tids++] = state->slot->tts_tid;
+		delete_row(state->rel, &state->slot->tts_tid);
 	}
+	before = MemoryContextSwitchTo(row);
 	room = MemoryContextAllocHuge(row, (person->n + 1) * sizeof(MrPiece));
 	n = merge_pieces(pile, person, room);
-	for (int i = 0; i < n_tids; i++)
-		delete_row(state->rel, &tids[i]);
 	if (n > 0)
 	{
 		row_values(person, pack(room, n, pile->item_text), values, nulls);
 		mr_writer_put(writer, values, nulls);
 	}
 	MemoryContextSwitchTo(before);
-	MemoryContextDelete(row);
+	MemoryContextReset(row);
 }
 
 static void
@@ -1337,6 +1332,7 @@ fold_portion(Pile *pile, Oid state)
 {
 	MrTrackScan scan = {0};
 	MrStateWriter *writer = mr_writer_open(state);
+	MemoryContext row = AllocSetContextCreate(pile->context, "millrace history row", ALLOCSET_DEFAULT_SIZES);
 
 	if (!mr_track_scan_begin(&scan, state))
 		elog(ERROR, "table %u does not exist", state);
@@ -1344,7 +1340,7 @@ fold_portion(Pile *pile, Oid state)
 	for (int64 i = 0; i < pile->n_people; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		replace_row(pile, &scan, &pile->people[i], writer);
+		replace_row(pile, &scan, &pile->people[i], writer, row);
 	}
 	mr_track_scan_end(&scan);
 	(void) mr_writer_close(writer);
