@@ -438,47 +438,81 @@ add_piece(Pile *pile, Person *person, const MrPiece *piece)
 	person->n++;
 }
 
-static int
-compare_pieces(const void *a, const void *b)
+/* Merge the runs [0, middle) and [middle, n) into out; of equal items those of the first come first. */
+static void
+merge_runs(const MrPiece *pieces, int64 middle, int64 n, MrPiece *out)
 {
-	const MrPiece *piece_a = a;
-	const MrPiece *piece_b = b;
-	int order = mr_compare_keys(&piece_a->item, &piece_b->item);
+	int64 a = 0;
+	int64 b = middle;
 
-	/* Sums do not depend on how the sort leaves equals. */
-	return order != 0 ? order : (piece_a->next > piece_b->next) - (piece_a->next < piece_b->next);
+	while (a < middle && b < n)
+		*out++ = mr_compare_keys(&pieces[a].item, &pieces[b].item) <= 0 ? pieces[a++] : pieces[b++];
+	memcpy(out, pieces + a, (middle - a) * sizeof(MrPiece));
+	memcpy(out + (middle - a), pieces + b, (n - b) * sizeof(MrPiece));
+}
+
+static int64
+run_end(const MrPiece *pieces, int64 start, int64 n)
+{
+	int64 end = Min(start + 1, n);
+
+	while (end < n && mr_compare_keys(&pieces[end - 1].item, &pieces[end].item) <= 0)
+		end++;
+	return end;
 }
 
 /*
- * A person's pieces side by side in room, each item once, ascending.  One that adds nothing is gone; one that adds a value
- * to no rows is an update, or waits for it.
+ * By item; equal ones in the order in which they came, so that sums do not depend on chance.  Two by two ascending runs are
+ * merged, for what is folded is a few long ones.  Returns which of the two rooms of n holds the result.
  */
-static int64
-merge_pieces(const Pile *pile, const Person *person, MrPiece *room)
+static MrPiece *
+sort_pieces(MrPiece *pieces, MrPiece *room, int64 n)
 {
-	int64 n = 0;
+	while (run_end(pieces, 0, n) < n)
+	{
+		MrPiece *sorted = room;
+
+		for (int64 start = 0, middle, end; start < n; start = end)
+		{
+			middle = run_end(pieces, start, n);
+			end = middle < n ? run_end(pieces, middle, n) : n;
+			merge_runs(pieces + start, middle - start, end - start, sorted + start);
+		}
+		room = pieces;
+		pieces = sorted;
+	}
+	return pieces;
+}
+
+/*
+ * A person's pieces side by side, each item once, ascending, in a part of room (twice as many as he has).  One that adds
+ * nothing is gone; one that adds a value to no rows is an update, or waits for it.
+ */
+static MrPiece *
+merge_pieces(const Pile *pile, const Person *person, MrPiece *room, int64 *n_merged)
+{
+	int64 n = person->n;
+	int64 at = n;
 	int64 out = 0;
-	bool sorted = true;
+	MrPiece *pieces;
 
 	for (int64 i = person->first; i >= 0; i = pile->pieces[i].next)
-		room[n++] = pile->pieces[i];
-	for (int64 i = 1; i < n && sorted; i++)
-		sorted = mr_compare_keys(&room[i - 1].item, &room[i].item) < 0;
-	if (!sorted)
-		qsort(room, n, sizeof(MrPiece), compare_pieces);
+		room[--at] = pile->pieces[i];
+	pieces = sort_pieces(room, room + n, n);
 	for (int64 i = 0, end; i < n; i = end)
 	{
-		MrPiece sum = room[i];
+		MrPiece sum = pieces[i];
 
-		for (end = i + 1; end < n && mr_compare_keys(&room[end].item, &sum.item) == 0; end++)
+		for (end = i + 1; end < n && mr_compare_keys(&pieces[end].item, &sum.item) == 0; end++)
 		{
-			sum.n_rows += room[end].n_rows;
-			sum.value += room[end].value;
+			sum.n_rows += pieces[end].n_rows;
+			sum.value += pieces[end].value;
 		}
 		if (sum.n_rows != 0 || sum.value != 0)
-			room[out++] = sum;
+			pieces[out++] = sum;
 	}
-	return out;
+	*n_merged = out;
+	return pieces;
 }
 
 static int
@@ -521,20 +555,21 @@ static uint64
 write_people(Pile *pile, MrStateWriter *writer)
 {
 	MemoryContext row = AllocSetContextCreate(pile->context, "millrace history row", ALLOCSET_DEFAULT_SIZES);
-	MrPiece *room = MemoryContextAllocHuge(pile->context, (sort_people(pile) + 1) * sizeof(MrPiece));
+	MrPiece *room = MemoryContextAllocHuge(pile->context, (2 * sort_people(pile) + 1) * sizeof(MrPiece));
 	uint64 n_written = 0;
 
 	for (int64 i = 0; i < pile->n_people; i++)
 	{
 		MemoryContext before = MemoryContextSwitchTo(row);
-		int64 n = merge_pieces(pile, &pile->people[i], room);
+		int64 n;
+		MrPiece *pieces = merge_pieces(pile, &pile->people[i], room, &n);
 		Datum values[N_TRACK_COLUMNS];
 		bool nulls[N_TRACK_COLUMNS];
 
 		CHECK_FOR_INTERRUPTS();
 		if (n > 0)
 		{
-			row_values(&pile->people[i], pack(room, n, pile->item_text), values, nulls);
+			row_values(&pile->people[i], pack(pieces, n, pile->item_text), values, nulls);
 			mr_writer_put(writer, values, nulls);
 			n_written++;
 		}
@@ -1302,7 +1337,7 @@ replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *write
 {
 	MemoryContext before;
 	MrPiece piece;
-	MrPiece *room;
+	MrPiece *pieces;
 	int64 n;
 	Datum values[N_TRACK_COLUMNS];
 	bool nulls[N_TRACK_COLUMNS];
@@ -1316,11 +1351,11 @@ replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *write
 		delete_row(state->rel, &state->slot->tts_tid);
 	}
 	before = MemoryContextSwitchTo(row);
-	room = MemoryContextAllocHuge(row, (person->n + 1) * sizeof(MrPiece));
-	n = merge_pieces(pile, person, room);
+	pieces =
+		merge_pieces(pile, person, MemoryContextAllocHuge(row, (2 * person->n + 1) * sizeof(MrPiece)), &n);
 	if (n > 0)
 	{
-		row_values(person, pack(room, n, pile->item_text), values, nulls);
+		row_values(person, pack(pieces, n, pile->item_text), values, nulls);
 		mr_writer_put(writer, values, nulls);
 	}
 	MemoryContextSwitchTo(before);
@@ -1630,7 +1665,7 @@ mr_track_partition(Oid source, Oid rel, int n_rows)
 
 /* ---- making and dropping ---- */
 
-#define FILL_AT_ONCE 10000000 /* ratings; a source with more is not locked by the way, as a training ends */
+#define FILL_AT_ONCE 3000000 /* ratings; a source with more is not locked by the way, as a training ends */
 #define LOCK_TIMEOUT "5s"
 
 /* What is to be tracked, and how it ended. */
