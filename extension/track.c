@@ -807,11 +807,16 @@ take_columns(MrTracked *tracked, const Query *query, Reduced *reduced)
 	return NULL;
 }
 
-/* What a table adds to the hash of a signature; a sum, so that partitions come and go one by one. */
+/*
+ * What a table adds to the hash of a signature; a sum, so that partitions come and go one by one.  By name, which means the
+ * same in a restored database.
+ */
 static uint64
 relation_hash(Oid rel)
 {
-	return spread(spread((uint64) rel) + 1);
+	char *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
+
+	return mrc_hash64(name, strlen(name), 0);
 }
 
 static uint64
@@ -826,7 +831,7 @@ partitions_hash(Oid source)
 }
 
 /*
- * Number of the source, its partitions, and the columns that are used, by number; then the expressions by name.  The
+ * Number of the source; a hash of its partitions; the columns that are used, by number; then the expressions by name.  The
  * numbers mean nothing in a restored database, where the source has another.
  */
 static char *
@@ -864,14 +869,13 @@ after_blanks(const char *words, int n)
 bool
 mr_track_same(const char *stored, const char *now, bool with_partitions)
 {
-	bool is_restored;
-
-	if (stored == NULL)
+	if (stored == NULL ||
+		(with_partitions &&
+		 strtoull(after_blanks(stored, 1), NULL, 10) != strtoull(after_blanks(now, 1), NULL, 10)))
 		return false;
-	is_restored = strtoul(stored, NULL, 10) != strtoul(now, NULL, 10);
-	if (!is_restored && with_partitions)
-		return strcmp(stored, now) == 0;
-	return strcmp(after_blanks(stored, is_restored ? 3 : 2), after_blanks(now, is_restored ? 3 : 2)) == 0;
+	if (strtoul(stored, NULL, 10) != strtoul(now, NULL, 10))
+		return strcmp(after_blanks(stored, 3), after_blanks(now, 3)) == 0;
+	return strcmp(after_blanks(stored, 2), after_blanks(now, 2)) == 0;
 }
 
 MrTracked *
