@@ -783,7 +783,13 @@ mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *hi
 bool
 mr_history_is_kept(MrModel *model)
 {
-	return false;
+	if (model->query == NULL)
+		return false;
+	if (model->history == NULL)
+		make_reader(model);
+	if (!model->history->is_checked)
+		check_stream(model);
+	return model->history->has_stream && is_visible(model->history->xmin) && may_read(model);
 }
 
 /* ---- SQL ---- */

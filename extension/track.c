@@ -1691,11 +1691,22 @@ create_tables(const char *name, MrHistoryStream *stream)
 	static const char *const comments[2] = {
 		"What each user has by the ratings of a model, folded; see millrace.streams",
 		"What batches have left of what users have, not folded yet; see millrace.streams"};
+	static const char *const columns[N_TRACK_COLUMNS][2] = {
+		[TRACK_KEY] = {"key", "Id of the user; of a text its hash"},
+		[TRACK_USER] = {"\"user\"", "Id of the user if it is a text"},
+		[TRACK_ITEMS] = {"items",
+						 "His items, each with a number of rows and the sum of their values, packed"}};
 	Oid namespace = get_namespace_oid(MR_SCHEMA, false);
+	char *dumper;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "sources");
 	SPI_connect();
+	/* As the catalog's tables: who has created the extension dumps the database. */
+	mr_exec("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(extowner)) FROM pg_catalog.pg_extension"
+			" WHERE extname = 'millrace'",
+			SPI_OK_SELECT, true);
+	dumper = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	for (int i = 0; i < 2; i++)
 	{
 		char *table = psprintf("%s%s", name, i == 0 ? "" : "_delta");
@@ -1711,6 +1722,11 @@ create_tables(const char *name, MrHistoryStream *stream)
 		mr_exec(psprintf("CREATE INDEX ON " MR_SCHEMA ".%s (key)", table), SPI_OK_UTILITY, false);
 		mr_exec(psprintf("COMMENT ON TABLE " MR_SCHEMA ".%s IS '%s'", table, comments[i]), SPI_OK_UTILITY,
 				false);
+		for (int c = 0; c < N_TRACK_COLUMNS; c++)
+			mr_exec(psprintf("COMMENT ON COLUMN " MR_SCHEMA ".%s.%s IS '%s'", table, columns[c][0],
+							 columns[c][1]),
+					SPI_OK_UTILITY, false);
+		mr_exec(psprintf("GRANT SELECT ON " MR_SCHEMA ".%s TO %s", table, dumper), SPI_OK_UTILITY, false);
 		*(i == 0 ? &stream->target : &stream->delta) = get_relname_relid(table, namespace);
 	}
 	SPI_finish();

@@ -6,7 +6,7 @@ CREATE FUNCTION millrace.recommend_top_k(model text, user_id bigint, k int = 10,
 COMMENT ON FUNCTION millrace.recommend_top_k(text, bigint, int, bool, text, int, text, float8, bool) IS
 'The k items that the model''s active version scores highest for a user, best first, equal scores in the order of the items'' ids; all items if k is above their number. Exact.
 What the user has is read at this moment, in the caller''s transaction, as the model''s owner. exclude_seen: without the items that the user has. Otherwise the score of what he has is raised, as people buy again, by own_history * log(1 + usual / (1 + usual) * (1 + value)), usual being what those have who have the item; own_history NULL: the weight that the training chose, 0: not at all.
-candidates: only these items: a table, view or query whose first column is the item, run as the caller (once for each statement). If it has no rows, or the model knows none of them, there is nothing to recommend, and a notice says so.
+candidates: only these items: a table, view or query whose first column is the item, run as the caller (once for each statement). If it has no rows, or the model knows none of them, a notice says so and nothing is recommended, but from a baseline that has them.
 max_per_category: at most so many items of one category (set_item_features), an item without one not being limited; if the list ends before k for that, it goes on with the baseline, by the same rules.
 baseline: for a user whom the model does not know: top (the items of the most users), random, top_5 and the like, or what set_baseline gave; NULL: nothing.
 fold_in: a user whom the model does not know, or who has other rows now than it was trained on, gets factors from the rows he has now, as a training would give him.

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(152);
+SELECT plan(163);
 SET LOCAL client_min_messages = warning;
 
 -- Items 100 + i have exactly the buyers of i: equal factors, equal scores.
@@ -181,6 +181,28 @@ SELECT is((SELECT array_agg(DISTINCT source ORDER BY source) FROM bulk), '{basel
 SET LOCAL millrace.max_memory = '1MB';
 SELECT is(count(*), 0::bigint, 'in blocks where memory is short, too') FROM (TABLE bulk EXCEPT ALL SELECT * FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
 RESET millrace.max_memory;
+ALTER TABLE big ALTER i TYPE text;
+SELECT is(count(*), 0::bigint, 'items that have become texts come in another order') FROM (TABLE bulk EXCEPT ALL SELECT * FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
+ALTER TABLE big ALTER u TYPE text;
+SELECT is(count(*), 0::bigint, 'users, too') FROM (SELECT "user", rank, item, score, source FROM bulk EXCEPT ALL SELECT "user", rank, item, score, source FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
+SELECT millrace.train_als('texts', $$ SELECT 'u' || u, 'é' || i, v FROM big WHERE u::int <= 5000 AND i IS NOT NULL AND v < 9 $$, rank => 3, iterations => 2);
+SELECT is(count(*), 0::bigint, 'ids of text') FROM (SELECT "user", rank, item, score, source FROM millrace.recommend_top_k_for('texts', NULL, 3) WHERE user_id IS NULL AND item_id IS NULL AND "user" < 'u13'
+	EXCEPT ALL SELECT 'u' || u, rank, item, score, source FROM (SELECT DISTINCT u FROM big WHERE u < '13') AS users, millrace.recommend_top_k('texts', 'u' || u, 3)) AS x;
+SELECT is((SELECT count(DISTINCT "user") FROM millrace.recommend_top_k_for('texts', NULL, 3)), 5000::bigint, 'all of them');
+
+-- The same where what users have is kept by user
+CREATE TEMP TABLE before AS SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 20) UNION ALL SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 1000, false);
+SELECT millrace.track_history('m');
+SELECT is((SELECT bool_and(is_kept) FROM millrace.user_history('m', '{5,1000}')), true, 'what users have is kept by user');
+SELECT is(count(*), 0::bigint, 'the lists stay') FROM (SELECT user_id, rank, item_id, score, source FROM before EXCEPT ALL (SELECT user_id, rank, item_id, score, source FROM millrace.recommend_top_k_for('m', 'asked', 20)
+	UNION ALL SELECT user_id, rank, item_id, score, source FROM millrace.recommend_top_k_for('m', 'asked', 1000, false))) AS x;
+SELECT is(differ('k => 10', 'SELECT u FROM asked', 0), 0::bigint, 'one by one and many');
+INSERT INTO r SELECT 7, min(i), 1 FROM items WHERE i NOT IN (SELECT i FROM r WHERE u = 7);
+SELECT is((SELECT array_agg(DISTINCT source) FROM millrace.recommend_top_k('m', 7)), '{fold_in}', 'a newer row is seen in the transaction that writes it');
+SELECT is(differ('k => 10', 'VALUES (7), (8)', 2), 0::bigint, 'by many, too');
+DELETE FROM r WHERE u = 7 AND NOT EXISTS (SELECT FROM before WHERE user_id = 7 AND source = 'history' AND item_id = i);
+SELECT is((SELECT array_agg(DISTINCT source) FROM millrace.recommend_top_k('m', 7)), '{model}', 'and when it goes');
+SELECT is(ARRAY(SELECT item FROM millrace.recommend_top_k('m', 998, 3, baseline => 'novel') ORDER BY rank), '{3,901,902}', 'what the model does not know is excluded');
 
 -- From items
 SELECT is_best($$ SELECT * FROM millrace.recommend_from_items('m', '{3,8,8,110,4711,NULL}'::bigint[], 1000, false) $$,
