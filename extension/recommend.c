@@ -69,6 +69,7 @@ typedef struct Run
 	const int32 *category;		/* of items; NULL: no limit */
 	MrListed *list;				/* k */
 	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
+	int64 *refused;				/* k: of the baseline, what the limit does not allow */
 	MrcPool *pool;				/* NULL: no threads */
 	void *scratch;				/* of searches */
 	MrPlan *plans;				/* 2: the ratings query, and has_other()'s; NULL: not needed yet */
@@ -472,26 +473,38 @@ may_list(Run *run, const MrKey *user, const MrHistory *history, int64 i)
 	return !(wish->exclude_seen && run->reads && !is_nobody(user) && has_other(run, user, &item));
 }
 
-/* Append from the baseline to the n that are listed, and return how many there are then. */
+static MrListed
+of_baseline(const Run *run, int64 i)
+{
+	return (MrListed){mr_baseline_key(run->model, run->baseline, i), run->baseline->row[i],
+					  run->baseline->score[i], MR_SOURCE_BASELINE};
+}
+
+/*
+ * Append from the baseline to the n that are listed, and return how many there are then: first what the limit of
+ * categories allows, then, when categories have run out, what it does not.
+ */
 static int64
 fill(Run *run, const MrKey *user, const MrHistory *history, int64 n)
 {
 	const MrBaseline *baseline = run->baseline;
 	int64 n_ranked = n;
 	int32 *ranked = listed_rows(run, n_ranked);
+	int64 n_refused = 0;
 
 	for (int64 i = 0; i < n_ranked; i++)
 		(void) take_category(run, run->category ? run->category[run->list[i].row] : -1);
 	for (int64 i = 0; i < baseline->n && n < run->k; i++)
 	{
-		int32 row = baseline->row[i];
-
-		if (contains(ranked, n_ranked, row) || !may_list(run, user, history, i) ||
-			!take_category(run, baseline->category ? baseline->category[i] : -1))
+		if (contains(ranked, n_ranked, baseline->row[i]) || !may_list(run, user, history, i))
 			continue;
-		run->list[n++] =
-			(MrListed){mr_baseline_key(run->model, baseline, i), row, baseline->score[i], MR_SOURCE_BASELINE};
+		if (take_category(run, baseline->category ? baseline->category[i] : -1))
+			run->list[n++] = of_baseline(run, i);
+		else if (n_refused < run->k)
+			run->refused[n_refused++] = i;
 	}
+	for (int64 i = 0; i < n_refused && n < run->k; i++)
+		run->list[n++] = of_baseline(run, run->refused[i]);
 	if (run->n_of_category)
 		memset(run->n_of_category, 0, run->lists->n_categories * sizeof(int32));
 	pfree(ranked);
@@ -625,8 +638,10 @@ open_lists(Run *run)
 		return;
 	run->lists = mr_lists_open(run->model);
 	run->category = run->lists->category;
-	if (run->category)
-		run->n_of_category = palloc0(run->lists->n_categories * sizeof(int32) + 1);
+	if (run->category == NULL)
+		return;
+	run->n_of_category = palloc0(run->lists->n_categories * sizeof(int32) + 1);
+	run->refused = MemoryContextAllocHuge(CurrentMemoryContext, run->k * sizeof(int64) + 1);
 }
 
 /* As mr_recommend_many; given: n, what each has, if that shall not be read. */
