@@ -469,22 +469,26 @@ lock_lists(const char *model)
 		mr_model_unknown(model);
 }
 
-/* Readers see that there are other lists when this commits. */
+/* Readers see that there are other lists when this commits; what serves them is made now, so that none of them waits for it. */
 static void
 lists_changed(const char *model)
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(model)};
 	MrGuard guard;
+	bool no_version;
 	bool null;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT lists FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
-				 NULL);
+	mr_exec_args("SELECT lists, active FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types,
+				 values, NULL);
 	mr_cache_forget(DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null)));
+	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &no_version);
 	mr_exec_args("UPDATE millrace.model SET lists = gen_random_uuid() WHERE name = $1", SPI_OK_UPDATE, false,
 				 1, types, values, NULL);
 	mr_leave(&guard);
+	if (!no_version)
+		mr_model_make_ready(model);
 }
 
 /* The model's owner; the caller has his rights. */

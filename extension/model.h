@@ -654,6 +654,8 @@ typedef struct MrEverybody MrEverybody;
  * n_threads: 0 for one a processor.
  */
 extern MrEverybody *mr_everybody_read(MrModel *model, int n_threads);
+/* Theirs, a child of the one they were read in.  A pool whose threads use them belongs into it. */
+extern MemoryContext mr_everybody_context(const MrEverybody *everybody);
 /* As mr_history_read, out of these; valid as long as they. */
 extern void mr_everybody_get(const MrEverybody *everybody, const MrKey *user, MrHistory *history);
 
