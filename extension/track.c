@@ -1722,10 +1722,6 @@ create_tables(const char *name, MrHistoryStream *stream)
 		mr_exec(psprintf("CREATE INDEX ON " MR_SCHEMA ".%s (key)", table), SPI_OK_UTILITY, false);
 		mr_exec(psprintf("COMMENT ON TABLE " MR_SCHEMA ".%s IS '%s'", table, comments[i]), SPI_OK_UTILITY,
 				false);
-		for (int j = 0; j < N_TRACK_COLUMNS; j++)
-			mr_exec(psprintf("COMMENT ON COLUMN " MR_SCHEMA ".%s.\"%s\" IS '%s'", table, columns[j][0],
-							 columns[j][1]),
-					SPI_OK_UTILITY, false);
 		for (int c = 0; c < N_TRACK_COLUMNS; c++)
 			mr_exec(psprintf("COMMENT ON COLUMN " MR_SCHEMA ".%s.%s IS '%s'", table, columns[c][0],
 							 columns[c][1]),
