@@ -389,6 +389,8 @@ typedef struct MrModel
  * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+/* Counts one more until CurrentMemoryContext is reset; the counter is there as long as it is not 0. */
+extern void mr_pin(int *n_pins);
 
 /* ---- history.c: what users have, live ---- */
 
