@@ -216,7 +216,7 @@ def export(side, path):
 
 # What is searched for our parameters, around what was found when more was searched: for new items a large unobserved weight, and values relative
 # to a power of how many products the household has; for repeats a small weight, a large rank and a light penalty.
-NEW_GRID = {"iterations": [10], "rank": 128, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
+NEW_GRID = {"iterations": [10], "rank": 128, "own_history": 0, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
 NEW_POWERS = [0, 0.4, 0.5, 0.6, 0.7, 1]
 REPEAT_GRID = {"iterations": 6, "rank": 256, "own_history": 0, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
                "regularization": 0.1, "regularization_exponent": 0.5}

@@ -240,12 +240,12 @@ def quality_use(train, test):
     return [int(chosen.sum()) for chosen in rows]
 
 
-def precisions(scores, k=5):
+def precisions(scores, k=5, kinds=(True, False)):
     """Means over the users who have something relevant: of new items, and of any."""
     out = []
     known = np.diff(held["train"].indptr) > 0
     seen, relevant = held["train"].toarray() > 0, held["test"].toarray() > 0
-    for new in (True, False):
+    for new in kinds:
         wanted = relevant & ~seen if new else relevant
         best = np.argpartition(-np.where(seen, -np.inf, scores) if new else -scores, k, axis=1)[:, :k]
         users = known & wanted.any(1)
@@ -280,7 +280,7 @@ def precision_ease_own(values, regularization, weights):
     """EASE + each of the weights times the logarithm of 1 + what the household bought: of any items."""
     scores = ease(transformed(values).astype(np.float64), regularization)
     own = np.log1p(held["train"].toarray())
-    return [precisions(scores + weight * own)[1] for weight in weights]
+    return [precisions(scores + weight * own, kinds=(False,))[0] for weight in weights]
 
 
 def transformed(values):
