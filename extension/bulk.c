@@ -10,8 +10,8 @@
 
 struct MrEverybody
 {
-	MrModel *model;
-	MrRatings *ratings; /* items as rows of the model's, ascending; unknown ones are gone */
+	MemoryContext context; /* of all this */
+	MrRatings *ratings;	   /* items as rows of the model's, ascending; unknown ones are gone */
 	uint64 *item_hashes;
 };
 
@@ -103,15 +103,15 @@ renumber(MrRatings *ratings, const MrIds *items)
 MrEverybody *
 mr_everybody_read(MrModel *model, int n_threads)
 {
-	MrEverybody *everybody = palloc0(sizeof(MrEverybody));
 	MrBudget *budget = mr_budget_create("what users have");
+	MrEverybody *everybody = MemoryContextAllocZero(budget->context, sizeof(MrEverybody));
 	MrPlan *plan = MemoryContextAllocZero(budget->context, sizeof(MrPlan));
 	int64 n_items = model->items.ids.n;
 	MrGuard guard;
 	bool is_good;
 
 	mr_plan_init(plan, budget->context);
-	everybody->model = model;
+	everybody->context = budget->context;
 	mr_model_enter(&guard, model);
 	is_good = expected_rows(plan, model->query) * BYTES_PER_ROW < (double) mr_max_memory_kb * 1024;
 	if (is_good)
@@ -132,6 +132,12 @@ mr_everybody_read(MrModel *model, int n_threads)
 		everybody->item_hashes[i] = mr_history_hash(&key);
 	}
 	return everybody;
+}
+
+MemoryContext
+mr_everybody_context(const MrEverybody *everybody)
+{
+	return everybody->context;
 }
 
 void

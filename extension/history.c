@@ -282,7 +282,7 @@ make_history(const MrIds *ids, Entry *entries, int64 n, MemoryContext context, M
 			continue;
 		history->row[history->n] = entries[i].row;
 		history->value[history->n] = (float) Min(Max(sum, -FLT_MAX), FLT_MAX);
-		key = mr_ids_key(ids, entries[i].row);
+		key = ids->text ? mr_ids_key(ids, entries[i].row) : (MrKey){.value = ids->ints[entries[i].row]};
 		history->fingerprint += fingerprint_of(hash_key(&key), history->value[history->n]);
 		history->n++;
 	}
@@ -783,7 +783,13 @@ mr_history_read(MrModel *model, const MrKey *users, int64 n_users, MrHistory *hi
 bool
 mr_history_is_kept(MrModel *model)
 {
-	return false;
+	if (model->query == NULL)
+		return false;
+	if (model->history == NULL)
+		make_reader(model);
+	if (!model->history->is_checked)
+		check_stream(model);
+	return model->history->has_stream && is_visible(model->history->xmin) && may_read(model);
 }
 
 /* ---- SQL ---- */

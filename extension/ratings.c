@@ -1338,8 +1338,8 @@ merge_row(MrcCsr *csr, int64 row, int64 e, int64 end, int64 out, const MrRatings
 }
 
 /* Users whose events are kept, and how many events at most. */
-#define EVENT_SCORES 33554432 /* items that users are compared with, in all */
-#define EVENT_USERS 2000
+#define EVENT_SCORES 25165824 /* items that users are compared with, in all */
+#define EVENT_USERS 1000
 #define EVENT_USERS_LEAST 200
 #define EVENTS_MOST 2097152
 

@@ -12,6 +12,9 @@
 #include <math.h>
 
 #define BLOCK_USERS 4096
+/* Fewer users are several blocks, too, so that reading, computing and emitting go on at the same time. */
+#define MIN_BLOCK_USERS 256
+#define MIN_BLOCKS 4
 #define MANY_USERS 1000
 #define BLOCK_BYTES (16 * 1024 * 1024) /* of lists; a block has at least one user */
 
@@ -41,7 +44,8 @@ typedef struct UserBlock
 	Person *people;		  /* n */
 	Fold *folds;		  /* n_folds <= n */
 	int64 n_folds;
-	MrcSearch *searches; /* n_searches <= n */
+	struct FoldTask *task; /* of them, while they are computed */
+	MrcSearch *searches;   /* n_searches <= n */
 	int64 n_searches;
 } UserBlock;
 
@@ -59,11 +63,13 @@ typedef struct Run
 	int64 k;		   /* at most all there is */
 	int64 block_users; /* of a full block */
 	float own_history; /* weight */
+	const int32 *only; /* wish->n_only */
 	const MrLists *lists;
 	const MrBaseline *baseline; /* NULL: none */
 	const int32 *category;		/* of items; NULL: no limit */
 	MrListed *list;				/* k */
 	int32 *n_of_category;		/* all 0 between users; NULL: no limit */
+	int64 *refused;				/* k: of the baseline, what the limit does not allow */
 	MrcPool *pool;				/* NULL: no threads */
 	void *scratch;				/* of searches */
 	MrPlan *plans;				/* 2: the ratings query, and has_other()'s; NULL: not needed yet */
@@ -194,24 +200,35 @@ fold_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 /* The pool is idle. */
 static void
-fold_block(Run *run, UserBlock *block)
+begin_folds(Run *run, UserBlock *block)
 {
-	FoldTask task = {.model = run->model, .folds = block->folds};
+	MemoryContext before = MemoryContextSwitchTo(block->context);
+	FoldTask *task = block->task = palloc(sizeof(FoldTask));
 
+	*task = (FoldTask){.model = run->model, .folds = block->folds};
+	task->scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
+	if (block->n_folds > 0)
+		task->scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task->scratch_bytes);
+	MemoryContextSwitchTo(before);
+	if (run->pool && block->n_folds > 0)
+		mrc_pool_begin(run->pool, block->n_folds, 1, fold_task, task);
+}
+
+static void
+end_folds(Run *run, UserBlock *block)
+{
 	if (block->n_folds == 0)
 		return;
-	task.scratch_bytes = TYPEALIGN(64, mrc_fold_scratch_bytes(&run->model->als.core));
-	task.scratch = aligned((run->pool ? mrc_pool_size(run->pool) : 1) * task.scratch_bytes);
 	if (run->pool)
 	{
-		if (mrc_pool_run(run->pool, block->n_folds, 1, fold_task, &task) != MRC_OK)
+		if (mrc_pool_end(run->pool) != MRC_OK)
 			elog(ERROR, "users could not be folded in");
 	}
 	else
 		for (int64 i = 0; i < block->n_folds; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			(void) fold_task(&task, 0, i, i + 1);
+			(void) fold_task(block->task, 0, i, i + 1);
 		}
 	for (int64 i = 0; i < block->n_folds; i++)
 	{
@@ -253,7 +270,7 @@ prepare_search(const Run *run, const Person *person, const MrHistory *history, M
 
 	*search = (MrcSearch){.user = person->factor,
 						  .k = Min(run->k, run->model->items.ids.n),
-						  .only = wish->only,
+						  .only = run->only,
 						  .n_only = wish->n_only,
 						  .category = run->category,
 						  .max_per_category = wish->max_per_category,
@@ -299,13 +316,13 @@ prepare_block(const Run *run, UserBlock *block, int64 lo)
 
 /* ---- computing ---- */
 
-/* The pool is idle. */
+/* After begin_folds. */
 static void
-begin_block(Run *run, UserBlock *block)
+begin_searches(Run *run, UserBlock *block)
 {
 	MemoryContext before = MemoryContextSwitchTo(block->context);
 
-	fold_block(run, block);
+	end_folds(run, block);
 	block->searches = palloc(block->n * sizeof(MrcSearch));
 	block->n_searches = 0;
 	for (int64 i = 0; i < block->n; i++)
@@ -331,7 +348,7 @@ begin_block(Run *run, UserBlock *block)
 }
 
 static void
-end_block(Run *run)
+end_searches(Run *run)
 {
 	if (run->pool && mrc_search_end(run->pool) != MRC_OK)
 		elog(ERROR, "lists could not be made");
@@ -456,26 +473,38 @@ may_list(Run *run, const MrKey *user, const MrHistory *history, int64 i)
 	return !(wish->exclude_seen && run->reads && !is_nobody(user) && has_other(run, user, &item));
 }
 
-/* Append from the baseline to the n that are listed, and return how many there are then. */
+static MrListed
+of_baseline(const Run *run, int64 i)
+{
+	return (MrListed){mr_baseline_key(run->model, run->baseline, i), run->baseline->row[i],
+					  run->baseline->score[i], MR_SOURCE_BASELINE};
+}
+
+/*
+ * Append from the baseline to the n that are listed, and return how many there are then: first what the limit of
+ * categories allows, then, when categories have run out, what it does not.
+ */
 static int64
 fill(Run *run, const MrKey *user, const MrHistory *history, int64 n)
 {
 	const MrBaseline *baseline = run->baseline;
 	int64 n_ranked = n;
 	int32 *ranked = listed_rows(run, n_ranked);
+	int64 n_refused = 0;
 
 	for (int64 i = 0; i < n_ranked; i++)
 		(void) take_category(run, run->category ? run->category[run->list[i].row] : -1);
 	for (int64 i = 0; i < baseline->n && n < run->k; i++)
 	{
-		int32 row = baseline->row[i];
-
-		if (contains(ranked, n_ranked, row) || !may_list(run, user, history, i) ||
-			!take_category(run, baseline->category ? baseline->category[i] : -1))
+		if (contains(ranked, n_ranked, baseline->row[i]) || !may_list(run, user, history, i))
 			continue;
-		run->list[n++] =
-			(MrListed){mr_baseline_key(run->model, baseline, i), row, baseline->score[i], MR_SOURCE_BASELINE};
+		if (take_category(run, baseline->category ? baseline->category[i] : -1))
+			run->list[n++] = of_baseline(run, i);
+		else if (n_refused < run->k)
+			run->refused[n_refused++] = i;
 	}
+	for (int64 i = 0; i < n_refused && n < run->k; i++)
+		run->list[n++] = of_baseline(run, run->refused[i]);
 	if (run->n_of_category)
 		memset(run->n_of_category, 0, run->lists->n_categories * sizeof(int32));
 	pfree(ranked);
@@ -524,36 +553,48 @@ go(Run *run)
 	UserBlock *block = &run->blocks[0];
 
 	prepare_block(run, block, 0);
-	begin_block(run, block);
+	begin_folds(run, block);
+	begin_searches(run, block);
 	for (int64 lo = block->n; lo < run->n;)
 	{
 		UserBlock *next = block == &run->blocks[0] ? &run->blocks[1] : &run->blocks[0];
 
 		prepare_block(run, next, lo);
-		end_block(run);
-		begin_block(run, next);
+		end_searches(run);
+		begin_folds(run, next);
 		emit_block(run, block);
+		begin_searches(run, next);
 		block = next;
 		lo += block->n;
 	}
-	end_block(run);
+	end_searches(run);
 	emit_block(run, block);
 }
 
 /*
- * Contexts inside each other, so that what is made last goes first, and with it the pool.  As many threads as there is
- * work for, not one.
+ * Contexts inside each other, so that what is made last goes first, and with it the pool: whatever ends the session, no
+ * thread is left with memory that has gone.  What the caller lends can go earlier, so threads get a copy.  As many threads as
+ * there is work for, not one.
  */
 static void
 make_room(Run *run, int n_threads)
 {
-	MemoryContext context = CurrentMemoryContext;
+	MemoryContext context = run->everybody ? mr_everybody_context(run->everybody) : CurrentMemoryContext;
 	int64 k = Max(run->k, 1);
+	int32 *only;
 
-	run->block_users = Max(1, Min(BLOCK_USERS, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
+	run->block_users = Min(BLOCK_USERS, Max(MIN_BLOCK_USERS, (run->n + MIN_BLOCKS - 1) / MIN_BLOCKS));
+	run->block_users = Max(1, Min(run->block_users, BLOCK_BYTES / ((int64) sizeof(MrcTop) * k)));
 	if (n_threads != 1)
 		n_threads = mr_n_threads(n_threads);
 	n_threads = Min(n_threads, run->n);
+	run->only = run->wish->only;
+	if (n_threads > 1 && run->only)
+	{
+		only = MemoryContextAllocHuge(CurrentMemoryContext, run->wish->n_only * sizeof(int32) + 1);
+		memcpy(only, run->only, run->wish->n_only * sizeof(int32));
+		run->only = only;
+	}
 	run->scratch = aligned(n_threads > 1 ? mrc_search_many_scratch_bytes(&run->model->index, k, n_threads)
 										 : mrc_search_scratch_bytes(&run->model->index, k));
 	for (int i = 0; i < lengthof(run->blocks); i++)
@@ -597,8 +638,10 @@ open_lists(Run *run)
 		return;
 	run->lists = mr_lists_open(run->model);
 	run->category = run->lists->category;
-	if (run->category)
-		run->n_of_category = palloc0(run->lists->n_categories * sizeof(int32) + 1);
+	if (run->category == NULL)
+		return;
+	run->n_of_category = palloc0(run->lists->n_categories * sizeof(int32) + 1);
+	run->refused = MemoryContextAllocHuge(CurrentMemoryContext, run->k * sizeof(int64) + 1);
 }
 
 /* As mr_recommend_many; given: n, what each has, if that shall not be read. */

@@ -9,7 +9,6 @@
 #include <float.h>
 #include <math.h>
 
-#include "access/detoast.h"
 #include "catalog/namespace.h"
 #include "lib/qunique.h"
 
@@ -243,22 +242,26 @@ candidates_context(void *arg)
 /* What a function keeps while the statement runs that calls it. */
 typedef struct Kept
 {
-	char *given; /* NULL: no candidates yet */
+	char *given;
 	pg_uuid_t uuid;
 	int32 *rows; /* ascending and distinct */
 	int64 n;
 	MrKey *others; /* in order */
 	int64 n_others;
-	MemoryContext context; /* of all that */
+	MemoryContext context; /* of all that; NULL: nothing is kept yet */
 } Kept;
 
 static void
 no_candidates(const MrModel *model, uint64 n_given)
 {
-	ereport(NOTICE,
-			(n_given == 0 ? errmsg("the candidates are none: their query returned no rows")
-						  : errmsg("model \"%s\" knows none of the candidates", model->name),
-			 errdetail("So nothing is recommended.")));
+	if (n_given == 0)
+		ereport(NOTICE,
+				(errmsg("there are no candidates: their query returned no rows"),
+				 errdetail("So nothing is recommended.")));
+	else
+		ereport(NOTICE,
+				(errmsg("model \"%s\" knows none of the candidates", model->name),
+				 errdetail("Only a baseline of your own can list them.")));
 }
 
 void

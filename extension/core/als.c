@@ -47,7 +47,6 @@
 #define CANCELS 64		  /* a difference of which less than this part is left is inexact */
 #define ROTATE_ROWS 256	  /* of a task of the rotation */
 #define START_FLOATS 65536 /* of a task of the random start, about 2 ms */
-#define PRODUCT_ROWS 64	   /* of y, turned at once: 16 kB at rank 64 */
 
 /*
  * Factors that will be needed, n of them.  The tiles of one syrk share the fetching: each fetches the cache line at
@@ -1371,44 +1370,10 @@ mrc_dot(const float *a, const float *b, int n)
 	return product;
 }
 
-void
-mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out)
-{
-	kernels(0).dots(x, y, n, rank, out);
-}
-
 MrcDots
 mrc_dots_at(int lanes)
 {
 	return kernels(lanes).dots;
-}
-
-size_t
-mrc_products_bytes(int rank)
-{
-	return 2 * PRODUCT_ROWS * padded((size_t) rank) * sizeof(float);
-}
-
-void
-mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *out, int stride,
-			 void *scratch)
-{
-	Kernels use = kernels(0);
-	int ld = (int) padded((size_t) rank);
-	float *rows = scratch;
-	float *turned = rows + (size_t) PRODUCT_ROWS * ld;
-
-	for (int j = 0; j < n_y; j += PRODUCT_ROWS)
-	{
-		int n = n_y - j < PRODUCT_ROWS ? n_y - j : PRODUCT_ROWS;
-		int n_padded = (int) padded((size_t) n);
-
-		memset(rows, 0, (size_t) n_padded * ld * sizeof(float));
-		for (int i = 0; i < n; i++)
-			memcpy(rows + (size_t) i * ld, y + (size_t) (j + i) * rank, (size_t) rank * sizeof(float));
-		use.turn(turned, rows, n_padded, ld);
-		use.rotate(out + j, stride, x, turned, n_x, rank, n_padded);
-	}
 }
 
 const char *

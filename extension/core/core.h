@@ -136,19 +136,12 @@ typedef struct MrcBlas
  */
 extern const char *mrc_blas_kernels(const char *name);
 
-/* Bytes of scratch of mrc_products. */
-extern size_t mrc_products_bytes(int rank);
-/*
- * out[i][j] = inner product of row i of x (n_x x rank) with row j of y (n_y x rank), summed in an order that depends on
- * rank only (not that of mrc_dot).  Rows of out are stride apart, a multiple of 16 that is at least n_y; what is beyond
- * n_y is overwritten.  Any thread.
- */
-extern void mrc_products(const float *x, int n_x, const float *y, int n_y, int rank, float *out, int stride,
-						 void *scratch);
-/* out[i] = inner product of x with row i of y (n x rank), summed in an order that depends on rank only.  Any thread. */
-extern void mrc_dots(const float *x, const float *y, int64_t n, int rank, float *out);
+/* The inner product, summed in an order that depends on n only.  Any thread. */
 extern float mrc_dot(const float *a, const float *b, int n);
-/* mrc_dots at the width of vectors that MrcAls.lanes says; 0: mrc_dots itself. */
+/*
+ * out[i] = inner product of x with row i of y (n x rank).  lanes: as MrcAls.lanes; 0: what mrc_dot() gives, bit by bit.
+ * Any thread.
+ */
 typedef void (*MrcDots)(const float *x, const float *y, int64_t n, int rank, float *out);
 extern MrcDots mrc_dots_at(int lanes);
 

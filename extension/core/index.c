@@ -78,15 +78,15 @@ typedef struct Seeker
 	bool cosine;
 	bool limited;		 /* by categories */
 	int32_t *categories; /* of the kept, if limited */
-	/* the user's codes */
+	/* the user's codes, and all by t */
 	int8_t *codes;	  /* four by step */
 	double inverse;	  /* 1 / t */
 	double code_norm; /* |c| */
-	double error;	  /* (|e| + what mrc_dot() may be off by, |v| = 1) / t */
-	double zero;	  /* what CODE_ZERO adds to c.q */
+	double error;	  /* |e| and what mrc_dot() may be off by, |v| = 1 */
 	double reach;	  /* the most that mrc_dot() may be, |v| = 1 */
+	double zero;	  /* what CODE_ZERO adds to c.q */
 	int64_t n;	   /* kept: in search->top, as a heap whose root is the worst, or in any order if limited */
-	int64_t worst; /* limited, n = k: where it is */
+	int64_t worst; /* limited, n > 0: where it is */
 } Seeker;
 
 /* Sink the element at i. */
@@ -134,6 +134,32 @@ keep_best(Seeker *seeker, MrcTop candidate)
 	}
 }
 
+/* No more rows of the category may be kept than are. */
+static bool
+is_full(const Seeker *seeker, int32_t category)
+{
+	const MrcSearch *search = seeker->search;
+	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
+	int64_t n_same = 0;
+
+	for (int64_t i = 0; i < seeker->n; i++)
+		n_same += seeker->categories[i] == category;
+	return category >= 0 && n_same >= limit;
+}
+
+/* Where the worst of the kept of the category is; -1: there is none. */
+static int64_t
+worst_of(const Seeker *seeker, int32_t category)
+{
+	const MrcTop *top = seeker->search->top;
+	int64_t at = -1;
+
+	for (int64_t i = 0; i < seeker->n; i++)
+		if (seeker->categories[i] == category && (at < 0 || mrc_top_before(top[at], top[i])))
+			at = i;
+	return at;
+}
+
 /*
  * With a limit per category the kept are at any time the best that may stand together of all that came (the independent
  * sets of a partition matroid, cut off at k): what comes to a full category takes the place of the worst of it, or of
@@ -145,28 +171,20 @@ keep_limited(Seeker *seeker, MrcTop candidate)
 	const MrcSearch *search = seeker->search;
 	MrcTop *top = search->top;
 	int32_t category = search->category[candidate.row];
-	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
-	int64_t n_same = 0;
-	int64_t at = seeker->n;
+	int64_t at = seeker->n < search->k ? seeker->n : seeker->worst;
 
-	if (category >= 0)
+	if (is_full(seeker, category))
 	{
-		for (int64_t i = 0; i < seeker->n; i++)
-			if (seeker->categories[i] == category)
-				at = n_same++ == 0 || mrc_top_before(top[at], top[i]) ? i : at;
-		if (limit <= 0)
+		at = worst_of(seeker, category);
+		if (at < 0)
 			return;
 	}
-	if (category < 0 || n_same < limit)
-		at = seeker->n < search->k ? seeker->n : seeker->worst;
 	if (at == seeker->n)
 		seeker->n++;
 	else if (!mrc_top_before(candidate, top[at]))
 		return;
 	top[at] = candidate;
 	seeker->categories[at] = category;
-	if (seeker->n < search->k)
-		return;
 	seeker->worst = 0;
 	for (int64_t i = 1; i < seeker->n; i++)
 		if (mrc_top_before(top[seeker->worst], top[i]))
@@ -182,11 +200,18 @@ keep(Seeker *seeker, float score, int32_t row)
 		keep_best(seeker, (MrcTop){score, row});
 }
 
-/* No row with a score below this can be kept; NaN: any may. */
+/* Categories that are not full may add to the list whatever they have. */
+static bool
+is_filling(const Seeker *seeker)
+{
+	return seeker->limited && seeker->n < seeker->search->k;
+}
+
+/* No row with a score below this can be kept, but of categories that are not full where is_filling(); NaN: any may. */
 static float
 threshold(const Seeker *seeker)
 {
-	if (seeker->n < seeker->search->k)
+	if (seeker->n == 0 || (seeker->n < seeker->search->k && !seeker->limited))
 		return -INFINITY;
 	return seeker->search->top[seeker->limited ? seeker->worst : 0].score;
 }
@@ -321,7 +346,7 @@ score_all(Seeker *seeker)
 			int32_t row = (int32_t) (lo + i);
 			float score = score_of(seeker, products[i], row);
 
-			if (!(score < threshold(seeker)) && is_open(seeker->search, row))
+			if ((is_filling(seeker) || !(score < threshold(seeker))) && is_open(seeker->search, row))
 				keep(seeker, score, row);
 		}
 	}
@@ -356,38 +381,36 @@ lanes_of(const int8_t *codes)
 	return _mm512_set1_epi32(four);
 }
 
-/* n users and one block, in halves of the columns where few sums would wait for each other. */
+/* n users and one block: 4 n sums, 4 vectors of codes and one of a user's are all the registers there are. */
 VNNI static inline __attribute__((always_inline)) void
 tile_vnni(const uint8_t *block, int steps, const int8_t *codes, size_t stride, const int n,
 		  const int32_t *least, uint64_t *mask)
 {
-	const int halves = n > 2 ? 1 : 2;
-	__m512i sum[TILE_USERS][2][4];
+	typedef int32_t Sums __attribute__((vector_size(64))); /* with __m512i compilers keep copies in memory */
+	Sums sum[TILE_USERS][4];
 
 #pragma GCC unroll 6
 	for (int u = 0; u < n; u++)
-#pragma GCC unroll 8
-		for (int i = 0; i < 8; i++)
-			sum[u][i / 4][i % 4] = _mm512_setzero_si512();
-	for (int step = 0; step + halves <= steps; step += halves, block += (size_t) halves * STEP_BYTES)
-#pragma GCC unroll 2
-		for (int half = 0; half < halves; half++)
+#pragma GCC unroll 4
+		for (int i = 0; i < 4; i++)
+			sum[u][i] = (Sums){0};
+	for (int step = 0; step < steps; step++, block += STEP_BYTES, codes += 4)
+	{
+		__m512i items[4];
+
+#pragma GCC unroll 4
+		for (int i = 0; i < 4; i++)
+			items[i] = _mm512_loadu_si512(block + i * 64);
+#pragma GCC unroll 6
+		for (int u = 0; u < n; u++)
 		{
-			__m512i items[4];
+			__m512i code = lanes_of(codes + (size_t) u * stride);
 
 #pragma GCC unroll 4
 			for (int i = 0; i < 4; i++)
-				items[i] = _mm512_loadu_si512(block + half * STEP_BYTES + i * 64);
-#pragma GCC unroll 6
-			for (int u = 0; u < n; u++)
-			{
-				__m512i code = lanes_of(codes + (size_t) u * stride + 4 * (size_t) (step + half));
-
-#pragma GCC unroll 4
-				for (int i = 0; i < 4; i++)
-					sum[u][half][i] = _mm512_dpbusd_epi32(sum[u][half][i], items[i], code);
-			}
+				sum[u][i] = (Sums) _mm512_dpbusd_epi32((__m512i) sum[u][i], items[i], code);
 		}
+	}
 #pragma GCC unroll 6
 	for (int u = 0; u < n; u++)
 	{
@@ -396,14 +419,7 @@ tile_vnni(const uint8_t *block, int steps, const int8_t *codes, size_t stride, c
 		mask[u] = 0;
 #pragma GCC unroll 4
 		for (int i = 0; i < 4; i++)
-		{
-			__m512i all = halves == 2 ? _mm512_add_epi32(sum[u][0][i], sum[u][1][i]) : sum[u][0][i];
-
-			if (halves == 2 && steps % 2 != 0)
-				all = _mm512_dpbusd_epi32(all, _mm512_loadu_si512(block + i * 64),
-										  lanes_of(codes + (size_t) u * stride + 4 * (size_t) (steps - 1)));
-			mask[u] |= (uint64_t) _mm512_cmpge_epi32_mask(all, wanted) << 16 * i;
-		}
+			mask[u] |= (uint64_t) _mm512_cmpge_epi32_mask((__m512i) sum[u][i], wanted) << 16 * i;
 	}
 }
 
@@ -553,30 +569,40 @@ encode_user(Seeker *seeker, int most, double norm)
 	seeker->code_norm = sqrt((double) squares) * WIDER;
 	seeker->error = (sqrt(left) + ROUNDING * (rank + 8) * norm) * seeker->inverse * WIDER;
 	seeker->zero = (double) (CODE_ZERO * sum);
-	seeker->reach = (1 + ROUNDING * (rank + 8)) * norm * WIDER;
+	seeker->reach = (1 + ROUNDING * (rank + 8)) * norm * seeker->inverse * WIDER;
 }
 
-/* What an item of the block must reach to be kept. */
-static int32_t
-least_of(const Seeker *seeker, const MrcBound *bound)
+/* The score that an item must reach to be kept, by t; it may be a NaN, for which all is kept. */
+static double
+wanted_by(const Seeker *seeker, double score)
 {
-	double wanted = threshold(seeker);
-	double least;
-
-	if (seeker->cosine)
-		wanted *= wanted > 0 ? bound->least_norm : bound->norm;
-	least = ((wanted - TINY) * seeker->inverse - seeker->error * bound->norm) * bound->inverse -
-		seeker->code_norm * bound->error + seeker->zero;
-	if (!(least > INT32_MIN))
-		return INT32_MIN;
-	return least < INT32_MAX ? (int32_t) floor(least) : INT32_MAX;
+	return (score - TINY) * seeker->inverse;
 }
 
-/* Neither this block nor one that follows has an item that can be kept. */
-static bool
-is_over(const Seeker *seeker, const MrcBound *bound)
+/* What the codes of an item of the block must reach to be kept. */
+static inline int32_t
+least_of(const MrcBound *bound, double wanted, double error, double code_norm, double zero)
 {
-	return !seeker->cosine && seeker->reach * bound->norm + TINY < threshold(seeker);
+	double least = (wanted - error * bound->norm) * bound->inverse - code_norm * bound->error + zero;
+
+	least = least > INT32_MIN ? least : INT32_MIN; /* a NaN, too */
+	return (int32_t) (least < INT32_MAX ? least : INT32_MAX);
+}
+
+/* Bits of the items of the block that may be kept whatever their score. */
+static uint64_t
+filling_mask(const Seeker *seeker, int64_t block)
+{
+	const MrcIndex *index = seeker->index;
+	const int32_t *row = index->row + index->n_odd + block * BLOCK_ITEMS;
+	int64_t n = index->n_items - index->n_odd - block * BLOCK_ITEMS;
+	uint64_t mask = 0;
+
+	if (!is_filling(seeker))
+		return 0;
+	for (int i = 0; i < BLOCK_ITEMS && i < n; i++)
+		mask |= (uint64_t) !is_full(seeker, seeker->search->category[row[i]]) << i;
+	return mask;
 }
 
 /* Items of the block: bits of mask. */
@@ -623,13 +649,17 @@ search_codes(Seeker *seeker, Scan scan)
 	for (int64_t block = 0; block < index->n_blocks; block++)
 	{
 		const MrcBound *bound = &index->bounds[block];
+		double score = threshold(seeker);
 		int32_t least;
 		uint64_t mask;
 
-		if (is_over(seeker, bound))
+		if (seeker->cosine)
+			score *= score > 0 ? bound->least_norm : bound->norm;
+		else if (!is_filling(seeker) && seeker->reach * bound->norm < wanted_by(seeker, score))
 			break;
-		least = least_of(seeker, bound);
+		least = least_of(bound, wanted_by(seeker, score), seeker->error, seeker->code_norm, seeker->zero);
 		scan(block_codes(index, block), steps, seeker->codes, 0, 1, &least, &mask);
+		mask |= filling_mask(seeker, block);
 		if (mask != 0)
 			score_block(seeker, block, mask);
 	}
@@ -726,11 +756,16 @@ mrc_similar(const MrcIndex *index, MrcSearch *search, void *scratch)
 
 /* ---- many searches ---- */
 
-/* Users of a task who still read blocks. */
+/* Users of a task who still read blocks.  The numbers are those of Seeker. */
 typedef struct Group
 {
 	Seeker seekers[AT_ONCE];
 	int n;
+	double wanted[AT_ONCE];
+	double error[AT_ONCE];
+	double code_norm[AT_ONCE];
+	double reach[AT_ONCE];
+	double zero[AT_ONCE];
 	int32_t least[AT_ONCE];
 	uint64_t mask[AT_ONCE];
 } Group;
@@ -765,23 +800,49 @@ mrc_search_many_scratch_bytes(const MrcIndex *index, int64_t k, int n_threads)
 	return rounded(sizeof(Many)) + (size_t) n_threads * many_worker_bytes(index, k);
 }
 
-/* Those that are done give their places to the last. */
+/* The numbers of user i as his seeker has them. */
 static void
-leave_group(Group *group, const MrcBound *bound, size_t stride)
+place_user(Group *group, int i)
 {
-	for (int i = 0; i < group->n; i++)
-		while (i < group->n && (bound == NULL || is_over(&group->seekers[i], bound)))
-		{
-			Seeker *last = &group->seekers[--group->n];
-			int8_t *codes = group->seekers[i].codes;
+	const Seeker *seeker = &group->seekers[i];
 
-			finish(&group->seekers[i]);
-			if (last == &group->seekers[i])
-				break;
-			memcpy(codes, last->codes, stride);
-			group->seekers[i] = *last;
-			group->seekers[i].codes = codes;
-		}
+	group->wanted[i] = wanted_by(seeker, threshold(seeker));
+	group->error[i] = seeker->error;
+	group->code_norm[i] = seeker->code_norm;
+	group->reach[i] = is_filling(seeker) ? INFINITY : seeker->reach;
+	group->zero[i] = seeker->zero;
+}
+
+/* User i is done, and gives his place to the last. */
+static void
+leave_group(Group *group, int i, size_t stride)
+{
+	int8_t *codes = group->seekers[i].codes;
+	int last = --group->n;
+
+	finish(&group->seekers[i]);
+	if (i == last)
+		return;
+	memcpy(codes, group->seekers[last].codes, stride);
+	group->seekers[i] = group->seekers[last];
+	group->seekers[i].codes = codes;
+	place_user(group, i);
+}
+
+/* What each must reach in the block, without those for whom neither it nor one that follows has anything. */
+static void
+begin_block(Group *group, const MrcBound *bound, size_t stride)
+{
+	int n_over = 0;
+
+	for (int i = 0; i < group->n; i++)
+		n_over += group->reach[i] * bound->norm < group->wanted[i];
+	for (int i = 0; i < group->n && n_over > 0; i++)
+		while (i < group->n && group->reach[i] * bound->norm < group->wanted[i])
+			leave_group(group, i, stride);
+	for (int i = 0; i < group->n; i++)
+		group->least[i] =
+			least_of(bound, group->wanted[i], group->error[i], group->code_norm[i], group->zero[i]);
 }
 
 static MrcStatus
@@ -802,9 +863,10 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 	{
 		MrcSearch *search = &many->searches[i];
 
-		group->n += begin(&group->seekers[group->n], index, search, &scanner, false, search->user,
-						  (int32_t *) (void *) (categories + (size_t) (i - lo) * categories_bytes(many->k)),
-						  codes + (size_t) group->n * stride);
+		if (begin(&group->seekers[group->n], index, search, &scanner, false, search->user,
+				  (int32_t *) (void *) (categories + (size_t) (i - lo) * categories_bytes(many->k)),
+				  codes + (size_t) group->n * stride))
+			place_user(group, group->n++);
 	}
 	for (int64_t block = 0; block < index->n_blocks && group->n > 0; block++)
 	{
@@ -812,15 +874,20 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 		if (many->pool && mrc_pool_pausing(many->pool))
 			return MRC_AGAIN;
-		leave_group(group, bound, stride);
-		for (int i = 0; i < group->n; i++)
-			group->least[i] = least_of(&group->seekers[i], bound);
+		begin_block(group, bound, stride);
 		scanner.scan(block_codes(index, block), steps, codes, stride, group->n, group->least, group->mask);
 		for (int i = 0; i < group->n; i++)
-			if (group->mask[i] != 0)
-				score_block(&group->seekers[i], block, group->mask[i]);
+		{
+			uint64_t mask = group->mask[i] | filling_mask(&group->seekers[i], block);
+
+			if (mask == 0)
+				continue;
+			score_block(&group->seekers[i], block, mask);
+			place_user(group, i);
+		}
 	}
-	leave_group(group, NULL, stride);
+	while (group->n > 0)
+		leave_group(group, group->n - 1, stride);
 	return MRC_OK;
 }
 

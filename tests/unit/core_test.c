@@ -1167,6 +1167,8 @@ typedef enum Kind
 	HUGE_ONES,
 	ODD, /* some NaN, some infinite */
 	ZEROS,
+	PARALLEL, /* to one vector, which is a user's: products reach the product of the norms */
+	TURNED, /* the same elements in any order, for users whose elements are equal: products differ by rounding only */
 	N_KINDS
 } Kind;
 
@@ -1194,6 +1196,18 @@ fill_factors(float *factors, int64_t n, int rank, Kind kind, bool users)
 			size = users ? 1e3f : 1e35f;
 		for (int i = 0; i < rank; i++)
 			to[i] = kind == WHOLE ? (float) (rand() % 5 - 2) : kind == ZEROS ? 0 : size * normal();
+		for (int i = 0; i < rank && kind == PARALLEL; i++)
+			to[i] = (users ? 1 : 1 + (float) (rand() % 64) / 4096) * sinf((float) i + 1);
+		for (int i = 0; i < rank && kind == TURNED; i++)
+			to[i] = users ? 12.7f : 0.1f * (float) ((i * 37 + rank) % 255 - 127);
+		for (int i = rank - 1; i > 0 && kind == TURNED; i--)
+		{
+			int j = rand() % (i + 1);
+			float kept = to[i];
+
+			to[i] = to[j];
+			to[j] = kept;
+		}
 		if (kind == SAME && row > 3 && !users)
 			memcpy(to, factors + rand() % 4 * rank, (size_t) rank * sizeof(float));
 		if (kind == ODD && rand() % 10 == 0)
@@ -1601,6 +1615,127 @@ test_folds_that_fail(void **state)
 		assert_true(user[i] == 0);
 	free(shared);
 	free(scratch);
+}
+
+/* ---- own history ---- */
+
+/* The NDCG of one user by the definition. */
+static double
+ndcg_of(const MrcOwn *own, int64_t row, const float *user, float weight)
+{
+	int64_t n_items = own->known.n_cols;
+	MrcTop *all = malloc((size_t) n_items * sizeof(MrcTop));
+	double gain = 0;
+	double ideal = 0;
+
+	for (int32_t item = 0; item < n_items; item++)
+		all[item] =
+			(MrcTop){mrc_dot(user, own->items + (size_t) item * own->params->rank, own->params->rank), item};
+	for (int64_t e = own->known.start[row]; e < own->known.start[row + 1]; e++)
+		all[own->known.index[e]].score +=
+			mrc_own_boost(weight, own->known.value[e], own->usual[own->known.index[e]]);
+	qsort(all, (size_t) n_items, sizeof(MrcTop), compare_tops);
+	for (int64_t i = 0; i < own->k && i < n_items; i++)
+		for (int64_t e = own->relevant.start[row]; e < own->relevant.start[row + 1]; e++)
+			if (own->relevant.index[e] == all[i].row)
+				gain += 1 / log2((double) i + 2);
+	for (int64_t i = 0; i < own->k && i < own->relevant.start[row + 1] - own->relevant.start[row]; i++)
+		ideal += 1 / log2((double) i + 2);
+	free(all);
+	return gain / ideal;
+}
+
+static void
+test_own_history(void **state)
+{
+	enum
+	{
+		N_USERS = 150,
+		N_ITEMS = 90,
+		RANK = 7
+	};
+	MrcAlsParams params = {RANK, true, 1, 0.3, 0.05, 1, false};
+	float *dense = calloc(N_USERS * N_ITEMS, sizeof(float));
+	float usual[N_ITEMS];
+	const float weight[] = {0, 0.1, 1, 20};
+	void *shared = aligned(mrc_fold_shared_bytes(RANK));
+	void *fold_scratch = aligned(mrc_fold_scratch_bytes(&params));
+	int64_t start[N_USERS + 1] = {0};
+	int32_t *index = malloc(N_USERS * N_ITEMS * sizeof(int32_t));
+	double wanted[4] = {0};
+	double ndcg[4];
+
+	(void) state;
+	assert_true(mrc_own_boost(2, 0, 1) == 0 && mrc_own_boost(2, -1, 1) == 0 && mrc_own_boost(2, NAN, 1) == 0);
+	assert_true(fabs(mrc_own_boost(2, 3, 0) - 2 * log(4)) < 1e-6);
+	assert_true(fabs(mrc_own_boost(2, 3, 1.5f) - 2 * log(1 + 0.6 * 4)) < 1e-6);
+	srand(SEED);
+	for (int i = 0; i < N_USERS * N_ITEMS; i++)
+		if (uniform() < 0.15 || i % N_ITEMS == i / N_ITEMS % N_ITEMS)
+			dense[i] = (float) (1 + rand() % 5);
+	for (int i = 0; i < N_ITEMS; i++)
+		usual[i] = (float) (rand() % 4);
+	for (int row = 0; row < N_USERS; row++) /* what is relevant: some of what he has, and something else */
+	{
+		int64_t n = start[row];
+
+		for (int32_t item = 0; item < N_ITEMS; item++)
+			if (item == (row + 1) % N_ITEMS || (dense[row * N_ITEMS + item] > 0 && uniform() < 0.4))
+				index[n++] = item;
+		start[row + 1] = n;
+	}
+
+	MrcAls als = als_of(dense, N_USERS, N_ITEMS, params, 2);
+
+	assert_int_equal(mrc_als_start(&als, SEED, 1), MRC_OK);
+	assert_int_equal(mrc_als_iterate(&als), MRC_OK);
+	for (int n_threads = 1; n_threads < 4; n_threads += 2)
+	{
+		MrcPool *pool = pool_of(n_threads);
+		void *prepare = aligned(mrc_fold_prepare_scratch_bytes(RANK, n_threads));
+		double again[4];
+		MrcOwn own = {.pool = pool,
+					  .params = &params,
+					  .fold = shared,
+					  .items = als.item,
+					  .known = als.by_user,
+					  .rating = als.by_user.value,
+					  .usual = usual,
+					  .relevant = {N_USERS, N_ITEMS, start, index, NULL},
+					  .k = 6,
+					  .n_weights = 4,
+					  .weight = weight,
+					  .ndcg = n_threads == 1 ? ndcg : again};
+
+		assert_int_equal(mrc_fold_prepare(pool, &params, als.item, N_ITEMS, shared, prepare), MRC_OK);
+		own.scratch = aligned(mrc_own_scratch_bytes(&own, n_threads));
+		assert_int_equal(mrc_own_run(&own), MRC_OK);
+		if (n_threads > 1)
+			assert_memory_equal(ndcg, again, sizeof(ndcg));
+		for (int row = 0; row < N_USERS && n_threads == 1; row++)
+		{
+			float user[RANK];
+			int64_t at = als.by_user.start[row];
+
+			assert_int_equal(mrc_fold(&params, shared, als.item, N_ITEMS, als.by_user.index + at,
+									  als.by_user.value + at, als.by_user.start[row + 1] - at, user,
+									  fold_scratch),
+							 MRC_OK);
+			for (int w = 0; w < 4; w++)
+				wanted[w] += ndcg_of(&own, row, user, weight[w]) / N_USERS;
+		}
+		free(own.scratch);
+		free(prepare);
+		pool_free(pool);
+	}
+	for (int w = 0; w < 4; w++)
+		assert_true(fabs(ndcg[w] - wanted[w]) < 1e-6);
+	assert_true(ndcg[0] != ndcg[2]);
+	als_free(&als);
+	free(dense);
+	free(index);
+	free(shared);
+	free(fold_scratch);
 }
 
 /* ---- top-k ---- */
@@ -2170,6 +2305,7 @@ main(void)
 		cmocka_unit_test(test_folds_are_rows),
 		cmocka_unit_test(test_folds_that_fail),
 		cmocka_unit_test(test_top_order),
+		cmocka_unit_test(test_own_history),
 		cmocka_unit_test(test_ranking_by_hand),
 		cmocka_unit_test(test_ranking_against_definition),
 		cmocka_unit_test(test_ranking_repeats),

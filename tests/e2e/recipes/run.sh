@@ -155,6 +155,8 @@ is "$(value "SELECT millrace.refresh_lists('shop')")" 2 "until it is refreshed"
 is "$(value "SELECT item_id, score FROM millrace.baseline('shop', 'week') WHERE rank <= 5")" "$(value "$week")" "the baseline of the last week"
 [ "$before" != "$(value "$week")" ]
 ok $? "which is another"
+files="SELECT count(*) FROM pg_ls_dir('base/' || (SELECT oid FROM pg_database WHERE datname = current_database())) AS f WHERE f LIKE 'pgsql_tmp_millrace.%'"
+is "$(value "$files")" 2 "one file serves the version, one the lists: those of earlier lists are gone"
 
 # All of it in another database
 pg_dump -Fc -f "$work/dump" recipes 2>"$work/err" && createdb copy && pg_restore --exit-on-error -d copy "$work/dump" 2>>"$work/err"
@@ -162,4 +164,6 @@ is "$? $(cat "$work/err")" "0 " "dump and restore"
 lists="SELECT 'top', t::text FROM millrace.baseline('shop', 'top') t UNION ALL SELECT 'random', t::text FROM millrace.baseline('shop', 'random_5') t UNION ALL SELECT 'week', t::text FROM millrace.baseline('shop', 'week') t"
 is "$(PGDATABASE=copy value "$lists" | md5sum)" "$(value "$lists" | md5sum)" "the same lists there"
 is "$(PGDATABASE=copy value "SELECT millrace.refresh_lists('shop')")" 2 "which can be refreshed"
+value "SELECT millrace.drop_model('shop')" >/dev/null
+is "$(value "$files") $(value "SELECT (SELECT count(*) FROM millrace.item_features_block) + (SELECT count(*) FROM millrace.custom_baseline_block)")" "0 0" "drop_model leaves neither files nor rows"
 done_testing

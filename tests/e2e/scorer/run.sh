@@ -26,6 +26,12 @@ wrong() { # rows of the source without a list, and with more than one; lists tha
 		(SELECT count(*) - count(DISTINCT seq) FROM lists),
 		(SELECT count(*) FROM lists_latest f WHERE seq <> (SELECT max(seq) FROM lists l WHERE l.customer = f.customer AND l.is_last))"
 }
+own() { # another batch, whose lists say wrongly what their users have
+	value "INSERT INTO sales (at, customer, product) SELECT '2024-01-02', n, n % 97 FROM generate_series(0, 299) n"
+	value "SELECT count(*), count(*) FILTER (WHERE precision_own <> (SELECT count(*) / 5.0 FROM unnest(items) i WHERE EXISTS
+			(SELECT FROM sales s WHERE s.customer = l.customer AND s.product = i))::real), sum(precision_own) > 0
+		FROM lists l WHERE scored_at = (SELECT max(scored_at) FROM lists)"
+}
 # A batch of 50 rows of some 50 customers: by the parent, or straight into a partition
 cat >"$work/load.sql" <<'SQL'
 INSERT INTO sales (at, customer, product) SELECT '2024-01-02'::timestamptz + random() * interval '1 day', (random() * 299)::int, (random() * 96)::int FROM generate_series(1, 50);
@@ -35,6 +41,8 @@ psql -AtXqc "COPY (SELECT '2024-01-02'::timestamptz + n * interval '1 second', n
 psql -qXc "\copy sales_20240102 (at, customer, product) FROM '$work/rows'" >/dev/null 2>"$work/err"
 is "$? $(cat "$work/err") $(wrong)" "0  0|0|0|0|0" "COPY into a partition"
 is "$(value "SELECT streams -> 'lists' ->> 'rows', streams -> 'lists' ->> 'users', streams -> 'lists' ? 'precision_next' FROM millrace.batches ORDER BY xid DESC LIMIT 1")" "3000|300|f" "its batch tells how many"
+
+is "$(own)" "300|0|t" "and what users have is right"
 
 # Two writers beside trainings and switches
 pgbench -n -c 2 -t 60 -f "$work/load.sql" shop >"$work/load" 2>&1 &
@@ -46,7 +54,7 @@ for i in 1 2 3 4 5 6; do
 done >"$work/trained" 2>&1
 is "$(cat "$work/trained")" "" "trainings beside writers"
 wait "$load"
-is "$? $(grep -c "number of failed transactions: 0" "$work/load") $(value "SELECT count(*) FROM lists")" "0 1 15000" "no writer failed"
+is "$? $(grep -c "number of failed transactions: 0" "$work/load") $(value "SELECT count(*) FROM lists")" "0 1 15300" "no writer failed"
 is "$(wrong)" "0|0|0|0|0" "every row has its list"
 is "$(value "SELECT precision_next IS NOT NULL AND judged > 0 FROM lists_hourly ORDER BY hour DESC LIMIT 1")" t "the running precision"
 
@@ -59,6 +67,7 @@ until_true answers "SELECT count(*) > $n + 2000 FROM lists" t
 wait "$load" 2>/dev/null
 "$lib/cluster" again "$work/cluster"
 is "$(wrong)" "0|0|0|0|0" "after a crash"
+is "$(own)" "300|0|t" "what users have is right"
 pgbench -n -c 2 -t 5 -f "$work/load.sql" shop >/dev/null 2>"$work/err"
 is "$? $(wrong)" "0 0|0|0|0|0" "and it goes on"
 
@@ -75,6 +84,7 @@ is "$(value "SELECT count(*), max(seq) FROM lists") $(wrong)" "$n 0|0|0|0|0" "th
 value "INSERT INTO sales (at, customer, product) SELECT '2024-01-02', customer, items[2] FROM lists_latest WHERE customer < 300" 2>"$work/err"
 is "$? $(cat "$work/err") $(wrong)" "0  0|0|0|0|0" "and batches go on"
 is "$(value "SELECT count(*), min(precision_next) >= 0.2 FROM lists WHERE scored_at = (SELECT max(scored_at) FROM lists)")" "300|t" "which find the lists from before the dump"
+is "$(own)" "300|0|t" "and know what users have"
 is "$(value "SELECT name, kind, status FROM millrace.streams WHERE kind = 'scorer'")" "lists|scorer|running" "it is listed"
 value "SELECT millrace.drop_scorer('lists')" >/dev/null 2>"$work/err"
 is "$? $(cat "$work/err") $(value "SELECT count(*) FROM pg_class WHERE relname LIKE 'lists%'") $(value "SELECT count(*) FROM millrace.stream WHERE kind = 'scorer'")" "0  0 0" "and dropped without a trace"
