@@ -314,6 +314,7 @@ def case_everyone(work):
         figures = {"plain": [], "days": [], "drawn": []}
         other = []
         for _ in range(ROUNDS + 1):
+            other.append(theirs(batch=batch, blas_threads=threads)[:2])
             for model in figures:
                 session = Session()
                 session.run(f"SELECT * FROM millrace.recommend_top_k('{model}', 1, 1)")
@@ -327,7 +328,6 @@ def case_everyone(work):
                     if model != "drawn":
                         print(f"# {model}: {peers.recommended(path=work / 'listed'):.4f} of what we list implicit lists too", flush=True)
                 session.close()
-            other.append(theirs(batch=batch, blas_threads=threads)[:2])
         for model, what, target in (("plain", "one table", ">= 3"), ("days", "305 day partitions", ">= 3"), ("drawn", "one table, normal factors", "")):
             rates = [(n / a[0], n / b[0]) for a, b in zip(figures[model], other)][1:]
             report("everyone", f"{what}: ours / implicit's recommend", "users per s", *(statistics.median(side) for side in zip(*rates)), target, [a / b for a, b in rates])
