@@ -486,7 +486,7 @@ extern void mr_unpack_start(MrUnpack *in, const bytea *packed);
 /* The items ascend; a text is valid until the next one.  False: there are no more. */
 extern bool mr_unpack_next(MrUnpack *in, MrPiece *piece);
 
-/* The rows of users in one of its tables, as the active snapshot shows them; all 0 before the first. */
+/* The rows of users in one of its tables, as the active snapshot shows them; all 0 before the first.  It lives in one context. */
 typedef struct MrTrackScan
 {
 	Relation rel;
@@ -494,7 +494,8 @@ typedef struct MrTrackScan
 	struct IndexScanDescData *scan;
 	TupleTableSlot *slot;
 	MrKey user;
-	MrUnpack unpack; /* of the row that is found */
+	bytea *copy;	 /* of the row that is found, if it does not stand in its page */
+	MrUnpack unpack; /* … */
 } MrTrackScan;
 
 /* False: there is no such table any more. */

@@ -1207,10 +1207,18 @@ mr_track_scan_next(MrTrackScan *scan)
 {
 	while (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 	{
+		bytea *stored;
+		bytea *packed;
+
 		slot_getallattrs(scan->slot);
 		if (is_other(scan->slot, &scan->user))
 			continue;
-		mr_unpack_start(&scan->unpack, DatumGetByteaPP(scan->slot->tts_values[TRACK_ITEMS]));
+		stored = (bytea *) DatumGetPointer(scan->slot->tts_values[TRACK_ITEMS]);
+		packed = pg_detoast_datum_packed(stored);
+		if (scan->copy)
+			pfree(scan->copy);
+		scan->copy = packed != stored ? packed : NULL;
+		mr_unpack_start(&scan->unpack, packed);
 		return true;
 	}
 	return false;
@@ -1296,13 +1304,11 @@ take_delta(Pile *pile, Relation delta, TableScanDesc scan, int64 limit, bool *mo
 	return n;
 }
 
-/* Replace what the first table has of a person by that and what has been gathered. */
+/* Replace what the first table has of a person by that and what has been gathered.  row: memory for this. */
 static void
-replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *writer)
+replace_row(Pile *pile, MrTrackScan *state, Person *person, MemoryContext row, MrStateWriter *writer)
 {
-	MemoryContext row =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace history row", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext before = MemoryContextSwitchTo(row);
+	MemoryContext before;
 	ItemPointerData tids[8];
 	int n_tids = 0;
 	MrPiece *room;
@@ -1310,6 +1316,7 @@ replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *write
 	Datum values[N_TRACK_COLUMNS];
 	bool nulls[N_TRACK_COLUMNS];
 
+	/* The scan keeps what it allocates. */
 	mr_track_scan_user(state, &person->id);
 	while (n_tids < lengthof(tids) && mr_track_scan_next(state))
 	{
@@ -1319,6 +1326,7 @@ replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *write
 			add_piece(pile, person, &piece);
 		tids[n_tids++] = state->slot->tts_tid;
 	}
+	before = MemoryContextSwitchTo(row);
 	room = MemoryContextAllocHuge(row, (person->n + 1) * sizeof(MrPiece));
 	n = merge_pieces(pile, person, room);
 	for (int i = 0; i < n_tids; i++)
@@ -1329,12 +1337,14 @@ replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *write
 		mr_writer_put(writer, values, nulls);
 	}
 	MemoryContextSwitchTo(before);
-	MemoryContextDelete(row);
+	MemoryContextReset(row);
 }
 
 static void
 fold_portion(Pile *pile, Oid state)
 {
+	MemoryContext row =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace history row", ALLOCSET_DEFAULT_SIZES);
 	MrTrackScan scan = {0};
 	MrStateWriter *writer = mr_writer_open(state);
 
@@ -1344,10 +1354,11 @@ fold_portion(Pile *pile, Oid state)
 	for (int64 i = 0; i < pile->n_people; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		replace_row(pile, &scan, &pile->people[i], writer);
+		replace_row(pile, &scan, &pile->people[i], row, writer);
 	}
 	mr_track_scan_end(&scan);
 	(void) mr_writer_close(writer);
+	MemoryContextDelete(row);
 	pile_reset(pile);
 }
 
