@@ -1607,6 +1607,21 @@ mr_track_truncated(const char *name, Oid source, Oid rel)
 		mr_stream_set(name, source, "filling", NULL, InvalidOid, NULL);
 }
 
+void
+mr_track_retyped(Oid source)
+{
+	ListCell *lc;
+
+	foreach (lc, mr_history_streams(source))
+	{
+		MrHistoryStream *stream = lfirst(lc);
+
+		mr_track_truncated(stream->name, source, source);
+		if (strcmp(stream->status, "running") == 0)
+			mr_stream_set(stream->name, source, "filling", NULL, InvalidOid, NULL);
+	}
+}
+
 /* A partition with what is below it. */
 typedef struct Partition
 {
