@@ -403,6 +403,9 @@ remove_list(const char *model, const char *name)
 	Oid types[2] = {TEXTOID, TEXTOID};
 	Datum values[2] = {CStringGetTextDatum(model), CStringGetTextDatum(name ? name : "")};
 
+	mr_exec_args(name ? "DELETE FROM millrace.custom_baseline_block WHERE model = $1 AND name = $2"
+					  : "DELETE FROM millrace.item_features_block WHERE model = $1",
+				 SPI_OK_DELETE, false, name ? 2 : 1, types, values, NULL);
 	mr_exec_args(name ? "DELETE FROM millrace.custom_baseline WHERE model = $1 AND name = $2"
 					  : "DELETE FROM millrace.item_features WHERE model = $1",
 				 SPI_OK_DELETE, false, name ? 2 : 1, types, values, NULL);

@@ -587,6 +587,12 @@ mr_prune(PG_FUNCTION_ARGS)
 					 SPI_OK_DELETE_RETURNING, name, PG_GETARG_INT32(1));
 	n_removed = SPI_processed;
 	forget_caches();
+	exec_for_version("DELETE FROM millrace.factors WHERE model = $1 AND version NOT IN "
+					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
+					 SPI_OK_DELETE, name, 0);
+	exec_for_version("DELETE FROM millrace.training_iteration WHERE model = $1 AND version NOT IN "
+					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
+					 SPI_OK_DELETE, name, 0);
 	mr_leave(&guard);
 	mr_history_sweep();
 	SPI_finish();
@@ -596,6 +602,9 @@ mr_prune(PG_FUNCTION_ARGS)
 Datum
 mr_drop_model(PG_FUNCTION_ARGS)
 {
+	static const char *const tables[] = {"model_version",		  "factors",		 "training_iteration",
+										 "item_features",		  "custom_baseline", "item_features_block",
+										 "custom_baseline_block", "tuning"};
 	char *name = mr_name_arg(fcinfo, 0, "model");
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
@@ -611,9 +620,11 @@ mr_drop_model(PG_FUNCTION_ARGS)
 				 "millrace.model WHERE name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	forget_caches();
+	/* First the row that others lock who change the model. */
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
-	mr_exec_args("DELETE FROM millrace.tuning WHERE model = $1", SPI_OK_DELETE, false, 1, types, values,
-				 NULL);
+	for (int i = 0; i < lengthof(tables); i++)
+		mr_exec_args(psprintf("DELETE FROM millrace.%s WHERE model = $1", tables[i]), SPI_OK_DELETE, false, 1,
+					 types, values, NULL);
 	mr_leave(&guard);
 	mr_history_sweep();
 	SPI_finish();
