@@ -69,6 +69,7 @@ typedef struct Stream
 	const char *reason; /* of rows that it does not take */
 	char *window_text; /* … of an aggregate: the range of windows of a row, should its definition be gone */
 	Oid owner;
+	Oid source_owner;
 	ArrayType *settings;
 	char *command;				/* pipe */
 	Oid target;					/* … the table it fills; scorer: its table; alert: its view */
@@ -303,7 +304,10 @@ read_streams(Leaf *leaf)
 		stream->target = DatumGetObjectId(SPI_getbinval(tuple, desc, 7, &isnull));
 		stream->definition = DatumGetObjectId(SPI_getbinval(tuple, desc, 8, &isnull));
 		stream->state = DatumGetObjectId(SPI_getbinval(tuple, desc, 9, &isnull));
-		check_rights(stream, DatumGetObjectId(SPI_getbinval(tuple, desc, 10, &isnull)), leaf->source);
+		/* Of what users have, it is looked at when it runs: it must not keep anybody from writing. */
+		stream->source_owner = DatumGetObjectId(SPI_getbinval(tuple, desc, 10, &isnull));
+		if (stream->kind != STREAM_HISTORY)
+			check_rights(stream, stream->source_owner, leaf->source);
 		stream->delta = DatumGetObjectId(SPI_getbinval(tuple, desc, 11, &isnull));
 		delay = SPI_getbinval(tuple, desc, 12, &isnull);
 		stream->has_watermark = !isnull;
@@ -1036,6 +1040,8 @@ handle(void *given)
 	MrGuard guard;
 	uint64 n_rows = 0;
 
+	if (stream->kind == STREAM_HISTORY)
+		check_rights(stream, stream->source_owner, arg->leaf->source);
 	mr_enter(&guard, stream->owner, stream->settings);
 	switch (stream->kind)
 	{

@@ -282,7 +282,7 @@ make_history(const MrIds *ids, Entry *entries, int64 n, MemoryContext context, M
 			continue;
 		history->row[history->n] = entries[i].row;
 		history->value[history->n] = (float) Min(Max(sum, -FLT_MAX), FLT_MAX);
-		key = mr_ids_key(ids, entries[i].row);
+		key = ids->text ? mr_ids_key(ids, entries[i].row) : (MrKey){.value = ids->ints[entries[i].row]};
 		history->fingerprint += fingerprint_of(hash_key(&key), history->value[history->n]);
 		history->n++;
 	}

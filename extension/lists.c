@@ -88,13 +88,15 @@ static char *
 reading_query(const Definition *definition, SPIPlanPtr plan, bool *has_score)
 {
 	TupleDesc desc = ((CachedPlanSource *) linitial(SPI_plan_get_plan_sources(plan)))->resultDesc;
-	Oid item = getBaseType(TupleDescAttr(desc, 0)->atttypid);
+	Oid item = desc->natts > 0 ? getBaseType(TupleDescAttr(desc, 0)->atttypid) : InvalidOid;
 	Oid second = desc->natts > 1 ? getBaseType(TupleDescAttr(desc, 1)->atttypid) : InvalidOid;
 	StringInfoData sql;
 
 	*has_score = definition->name && desc->natts > 1;
-	if (!definition->name && desc->natts < 2)
-		bad_columns(definition, psprintf("expected two columns, found %d", desc->natts));
+	if (desc->natts < (definition->name ? 1 : 2))
+		bad_columns(definition,
+					definition->name ? "there are no columns"
+									 : psprintf("expected two columns, found %d", desc->natts));
 	if (!is_integer(item) && item != TEXTOID && item != VARCHAROID)
 		bad_columns(
 			definition,
@@ -419,7 +421,28 @@ count_categories(const Rows *rows)
 	return n;
 }
 
-/* In the place of a list of that name.  Another identity of the lists is the caller's to set. */
+/*
+ * Readers see that there are other lists when this commits.  It follows at once on what it stands for: a query that runs
+ * in between may read the model's lists, and would make them known under an identity that they do not have.
+ */
+static void
+lists_changed(const char *model)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(model)};
+	MrGuard guard;
+	bool null;
+
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT lists FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
+				 NULL);
+	mr_cache_forget(DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null)));
+	mr_exec_args("UPDATE millrace.model SET lists = gen_random_uuid() WHERE name = $1", SPI_OK_UPDATE, false,
+				 1, types, values, NULL);
+	mr_leave(&guard);
+}
+
+/* In the place of a list of that name. */
 static void
 store_list(const Definition *definition, const Rows *rows)
 {
@@ -451,6 +474,7 @@ store_list(const Definition *definition, const Rows *rows)
 	}
 	store_blocks(definition, rows);
 	mr_leave(&guard);
+	lists_changed(definition->model);
 }
 
 /* Whoever changes lists of a model waits here for others who do, and for a switch of its version. */
@@ -469,25 +493,19 @@ lock_lists(const char *model)
 		mr_model_unknown(model);
 }
 
-/* Readers see that there are other lists when this commits; what serves them is made now, so that none of them waits for it. */
+/* What serves the lists is made now, so that none of their readers waits for it. */
 static void
-lists_changed(const char *model)
+make_ready(const char *model)
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(model)};
 	MrGuard guard;
-	bool no_version;
-	bool null;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT lists, active FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types,
-				 values, NULL);
-	mr_cache_forget(DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null)));
-	(void) SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &no_version);
-	mr_exec_args("UPDATE millrace.model SET lists = gen_random_uuid() WHERE name = $1", SPI_OK_UPDATE, false,
-				 1, types, values, NULL);
+	mr_exec_args("SELECT FROM millrace.model WHERE name = $1 AND active IS NOT NULL", SPI_OK_SELECT, false, 1,
+				 types, values, NULL);
 	mr_leave(&guard);
-	if (!no_version)
+	if (SPI_processed > 0)
 		mr_model_make_ready(model);
 }
 
@@ -543,8 +561,9 @@ set_list(Definition *definition, const char *given)
 		mr_leave(&guard);
 		if (!found && definition->name)
 			no_baseline(definition->model, definition->name);
+		lists_changed(definition->model);
 	}
-	lists_changed(definition->model);
+	make_ready(definition->model);
 	return rows;
 }
 
@@ -675,7 +694,7 @@ mr_refresh_lists(PG_FUNCTION_ARGS)
 	for (int i = 0; i < n; i++)
 		refresh_list(&definitions[i], owner);
 	if (n > 0)
-		lists_changed(name);
+		make_ready(name);
 	SPI_finish();
 	PG_RETURN_INT32(n);
 }
@@ -722,7 +741,7 @@ mr_lists_retrained(const char *name, Oid owner)
 			 errhint("SELECT millrace.refresh_lists(%s) tries again.", quote_literal_cstr(name))));
 	}
 	if (n > 0)
-		lists_changed(name);
+		make_ready(name);
 	SPI_finish();
 }
 
@@ -762,9 +781,9 @@ typedef struct MrListsBaseline
 typedef struct MrListsImage
 {
 	MemoryContext context;
+	char *model;
 	pg_uuid_t uuid;
 	int n_pins;
-	bool kept; /* has a slot */
 	uint64 last_use;
 	MrCache *cache; /* NULL: memory of its own */
 	const char *base;
@@ -780,24 +799,35 @@ typedef struct Writer
 	Size room;
 } Writer;
 
-/* Offset of n bytes, of which memory may be NULL: cleared. */
-static uint64
-put(Writer *writer, const void *memory, Size n_bytes)
+/* memory may be NULL: cleared. */
+static void
+append(Writer *writer, const void *memory, Size n_bytes)
 {
-	Size offset = TYPEALIGN(64, writer->n_bytes);
+	Size wanted = writer->n_bytes + n_bytes;
 
-	if (offset + n_bytes > writer->room)
+	if (wanted > writer->room)
 	{
-		writer->room = (offset + n_bytes) * 2;
+		writer->room = wanted * 2;
 		writer->data = writer->data ? repalloc_huge(writer->data, writer->room)
 									: MemoryContextAllocHuge(CurrentMemoryContext, writer->room);
 	}
-	memset(writer->data + writer->n_bytes, 0, offset - writer->n_bytes);
+	if (n_bytes == 0)
+		return;
 	if (memory)
-		memcpy(writer->data + offset, memory, n_bytes);
+		memcpy(writer->data + writer->n_bytes, memory, n_bytes);
 	else
-		memset(writer->data + offset, 0, n_bytes);
-	writer->n_bytes = offset + n_bytes;
+		memset(writer->data + writer->n_bytes, 0, n_bytes);
+	writer->n_bytes = wanted;
+}
+
+/* The same at an aligned offset, which it returns. */
+static uint64
+put(Writer *writer, const void *memory, Size n_bytes)
+{
+	uint64 offset = TYPEALIGN(64, writer->n_bytes);
+
+	append(writer, NULL, offset - writer->n_bytes);
+	append(writer, memory, n_bytes);
 	return offset;
 }
 
@@ -807,7 +837,7 @@ typedef struct Texts
 	int64 n;
 	int64 room;
 	int64 *end;
-	StringInfoData bytes;
+	Writer bytes;
 } Texts;
 
 static void
@@ -816,13 +846,11 @@ add_text(Texts *texts, const char *data, Size n_bytes)
 	if (texts->n == texts->room)
 	{
 		texts->room = Max(FETCH_ROWS, texts->room * 2);
-		if (texts->end == NULL)
-			initStringInfo(&texts->bytes);
 		texts->end = texts->end ? repalloc_huge(texts->end, texts->room * sizeof(int64))
 								: MemoryContextAllocHuge(CurrentMemoryContext, texts->room * sizeof(int64));
 	}
-	appendBinaryStringInfo(&texts->bytes, data, n_bytes);
-	texts->end[texts->n++] = texts->bytes.len;
+	append(&texts->bytes, data, n_bytes);
+	texts->end[texts->n++] = texts->bytes.n_bytes;
 }
 
 static const char *
@@ -930,12 +958,14 @@ for_each_block(Builder *builder, const char *sql,
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(builder->model->name)};
+	MemoryContext context = CurrentMemoryContext;
 	Portal portal = SPI_cursor_open_with_args(NULL, sql, 1, types, values, NULL, true, 0);
 
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, 1);
+		MemoryContextSwitchTo(context);
 		if (SPI_processed == 0)
 			break;
 		take(builder, SPI_tuptable->vals[0], SPI_tuptable->tupdesc);
@@ -958,7 +988,7 @@ static void
 put_texts(Writer *writer, const Texts *texts, uint64 *end, uint64 *bytes)
 {
 	*end = put(writer, texts->end, texts->n * sizeof(int64));
-	*bytes = put(writer, texts->bytes.data, texts->n > 0 ? texts->bytes.len : 0);
+	*bytes = put(writer, texts->bytes.data, texts->bytes.n_bytes);
 }
 
 static void
@@ -1306,42 +1336,24 @@ same_uuid(const pg_uuid_t *a, const pg_uuid_t *b)
 	return memcmp(a, b, sizeof(pg_uuid_t)) == 0;
 }
 
-typedef struct Pin
-{
-	MemoryContextCallback callback;
-	MrListsImage *image;
-} Pin;
-
 static void
-unpin(void *arg)
+forget(int slot)
 {
-	MrListsImage *image = ((Pin *) arg)->image;
+	MrListsImage *image = open_images[slot];
 
-	image->n_pins--;
-	if (image->n_pins == 0 && !image->kept)
-		MemoryContextDelete(image->context);
+	open_images[slot] = NULL;
+	MemoryContextDelete(image->context);
 }
 
-static MrListsImage *
-pin(MrListsImage *image)
-{
-	Pin *new_pin = palloc(sizeof(Pin));
-
-	new_pin->callback.func = unpin;
-	new_pin->callback.arg = new_pin;
-	new_pin->image = image;
-	image->n_pins++;
-	image->last_use = ++use_clock;
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, &new_pin->callback);
-	return image;
-}
-
-/* Into a slot that is free, or whose image is the longest unused and not pinned; if there is none it goes when unpinned. */
-static void
+/* In the place of the model's older lists, a free slot, or that of the image that is the longest unused; false: all are pinned. */
+static bool
 keep(MrListsImage *image)
 {
 	int slot = -1;
 
+	for (int i = 0; i < MAX_OPEN; i++)
+		if (open_images[i] && open_images[i]->n_pins == 0 && strcmp(open_images[i]->model, image->model) == 0)
+			forget(i);
 	for (int i = 0; i < MAX_OPEN; i++)
 	{
 		if (open_images[i] == NULL)
@@ -1354,13 +1366,15 @@ keep(MrListsImage *image)
 			slot = i;
 	}
 	if (slot < 0)
-		return;
+		return false;
 	if (open_images[slot])
-		MemoryContextDelete(open_images[slot]->context);
+		forget(slot);
 	open_images[slot] = image;
-	image->kept = true;
+	MemoryContextSetParent(image->context, CacheMemoryContext);
+	return true;
 }
 
+/* In the current memory context. */
 static MrListsImage *
 make_image(const MrModel *model)
 {
@@ -1371,6 +1385,7 @@ make_image(const MrModel *model)
 	Making making = {model, identity.seed};
 
 	image->context = context;
+	image->model = MemoryContextStrdup(context, model->name);
 	image->uuid = identity.uuid;
 	if (identity.is_active)
 	{
@@ -1395,26 +1410,31 @@ make_image(const MrModel *model)
 		image->header->has_features ? (const int32 *) (image->base + image->header->category) : NULL;
 	image->lists.n_categories = image->header->n_categories;
 	image->lists.image = image;
-	MemoryContextSetParent(context, CacheMemoryContext);
 	return image;
 }
 
 static MrListsImage *
 open_image(const MrModel *model)
 {
-	MrListsImage *image;
+	MemoryContext context = CurrentMemoryContext;
+	MrListsImage *image = NULL;
 
-	for (int i = 0; i < MAX_OPEN; i++)
+	for (int i = 0; i < MAX_OPEN && image == NULL; i++)
 		if (open_images[i] && same_uuid(&open_images[i]->uuid, &model->lists_uuid) &&
 			same_uuid(&open_images[i]->header->version, &model->uuid))
-		{
-			mr_cache_touch(open_images[i]->cache);
-			return pin(open_images[i]);
-		}
-	image = make_image(model);
-	if (image->cache && same_uuid(&image->uuid, &model->lists_uuid))
-		keep(image);
-	return pin(image);
+			image = open_images[i];
+	if (image)
+		mr_cache_touch(image->cache);
+	else
+	{
+		image = make_image(model);
+		MemoryContextSwitchTo(context); /* which SPI has left */
+		if (image->cache == NULL || !same_uuid(&image->uuid, &model->lists_uuid) || !keep(image))
+			return image;
+	}
+	image->last_use = ++use_clock;
+	mr_pin(&image->n_pins);
+	return image;
 }
 
 const MrLists *

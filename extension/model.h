@@ -389,6 +389,8 @@ typedef struct MrModel
  * Errors: 42704 no such model, 55000 no active version, XX001 a block fails its check.  Needs an SPI connection.
  */
 extern MrModel *mr_model_open(const char *name);
+/* Counts one more until CurrentMemoryContext is reset; the counter is there as long as it is not 0. */
+extern void mr_pin(int *n_pins);
 
 /* ---- history.c: what users have, live ---- */
 
@@ -631,7 +633,7 @@ extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
  */
 extern void mr_own_boost(const MrModel *model, float weight, const MrHistory *history, float *boost);
 /*
- * Chooses the weight for items that have been trained, settings->own_history not being one: that with the best NDCG at k, at
+ * Chooses the weight for items that have been trained, settings->own_history not being one: the least with about the best NDCG at k, at
  * most 100, when the events of users are divided at random, lists are made from one half, and compared with the other.  0 of
  * explicit feedback, and where nobody does anything twice: no pair was read more than once, nor are the values counts.
  * chosen->n_users: how many it was measured on, 0: none.  The pool is idle.

@@ -49,6 +49,8 @@ mr_own_boosts(MrBudget *budget, const MrRatings *ratings, const float *value, do
 #define LEAST 0.02
 #define FACTOR 1.35
 
+#define TOLERANCE 0.005 /* of what the best weight gains */
+
 #define MOST_K 100 /* length of the lists */
 
 /* A value above this is divided in halves, not unit by unit. */
@@ -171,23 +173,20 @@ divide(MrBudget *budget, const MrcCsr *events, bool by_unit, MrTransform transfo
 	}
 }
 
-/* The best of the weights, each together with its neighbours, so that chance matters less. */
+/*
+ * The least weight that gains as much as the best one, but for a little: beyond some weight lists hardly change, so that the
+ * best is best by chance.
+ */
 static int
 best_weight(const double *ndcg)
 {
+	double most = ndcg[0];
 	int best = 0;
-	double most = 0;
 
 	for (int i = 1; i < N_WEIGHTS; i++)
-	{
-		double mean = (ndcg[Max(i - 1, 1)] + ndcg[i] + ndcg[Min(i + 1, N_WEIGHTS - 1)]) / 3;
-
-		if (ndcg[i] > ndcg[0] && mean > most)
-		{
-			most = mean;
-			best = i;
-		}
-	}
+		most = Max(most, ndcg[i]);
+	while (ndcg[best] < most - (most - ndcg[0]) * TOLERANCE)
+		best++;
 	return best;
 }
 

@@ -438,47 +438,81 @@ add_piece(Pile *pile, Person *person, const MrPiece *piece)
 	person->n++;
 }
 
-static int
-compare_pieces(const void *a, const void *b)
+/* Merge the runs [0, middle) and [middle, n) into out; of equal items those of the first come first. */
+static void
+merge_runs(const MrPiece *pieces, int64 middle, int64 n, MrPiece *out)
 {
-	const MrPiece *piece_a = a;
-	const MrPiece *piece_b = b;
-	int order = mr_compare_keys(&piece_a->item, &piece_b->item);
+	int64 a = 0;
+	int64 b = middle;
 
-	/* Sums do not depend on how the sort leaves equals. */
-	return order != 0 ? order : (piece_a->next > piece_b->next) - (piece_a->next < piece_b->next);
+	while (a < middle && b < n)
+		*out++ = mr_compare_keys(&pieces[a].item, &pieces[b].item) <= 0 ? pieces[a++] : pieces[b++];
+	memcpy(out, pieces + a, (middle - a) * sizeof(MrPiece));
+	memcpy(out + (middle - a), pieces + b, (n - b) * sizeof(MrPiece));
+}
+
+static int64
+run_end(const MrPiece *pieces, int64 start, int64 n)
+{
+	int64 end = Min(start + 1, n);
+
+	while (end < n && mr_compare_keys(&pieces[end - 1].item, &pieces[end].item) <= 0)
+		end++;
+	return end;
 }
 
 /*
- * A person's pieces side by side in room, each item once, ascending.  One that adds nothing is gone; one that adds a value
- * to no rows is an update, or waits for it.
+ * By item; equal ones in the order in which they came, so that sums do not depend on chance.  Two by two ascending runs are
+ * merged, for what is folded is a few long ones.  Returns which of the two rooms of n holds the result.
  */
-static int64
-merge_pieces(const Pile *pile, const Person *person, MrPiece *room)
+static MrPiece *
+sort_pieces(MrPiece *pieces, MrPiece *room, int64 n)
 {
-	int64 n = 0;
+	while (run_end(pieces, 0, n) < n)
+	{
+		MrPiece *sorted = room;
+
+		for (int64 start = 0, middle, end; start < n; start = end)
+		{
+			middle = run_end(pieces, start, n);
+			end = middle < n ? run_end(pieces, middle, n) : n;
+			merge_runs(pieces + start, middle - start, end - start, sorted + start);
+		}
+		room = pieces;
+		pieces = sorted;
+	}
+	return pieces;
+}
+
+/*
+ * A person's pieces side by side, each item once, ascending, in a part of room (twice as many as he has).  One that adds
+ * nothing is gone; one that adds a value to no rows is an update, or waits for it.
+ */
+static MrPiece *
+merge_pieces(const Pile *pile, const Person *person, MrPiece *room, int64 *n_merged)
+{
+	int64 n = person->n;
+	int64 at = n;
 	int64 out = 0;
-	bool sorted = true;
+	MrPiece *pieces;
 
 	for (int64 i = person->first; i >= 0; i = pile->pieces[i].next)
-		room[n++] = pile->pieces[i];
-	for (int64 i = 1; i < n && sorted; i++)
-		sorted = mr_compare_keys(&room[i - 1].item, &room[i].item) < 0;
-	if (!sorted)
-		qsort(room, n, sizeof(MrPiece), compare_pieces);
+		room[--at] = pile->pieces[i];
+	pieces = sort_pieces(room, room + n, n);
 	for (int64 i = 0, end; i < n; i = end)
 	{
-		MrPiece sum = room[i];
+		MrPiece sum = pieces[i];
 
-		for (end = i + 1; end < n && mr_compare_keys(&room[end].item, &sum.item) == 0; end++)
+		for (end = i + 1; end < n && mr_compare_keys(&pieces[end].item, &sum.item) == 0; end++)
 		{
-			sum.n_rows += room[end].n_rows;
-			sum.value += room[end].value;
+			sum.n_rows += pieces[end].n_rows;
+			sum.value += pieces[end].value;
 		}
 		if (sum.n_rows != 0 || sum.value != 0)
-			room[out++] = sum;
+			pieces[out++] = sum;
 	}
-	return out;
+	*n_merged = out;
+	return pieces;
 }
 
 static int
@@ -521,20 +555,21 @@ static uint64
 write_people(Pile *pile, MrStateWriter *writer)
 {
 	MemoryContext row = AllocSetContextCreate(pile->context, "millrace history row", ALLOCSET_DEFAULT_SIZES);
-	MrPiece *room = MemoryContextAllocHuge(pile->context, (sort_people(pile) + 1) * sizeof(MrPiece));
+	MrPiece *room = MemoryContextAllocHuge(pile->context, (2 * sort_people(pile) + 1) * sizeof(MrPiece));
 	uint64 n_written = 0;
 
 	for (int64 i = 0; i < pile->n_people; i++)
 	{
 		MemoryContext before = MemoryContextSwitchTo(row);
-		int64 n = merge_pieces(pile, &pile->people[i], room);
+		int64 n;
+		MrPiece *pieces = merge_pieces(pile, &pile->people[i], room, &n);
 		Datum values[N_TRACK_COLUMNS];
 		bool nulls[N_TRACK_COLUMNS];
 
 		CHECK_FOR_INTERRUPTS();
 		if (n > 0)
 		{
-			row_values(&pile->people[i], pack(room, n, pile->item_text), values, nulls);
+			row_values(&pile->people[i], pack(pieces, n, pile->item_text), values, nulls);
 			mr_writer_put(writer, values, nulls);
 			n_written++;
 		}
@@ -772,11 +807,16 @@ take_columns(MrTracked *tracked, const Query *query, Reduced *reduced)
 	return NULL;
 }
 
-/* What a table adds to the hash of a signature; a sum, so that partitions come and go one by one. */
+/*
+ * What a table adds to the hash of a signature; a sum, so that partitions come and go one by one.  By name, which means the
+ * same in a restored database.
+ */
 static uint64
 relation_hash(Oid rel)
 {
-	return spread(spread((uint64) rel) + 1);
+	char *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
+
+	return mrc_hash64(name, strlen(name), 0);
 }
 
 static uint64
@@ -791,7 +831,7 @@ partitions_hash(Oid source)
 }
 
 /*
- * Number of the source, its partitions, and the columns that are used, by number; then the expressions by name.  The
+ * Number of the source; a hash of its partitions; the columns that are used, by number; then the expressions by name.  The
  * numbers mean nothing in a restored database, where the source has another.
  */
 static char *
@@ -829,14 +869,13 @@ after_blanks(const char *words, int n)
 bool
 mr_track_same(const char *stored, const char *now, bool with_partitions)
 {
-	bool is_restored;
-
-	if (stored == NULL)
+	if (stored == NULL ||
+		(with_partitions &&
+		 strtoull(after_blanks(stored, 1), NULL, 10) != strtoull(after_blanks(now, 1), NULL, 10)))
 		return false;
-	is_restored = strtoul(stored, NULL, 10) != strtoul(now, NULL, 10);
-	if (!is_restored && with_partitions)
-		return strcmp(stored, now) == 0;
-	return strcmp(after_blanks(stored, is_restored ? 3 : 2), after_blanks(now, is_restored ? 3 : 2)) == 0;
+	if (strtoul(stored, NULL, 10) != strtoul(now, NULL, 10))
+		return strcmp(after_blanks(stored, 3), after_blanks(now, 3)) == 0;
+	return strcmp(after_blanks(stored, 2), after_blanks(now, 2)) == 0;
 }
 
 MrTracked *
@@ -1298,38 +1337,33 @@ take_delta(Pile *pile, Relation delta, TableScanDesc scan, int64 limit, bool *mo
 
 /* Replace what the first table has of a person by that and what has been gathered. */
 static void
-replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *writer)
+replace_row(Pile *pile, MrTrackScan *state, Person *person, MrStateWriter *writer, MemoryContext row)
 {
-	MemoryContext row =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace history row", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext before = MemoryContextSwitchTo(row);
-	ItemPointerData tids[8];
-	int n_tids = 0;
-	MrPiece *room;
+	MemoryContext before;
+	MrPiece piece;
+	MrPiece *pieces;
 	int64 n;
 	Datum values[N_TRACK_COLUMNS];
 	bool nulls[N_TRACK_COLUMNS];
 
+	/* Not in the memory of the row: the scan keeps some of its own from one user to the next. */
 	mr_track_scan_user(state, &person->id);
-	while (n_tids < lengthof(tids) && mr_track_scan_next(state))
+	while (mr_track_scan_next(state))
 	{
-		MrPiece piece;
-
 		while (mr_unpack_next(&state->unpack, &piece))
 			add_piece(pile, person, &piece);
-		tids[n_tids++] = state->slot->tts_tid;
+		delete_row(state->rel, &state->slot->tts_tid);
 	}
-	room = MemoryContextAllocHuge(row, (person->n + 1) * sizeof(MrPiece));
-	n = merge_pieces(pile, person, room);
-	for (int i = 0; i < n_tids; i++)
-		delete_row(state->rel, &tids[i]);
+	before = MemoryContextSwitchTo(row);
+	pieces =
+		merge_pieces(pile, person, MemoryContextAllocHuge(row, (2 * person->n + 1) * sizeof(MrPiece)), &n);
 	if (n > 0)
 	{
-		row_values(person, pack(room, n, pile->item_text), values, nulls);
+		row_values(person, pack(pieces, n, pile->item_text), values, nulls);
 		mr_writer_put(writer, values, nulls);
 	}
 	MemoryContextSwitchTo(before);
-	MemoryContextDelete(row);
+	MemoryContextReset(row);
 }
 
 static void
@@ -1337,6 +1371,7 @@ fold_portion(Pile *pile, Oid state)
 {
 	MrTrackScan scan = {0};
 	MrStateWriter *writer = mr_writer_open(state);
+	MemoryContext row = AllocSetContextCreate(pile->context, "millrace history row", ALLOCSET_DEFAULT_SIZES);
 
 	if (!mr_track_scan_begin(&scan, state))
 		elog(ERROR, "table %u does not exist", state);
@@ -1344,7 +1379,7 @@ fold_portion(Pile *pile, Oid state)
 	for (int64 i = 0; i < pile->n_people; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		replace_row(pile, &scan, &pile->people[i], writer);
+		replace_row(pile, &scan, &pile->people[i], writer, row);
 	}
 	mr_track_scan_end(&scan);
 	(void) mr_writer_close(writer);
@@ -1634,7 +1669,7 @@ mr_track_partition(Oid source, Oid rel, int n_rows)
 
 /* ---- making and dropping ---- */
 
-#define FILL_AT_ONCE 10000000 /* ratings; a source with more is not locked by the way, as a training ends */
+#define FILL_AT_ONCE 3000000 /* ratings; a source with more is not locked by the way, as a training ends */
 #define LOCK_TIMEOUT "5s"
 
 /* What is to be tracked, and how it ended. */

@@ -86,7 +86,7 @@ typedef struct Seeker
 	double reach;	  /* the most that mrc_dot() may be, |v| = 1 */
 	double zero;	  /* what CODE_ZERO adds to c.q */
 	int64_t n;	   /* kept: in search->top, as a heap whose root is the worst, or in any order if limited */
-	int64_t worst; /* limited, n = k: where it is */
+	int64_t worst; /* limited, n > 0: where it is */
 } Seeker;
 
 /* Sink the element at i. */
@@ -134,6 +134,32 @@ keep_best(Seeker *seeker, MrcTop candidate)
 	}
 }
 
+/* No more rows of the category may be kept than are. */
+static bool
+is_full(const Seeker *seeker, int32_t category)
+{
+	const MrcSearch *search = seeker->search;
+	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
+	int64_t n_same = 0;
+
+	for (int64_t i = 0; i < seeker->n; i++)
+		n_same += seeker->categories[i] == category;
+	return category >= 0 && n_same >= limit;
+}
+
+/* Where the worst of the kept of the category is; -1: there is none. */
+static int64_t
+worst_of(const Seeker *seeker, int32_t category)
+{
+	const MrcTop *top = seeker->search->top;
+	int64_t at = -1;
+
+	for (int64_t i = 0; i < seeker->n; i++)
+		if (seeker->categories[i] == category && (at < 0 || mrc_top_before(top[at], top[i])))
+			at = i;
+	return at;
+}
+
 /*
  * With a limit per category the kept are at any time the best that may stand together of all that came (the independent
  * sets of a partition matroid, cut off at k): what comes to a full category takes the place of the worst of it, or of
@@ -145,28 +171,20 @@ keep_limited(Seeker *seeker, MrcTop candidate)
 	const MrcSearch *search = seeker->search;
 	MrcTop *top = search->top;
 	int32_t category = search->category[candidate.row];
-	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
-	int64_t n_same = 0;
-	int64_t at = seeker->n;
+	int64_t at = seeker->n < search->k ? seeker->n : seeker->worst;
 
-	if (category >= 0)
+	if (is_full(seeker, category))
 	{
-		for (int64_t i = 0; i < seeker->n; i++)
-			if (seeker->categories[i] == category)
-				at = n_same++ == 0 || mrc_top_before(top[at], top[i]) ? i : at;
-		if (limit <= 0)
+		at = worst_of(seeker, category);
+		if (at < 0)
 			return;
 	}
-	if (category < 0 || n_same < limit)
-		at = seeker->n < search->k ? seeker->n : seeker->worst;
 	if (at == seeker->n)
 		seeker->n++;
 	else if (!mrc_top_before(candidate, top[at]))
 		return;
 	top[at] = candidate;
 	seeker->categories[at] = category;
-	if (seeker->n < search->k)
-		return;
 	seeker->worst = 0;
 	for (int64_t i = 1; i < seeker->n; i++)
 		if (mrc_top_before(top[seeker->worst], top[i]))
@@ -182,11 +200,18 @@ keep(Seeker *seeker, float score, int32_t row)
 		keep_best(seeker, (MrcTop){score, row});
 }
 
-/* No row with a score below this can be kept; NaN: any may. */
+/* Categories that are not full may add to the list whatever they have. */
+static bool
+is_filling(const Seeker *seeker)
+{
+	return seeker->limited && seeker->n < seeker->search->k;
+}
+
+/* No row with a score below this can be kept, but of categories that are not full where is_filling(); NaN: any may. */
 static float
 threshold(const Seeker *seeker)
 {
-	if (seeker->n < seeker->search->k)
+	if (seeker->n == 0 || (seeker->n < seeker->search->k && !seeker->limited))
 		return -INFINITY;
 	return seeker->search->top[seeker->limited ? seeker->worst : 0].score;
 }
@@ -321,7 +346,7 @@ score_all(Seeker *seeker)
 			int32_t row = (int32_t) (lo + i);
 			float score = score_of(seeker, products[i], row);
 
-			if (!(score < threshold(seeker)) && is_open(seeker->search, row))
+			if ((is_filling(seeker) || !(score < threshold(seeker))) && is_open(seeker->search, row))
 				keep(seeker, score, row);
 		}
 	}
@@ -564,6 +589,22 @@ least_of(const MrcBound *bound, double wanted, double error, double code_norm, d
 	return (int32_t) (least < INT32_MAX ? least : INT32_MAX);
 }
 
+/* Bits of the items of the block that may be kept whatever their score. */
+static uint64_t
+filling_mask(const Seeker *seeker, int64_t block)
+{
+	const MrcIndex *index = seeker->index;
+	const int32_t *row = index->row + index->n_odd + block * BLOCK_ITEMS;
+	int64_t n = index->n_items - index->n_odd - block * BLOCK_ITEMS;
+	uint64_t mask = 0;
+
+	if (!is_filling(seeker))
+		return 0;
+	for (int i = 0; i < BLOCK_ITEMS && i < n; i++)
+		mask |= (uint64_t) !is_full(seeker, seeker->search->category[row[i]]) << i;
+	return mask;
+}
+
 /* Items of the block: bits of mask. */
 static void
 score_block(Seeker *seeker, int64_t block, uint64_t mask)
@@ -614,10 +655,11 @@ search_codes(Seeker *seeker, Scan scan)
 
 		if (seeker->cosine)
 			score *= score > 0 ? bound->least_norm : bound->norm;
-		else if (seeker->reach * bound->norm < wanted_by(seeker, score))
+		else if (!is_filling(seeker) && seeker->reach * bound->norm < wanted_by(seeker, score))
 			break;
 		least = least_of(bound, wanted_by(seeker, score), seeker->error, seeker->code_norm, seeker->zero);
 		scan(block_codes(index, block), steps, seeker->codes, 0, 1, &least, &mask);
+		mask |= filling_mask(seeker, block);
 		if (mask != 0)
 			score_block(seeker, block, mask);
 	}
@@ -774,7 +816,7 @@ place_user(Group *group, int i)
 	group->wanted[i] = wanted_by(seeker, threshold(seeker));
 	group->error[i] = seeker->error;
 	group->code_norm[i] = seeker->code_norm;
-	group->reach[i] = seeker->reach;
+	group->reach[i] = is_filling(seeker) ? INFINITY : seeker->reach;
 	group->zero[i] = seeker->zero;
 }
 
@@ -842,11 +884,14 @@ many_task(void *arg, int worker, int64_t lo, int64_t hi)
 		begin_block(group, bound, stride);
 		scanner.scan(block_codes(index, block), steps, codes, stride, group->n, group->least, group->mask);
 		for (int i = 0; i < group->n; i++)
-			if (group->mask[i] != 0)
-			{
-				score_block(&group->seekers[i], block, group->mask[i]);
-				group->wanted[i] = wanted_by(&group->seekers[i], threshold(&group->seekers[i]));
-			}
+		{
+			uint64_t mask = group->mask[i] | filling_mask(&group->seekers[i], block);
+
+			if (mask == 0)
+				continue;
+			score_block(&group->seekers[i], block, mask);
+			place_user(group, i);
+		}
 	}
 	while (group->n > 0)
 		leave_group(group, group->n - 1, stride);

@@ -55,7 +55,7 @@ SELECT isnt(chosen('m'), chosen('m1'), 'from the rows of now');
 DELETE FROM bought WHERE n > 100;
 
 -- What it does, by the formula in SQL
-SELECT millrace.train_als('f', 'train', rank => 8, iterations => 5);
+SELECT millrace.train_als('f', 'train', rank => 8, iterations => 5, k => 5);
 CREATE TEMP TABLE v AS SELECT u, i, count(*)::float8 AS v FROM train GROUP BY 1, 2;
 CREATE TEMP TABLE usual AS
 	SELECT i, (sum(v) + 3 * (SELECT avg(v) FROM v)) / (count(*) + 3) AS usual FROM v GROUP BY 1;
