@@ -142,9 +142,11 @@ is_full(const Seeker *seeker, int32_t category)
 	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
 	int64_t n_same = 0;
 
+	if (category < 0)
+		return false;
 	for (int64_t i = 0; i < seeker->n; i++)
 		n_same += seeker->categories[i] == category;
-	return category >= 0 && n_same >= limit;
+	return n_same >= limit;
 }
 
 /* Where the worst of the kept of the category is; -1: there is none. */
@@ -179,12 +181,18 @@ keep_limited(Seeker *seeker, MrcTop candidate)
 		if (at < 0)
 			return;
 	}
-	if (at == seeker->n)
-		seeker->n++;
-	else if (!mrc_top_before(candidate, top[at]))
+	if (at < seeker->n && !mrc_top_before(candidate, top[at]))
 		return;
 	top[at] = candidate;
 	seeker->categories[at] = category;
+	if (at == seeker->n)
+	{
+		if (seeker->n++ == 0 || mrc_top_before(top[seeker->worst], candidate))
+			seeker->worst = at;
+		return;
+	}
+	if (at != seeker->worst)
+		return;
 	seeker->worst = 0;
 	for (int64_t i = 1; i < seeker->n; i++)
 		if (mrc_top_before(top[seeker->worst], top[i]))
