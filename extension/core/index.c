@@ -787,11 +787,18 @@ at_once(int64_t k)
 	return k <= LONG_LIST ? AT_ONCE : k < LONG_LIST * AT_ONCE ? (int) (LONG_LIST * AT_ONCE / k) : 1;
 }
 
+/* At least the categories of at_once(j) lists of j rows, for every j up to k. */
+static size_t
+lists_bytes(int64_t k)
+{
+	return AT_ONCE * categories_bytes(k < LONG_LIST ? k : LONG_LIST) +
+		(k > LONG_LIST ? categories_bytes(k) : 0);
+}
+
 static size_t
 many_worker_bytes(const MrcIndex *index, int64_t k)
 {
-	return rounded(sizeof(Group)) + AT_ONCE * categories_bytes(k) +
-		rounded(AT_ONCE * codes_bytes(index->rank));
+	return rounded(sizeof(Group)) + lists_bytes(k) + rounded(AT_ONCE * codes_bytes(index->rank));
 }
 
 size_t
