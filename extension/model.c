@@ -664,17 +664,14 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	MemoryContext before = MemoryContextSwitchTo(loader->context);
 	Size factor_bytes = (Size) n * side->rank * sizeof(float) + 1;
 
-	side->factors = side->factors ? repalloc_huge(side->factors, factor_bytes)
-								  : MemoryContextAllocHuge(loader->context, factor_bytes);
+	side->factors = mr_grow(side->factors, factor_bytes);
 	mrc_block_factors(&block, 0, block.n_rows, side->factors + ids->n * side->rank);
 	if (ids->text)
 	{
 		Size wanted = *n_string_bytes + block.n_id_bytes + 1;
 
-		ids->bytes =
-			ids->bytes ? repalloc_huge(ids->bytes, wanted) : MemoryContextAllocHuge(loader->context, wanted);
-		ids->starts = ids->starts ? repalloc_huge(ids->starts, (n + 1) * sizeof(int64))
-								  : MemoryContextAllocHuge(loader->context, (n + 1) * sizeof(int64));
+		ids->bytes = mr_grow(ids->bytes, wanted);
+		ids->starts = mr_grow(ids->starts, (n + 1) * sizeof(int64));
 		for (int64 i = 0; i < block.n_rows; i++)
 		{
 			size_t n_bytes;
@@ -688,8 +685,7 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	}
 	else
 	{
-		ids->ints = ids->ints ? repalloc_huge(ids->ints, n * sizeof(int64) + 1)
-							  : MemoryContextAllocHuge(loader->context, n * sizeof(int64) + 1);
+		ids->ints = mr_grow(ids->ints, n * sizeof(int64) + 1);
 		for (int64 i = 0; i < block.n_rows; i++)
 			ids->ints[ids->n + i] = mrc_block_int(&block, i);
 	}
