@@ -397,6 +397,23 @@ lay_out(FileHeader *header, const pg_uuid_t *uuid, MrCacheKind kind, const MrSec
 	}
 }
 
+/* A new file, locked, so that no sweep takes it for one whose writer has gone; below 0 with errno. */
+static int
+create_locked(const char *path)
+{
+	for (;;)
+	{
+		struct stat st;
+		int fd;
+
+		(void) unlink(path); /* of an earlier process of that number */
+		fd = OpenTransientFile(path, O_WRONLY | O_CREAT | O_EXCL | PG_BINARY);
+		if (fd < 0 || flock(fd, LOCK_EX) != 0 || fstat(fd, &st) != 0 || st.st_nlink > 0)
+			return fd;
+		CloseTransientFile(fd); /* a sweep came in between */
+	}
+}
+
 /* False with errno; then there is no file. */
 static bool
 write_file(FileHeader *header, const MrSection *sections, const char *path)
@@ -406,13 +423,11 @@ write_file(FileHeader *header, const MrSection *sections, const char *path)
 	int error;
 	int fd;
 
-	(void) unlink(temporary); /* of an earlier process of that number */
-	fd = OpenTransientFile(temporary, O_WRONLY | O_CREAT | O_EXCL | PG_BINARY);
+	fd = create_locked(temporary);
 	if (fd < 0)
 		return false;
 	PG_TRY();
 	{
-		(void) flock(fd, LOCK_EX | LOCK_NB);
 		written = write_sections(fd, header, sections) && rename(temporary, path) == 0;
 		error = errno;
 	}

@@ -675,17 +675,14 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	MemoryContext before = MemoryContextSwitchTo(loader->context);
 	Size factor_bytes = (Size) n * side->rank * sizeof(float) + 1;
 
-	side->factors = side->factors ? repalloc_huge(side->factors, factor_bytes)
-								  : MemoryContextAllocHuge(loader->context, factor_bytes);
+	side->factors = mr_grow(side->factors, factor_bytes);
 	mrc_block_factors(&block, 0, block.n_rows, side->factors + ids->n * side->rank);
 	if (ids->text)
 	{
 		Size wanted = *n_string_bytes + block.n_id_bytes + 1;
 
-		ids->bytes =
-			ids->bytes ? repalloc_huge(ids->bytes, wanted) : MemoryContextAllocHuge(loader->context, wanted);
-		ids->starts = ids->starts ? repalloc_huge(ids->starts, (n + 1) * sizeof(int64))
-								  : MemoryContextAllocHuge(loader->context, (n + 1) * sizeof(int64));
+		ids->bytes = mr_grow(ids->bytes, wanted);
+		ids->starts = mr_grow(ids->starts, (n + 1) * sizeof(int64));
 		for (int64 i = 0; i < block.n_rows; i++)
 		{
 			size_t n_bytes;
@@ -699,8 +696,7 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	}
 	else
 	{
-		ids->ints = ids->ints ? repalloc_huge(ids->ints, n * sizeof(int64) + 1)
-							  : MemoryContextAllocHuge(loader->context, n * sizeof(int64) + 1);
+		ids->ints = mr_grow(ids->ints, n * sizeof(int64) + 1);
 		for (int64 i = 0; i < block.n_rows; i++)
 			ids->ints[ids->n + i] = mrc_block_int(&block, i);
 	}
@@ -708,8 +704,8 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	MemoryContextSwitchTo(before);
 }
 
-/* False if there is no such side. */
-static bool
+/* Returns the number of its blocks. */
+static int
 load_side(const Loader *loader, MrSide *side, const char *side_name, bool optional)
 {
 	Oid types[3] = {TEXTOID, INT4OID, TEXTOID};
@@ -745,7 +741,19 @@ load_side(const Loader *loader, MrSide *side, const char *side_name, bool option
 	SPI_cursor_close(portal);
 	if (number == 0 && !optional)
 		corrupt_block(loader, side_name, 0, "it is missing");
-	return number > 0;
+	return number;
+}
+
+/* One that has so many rows. */
+static void
+load_rows(const Loader *loader, MrSide *side, const char *side_name, int64 n_rows)
+{
+	int n_blocks = load_side(loader, side, side_name, false);
+
+	if (side->ids.n < n_rows)
+		corrupt_block(loader, side_name, n_blocks, "it is missing");
+	if (side->ids.n > n_rows)
+		corrupt_block(loader, side_name, n_blocks - 1, "there are too many rows");
 }
 
 void
@@ -873,27 +881,25 @@ forget(int slot)
 typedef struct Pin
 {
 	MemoryContextCallback callback;
-	MrModel *model;
+	int *n_pins;
 } Pin;
 
 static void
 unpin(void *arg)
 {
-	((Pin *) arg)->model->n_pins--;
+	(*((Pin *) arg)->n_pins)--;
 }
 
-static MrModel *
-pin(MrModel *model)
+void
+mr_pin(int *n_pins)
 {
-	Pin *new_pin = palloc(sizeof(Pin));
+	Pin *pin = palloc(sizeof(Pin));
 
-	new_pin->callback.func = unpin;
-	new_pin->callback.arg = new_pin;
-	new_pin->model = model;
-	model->n_pins++;
-	model->last_use = ++use_clock;
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, &new_pin->callback);
-	return model;
+	pin->callback.func = unpin;
+	pin->callback.arg = pin;
+	pin->n_pins = n_pins;
+	(*n_pins)++;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &pin->callback);
 }
 
 /* A free slot, by forgetting what nobody uses: stale versions first, then the longest unused.  -1: all are pinned. */
@@ -1030,20 +1036,27 @@ new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
 
 /* ---- what serving needs of a version ---- */
 
+/* Says that it takes a while; reads how many rows the sides have. */
 static void
-announce(const MrModel *model)
+announce(const MrModel *model, int64 *n_users, int64 *n_items)
 {
 	Oid types[2] = {TEXTOID, INT4OID};
 	Datum values[2] = {CStringGetTextDatum(model->name), Int32GetDatum(model->version)};
+	HeapTuple row;
+	TupleDesc desc;
 	bool null;
 
-	mr_exec_args("SELECT coalesce(sum(octet_length(data)), 0)::pg_catalog.int8 FROM millrace.factors WHERE "
-				 "model = $1 AND version = $2",
+	mr_exec_args("SELECT v.users, v.items, (SELECT coalesce(sum(octet_length(f.data)), 0)::pg_catalog.int8 "
+				 "FROM millrace.factors AS f WHERE f.model = v.model AND f.version = v.version) "
+				 "FROM millrace.model_version AS v WHERE v.model = $1 AND v.version = $2",
 				 SPI_OK_SELECT, true, 2, types, values, NULL);
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	*n_users = DatumGetInt64(SPI_getbinval(row, desc, 1, &null));
+	*n_items = DatumGetInt64(SPI_getbinval(row, desc, 2, &null));
 	ereport(NOTICE,
 			(errmsg("preparing model \"%s\" version %d for serving: %.1f MB", model->name, model->version,
-					DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null)) /
-						1048576.0),
+					DatumGetInt64(SPI_getbinval(row, desc, 3, &null)) / 1048576.0),
 			 errdetail("Once a machine for each version, after that all sessions share it."),
 			 errhint("SELECT millrace.warm(%s) does it before somebody waits.",
 					 quote_literal_cstr(model->name))));
@@ -1061,18 +1074,20 @@ build_version(void *arg, MrSection *sections)
 	MrSide trained_on = {.rank = 1};
 	MrSide usual = {.rank = 1};
 	const MrSide *sides[N_SIDES] = {&users, &items, &baseline};
+	int64 n_users;
+	int64 n_items;
 	bool is_known;
 	bool has_usual;
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "model");
-	announce(model);
-	(void) load_side(&loader, &users, "user", false);
-	(void) load_side(&loader, &items, "item", false);
+	announce(model, &n_users, &n_items);
+	load_rows(&loader, &users, "user", n_users);
+	load_rows(&loader, &items, "item", n_items);
 	if (model->query)
 		(void) load_side(&loader, &baseline, "baseline", false);
-	is_known = load_side(&loader, &trained_on, "trained_on", true);
-	has_usual = load_side(&loader, &usual, "usual", true);
+	is_known = load_side(&loader, &trained_on, "trained_on", true) > 0;
+	has_usual = load_side(&loader, &usual, "usual", true) > 0;
 	mr_leave(&guard);
 	model->als.core.rank = items.rank;
 	if (users.rank != items.rank || baseline.rank != 1)
@@ -1186,7 +1201,12 @@ mr_model_open(const char *name)
 	model->lists_uuid = row.lists_uuid;
 	model->stale = false;
 	mr_cache_touch(model->cache);
-	return is_kept ? pin(model) : model; /* which goes with the caller's context */
+	if (is_kept) /* else it goes with the caller's context */
+	{
+		model->last_use = ++use_clock;
+		mr_pin(&model->n_pins);
+	}
+	return model;
 }
 
 int64
@@ -1268,14 +1288,9 @@ warm_all(void)
 	{
 		MemoryContext own = AllocSetContextCreate(context, "millrace warming", ALLOCSET_DEFAULT_SIZES);
 		Warming warming = {SPI_getvalue(names->vals[i], names->tupdesc, 1)};
-		ErrorData *error;
 
 		MemoryContextSwitchTo(own);
-		error = mr_attempt(warm_model, &warming);
-		if (error)
-			ereport(WARNING,
-					(errcode(error->sqlerrcode),
-					 errmsg("model \"%s\" cannot be served: %s", warming.name, error->message)));
+		warn_unless_cancelled(warming.name, mr_attempt(warm_model, &warming));
 		n_bytes += warming.n_bytes;
 		MemoryContextSwitchTo(context);
 		MemoryContextDelete(own);

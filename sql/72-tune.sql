@@ -59,7 +59,7 @@ COMMENT ON FUNCTION millrace.tune_als(text, text, jsonb, text, int, float8, text
 grid: ''{"rank": [16, 64], "regularization": [0.003, 0.01, 0.03], "alpha": 2}'': names of arguments of train_als, each with a list of values or one value, null where train_als takes NULL. Keys count in alphabetical order, the last changes fastest; at most 10,000 combinations. What the grid does not name has train_als''s default.
 metric: precision, recall, map, ndcg, hit_rate or coverage at k, as in millrace.evaluate, or rmse, for explicit feedback only and the only one of which less is better. NULL: rmse if no trial is implicit, else ndcg.
 holdout: part of the pairs of ratings that is held out of all trials, chosen by a hash of the pair and the seed; each user and each item keeps one.
-validation: instead of that a table, view or query like the ratings, run as the caller, for example a later time; relevant are its items with a value above zero. Pairs that are in the ratings too then count only with exclude_seen => false, which also leaves in the lists what users have: for what is bought again.
+validation: instead of that a table, view or query like the ratings, run as the caller, for example a later time; relevant are its items with a value above zero. Pairs that are in the ratings too then count only with exclude_seen => false, which also leaves in the lists what users have, raised by own_history as in recommend_top_k: for what is bought again.
 A trial fails, and the others go on, when its equations have no solution at single precision or it needs more than millrace.max_memory.
 train: also train the model on all of ratings with the best parameters, as train_als does; its version is returned. Whoever may train the model may tune it.';
 

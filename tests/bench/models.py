@@ -120,28 +120,46 @@ def gflops(pairs, users, items, rank, seconds):
     return (2 * pairs * rank * (rank + 1) + (users + items) * rank**3 / 3) / seconds / 1e9
 
 
+MOVIELENS = 138493, 26744, 20000263
+
+
+def load_movielens(peers, work, *tables):
+    """20 M synthetic ratings of MovieLens' shape in each of these tables that is not there: by_user and shuffled (u, i, value), by_time
+    (at, u, i, value) in 305 partitions of a day."""
+    work.chmod(0o755)
+    missing = [name for name in tables if sql(f"SELECT to_regclass('{name}') IS NULL") == "t"]
+    print("#", peers.movielens(cache=BUILD / "als20m.npy", **dict(zip(("users", "items", "pairs"), MOVIELENS)), folder=work, files=missing), flush=True)
+    for name in missing:
+        if name == "by_time":
+            sql("""CREATE TABLE by_time (at timestamptz NOT NULL, u int, i int, value real) PARTITION BY RANGE (at);
+                DO $$ BEGIN FOR n IN 0 .. 304 LOOP
+                    EXECUTE format('CREATE TABLE by_time_%s PARTITION OF by_time FOR VALUES FROM (%L) TO (%L)', n, timestamptz '2024-01-01' + n * interval '1 day',
+                        timestamptz '2024-01-02' + n * interval '1 day');
+                END LOOP; END $$""")
+            sql(f"COPY by_time FROM '{work / name}' (FORMAT binary)")
+        else:
+            sql(f"BEGIN; CREATE TABLE {name} (u int, i int, value real); COPY {name} FROM '{work / name}' (FORMAT binary, FREEZE); COMMIT")
+        (work / name).unlink()
+    sql("CHECKPOINT")
+
+
 def case_als20m(work):
     """Implicit ALS on 20 M synthetic ratings of MovieLens' shape, beside `implicit`.  Its Cholesky is exact, as ours; its conjugate gradients take 3 steps a row, and do not reach the same loss in as many iterations"""
-    users, items, pairs = 138493, 26744, 20000263
-    work.chmod(0o755)
+    users, items, pairs = MOVIELENS
     with Peers() as peers:
-        print("#", peers.movielens(cache=BUILD / "als20m.npy", users=users, items=items, pairs=pairs, folder=work), flush=True)
-        for name, table in (("by_user", "ratings"), ("shuffled", "shuffled")):
-            sql(f"BEGIN; CREATE TABLE {table} (u int, i int, value real); COPY {table} FROM '{work / name}' (FORMAT binary, FREEZE); COMMIT")
-            (work / name).unlink()
-        sql("CHECKPOINT")
+        load_movielens(peers, work, "by_user", "shuffled")
         ours, cg, cholesky = {64: [], 128: []}, {64: [], 128: []}, []
         reading, shuffled, machine = [], [], []
         for n in range(ROUNDS + 1):
             for rank in (64, 128):
-                ours[rank].append(Training("SELECT u, i, value FROM ratings", rank=rank, iterations=3))
+                ours[rank].append(Training("SELECT u, i, value FROM by_user", rank=rank, iterations=3))
                 cg[rank].append(tuple(peers.implicit_iteration(rank=rank, cg=True)))
                 machine.append(peers.sgemm())
             if n < 3:
                 cholesky.append(tuple(peers.implicit_iteration(rank=64, cg=False)))
             session = Session()
             session.run("SET max_parallel_workers_per_gather = 0")
-            reading.append((ours[64][-1].reading, session.timed("SELECT sum(value) FROM ratings")))
+            reading.append((ours[64][-1].reading, session.timed("SELECT sum(value) FROM by_user")))
             if n < 3:
                 shuffled.append((Training("SELECT u, i, value FROM shuffled", rank=1, iterations=1).reading, session.timed("SELECT sum(value) FROM shuffled")))
             session.close()
@@ -216,7 +234,7 @@ def export(side, path):
 
 # What is searched for our parameters, around what was found when more was searched: for new items a large unobserved weight, and values relative
 # to a power of how many products the household has; for repeats a small weight, a large rank and a light penalty.
-NEW_GRID = {"iterations": [10], "rank": 128, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
+NEW_GRID = {"iterations": [10], "rank": 128, "own_history": 0, "unobserved_weight": [1.5, 2, 3, 8], "regularization": [0.006, 0.0075, 0.009], "regularization_exponent": 1}
 NEW_POWERS = [0, 0.4, 0.5, 0.6, 0.7, 1]
 REPEAT_GRID = {"iterations": 6, "rank": 256, "own_history": 0, "value_transform": ["none", "log1p"], "alpha": [0.1, 0.25], "unobserved_weight": [0.02, 0.05],
                "regularization": 0.1, "regularization_exponent": 0.5}

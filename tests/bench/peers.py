@@ -57,28 +57,71 @@ def draw_movielens(users, items, pairs):
     return (keys // items).astype(np.int32), rng.permutation(items).astype(np.int32)[keys % items], rng.integers(1, 11, pairs).astype(np.float32) / 2
 
 
-def movielens(cache, users, items, pairs, folder):
-    """Synthetic ratings; two files for COPY … BINARY of (int, int, real): by user, and shuffled."""
+def copy_binary(path, columns):
+    """A file for COPY … BINARY: columns are arrays; a matrix of float32 becomes real[]."""
+    n = len(columns[0])
+    fields, out = [("n", ">i2")], None
+    for i, column in enumerate(columns):
+        big = column.dtype.newbyteorder(">")
+        fields.append((f"l{i}", ">i4"))
+        if column.ndim == 2:
+            fields += [(f"h{i}", "5>i4"), (f"e{i}", [("l", ">i4"), ("v", ">f4")], column.shape[1])]
+        else:
+            fields.append((f"v{i}", big))
+    with open(path, "wb") as file:
+        file.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+        for start in range(0, n, 1 << 20):
+            out = np.empty(min(1 << 20, n - start), fields)
+            out["n"] = len(columns)
+            for i, column in enumerate(columns):
+                part = column[start:start + len(out)]
+                if column.ndim == 2:
+                    rank = column.shape[1]
+                    out[f"l{i}"], out[f"h{i}"] = 20 + 8 * rank, (1, 0, 700, rank, 1)
+                    out[f"e{i}"]["l"], out[f"e{i}"]["v"] = 4, part
+                else:
+                    out[f"l{i}"], out[f"v{i}"] = column.dtype.itemsize, part
+            out.tofile(file)
+        file.write(b"\xff\xff")
+
+
+def movielens(cache, users, items, pairs, folder, files=("by_user", "shuffled")):
+    """Synthetic ratings, and files for COPY … BINARY: by_user and shuffled of (int, int, real); by_time of (timestamptz, int, int, real),
+    rows in the order of shuffled, over the 305 days from 2024-01-01 on."""
     cache = Path(cache)
     if not cache.exists():
+        cache.parent.mkdir(exist_ok=True)
         part = cache.with_suffix(".part.npy")
         np.save(part, np.rec.fromarrays(draw_movielens(users, items, pairs), names="u,i,v"))
         part.rename(cache)
     data = np.load(cache)
-    row = np.dtype([("n", ">i2"), ("lu", ">i4"), ("u", ">i4"), ("li", ">i4"), ("i", ">i4"), ("lv", ">i4"), ("v", ">f4")])
-    out = np.empty(len(data), row)
-    out["n"], out["lu"], out["li"], out["lv"] = 3, 4, 4, 4
-    for name, order in (("by_user", slice(None)), ("shuffled", np.random.default_rng(1).permutation(len(data)))):
-        for column in "uiv":
-            out[column] = data[column][order]
-        with open(Path(folder) / name, "wb") as file:
-            file.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
-            out.tofile(file)
-            file.write(b"\xff\xff")
+    for name in files:
+        order = slice(None) if name == "by_user" else np.random.default_rng(1).permutation(len(data))
+        times = [] if name != "by_time" else [8766 * 86400 * 10**6 + np.linspace(0, 305 * 86400 * 10**6 - 1, len(data)).astype(np.int64)]
+        copy_binary(Path(folder) / name, [*times, *(data[column][order] for column in "uiv")])
     held["ratings"] = matrix(data["u"], data["i"], data["v"], (users, items))
+    held["users"], held["items"] = np.arange(users), np.arange(items)
     lengths, popularity = np.diff(held["ratings"].indptr), np.bincount(data["i"], minlength=items)
     return {"pairs": held["ratings"].nnz, "median_user": float(np.median(lengths)), "longest_user": int(lengths.max()),
             "median_item": float(np.median(popularity)), "most_popular_item": int(popularity.max())}
+
+
+def users_with(n_items, within, n):
+    """So many users, in no order, who have about n_items items."""
+    lengths = np.diff(held["ratings"].indptr)
+    found = np.flatnonzero(np.abs(lengths - n_items) <= within)
+    return [int(user) for user in np.random.default_rng(2).permutation(found)[:n]]
+
+
+def draw_factors(folder, users, items, rank):
+    """Normal factors for COPY … BINARY of (bigint, real[]): users; items, whose norms are about the same; popular, the same with norms
+    that are log-normal."""
+    rng = np.random.default_rng(3)
+    draw = lambda n: rng.standard_normal((n, rank), np.float32) / np.float32(rank**0.5)
+    copy_binary(Path(folder) / "users", [np.arange(users), draw(users)])
+    alike = draw(items)
+    copy_binary(Path(folder) / "items", [np.arange(items), alike])
+    copy_binary(Path(folder) / "popular", [np.arange(items), alike * np.exp(0.5 * rng.standard_normal((items, 1), np.float32))])
 
 
 def journey(folder):
@@ -172,6 +215,32 @@ def implicit_iteration(rank, cg):
     return model.spent
 
 
+def implicit_recommend(users_path, items_path, rank, batch, blas_threads, users=None, k=10):
+    """All users or the first ones, k items each that they do not have, with our factors: seconds, CPU seconds, users."""
+    from threadpoolctl import threadpool_limits
+    model = held.get("served")
+    if model is None:
+        model = held["served"] = implicit_model(factors=rank)
+        model.user_factors = factors_of(users_path, rank, held["users"])
+        model.item_factors = factors_of(items_path, rank, held["items"])
+    ratings, n = held["ratings"], users or held["ratings"].shape[0]
+    parts = []
+    with threadpool_limits(limits=blas_threads, user_api="blas"):
+        wall, cpu = time.monotonic(), time.process_time()
+        for start in range(0, n, batch or n):
+            part = np.arange(start, min(start + (batch or n), n))
+            parts.append(model.recommend(part, ratings[part[0]:part[-1] + 1], N=k, filter_already_liked_items=True)[0])
+        took = time.monotonic() - wall, time.process_time() - cpu
+    held["recommended"] = np.concatenate(parts)
+    return [*took, n]
+
+
+def recommended(path):
+    """The share of what CSV path lists (user, item) that implicit listed too."""
+    listed = np.loadtxt(path, dtype=np.int64, delimiter=",")
+    return float(np.mean((held["recommended"][listed[:, 0]] == listed[:, 1:]).any(1)))
+
+
 def forget():
     for key in [key for key in held if isinstance(key, tuple)]:
         del held[key]
@@ -180,10 +249,11 @@ def forget():
 # ---- an independent implementation ----
 
 def factors_of(path, rank, ids):
-    """COPY … BINARY of (bigint, real[]) as a matrix, rows in the order of ids."""
+    """COPY … BINARY of (bigint, real[]) as a matrix, rows in the order of ids, others left out."""
     row = np.dtype([("n", ">i2"), ("l", ">i4"), ("id", ">i8"), ("la", ">i4"), ("head", "5>i4"), ("e", [("l", ">i4"), ("v", ">f4")], rank)])
     raw = Path(path).read_bytes()
     rows = np.frombuffer(raw, row, count=(len(raw) - 21) // row.itemsize, offset=19)
+    rows = rows[np.isin(rows["id"], ids)]
     out = np.zeros((len(ids), rank), np.float32)
     out[np.searchsorted(ids, rows["id"])] = rows["e"]["v"]
     return out
@@ -240,12 +310,12 @@ def quality_use(train, test):
     return [int(chosen.sum()) for chosen in rows]
 
 
-def precisions(scores, k=5):
+def precisions(scores, k=5, kinds=(True, False)):
     """Means over the users who have something relevant: of new items, and of any."""
     out = []
     known = np.diff(held["train"].indptr) > 0
     seen, relevant = held["train"].toarray() > 0, held["test"].toarray() > 0
-    for new in (True, False):
+    for new in kinds:
         wanted = relevant & ~seen if new else relevant
         best = np.argpartition(-np.where(seen, -np.inf, scores) if new else -scores, k, axis=1)[:, :k]
         users = known & wanted.any(1)
@@ -280,7 +350,7 @@ def precision_ease_own(values, regularization, weights):
     """EASE + each of the weights times the logarithm of 1 + what the household bought: of any items."""
     scores = ease(transformed(values).astype(np.float64), regularization)
     own = np.log1p(held["train"].toarray())
-    return [precisions(scores + weight * own)[1] for weight in weights]
+    return [precisions(scores + weight * own, kinds=(False,))[0] for weight in weights]
 
 
 def transformed(values):

@@ -1,7 +1,7 @@
 -- The files that sessions share: one a version, made, found, bounded and swept.
 \set ON_ERROR_STOP 1
 SET client_min_messages = warning;
-SELECT plan(51);
+SELECT plan(58);
 
 CREATE SCHEMA cache_test;
 SET search_path = cache_test, public;
@@ -19,6 +19,7 @@ CREATE FUNCTION forget() RETURNS void LANGUAGE plpgsql AS
 	$$ BEGIN FOR i IN 1..8 LOOP
 		PERFORM millrace.import_als('other' || i, 'SELECT 1 AS id, ARRAY[1]::real[]', 'SELECT 1 AS id, ARRAY[1]::real[]');
 		PERFORM count(*) FROM millrace.item_factors('other' || i);
+		PERFORM count(*) FROM millrace.baseline('other' || i);
 	END LOOP; END $$;
 SELECT millrace.warm();
 
@@ -111,6 +112,46 @@ SET client_min_messages = warning;
 SELECT is(count(*), 0::bigint, 'no file is made of it') FROM versions WHERE version ~ '^n ';
 SELECT throws_ok($$SELECT millrace.warm('none')$$, '42704', 'model "none" does not exist', 'warm: a model that does not exist');
 SELECT millrace.drop_model('n');
+
+-- A block that is missing
+SELECT millrace.import_als('n', 'SELECT g AS id, ARRAY[1]::real[] FROM generate_series(1, 5000) AS g', 'SELECT g AS id, ARRAY[1]::real[] FROM generate_series(1, 5000) AS g', activate => false);
+BEGIN;
+DELETE FROM millrace.factors WHERE model = 'n' AND side = 'item' AND block = 1;
+SELECT throws_ok($$SELECT millrace.activate('n', 1)$$, 'XX001', 'block 1 of side "item" of model "n" version 1 is corrupt: it is missing', 'the last block is missing');
+ROLLBACK;
+BEGIN;
+DELETE FROM millrace.factors WHERE model = 'n' AND side = 'user' AND block = 1;
+SELECT throws_ok($$SELECT millrace.activate('n', 1)$$, 'XX001', 'block 1 of side "user" of model "n" version 1 is corrupt: it is missing', 'of users');
+ROLLBACK;
+SELECT lives_ok($$SELECT millrace.activate('n', 1)$$, 'none is');
+SELECT millrace.drop_model('n');
+
+-- Lists: a query of one that reads another, which is being changed, does not make that known before it is committed
+CREATE FUNCTION remove_lists() RETURNS void LANGUAGE sql AS
+	$$ SELECT forget(); SELECT at_server('rm -f ' || folder() || 'pgsql_tmp_millrace.' || lists) FROM millrace.model WHERE name = 'm' $$;
+CREATE FUNCTION categories() RETURNS text LANGUAGE sql AS $$ SELECT string_agg(DISTINCT category, ',') FROM millrace.baseline('m', 'top_3') $$;
+CREATE TABLE f AS SELECT i, i % 3 AS c FROM generate_series(0, 82) AS i;
+SELECT millrace.set_item_features('m', 'f');
+SELECT millrace.set_baseline('m', $$SELECT item_id FROM millrace.baseline('m', 'top_3')$$);
+UPDATE f SET c = 7;
+SELECT remove_lists();
+BEGIN;
+SELECT millrace.refresh_lists('m');
+ROLLBACK;
+SELECT is(categories(), '0,1,2', 'what is undone was never seen');
+SELECT remove_lists();
+SELECT millrace.refresh_lists('m');
+SELECT forget();
+SELECT is(categories(), '7', 'what is committed is');
+-- Older lists, whose files have gone, are not kept
+CREATE FUNCTION gone() RETURNS bigint LANGUAGE sql AS $$ SELECT count(*) FROM regexp_matches(pg_read_file('/proc/self/maps'), 'pgsql_tmp_millrace[^\n]* .deleted', 'g') $$;
+CREATE TABLE gone_before AS SELECT gone() AS n;
+SELECT millrace.refresh_lists('m');
+SELECT categories();
+SELECT millrace.refresh_lists('m');
+SELECT categories();
+SELECT is(gone() - n, 0::bigint, 'a session lets go of lists that are no more') FROM gone_before;
+SELECT is((SELECT proparallel FROM pg_proc WHERE proname = 'warm'), 'u', 'warm needs subtransactions, which a parallel query must not have');
 
 -- The bound: who was used longest ago goes
 SELECT millrace.drop_model(name) FROM (SELECT DISTINCT name FROM millrace.models WHERE name ~ '^other') AS m;

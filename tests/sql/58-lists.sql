@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(89);
+SELECT plan(92);
 SET LOCAL client_min_messages = warning;
 
 -- Item i has 41 - i users, so that the order is known; items 1 and 101 tie.
@@ -105,6 +105,10 @@ CREATE FUNCTION undone() RETURNS text LANGUAGE plpgsql AS $$ DECLARE seen text; 
 SELECT is(undone(), '1 9', 'what is undone is undone for readers');
 
 -- Bad input
+CREATE TABLE no_columns ();
+SELECT throws_ok($$ SELECT millrace.set_baseline('m', 'no_columns') $$, '22023', 'baseline: there are no columns', 'a baseline without columns');
+SELECT throws_ok($$ SELECT millrace.set_baseline('m', 'SELECT FROM r') $$, '22023', 'baseline: there are no columns', 'by a query');
+SELECT throws_ok($$ SELECT millrace.set_item_features('m', 'no_columns') $$, '22023', 'item features: expected two columns, found 0', 'features without columns');
 SELECT throws_ok($$ SELECT * FROM millrace.baseline('nope') $$, '42704', 'model "nope" does not exist', 'unknown model');
 SELECT throws_ok($$ SELECT * FROM millrace.baseline('m', 'top_x') $$, '42704', 'model "m" has no baseline "top_x"', 'unknown baseline');
 SELECT throws_ok($$ SELECT * FROM millrace.baseline('m', 'top_0') $$, '22023', 'baseline "top_0" of model "m" would be empty', 'none of them');
