@@ -27,11 +27,13 @@
 #include "access/genam.h"
 #include "access/relscan.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "lib/stringinfo.h"
 #include "nodes/makefuncs.h"
@@ -772,6 +774,21 @@ check_columns(const MrTracked *tracked, Relation source)
 	return NULL;
 }
 
+/* Is it of those that the server does not bring, and STABLE? */
+static bool
+may_read_database(Oid function, void *context)
+{
+	return function >= FirstUnpinnedObjectId && func_volatile(function) != PROVOLATILE_IMMUTABLE;
+}
+
+static bool
+reads_database_walker(Node *node, void *context)
+{
+	return node &&
+		(check_functions_in_node(node, may_read_database, context) ||
+		 expression_tree_walker(node, reads_database_walker, context));
+}
+
 /* Sets user, item, value and the rest; returns why not, or NULL. */
 static const char *
 take_columns(MrTracked *tracked, const Query *query, Reduced *reduced)
@@ -804,6 +821,8 @@ take_columns(MrTracked *tracked, const Query *query, Reduced *reduced)
 		return "its columns are of other types than a training reads";
 	if (mr_depends_on_moment((Node *) tracked->exprs))
 		return "it calls volatile functions, now(), current_date or their like";
+	if (expression_tree_walker((Node *) tracked->exprs, reads_database_walker, NULL))
+		return "it calls functions that may read the database";
 	return NULL;
 }
 
@@ -1772,7 +1791,7 @@ next_number(void)
 	return number;
 }
 
-/* As the owner: a new stream, its tables not filled. */
+/* As the owner, who has locked the source: a new stream, its tables not filled. */
 static void
 create_stream(Start *start, const MrTracked *tracked)
 {
@@ -1782,8 +1801,6 @@ create_stream(Start *start, const MrTracked *tracked)
 							  .settings = start->settings,
 							  .signature = tracked->signature};
 
-	/* Also checks the table, and that it is his. */
-	DirectFunctionCall1(mr_lock_source, ObjectIdGetDatum(tracked->source));
 	stream.name = psprintf("history_" INT64_FORMAT, next_number());
 	create_tables(stream.name, &stream);
 	mr_history_put(&stream);
@@ -1811,6 +1828,12 @@ start_tracking(void *arg)
 	if (start->why == NULL)
 	{
 		stream = mr_history_stream(NULL, start->query, start->owner, start->settings);
+		if (stream == NULL)
+		{
+			/* Checks the table, and that it is his.  Who had it locked may have made the stream. */
+			DirectFunctionCall1(mr_lock_source, ObjectIdGetDatum(tracked->source));
+			stream = mr_history_stream(NULL, start->query, start->owner, start->settings);
+		}
 		if (stream == NULL)
 		{
 			create_stream(start, tracked);

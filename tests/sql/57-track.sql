@@ -223,6 +223,7 @@ SELECT is(pg_temp.kept(q, p), 't 0', q) FROM (VALUES
 	('SELECT u, i, count(price)::float8 FROM e GROUP BY 1, 2', NULL),
 	('SELECT who, what, sum(n) FILTER (WHERE n < 30) FROM clean GROUP BY 1, 2 HAVING true', 'SELECT who, what, coalesce(sum(n) FILTER (WHERE n < 30), 0) FROM clean GROUP BY 1, 2'),
 	('SELECT who, what, coalesce(n, 0) FROM clean', NULL)) AS v(q, p) WHERE q NOT LIKE '%HAVING%';
+CREATE FUNCTION look(n int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN n + (SELECT count(*) FROM other); END';
 SELECT is(pg_temp.kept(q), NULL, q) FROM (VALUES
 	('SELECT u, i, max(n) FROM e GROUP BY 1, 2'),
 	('SELECT u, i FROM e GROUP BY 1, 2'),
@@ -231,6 +232,8 @@ SELECT is(pg_temp.kept(q), NULL, q) FROM (VALUES
 	('SELECT u, i, sum(price)::int FROM e GROUP BY 1, 2'),
 	('SELECT u, i, n FROM e WHERE at + interval ''365 days'' > now()'),
 	('SELECT u, i, n FROM e WHERE random() < 2'),
+	('SELECT u, i, look(n) FROM e'),
+	('SELECT u, i, n FROM e WHERE look(n) > 1'),
 	('SELECT u, i, n FROM e WHERE i IN (SELECT i FROM e)'),
 	('SELECT u, i, n FROM e LIMIT 1000'),
 	('SELECT u, i, n FROM e UNION ALL SELECT u, i, n FROM e'),
