@@ -768,6 +768,9 @@ check_columns(const MrTracked *tracked, Relation source)
 		return "its table is temporary or a partition";
 	if (source->rd_rel->relrowsecurity && source->rd_rel->relforcerowsecurity)
 		return "its table has row security";
+	foreach (lc, find_all_inheritors(tracked->source, NoLock, NULL))
+		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_FOREIGN_TABLE)
+			return "its table has a foreign partition";
 	foreach (lc, pull_var_clause((Node *) tracked->exprs, 0))
 		if (is_generated(source, lfirst_node(Var, lc)->varattno))
 			return "it uses a generated column";

@@ -257,6 +257,16 @@ SELECT is(source, 'other'::regclass, 'it has') FROM millrace.sources WHERE sourc
 INSERT INTO other VALUES ('u5', 'item 1');
 SELECT pg_temp.same('t', 'and its rows are kept', 'SELECT u, i, 1 FROM other');
 
+-- A partition whose rows come and go without triggers
+CREATE FOREIGN DATA WRAPPER nothing;
+CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+CREATE TABLE f (u int, i int) PARTITION BY LIST (u);
+CREATE TABLE f_other PARTITION OF f DEFAULT;
+INSERT INTO f SELECT u, i FROM truth;
+CREATE TEMP TABLE done18 AS SELECT millrace.train_als('f', 'f', rank => 2, iterations => 1);
+CREATE FOREIGN TABLE f_far PARTITION OF f FOR VALUES IN (-1) SERVER nowhere;
+SELECT throws_like($$ SELECT millrace.track_history('f') $$, '%a foreign partition%', 'a foreign partition');
+
 -- Rights
 CREATE ROLE history_owner;
 GRANT USAGE ON SCHEMA millrace TO history_owner;
