@@ -1474,6 +1474,19 @@ fill_rows(const MrHistoryStream *stream, const MrTracked *tracked, Snapshot snap
 	return in_one;
 }
 
+/* A snapshot that is older than what is read and written here would show rows before and after it. */
+static void
+check_isolation(void)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("what users have cannot be gathered in a transaction of isolation level REPEATABLE READ"),
+			 errdetail("It must be seen what has been committed when the source is locked."),
+			 errhint("Use a transaction of isolation level READ COMMITTED.")));
+}
+
 /*
  * Fill the tables from the source, for who holds the stream's lock.  One snapshot says which rows of the tables go and
  * which of the source are counted: a transaction that it shows has its rows in both, one that it does not show appends its
@@ -1491,12 +1504,7 @@ fill(const MrHistoryStream *stream)
 	MrGuard guard;
 	bool in_one;
 
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("what users have cannot be read in a transaction of isolation level REPEATABLE READ"),
-				 errdetail("It must be seen what has been committed when the source is locked."),
-				 errhint("Use a transaction of isolation level READ COMMITTED.")));
+	check_isolation();
 	if (strcmp(stream->status, "running") != 0 && strcmp(stream->status, "filling") != 0)
 	{
 		LockRelationOid(stream->source, ShareRowExclusiveLock);
@@ -1574,10 +1582,13 @@ mr_track_refresh(const char *name)
 Datum
 mr_maintain_history(PG_FUNCTION_ARGS)
 {
-	MrHistoryStream *stream = lock_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	bool is_running = strcmp(stream->status, "running") == 0;
+	MrHistoryStream *stream;
+	bool is_running;
 	uint64 n;
 
+	check_isolation();
+	stream = lock_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	is_running = strcmp(stream->status, "running") == 0;
 	if (strcmp(stream->status, "filling") == 0 || (is_running && !is_current(stream)))
 		fill(stream);
 	PushActiveSnapshot(GetTransactionSnapshot());
