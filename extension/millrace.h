@@ -565,6 +565,8 @@ mr_track_run(const MrTrack *track, Oid delta, Tuplestorestate *old_rows, Tuplest
 extern void mr_track_truncated(const char *name, Oid source, Oid rel);
 /* For all such streams of a source: a partition has come with its rows (n_rows 1), or gone with them (-1). */
 extern void mr_track_partition(Oid source, Oid rel, int n_rows);
+/* The type of a column has changed, perhaps with the values: what was kept goes, and is filled anew. */
+extern void mr_track_retyped(Oid source);
 /* For who holds the lock of target: fold up to so many rows; returns how many. */
 extern uint64 mr_track_fold(Oid target, Oid delta, int64 limit);
 /* Fill it anew unless it is up to date, for its owner. */

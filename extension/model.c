@@ -587,6 +587,12 @@ mr_prune(PG_FUNCTION_ARGS)
 					 SPI_OK_DELETE_RETURNING, name, PG_GETARG_INT32(1));
 	n_removed = SPI_processed;
 	forget_caches();
+	exec_for_version("DELETE FROM millrace.factors WHERE model = $1 AND version NOT IN "
+					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
+					 SPI_OK_DELETE, name, 0);
+	exec_for_version("DELETE FROM millrace.training_iteration WHERE model = $1 AND version NOT IN "
+					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
+					 SPI_OK_DELETE, name, 0);
 	mr_leave(&guard);
 	mr_history_sweep();
 	SPI_finish();
@@ -596,6 +602,9 @@ mr_prune(PG_FUNCTION_ARGS)
 Datum
 mr_drop_model(PG_FUNCTION_ARGS)
 {
+	static const char *const tables[] = {"model_version",		  "factors",		 "training_iteration",
+										 "item_features",		  "custom_baseline", "item_features_block",
+										 "custom_baseline_block", "tuning"};
 	char *name = mr_name_arg(fcinfo, 0, "model");
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
@@ -611,9 +620,11 @@ mr_drop_model(PG_FUNCTION_ARGS)
 				 "millrace.model WHERE name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	forget_caches();
+	/* First the row that others lock who change the model. */
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
-	mr_exec_args("DELETE FROM millrace.tuning WHERE model = $1", SPI_OK_DELETE, false, 1, types, values,
-				 NULL);
+	for (int i = 0; i < lengthof(tables); i++)
+		mr_exec_args(psprintf("DELETE FROM millrace.%s WHERE model = $1", tables[i]), SPI_OK_DELETE, false, 1,
+					 types, values, NULL);
 	mr_leave(&guard);
 	mr_history_sweep();
 	SPI_finish();
@@ -664,17 +675,14 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	MemoryContext before = MemoryContextSwitchTo(loader->context);
 	Size factor_bytes = (Size) n * side->rank * sizeof(float) + 1;
 
-	side->factors = side->factors ? repalloc_huge(side->factors, factor_bytes)
-								  : MemoryContextAllocHuge(loader->context, factor_bytes);
+	side->factors = mr_grow(side->factors, factor_bytes);
 	mrc_block_factors(&block, 0, block.n_rows, side->factors + ids->n * side->rank);
 	if (ids->text)
 	{
 		Size wanted = *n_string_bytes + block.n_id_bytes + 1;
 
-		ids->bytes =
-			ids->bytes ? repalloc_huge(ids->bytes, wanted) : MemoryContextAllocHuge(loader->context, wanted);
-		ids->starts = ids->starts ? repalloc_huge(ids->starts, (n + 1) * sizeof(int64))
-								  : MemoryContextAllocHuge(loader->context, (n + 1) * sizeof(int64));
+		ids->bytes = mr_grow(ids->bytes, wanted);
+		ids->starts = mr_grow(ids->starts, (n + 1) * sizeof(int64));
 		for (int64 i = 0; i < block.n_rows; i++)
 		{
 			size_t n_bytes;
@@ -688,8 +696,7 @@ append_block(const Loader *loader, MrSide *side, const char *side_name, int numb
 	}
 	else
 	{
-		ids->ints = ids->ints ? repalloc_huge(ids->ints, n * sizeof(int64) + 1)
-							  : MemoryContextAllocHuge(loader->context, n * sizeof(int64) + 1);
+		ids->ints = mr_grow(ids->ints, n * sizeof(int64) + 1);
 		for (int64 i = 0; i < block.n_rows; i++)
 			ids->ints[ids->n + i] = mrc_block_int(&block, i);
 	}

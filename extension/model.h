@@ -1,5 +1,5 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c,
+ * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c, image.c,
  * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
@@ -32,6 +32,13 @@ extern void mr_release(MrBudget *budget, void *memory);
  * the sizes on which that depends; NULL: the next step.
  */
 extern void mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what);
+
+/* Memory that grows; a new piece of the current context if it is NULL. */
+static inline void *
+mr_grow(void *memory, Size n_bytes)
+{
+	return memory ? repalloc_huge(memory, n_bytes) : MemoryContextAllocHuge(CurrentMemoryContext, n_bytes);
+}
 
 /* A plan that mr_prepare keeps and that is freed when the context goes, by an error too; it may not move. */
 typedef struct MrPlan
@@ -297,7 +304,7 @@ typedef enum MrCacheKind
 {
 	MR_CACHE_VERSION =
 		1, /* model.c: a version's factors and what is made of them; the uuid is model_version.uuid */
-	MR_CACHE_LISTS = 2 /* lists.c: a model's item features and baselines; the uuid is model.lists */
+	MR_CACHE_LISTS = 2 /* image.c: a model's item features and baselines; the uuid is model.lists */
 } MrCacheKind;
 
 #define MR_CACHE_SECTIONS 24
@@ -375,7 +382,7 @@ typedef struct MrModel
 	const float *usual; /* items.ids.n: mean of the values above 0 that users have of each; NULL: not known */
 	struct MrHistoryReader *history; /* history.c */
 	MrCache *cache;
-	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (lists.c) */
+	pg_uuid_t lists_uuid; /* model.lists, as of the last mr_model_open (image.c) */
 	/* model.c */
 	MemoryContext context;
 	int n_pins;
@@ -488,7 +495,7 @@ extern void mr_unpack_start(MrUnpack *in, const bytea *packed);
 /* The items ascend; a text is valid until the next one.  False: there are no more. */
 extern bool mr_unpack_next(MrUnpack *in, MrPiece *piece);
 
-/* The rows of users in one of its tables, as the active snapshot shows them; all 0 before the first. */
+/* The rows of users in one of its tables, as the active snapshot shows them; all 0 before the first.  It lives in one context. */
 typedef struct MrTrackScan
 {
 	Relation rel;
@@ -496,7 +503,8 @@ typedef struct MrTrackScan
 	struct IndexScanDescData *scan;
 	TupleTableSlot *slot;
 	MrKey user;
-	MrUnpack unpack; /* of the row that is found */
+	bytea *copy;	 /* of the row that is found, if it does not stand in its page */
+	MrUnpack unpack; /* … */
 } MrTrackScan;
 
 /* False: there is no such table any more. */
@@ -579,7 +587,7 @@ extern void mr_model_unknown(const char *name);
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
 
-/* ---- lists.c: categories of items, and baselines ---- */
+/* ---- image.c: categories of items, and baselines, to be read ---- */
 
 /*
  * The categories of a model's items (set_item_features).  Category numbers count from 0 in the bytewise order of their
@@ -619,6 +627,13 @@ typedef struct MrBaseline
 extern const MrBaseline *mr_baseline_open(MrModel *model, const char *name);
 /* The id of the i-th: a bigint if the model's are and it looks like one, else a text. */
 extern MrKey mr_baseline_key(const MrModel *model, const MrBaseline *baseline, int64 i);
+/* The kind of a built-in baseline, 't' or 'r', 0 if the name is another; *n: its number, 0 for none, -1 for a bad one. */
+extern char mr_baseline_built_in(const char *name, int64 *n);
+/* 42704 */
+extern void mr_baseline_unknown(const char *model, const char *name);
+
+/* ---- lists.c: setting them ---- */
+
 /* After a retraining: evaluates the model's lists again, for its owner.  A list that fails stays as it is, with a warning. */
 extern void mr_lists_retrained(const char *name, Oid owner);
 

@@ -73,6 +73,7 @@ typedef struct Run
 	MrcPool *pool;				/* NULL: no threads */
 	void *scratch;				/* of searches */
 	MrPlan *plans;				/* 2: the ratings query, and has_other()'s; NULL: not needed yet */
+	MemoryContext look;			/* of one has_other(); with plans */
 	MemoryContext context;		/* of all this */
 	UserBlock blocks[2];
 } Run;
@@ -403,7 +404,9 @@ has_other(Run *run, const MrKey *user, const MrKey *item)
 		run->plans = palloc(2 * sizeof(MrPlan));
 		mr_plan_init(&run->plans[0], run->context);
 		mr_plan_init(&run->plans[1], run->context);
+		run->look = AllocSetContextCreate(run->context, "millrace look", ALLOCSET_SMALL_SIZES);
 	}
+	MemoryContextSwitchTo(run->look);
 	mr_model_enter(&guard, model);
 	shape = mr_ratings_shape(mr_prepare(&run->plans[0].plan, model->query, 0, NULL), "ratings");
 	types[0] = shape.user_text ? TEXTOID : INT8OID;
@@ -427,6 +430,7 @@ has_other(Run *run, const MrKey *user, const MrKey *item)
 	}
 	mr_leave(&guard);
 	MemoryContextSwitchTo(before);
+	MemoryContextReset(run->look);
 	return has;
 }
 

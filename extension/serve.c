@@ -135,34 +135,64 @@ typedef struct KeptPlan
 	Oid user;
 	SPIPlanPtr plan;
 	uint64 last_use;
+	int n_calls; /* that are under way with it */
 } KeptPlan;
 
-/* The plan for a text, kept for the next call.  It is made again by the server when what it reads changes. */
+typedef struct PlanUse
+{
+	MemoryContextCallback callback;
+	KeptPlan *kept;
+} PlanUse;
+
+static void
+end_use(void *arg)
+{
+	((PlanUse *) arg)->kept->n_calls--;
+}
+
+/* Until the current memory context goes, by an error too. */
+static SPIPlanPtr
+use_plan(KeptPlan *kept, uint64 now)
+{
+	PlanUse *use = palloc(sizeof(PlanUse));
+
+	use->kept = kept;
+	use->callback.func = end_use;
+	use->callback.arg = use;
+	kept->n_calls++;
+	kept->last_use = now;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &use->callback);
+	return kept->plan;
+}
+
+/*
+ * The plan for a text, kept for the next call.  It is made again by the server when what it reads changes.  Candidates may
+ * call functions that have others recommended: what a call is running stays.
+ */
 static SPIPlanPtr
 candidates_plan(const char *given)
 {
 	static KeptPlan plans[MAX_PLANS];
 	static uint64 clock = 0;
-	KeptPlan *kept = &plans[0];
+	KeptPlan *kept = NULL;
 	SPIPlanPtr plan;
 
 	for (int i = 0; i < MAX_PLANS; i++)
 	{
 		if (plans[i].given && plans[i].user == GetUserId() && strcmp(plans[i].given, given) == 0 &&
 			strcmp(plans[i].path, namespace_search_path) == 0)
-		{
-			plans[i].last_use = ++clock;
-			return plans[i].plan;
-		}
-		if (plans[i].last_use < kept->last_use)
+			return use_plan(&plans[i], ++clock);
+		if (plans[i].n_calls == 0 && (kept == NULL || plans[i].last_use < kept->last_use))
 			kept = &plans[i];
 	}
 	plan = SPI_prepare(mr_query_of(given, "candidates", "the item"), 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "candidates: %s", SPI_result_code_string(SPI_result));
+	if (kept == NULL)
+		return plan; /* which goes with the call */
 	if (kept->given)
 	{
-		mr_plan_discard(&kept->plan);
+		SPI_freeplan(kept->plan);
 		pfree(kept->given);
 		pfree(kept->path);
 		kept->given = NULL;
@@ -172,9 +202,8 @@ candidates_plan(const char *given)
 	kept->path = MemoryContextStrdup(TopMemoryContext, namespace_search_path);
 	kept->user = GetUserId();
 	kept->plan = plan;
-	kept->last_use = ++clock;
 	kept->given = MemoryContextStrdup(TopMemoryContext, given);
-	return plan;
+	return use_plan(kept, ++clock);
 }
 
 /* Rows of the model's items: candidates. */
@@ -467,7 +496,7 @@ recommend_to(FunctionCallInfo fcinfo, const MrKey *user)
 	wish.exclude_seen = mr_bool_arg(fcinfo, 3, "exclude_seen");
 	wish.own_history = own_history_arg(fcinfo, 7);
 	wish.fold_in = mr_bool_arg(fcinfo, 8, "fold_in");
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	model = mr_model_open(name);
 	limit_args(fcinfo, 4, model, &wish);
@@ -609,7 +638,7 @@ mr_recommend_for(PG_FUNCTION_ARGS)
 	wish.fold_in = mr_bool_arg(fcinfo, 8, "fold_in");
 	if (PG_ARGISNULL(9) || PG_GETARG_INT32(9) < 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("threads must be 0 or more")));
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	users.budget = mr_budget_create("users");
 	model = mr_model_open(name);
@@ -741,7 +770,7 @@ mr_recommend_from_items(PG_FUNCTION_ARGS)
 	wish.k = mr_k_arg(fcinfo, 2);
 	wish.exclude_seen = mr_bool_arg(fcinfo, 3, "exclude_seen");
 	wish.own_history = 0;
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	model = mr_model_open(name);
 	limit_args(fcinfo, 4, model, &wish);

@@ -86,7 +86,7 @@ mr_similar_items(PG_FUNCTION_ARGS)
 	MrModel *model;
 	MrKey item;
 
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	model = mr_model_open(name);
 	if (!PG_ARGISNULL(3))
@@ -112,7 +112,7 @@ mr_similar_users(PG_FUNCTION_ARGS)
 	MrModel *model;
 	MrKey user;
 
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	model = mr_model_open(name);
 	if (key_arg(fcinfo, 1, &user))
@@ -237,7 +237,7 @@ mr_explain(PG_FUNCTION_ARGS)
 	MrKey user;
 	MrKey item;
 
-	InitMaterializedSRF(fcinfo, 0);
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	SPI_connect();
 	model = mr_model_open(name);
 	if (model->query == NULL)

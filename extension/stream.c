@@ -920,10 +920,10 @@ root_of(Oid rel)
 
 /*
  * The tables that a command may have made a partition, or a child; those that it did make one, by creating or attaching it
- * (added); and those it detached (Child).
+ * (added); those it detached (Child); and those of which it changed the type of a column (retyped).
  */
 static List *
-new_children(List **added, List **detached)
+new_children(List **added, List **detached, List **retyped)
 {
 	List *children = NIL;
 
@@ -966,6 +966,8 @@ new_children(List **added, List **detached)
 				}
 				else if (alter->subtype == AT_AddInherit)
 					children = lappend_oid(children, rel);
+				else if (alter->subtype == AT_AlterColumnType)
+					*retyped = list_append_unique_oid(*retyped, rel);
 			}
 		}
 		else
@@ -1085,12 +1087,14 @@ Datum
 mr_on_ddl(PG_FUNCTION_ARGS)
 {
 	static Oid types[1] = {OIDOID};
-	List *children, *added = NIL, *detached = NIL;
+	List *children, *added = NIL, *detached = NIL, *retyped = NIL;
 	ListCell *lc;
 	MrGuard guard;
 
 	check_event(fcinfo);
-	children = new_children(&added, &detached);
+	children = new_children(&added, &detached, &retyped);
+	foreach (lc, retyped)
+		mr_track_retyped(root_of(lfirst_oid(lc)));
 	foreach (lc, detached)
 		on_detach(((Child *) lfirst(lc))->rel, ((Child *) lfirst(lc))->root);
 	foreach (lc, children)

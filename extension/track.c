@@ -27,11 +27,13 @@
 #include "access/genam.h"
 #include "access/relscan.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "lib/stringinfo.h"
 #include "nodes/makefuncs.h"
@@ -766,10 +768,28 @@ check_columns(const MrTracked *tracked, Relation source)
 		return "its table is temporary or a partition";
 	if (source->rd_rel->relrowsecurity && source->rd_rel->relforcerowsecurity)
 		return "its table has row security";
+	foreach (lc, find_all_inheritors(tracked->source, NoLock, NULL))
+		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_FOREIGN_TABLE)
+			return "its table has a foreign partition";
 	foreach (lc, pull_var_clause((Node *) tracked->exprs, 0))
 		if (is_generated(source, lfirst_node(Var, lc)->varattno))
 			return "it uses a generated column";
 	return NULL;
+}
+
+/* Is it of those that the server does not bring, and STABLE? */
+static bool
+may_read_database(Oid function, void *context)
+{
+	return function >= FirstUnpinnedObjectId && func_volatile(function) != PROVOLATILE_IMMUTABLE;
+}
+
+static bool
+reads_database_walker(Node *node, void *context)
+{
+	return node &&
+		(check_functions_in_node(node, may_read_database, context) ||
+		 expression_tree_walker(node, reads_database_walker, context));
 }
 
 /* Sets user, item, value and the rest; returns why not, or NULL. */
@@ -804,6 +824,8 @@ take_columns(MrTracked *tracked, const Query *query, Reduced *reduced)
 		return "its columns are of other types than a training reads";
 	if (mr_depends_on_moment((Node *) tracked->exprs))
 		return "it calls volatile functions, now(), current_date or their like";
+	if (expression_tree_walker((Node *) tracked->exprs, reads_database_walker, NULL))
+		return "it calls functions that may read the database";
 	return NULL;
 }
 
@@ -1246,10 +1268,18 @@ mr_track_scan_next(MrTrackScan *scan)
 {
 	while (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 	{
+		bytea *stored;
+		bytea *packed;
+
 		slot_getallattrs(scan->slot);
 		if (is_other(scan->slot, &scan->user))
 			continue;
-		mr_unpack_start(&scan->unpack, DatumGetByteaPP(scan->slot->tts_values[TRACK_ITEMS]));
+		stored = (bytea *) DatumGetPointer(scan->slot->tts_values[TRACK_ITEMS]);
+		packed = pg_detoast_datum_packed(stored);
+		if (scan->copy)
+			pfree(scan->copy);
+		scan->copy = packed != stored ? packed : NULL;
+		mr_unpack_start(&scan->unpack, packed);
 		return true;
 	}
 	return false;
@@ -1444,6 +1474,19 @@ fill_rows(const MrHistoryStream *stream, const MrTracked *tracked, Snapshot snap
 	return in_one;
 }
 
+/* A snapshot that is older than what is read and written here would show rows before and after it. */
+static void
+check_isolation(void)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("what users have cannot be gathered in a transaction of isolation level REPEATABLE READ"),
+			 errdetail("It must be seen what has been committed when the source is locked."),
+			 errhint("Use a transaction of isolation level READ COMMITTED.")));
+}
+
 /*
  * Fill the tables from the source, for who holds the stream's lock.  One snapshot says which rows of the tables go and
  * which of the source are counted: a transaction that it shows has its rows in both, one that it does not show appends its
@@ -1461,12 +1504,7 @@ fill(const MrHistoryStream *stream)
 	MrGuard guard;
 	bool in_one;
 
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("what users have cannot be read in a transaction of isolation level REPEATABLE READ"),
-				 errdetail("It must be seen what has been committed when the source is locked."),
-				 errhint("Use a transaction of isolation level READ COMMITTED.")));
+	check_isolation();
 	if (strcmp(stream->status, "running") != 0 && strcmp(stream->status, "filling") != 0)
 	{
 		LockRelationOid(stream->source, ShareRowExclusiveLock);
@@ -1544,10 +1582,13 @@ mr_track_refresh(const char *name)
 Datum
 mr_maintain_history(PG_FUNCTION_ARGS)
 {
-	MrHistoryStream *stream = lock_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	bool is_running = strcmp(stream->status, "running") == 0;
+	MrHistoryStream *stream;
+	bool is_running;
 	uint64 n;
 
+	check_isolation();
+	stream = lock_stream(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	is_running = strcmp(stream->status, "running") == 0;
 	if (strcmp(stream->status, "filling") == 0 || (is_running && !is_current(stream)))
 		fill(stream);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -1597,6 +1638,21 @@ mr_track_truncated(const char *name, Oid source, Oid rel)
 	PopActiveSnapshot();
 	if (is_left && strcmp(stream->status, "running") == 0)
 		mr_stream_set(name, source, "filling", NULL, InvalidOid, NULL);
+}
+
+void
+mr_track_retyped(Oid source)
+{
+	ListCell *lc;
+
+	foreach (lc, mr_history_streams(source))
+	{
+		MrHistoryStream *stream = lfirst(lc);
+
+		mr_track_truncated(stream->name, source, source);
+		if (strcmp(stream->status, "running") == 0)
+			mr_stream_set(stream->name, source, "filling", NULL, InvalidOid, NULL);
+	}
 }
 
 /* A partition with what is below it. */
@@ -1749,7 +1805,7 @@ next_number(void)
 	return number;
 }
 
-/* As the owner: a new stream, its tables not filled. */
+/* As the owner, who has locked the source: a new stream, its tables not filled. */
 static void
 create_stream(Start *start, const MrTracked *tracked)
 {
@@ -1759,8 +1815,6 @@ create_stream(Start *start, const MrTracked *tracked)
 							  .settings = start->settings,
 							  .signature = tracked->signature};
 
-	/* Also checks the table, and that it is his. */
-	DirectFunctionCall1(mr_lock_source, ObjectIdGetDatum(tracked->source));
 	stream.name = psprintf("history_" INT64_FORMAT, next_number());
 	create_tables(stream.name, &stream);
 	mr_history_put(&stream);
@@ -1788,6 +1842,12 @@ start_tracking(void *arg)
 	if (start->why == NULL)
 	{
 		stream = mr_history_stream(NULL, start->query, start->owner, start->settings);
+		if (stream == NULL)
+		{
+			/* Checks the table, and that it is his.  Who had it locked may have made the stream. */
+			DirectFunctionCall1(mr_lock_source, ObjectIdGetDatum(tracked->source));
+			stream = mr_history_stream(NULL, start->query, start->owner, start->settings);
+		}
 		if (stream == NULL)
 		{
 			create_stream(start, tracked);

@@ -1047,6 +1047,8 @@ mr_retrain(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.retrain()");
 	retrain_arguments(fcinfo, &training);
+	/* The ratings stay the same, and so does what is kept of them. */
+	training.track = TRACK_NOT;
 	training.owner = mr_model_lock(training.name, false);
 	if (!OidIsValid(training.owner))
 		mr_model_unknown(training.name);

@@ -21,8 +21,9 @@ COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
 COMMENT ON COLUMN millrace.model.lists IS 'Identity of its categories and baselines for the active version, key of every cache made from them: another one whenever the version or a list changes';
 COMMENT ON COLUMN millrace.model.last_version IS 'Greatest version number ever given; numbers do not come back';
 
+-- The tables of models have no foreign keys: pg_restore -j fills tables of an extension in any order.
 CREATE TABLE millrace.model_version (
-	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
+	model text NOT NULL,
 	version int NOT NULL,
 	uuid uuid NOT NULL DEFAULT gen_random_uuid(),
 	query text,
@@ -56,8 +57,7 @@ CREATE TABLE millrace.factors (
 	side text NOT NULL CHECK (side IN ('user', 'item', 'baseline', 'trained_on', 'usual')),
 	block int NOT NULL CHECK (block >= 0),
 	data bytea NOT NULL,
-	PRIMARY KEY (model, version, side, block),
-	FOREIGN KEY (model, version) REFERENCES millrace.model_version ON DELETE CASCADE
+	PRIMARY KEY (model, version, side, block)
 );
 -- Floats do not compress, and uncompressed values can be read in part.
 ALTER TABLE millrace.factors ALTER COLUMN data SET STORAGE EXTERNAL;
@@ -75,8 +75,7 @@ CREATE TABLE millrace.training_iteration (
 	loss float8 NOT NULL,
 	metric float8,
 	seconds float8 NOT NULL,
-	PRIMARY KEY (model, version, iteration),
-	FOREIGN KEY (model, version) REFERENCES millrace.model_version ON DELETE CASCADE
+	PRIMARY KEY (model, version, iteration)
 );
 COMMENT ON TABLE millrace.training_iteration IS 'History of trainings; see the view millrace.trainings';
 COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';

@@ -3,7 +3,7 @@
  * in blocks of a thousand.
  */
 CREATE TABLE millrace.item_features (
-	model text PRIMARY KEY REFERENCES millrace.model ON DELETE CASCADE,
+	model text PRIMARY KEY,
 	query text NOT NULL,
 	settings text[] NOT NULL,
 	items bigint NOT NULL,
@@ -19,7 +19,7 @@ COMMENT ON COLUMN millrace.item_features.categories IS 'Distinct categories';
 COMMENT ON COLUMN millrace.item_features.refreshed IS 'When it last ran';
 
 CREATE TABLE millrace.item_features_block (
-	model text NOT NULL REFERENCES millrace.item_features ON DELETE CASCADE,
+	model text NOT NULL,
 	block int NOT NULL CHECK (block >= 0),
 	items text[] NOT NULL,
 	categories text[] NOT NULL,
@@ -32,7 +32,7 @@ COMMENT ON COLUMN millrace.item_features_block.items IS 'Ids as text, in the byt
 COMMENT ON COLUMN millrace.item_features_block.categories IS 'The category of each';
 
 CREATE TABLE millrace.custom_baseline (
-	model text NOT NULL REFERENCES millrace.model ON DELETE CASCADE,
+	model text NOT NULL,
 	name text NOT NULL CHECK (name <> ''),
 	query text NOT NULL,
 	settings text[] NOT NULL,
@@ -54,8 +54,7 @@ CREATE TABLE millrace.custom_baseline_block (
 	block int NOT NULL CHECK (block >= 0),
 	items text[] NOT NULL,
 	scores real[] NOT NULL,
-	PRIMARY KEY (model, name, block),
-	FOREIGN KEY (model, name) REFERENCES millrace.custom_baseline ON DELETE CASCADE
+	PRIMARY KEY (model, name, block)
 );
 COMMENT ON TABLE millrace.custom_baseline_block IS 'What the queries of set_baseline gave';
 COMMENT ON COLUMN millrace.custom_baseline_block.model IS 'Name of the model';

@@ -10,7 +10,8 @@ candidates: only these items: a table, view or query whose first column is the i
 max_per_category: at most so many items of one category (set_item_features), an item without one not being limited; when categories run out, it is filled from the baseline: with what the limit allows, then with what it does not (source tells).
 baseline: for a user whom the model does not know: top (the items of the most users), random, top_5 and the like, or what set_baseline gave; NULL: nothing.
 fold_in: a user whom the model does not know, or who has other rows now than it was trained on, gets factors from the rows he has now, as a training would give him.
-item_id is NULL where item ids are text; item is always set. source: model; fold_in; history: an item that the user has, raised; or baseline, whose score is its own (of top the number of users): for a user of whom nothing is known (NULL too, and a user all of whose values are 0), and to fill the list; no rows of it if the model was imported without ratings.';
+item_id is NULL where item ids are text; item is always set. source: model; fold_in; history: an item that the user has, raised; or baseline, whose score is its own (of top the number of users): for a user of whom nothing is known (NULL too, and a user all of whose values are 0), and to fill the list; no rows of it if the model was imported without ratings.
+A caller who may not read the ratings learns from lists whether a user has an item (source history, or what exclude_seen leaves out); revoke EXECUTE from whom that is not for, of recommend_top_k_for, too.';
 
 CREATE FUNCTION millrace.recommend_top_k(model text, user_id text, k int = 10, exclude_seen bool = true,
 	candidates text = NULL, max_per_category int = NULL, baseline text = 'top', own_history float8 = NULL, fold_in bool = true,

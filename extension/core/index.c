@@ -142,9 +142,11 @@ is_full(const Seeker *seeker, int32_t category)
 	int64_t limit = search->max_per_category - (category == search->used_category ? search->n_used : 0);
 	int64_t n_same = 0;
 
+	if (category < 0)
+		return false;
 	for (int64_t i = 0; i < seeker->n; i++)
 		n_same += seeker->categories[i] == category;
-	return category >= 0 && n_same >= limit;
+	return n_same >= limit;
 }
 
 /* Where the worst of the kept of the category is; -1: there is none. */
@@ -179,12 +181,18 @@ keep_limited(Seeker *seeker, MrcTop candidate)
 		if (at < 0)
 			return;
 	}
-	if (at == seeker->n)
-		seeker->n++;
-	else if (!mrc_top_before(candidate, top[at]))
+	if (at < seeker->n && !mrc_top_before(candidate, top[at]))
 		return;
 	top[at] = candidate;
 	seeker->categories[at] = category;
+	if (at == seeker->n)
+	{
+		if (seeker->n++ == 0 || mrc_top_before(top[seeker->worst], candidate))
+			seeker->worst = at;
+		return;
+	}
+	if (at != seeker->worst)
+		return;
 	seeker->worst = 0;
 	for (int64_t i = 1; i < seeker->n; i++)
 		if (mrc_top_before(top[seeker->worst], top[i]))
@@ -787,11 +795,18 @@ at_once(int64_t k)
 	return k <= LONG_LIST ? AT_ONCE : k < LONG_LIST * AT_ONCE ? (int) (LONG_LIST * AT_ONCE / k) : 1;
 }
 
+/* At least the categories of at_once(j) lists of j rows, for every j up to k. */
+static size_t
+lists_bytes(int64_t k)
+{
+	return AT_ONCE * categories_bytes(k < LONG_LIST ? k : LONG_LIST) +
+		(k > LONG_LIST ? categories_bytes(k) : 0);
+}
+
 static size_t
 many_worker_bytes(const MrcIndex *index, int64_t k)
 {
-	return rounded(sizeof(Group)) + AT_ONCE * categories_bytes(k) +
-		rounded(AT_ONCE * codes_bytes(index->rank));
+	return rounded(sizeof(Group)) + lists_bytes(k) + rounded(AT_ONCE * codes_bytes(index->rank));
 }
 
 size_t

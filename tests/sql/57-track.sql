@@ -149,6 +149,23 @@ ALTER TABLE p2 RENAME TO p;
 SELECT is(millrace.track_history('p'), (SELECT name FROM name), 'track_history heals it');
 SELECT pg_temp.same('p', 'healed');
 
+-- Columns of another type
+ALTER TABLE p ALTER v TYPE float8 USING v * 2;
+SELECT pg_temp.queried('p', 'other values by a change of type: by the query');
+INSERT INTO p VALUES ('2024-01-02 UTC', 5, 3, 1);
+SELECT ok(pg_temp.maintain() >= 0, 'until');
+SELECT pg_temp.same('p', 'they are filled anew');
+ALTER TABLE p ALTER v TYPE numeric USING v / 2;
+SELECT ok(pg_temp.maintain() >= 0, 'as it was');
+CREATE TABLE k AS SELECT * FROM truth;
+CREATE TEMP TABLE done16 AS SELECT millrace.train_als('k', 'SELECT u, i, v FROM k', rank => 2, iterations => 1, track_history => true);
+ALTER TABLE k ALTER u TYPE text, ALTER i TYPE text;
+INSERT INTO k VALUES ('5', '3', 1);
+SELECT pg_temp.queried('k', 'users and items of another kind: by the query', 'SELECT u, i, v FROM k');
+SELECT ok(pg_temp.maintain() >= 0, 'until');
+SELECT pg_temp.same('k', 'they are filled anew, too', 'SELECT u, i, v FROM k');
+SELECT millrace.drop_model('k');
+
 -- One stream for the same ratings, gone with the last model
 CREATE TEMP TABLE done8 AS SELECT millrace.train_als('p2', 'SELECT u, i, v FROM p WHERE v >= 0 AND v < 1e30 AND i IS NOT NULL AND u IS NOT NULL', rank => 4, iterations => 1);
 CREATE TEMP TABLE done9 AS SELECT millrace.train_als('p3', 'SELECT u, i, v FROM p WHERE v >= 0 AND v < 1e30 AND i IS NOT NULL AND u IS NOT NULL', rank => 4, iterations => 1);
@@ -206,6 +223,7 @@ SELECT is(pg_temp.kept(q, p), 't 0', q) FROM (VALUES
 	('SELECT u, i, count(price)::float8 FROM e GROUP BY 1, 2', NULL),
 	('SELECT who, what, sum(n) FILTER (WHERE n < 30) FROM clean GROUP BY 1, 2 HAVING true', 'SELECT who, what, coalesce(sum(n) FILTER (WHERE n < 30), 0) FROM clean GROUP BY 1, 2'),
 	('SELECT who, what, coalesce(n, 0) FROM clean', NULL)) AS v(q, p) WHERE q NOT LIKE '%HAVING%';
+CREATE FUNCTION look(n int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN n + (SELECT count(*) FROM other); END';
 SELECT is(pg_temp.kept(q), NULL, q) FROM (VALUES
 	('SELECT u, i, max(n) FROM e GROUP BY 1, 2'),
 	('SELECT u, i FROM e GROUP BY 1, 2'),
@@ -214,6 +232,8 @@ SELECT is(pg_temp.kept(q), NULL, q) FROM (VALUES
 	('SELECT u, i, sum(price)::int FROM e GROUP BY 1, 2'),
 	('SELECT u, i, n FROM e WHERE at + interval ''365 days'' > now()'),
 	('SELECT u, i, n FROM e WHERE random() < 2'),
+	('SELECT u, i, look(n) FROM e'),
+	('SELECT u, i, n FROM e WHERE look(n) > 1'),
 	('SELECT u, i, n FROM e WHERE i IN (SELECT i FROM e)'),
 	('SELECT u, i, n FROM e LIMIT 1000'),
 	('SELECT u, i, n FROM e UNION ALL SELECT u, i, n FROM e'),
@@ -228,12 +248,24 @@ SELECT throws_like($$ SELECT millrace.train_als('e', 'SELECT DISTINCT u, i FROM 
 SELECT throws_like($$ SELECT millrace.track_history('e2') $$, '%"e2" does not exist', 'an unknown model');
 CREATE TEMP TABLE done11 AS SELECT millrace.train_als('e3', 'SELECT u, i, n FROM e WHERE n > 2', rank => 2, iterations => 1, track_history => false);
 SELECT is(count(*), 0::bigint, 'track_history => false: not begun') FROM millrace.stream WHERE command LIKE '%n > 2';
+CREATE TEMP TABLE done17 AS SELECT millrace.retrain('e3');
+SELECT is(count(*), 0::bigint, 'nor by retrain') FROM millrace.stream WHERE command LIKE '%n > 2';
 SELECT isnt(millrace.track_history('e3'), NULL, 'but later');
 CREATE TEMP TABLE done14 AS SELECT millrace.train_als('t', 'other', rank => 2, iterations => 1);
 SELECT isnt(millrace.track_history('t'), NULL, 'a table that is no source becomes one');
 SELECT is(source, 'other'::regclass, 'it has') FROM millrace.sources WHERE source = 'other'::regclass;
 INSERT INTO other VALUES ('u5', 'item 1');
 SELECT pg_temp.same('t', 'and its rows are kept', 'SELECT u, i, 1 FROM other');
+
+-- A partition whose rows come and go without triggers
+CREATE FOREIGN DATA WRAPPER nothing;
+CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+CREATE TABLE f (u int, i int) PARTITION BY LIST (u);
+CREATE TABLE f_other PARTITION OF f DEFAULT;
+INSERT INTO f SELECT u, i FROM truth;
+CREATE TEMP TABLE done18 AS SELECT millrace.train_als('f', 'f', rank => 2, iterations => 1);
+CREATE FOREIGN TABLE f_far PARTITION OF f FOR VALUES IN (-1) SERVER nowhere;
+SELECT throws_like($$ SELECT millrace.track_history('f') $$, '%a foreign partition%', 'a foreign partition');
 
 -- Rights
 CREATE ROLE history_owner;

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(165);
+SELECT plan(169);
 SET LOCAL client_min_messages = warning;
 
 -- Items 100 + i have exactly the buyers of i: equal factors, equal scores.
@@ -70,6 +70,15 @@ CREATE TEMP TABLE stock AS SELECT 'x' AS other, 7 AS i;
 SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, 5, false, 'SELECT i FROM stock')), 1::bigint, 'it may be temporary');
 ALTER TABLE stock ALTER i TYPE text USING 8::text;
 SELECT is(ARRAY(SELECT item FROM millrace.recommend_top_k('m', 5, 5, false, 'SELECT i FROM stock')), '{8}', 'a kept plan follows');
+CREATE FUNCTION deep(x int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+	RETURN x + (SELECT count(*) FROM millrace.recommend_top_k('m', 5, 2, false, format('SELECT deep(%s)', x - 1)) WHERE x > 0);
+END $$;
+SELECT is(deep(12), 13, 'candidates whose function asks for others, deeper than plans are kept');
+SELECT is(count(*), 8::bigint, 'plans that are not kept are freed at once') FROM (SELECT count(*) AS n FROM generate_series(1, 100) AS n, millrace.recommend_top_k('m', 5, 2, false, 'VALUES (3), (' || n || ')') OFFSET 0) AS x,
+	LATERAL (SELECT FROM pg_get_backend_memory_contexts() WHERE x.n > 0 AND name = 'CachedPlanSource' AND ident LIKE 'VALUES (3), (%') AS c;
+SELECT cmp_ok(used_bytes, '<', 1000000::bigint, 'a call leaves nothing to the statement') FROM (SELECT count(*) AS n FROM generate_series(1, 3000) AS n, millrace.recommend_top_k('m', n % 9, 2) OFFSET 0) AS x,
+	LATERAL (SELECT sum(used_bytes)::bigint AS used_bytes FROM pg_get_backend_memory_contexts() WHERE x.n > 0 AND name = 'ExecutorState') AS c;
 
 -- Categories
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, max_per_category => 1) $$, '55000', 'model "m" has no categories', 'without item features there is nothing to limit');
@@ -191,6 +200,22 @@ SELECT millrace.train_als('texts', $$ SELECT 'u' || u, 'é' || i, v FROM big WHE
 SELECT is(count(*), 0::bigint, 'ids of text') FROM (SELECT "user", rank, item, score, source FROM millrace.recommend_top_k_for('texts', NULL, 3) WHERE user_id IS NULL AND item_id IS NULL AND "user" < 'u13'
 	EXCEPT ALL SELECT 'u' || u, rank, item, score, source FROM (SELECT DISTINCT u FROM big WHERE u < '13') AS users, millrace.recommend_top_k('texts', 'u' || u, 3)) AS x;
 SELECT is((SELECT count(DISTINCT "user") FROM millrace.recommend_top_k_for('texts', NULL, 3)), 5000::bigint, 'all of them');
+
+-- Memory does not grow with the users whose baseline has items that the model does not know
+CREATE TABLE few AS SELECT u, i, 1 AS v FROM generate_series(1, 9) AS u, generate_series(1, 5) AS i;
+CREATE INDEX ON few (u);
+CREATE FUNCTION is_small() RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+	IF (SELECT sum(used_bytes) FROM pg_catalog.pg_get_backend_memory_contexts() WHERE name = 'millrace recommendations') > 300000 THEN
+		RAISE 'memory grows';
+	END IF;
+	RETURN true;
+END $$;
+SELECT millrace.train_als('few', 'SELECT u, i, v FROM few WHERE is_small()', rank => 2, iterations => 1);
+SELECT millrace.set_baseline('few', 'SELECT 1000 + n FROM generate_series(1, 5) AS n', 'unknown');
+INSERT INTO few SELECT 100 + u, 1001, 1 FROM generate_series(1, 200) AS u;
+ANALYZE few;
+SELECT is((SELECT count(*) FROM millrace.recommend_top_k_for('few', 'SELECT 100 + u FROM generate_series(1, 200) AS u', baseline => 'unknown')), 800::bigint, 'many users with a baseline of what the model does not know');
 
 -- The same where what users have is kept by user
 CREATE TEMP TABLE before AS SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 20) UNION ALL SELECT * FROM millrace.recommend_top_k_for('m', 'asked', 1000, false);

@@ -1494,6 +1494,16 @@ test_search_by_definition(void **state)
 	}
 }
 
+/* Long lists need memory for few users at once. */
+static void
+test_search_many_memory(void **state)
+{
+	const MrcIndex index = {.rank = 64};
+
+	(void) state;
+	assert_true(mrc_search_many_scratch_bytes(&index, 1000000, 2) < 16 << 20);
+}
+
 /* ---- folds ---- */
 
 /* Every row of a half-step, folded alone; and what its ratings contribute to the score of an item. */
@@ -2302,6 +2312,7 @@ main(void)
 		cmocka_unit_test(test_als_pauses),
 		cmocka_unit_test(test_als_start_is_normal),
 		cmocka_unit_test(test_search_by_definition),
+		cmocka_unit_test(test_search_many_memory),
 		cmocka_unit_test(test_folds_are_rows),
 		cmocka_unit_test(test_folds_that_fail),
 		cmocka_unit_test(test_top_order),
