@@ -388,6 +388,8 @@ def case_scorer(work):
     print(f"# {items} items; batches of {size:,} purchases by {users:,.0f} households on average, {first:,} purchases there before", flush=True)
     figures = {"plain": [], "sold": [], "scored": []}
     for _ in range(ROUNDS + 1):
+        sql("CALL millrace.maintain()")
+        sql("CHECKPOINT")
         sessions = {name: Session() for name in figures}
         sums = {name: [0.0, 0.0] for name in figures}
         for file in files:
