@@ -375,6 +375,17 @@ receive_end(DestReceiver *self)
 {
 }
 
+/* An array of the user's own type: the executor hashes it only if what it is compared with is of the type of its elements. */
+static Oid
+array_type(const MrShape *shape)
+{
+	if (shape->user_text)
+		return TEXTARRAYOID;
+	return shape->user_type == INT2OID ? INT2ARRAYOID
+		: shape->user_type == INT4OID  ? INT4ARRAYOID
+									   : INT8ARRAYOID;
+}
+
 /*
  * The plan that reads what users have; the caller has become the model's owner.  The query's own plan comes first: it locks
  * the relations and tells whether the columns have changed.
@@ -384,11 +395,11 @@ query_plan(const MrModel *model, bool many)
 {
 	MrHistoryReader *kept = model->history;
 	MrShape shape = mr_ratings_shape(mr_prepare(&kept->shape_plan.plan, model->query, 0, NULL), "ratings");
-	Oid type = shape.user_text ? (many ? TEXTARRAYOID : TEXTOID) : many ? INT8ARRAYOID : INT8OID;
+	Oid type = many ? array_type(&shape) : shape.user_text ? TEXTOID : INT8OID;
 	MrPlan *plan = many ? &kept->many_plan : &kept->one_plan;
 	char *columns;
 
-	if (shape.user_text != kept->shape.user_text || shape.item_text != kept->shape.item_text ||
+	if (shape.user_type != kept->shape.user_type || shape.item_text != kept->shape.item_text ||
 		shape.value_type != kept->shape.value_type || shape.n_columns != kept->shape.n_columns)
 	{
 		MrPlan *plans[2] = {&kept->one_plan, &kept->many_plan};
@@ -424,6 +435,37 @@ is_askable(const MrKey *user, bool is_text)
 	return user->text == is_text && (!is_text || user->n_bytes > 0);
 }
 
+#define HASHED_USERS 9 /* fewer constants are compared one by one (MIN_ARRAY_SIZE_FOR_HASHED_SAOP) */
+
+/*
+ * Users as an array of the type of the plan's argument; who is not of its range has no rows.  Many are planned as constants,
+ * which are hashed where there is no index: a plan for any array compares each row with each user.
+ */
+static Datum
+users_array(const QueryReader *reader, SPIPlanPtr plan, Datum *users, int64 n)
+{
+	Oid type = get_element_type(SPI_getargtypeid(plan, 0));
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	int64 limit = type == INT2OID ? INT16_MAX : type == INT4OID ? INT32_MAX : INT64_MAX;
+	int64 n_kept = 0;
+	int16 length;
+	bool by_value;
+	char align;
+
+	if (n >= HASHED_USERS)
+		source->cursor_options |= CURSOR_OPT_CUSTOM_PLAN;
+	else
+		source->cursor_options &= ~CURSOR_OPT_CUSTOM_PLAN;
+	for (int64 i = 0; i < n; i++)
+		if (reader->shape->user_text ||
+			(DatumGetInt64(users[i]) <= limit && DatumGetInt64(users[i]) >= -limit - 1))
+			users[n_kept++] = type == INT2OID ? Int16GetDatum((int16) DatumGetInt64(users[i]))
+				: type == INT4OID			  ? Int32GetDatum((int32) DatumGetInt64(users[i]))
+											  : users[i];
+	get_typlenbyvalalign(type, &length, &by_value, &align);
+	return PointerGetDatum(construct_array(users, (int) n_kept, type, length, by_value, align));
+}
+
 static void
 run_query(QueryReader *reader, SPIPlanPtr plan, int64 n_known)
 {
@@ -440,9 +482,7 @@ run_query(QueryReader *reader, SPIPlanPtr plan, int64 n_known)
 	if (SPI_getargtypeid(plan, 0) == (is_text ? TEXTOID : INT8OID))
 		params->params[0].value = values[0];
 	else
-		params->params[0].value = PointerGetDatum(
-			is_text ? construct_array(values, n, TEXTOID, -1, false, TYPALIGN_INT)
-					: construct_array(values, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		params->params[0].value = users_array(reader, plan, values, n);
 	options.params = params;
 	reader->dest = (DestReceiver){receive_row, receive_start, receive_end, receive_end, DestNone};
 	if (SPI_execute_plan_extended(plan, &options) < 0)
