@@ -5,8 +5,9 @@
  * what the query reads, and if the active snapshot shows the transaction that made it so.  Otherwise by the ratings query,
  * restricted to the users who are asked for, as the model's owner; many users are one query.
  *
- * The tables are read without becoming the owner and without SQL: an index scan for each user.  But the owner must still
- * be one who may read the source without limits, else the query answers, or its error.
+ * The tables are read without becoming the owner and without SQL: an index scan for each user, or, of a table that is short
+ * beside their number, one scan of all.  But the owner must still be one who may read the source without limits, else the
+ * query answers, or its error.
  */
 #include "model.h"
 
