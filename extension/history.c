@@ -192,8 +192,9 @@ finder_init(Finder *finder, const MrIds *ids, int64 n_finds)
 	}
 }
 
+/* -1: there is no such id. */
 static int64
-find_any(const Finder *finder, const MrKey *wanted)
+find(const Finder *finder, const MrKey *wanted)
 {
 	char space[MR_KEY_SPACE];
 	MrKey key;
@@ -218,25 +219,13 @@ find_any(const Finder *finder, const MrKey *wanted)
 	return -1;
 }
 
-/* -1: there is no such id. */
-static inline int64
-find(const Finder *finder, const MrKey *wanted)
-{
-	uint64 at = (uint64) wanted->value - finder->base;
-
-	if (finder->direct == NULL || wanted->text)
-		return find_any(finder, wanted);
-	return at < finder->n_direct ? finder->direct[at] : -1;
-}
-
 /* ---- from entries to histories ---- */
 
-#define ST_SORT sort_tail
-#define ST_ELEMENT_TYPE Entry
-#define ST_COMPARE(a, b) (((a)->row > (b)->row) - ((a)->row < (b)->row))
-#define ST_SCOPE static
-#define ST_DEFINE
-#include "lib/sort_template.h"
+static int
+compare_entries(const void *a, const void *b)
+{
+	return mr_compare_rows(&((const Entry *) a)->row, &((const Entry *) b)->row);
+}
 
 /* By row.  What comes from a table of a stream is mostly in order: a long run, then a few that are not. */
 static void
@@ -251,7 +240,7 @@ sort_entries(Entry *entries, int64 n)
 	n_tail = n - run;
 	if (n_tail == 0)
 		return;
-	sort_tail(entries + run, n_tail);
+	qsort(entries + run, n_tail, sizeof(Entry), compare_entries);
 	tail = MemoryContextAllocHuge(CurrentMemoryContext, n_tail * sizeof(Entry));
 	memcpy(tail, entries + run, n_tail * sizeof(Entry));
 	/* From behind; of equal rows those of the tail come last. */
@@ -336,19 +325,16 @@ user_slot(const QueryReader *reader, const MrKey *key)
 	return &reader->slots[at];
 }
 
-static pg_noinline void
-more_entries(QueryReader *reader)
-{
-	reader->size = Max(1024, reader->size * 2);
-	reader->entries = reader->entries ? repalloc_huge(reader->entries, reader->size * sizeof(Entry))
-									  : MemoryContextAllocHuge(reader->context, reader->size * sizeof(Entry));
-}
-
-static inline void
+static void
 put_entry(QueryReader *reader, const Entry *entry)
 {
 	if (reader->n == reader->size)
-		more_entries(reader);
+	{
+		reader->size = Max(1024, reader->size * 2);
+		reader->entries = reader->entries
+			? repalloc_huge(reader->entries, reader->size * sizeof(Entry))
+			: MemoryContextAllocHuge(reader->context, reader->size * sizeof(Entry));
+	}
 	reader->entries[reader->n++] = *entry;
 }
 
@@ -723,110 +709,20 @@ compare_places(const void *a, const void *b)
 	return (key_a > key_b) - (key_a < key_b);
 }
 
-/* A row of one of those who are asked for, out of a table that is read whole. */
-typedef struct KeptRow
-{
-	struct KeptRow *next;
-	MrKey user;
-	struct varlena *packed; /* not compressed */
-} KeptRow;
-
-typedef struct RowList
-{
-	KeptRow *first;
-	KeptRow *last;
-} RowList;
-
-typedef struct RowKeeper
-{
-	const Place *places; /* in ascending order */
-	int32 *slots;		 /* mask + 1: the first place of a key, or -1 */
-	uint64 mask;
-	RowList *lists; /* of the first place of each key, in the order of the table */
-} RowKeeper;
-
-static int32 *
-place_slot(const RowKeeper *keeper, uint64 key)
-{
-	uint64 at = mix(key) & keeper->mask;
-
-	while (keeper->slots[at] >= 0 && keeper->places[keeper->slots[at]].key != key)
-		at = (at + 1) & keeper->mask;
-	return &keeper->slots[at];
-}
-
+/* Entries of one user from one table. */
 static void
-keeper_init(RowKeeper *keeper, const Place *places, int64 n)
-{
-	uint64 size = 16;
-
-	while (size < 2 * (uint64) n)
-		size *= 2;
-	keeper->places = places;
-	keeper->mask = size - 1;
-	keeper->slots = MemoryContextAllocHuge(CurrentMemoryContext, size * sizeof(int32));
-	memset(keeper->slots, -1, size * sizeof(int32));
-	for (int64 i = 0; i < n; i++)
-		if (i == 0 || places[i].key != places[i - 1].key)
-			*place_slot(keeper, places[i].key) = (int32) i;
-}
-
-static bool
-is_wanted(void *arg, uint64 key)
-{
-	return *place_slot(arg, key) >= 0;
-}
-
-static void
-keep_row(void *arg, uint64 key, const MrKey *user, const struct varlena *packed)
-{
-	RowKeeper *keeper = arg;
-	RowList *list = &keeper->lists[*place_slot(keeper, key)];
-	KeptRow *row;
-
-	row = palloc(sizeof(KeptRow) + (user->text ? user->n_bytes : 0));
-	*row = (KeptRow){.user = *user, .packed = pg_detoast_datum_packed((struct varlena *) packed)};
-	if (row->packed == packed)
-		row->packed = memcpy(palloc(VARSIZE_ANY(packed)), packed, VARSIZE_ANY(packed));
-	if (user->text)
-		row->user.bytes = memcpy(row + 1, user->bytes, user->n_bytes);
-	if (list->last)
-		list->last->next = row;
-	else
-		list->first = row;
-	list->last = row;
-}
-
-static void
-put_pieces(QueryReader *reader, MrUnpack *unpack)
+read_rows(MrTrackScan *scan, const MrKey *user, QueryReader *reader)
 {
 	MrPiece piece;
 
-	while (mr_unpack_next(unpack, &piece))
-	{
-		int64 row = find(&reader->items, &piece.item);
-
-		if (row >= 0)
-			put_entry(reader, &(Entry){.row = (int32) row, .n = piece.n_rows, .value = piece.value});
-	}
-}
-
-/* Entries of one user from one table. */
-static void
-read_rows(MrTrackScan *scan, const MrKey *user, const RowList *kept, QueryReader *reader)
-{
-	if (kept == NULL)
-	{
-		mr_track_scan_user(scan, user);
-		while (mr_track_scan_next(scan))
-			put_pieces(reader, &scan->unpack);
-		return;
-	}
-	for (const KeptRow *row = kept->first; row; row = row->next)
-		if (mr_same_key(&row->user, user))
+	mr_track_scan_user(scan, user);
+	while (mr_track_scan_next(scan))
+		while (mr_unpack_next(&scan->unpack, &piece))
 		{
-			mr_unpack_start(&scan->unpack, row->packed);
-			put_pieces(reader, &scan->unpack);
+			int64 row = find(&reader->items, &piece.item);
+
+			if (row >= 0)
+				put_entry(reader, &(Entry){.row = (int32) row, .n = piece.n_rows, .value = piece.value});
 		}
 }
 
@@ -837,9 +733,6 @@ read_users(const MrModel *model, MrTrackScan *scans, const MrKey *users, int64 n
 	QueryReader reader = {.context = CurrentMemoryContext};
 	Place *places = MemoryContextAllocHuge(CurrentMemoryContext, n_users * sizeof(Place));
 	MrKey *keys = MemoryContextAllocHuge(CurrentMemoryContext, n_users * sizeof(MrKey));
-	RowKeeper keeper = {NULL};
-	RowList *lists[2] = {NULL, NULL};
-	int64 first = 0;
 
 	finder_init(&reader.items, &model->items.ids, n_users > 1 ? n_users * 64 : 1);
 	for (int64 i = 0; i < n_users; i++)
@@ -853,26 +746,15 @@ read_users(const MrModel *model, MrTrackScan *scans, const MrKey *users, int64 n
 	}
 	if (n_users > 1)
 		qsort(places, n_users, sizeof(Place), compare_places);
-	for (int j = 0; j < 2 && n_users > 1; j++)
-		if (mr_track_scan_is_short(&scans[j], n_users))
-		{
-			if (keeper.slots == NULL)
-				keeper_init(&keeper, places, n_users);
-			lists[j] = keeper.lists = MemoryContextAllocExtended(
-				CurrentMemoryContext, n_users * sizeof(RowList), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-			mr_track_scan_all(&scans[j], is_wanted, keep_row, &keeper);
-		}
 	for (int64 i = 0; i < n_users; i++)
 	{
 		const MrKey *user = &keys[places[i].user];
 
 		CHECK_FOR_INTERRUPTS();
 		reader.n = 0;
-		if (places[i].key != places[first].key)
-			first = i;
 		if (!user->text || user->n_bytes > 0)
 			for (int j = 0; j < 2; j++)
-				read_rows(&scans[j], user, lists[j] ? &lists[j][first] : NULL, &reader);
+				read_rows(&scans[j], user, &reader);
 		make_history(&model->items.ids, reader.entries, reader.n, context, &histories[places[i].user]);
 	}
 }

@@ -514,15 +514,6 @@ extern bool mr_track_scan_next(MrTrackScan *scan);
 extern void mr_track_scan_end(MrTrackScan *scan);
 
 /*
- * All rows, in the order of the table, which for one user is that of mr_track_scan_next.  Worth it where the table is
- * short beside the number of users who are asked for (mr_track_scan_is_short).  What a sink is given lasts for its call.
- */
-typedef bool (*MrTrackFilter)(void *arg, uint64 key);
-typedef void (*MrTrackSink)(void *arg, uint64 key, const MrKey *user, const struct varlena *packed);
-extern bool mr_track_scan_is_short(const MrTrackScan *scan, int64 n_users);
-extern void mr_track_scan_all(const MrTrackScan *scan, MrTrackFilter filter, MrTrackSink sink, void *arg);
-
-/*
  * Make what serving needs of a model's active version, for who has stored that in this transaction: whoever comes first
  * then has nothing to wait for.  A warning if that fails.
  */

@@ -41,7 +41,6 @@
 #include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
-#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "rewrite/rewriteManip.h"
@@ -1286,47 +1285,6 @@ mr_track_scan_next(MrTrackScan *scan)
 	return false;
 }
 
-static MrKey
-row_user(TupleTableSlot *slot)
-{
-	if (slot->tts_isnull[TRACK_USER])
-		return (MrKey){.value = DatumGetInt64(slot->tts_values[TRACK_KEY])};
-	return mr_key_from_text(DatumGetTextPP(slot->tts_values[TRACK_USER]));
-}
-
-#define USERS_A_PAGE 2 /* whom an index scan finds in the time in which a page is read */
-
-/* In SERIALIZABLE reading all would conflict with every writer. */
-bool
-mr_track_scan_is_short(const MrTrackScan *scan, int64 n_users)
-{
-	return !IsolationIsSerializable() &&
-		(int64) RelationGetNumberOfBlocks(scan->rel) * USERS_A_PAGE <= n_users;
-}
-
-void
-mr_track_scan_all(const MrTrackScan *scan, MrTrackFilter filter, MrTrackSink sink, void *arg)
-{
-	TableScanDesc rows = table_beginscan_strat(scan->rel, GetActiveSnapshot(), 0, NULL, true, false);
-
-	while (table_scan_getnextslot(rows, ForwardScanDirection, scan->slot))
-	{
-		uint64 key;
-		MrKey user;
-
-		CHECK_FOR_INTERRUPTS();
-		slot_getsomeattrs(scan->slot, TRACK_KEY + 1);
-		key = (uint64) DatumGetInt64(scan->slot->tts_values[TRACK_KEY]);
-		if (!filter(arg, key))
-			continue;
-		slot_getallattrs(scan->slot);
-		user = row_user(scan->slot);
-		sink(arg, key, &user, (struct varlena *) DatumGetPointer(scan->slot->tts_values[TRACK_ITEMS]));
-	}
-	table_endscan(rows);
-	ExecClearTuple(scan->slot);
-}
-
 /* ---- folding ---- */
 
 #define FOLD_PORTION 16384 /* rows gathered at once */
@@ -1372,6 +1330,14 @@ gather_pieces(Pile *pile, const MrKey *user, MrUnpack *unpack)
 
 	while (mr_unpack_next(unpack, &piece))
 		add_piece(pile, person, &piece);
+}
+
+static MrKey
+row_user(TupleTableSlot *slot)
+{
+	if (slot->tts_isnull[TRACK_USER])
+		return (MrKey){.value = DatumGetInt64(slot->tts_values[TRACK_KEY])};
+	return mr_key_from_text(DatumGetTextPP(slot->tts_values[TRACK_USER]));
 }
 
 /* Take up to limit rows that batches have left; returns how many.  *more: false at the end, where a scan would begin anew. */
