@@ -30,41 +30,12 @@ expected_rows(MrPlan *plan, const char *query)
 	return n;
 }
 
-/* One entry of a user. */
-typedef struct Entry
-{
-	int32 row;
-	float value;
-} Entry;
-
-static int
-compare_entries(const void *a, const void *b)
-{
-	return mr_compare_rows(&((const Entry *) a)->row, &((const Entry *) b)->row);
-}
-
-/* For ids that are texts here and integers there, whose order is another. */
-static void
-sort_row(int32 *rows, float *values, int64 n, Entry *scratch)
-{
-	for (int64 i = 0; i < n; i++)
-		scratch[i] = (Entry){rows[i], values[i]};
-	qsort(scratch, n, sizeof(Entry), compare_entries);
-	for (int64 i = 0; i < n; i++)
-	{
-		rows[i] = scratch[i].row;
-		values[i] = scratch[i].value;
-	}
-}
-
 /* Number the items as the model does, and close the gaps of those it does not know. */
 static void
 renumber(MrRatings *ratings, const MrIds *items)
 {
 	MrcCsr *csr = &ratings->by_user;
 	int32 *row_of = MemoryContextAllocHuge(CurrentMemoryContext, (ratings->items.n + 1) * sizeof(int32));
-	Entry *scratch = NULL;
-	int64 last = -1;
 	int64 out = 0;
 
 	for (int64 i = 0; i < ratings->items.n; i++)
@@ -72,9 +43,6 @@ renumber(MrRatings *ratings, const MrIds *items)
 		MrKey key = mr_ids_key(&ratings->items, i);
 
 		row_of[i] = (int32) mr_ids_find(items, &key);
-		if (row_of[i] >= 0 && row_of[i] < last && scratch == NULL)
-			scratch = MemoryContextAllocHuge(CurrentMemoryContext, (items->n + 1) * sizeof(Entry));
-		last = Max(last, row_of[i]);
 	}
 	for (int64 user = 0; user < csr->n_rows; user++)
 	{
@@ -91,13 +59,10 @@ renumber(MrRatings *ratings, const MrIds *items)
 			csr->value[out++] = csr->value[e];
 		}
 		csr->start[user] = start;
-		if (scratch)
-			sort_row(csr->index + start, csr->value + start, out - start, scratch);
+		mr_sort_row(csr->index + start, csr->value + start, out - start);
 	}
 	csr->start[csr->n_rows] = out;
 	pfree(row_of);
-	if (scratch)
-		pfree(scratch);
 }
 
 MrEverybody *

@@ -252,41 +252,6 @@ read_seen(Evaluation *evaluation, const MrIds *test_items, const int32 *test_ite
 	mr_csr_release(evaluation->budget, &ratings->by_user);
 }
 
-typedef struct Entry
-{
-	int32 row;
-	float value;
-} Entry;
-
-static int
-compare_entries(const void *a, const void *b)
-{
-	return mr_compare_rows(&((const Entry *) a)->row, &((const Entry *) b)->row);
-}
-
-/* Ids of another kind come in another order. */
-static void
-sort_entries(int32 *rows, float *values, int64 n)
-{
-	Entry *entries;
-	int64 n_ascending = 1;
-
-	while (n_ascending < n && rows[n_ascending - 1] < rows[n_ascending])
-		n_ascending++;
-	if (n_ascending >= n)
-		return;
-	entries = MemoryContextAllocHuge(CurrentMemoryContext, n * sizeof(Entry));
-	for (int64 i = 0; i < n; i++)
-		entries[i] = (Entry){rows[i], values[i]};
-	qsort(entries, n, sizeof(Entry), compare_entries);
-	for (int64 i = 0; i < n; i++)
-	{
-		rows[i] = entries[i].row;
-		values[i] = entries[i].value;
-	}
-	pfree(entries);
-}
-
 /* What the ratings' users have of the model's items, and in place of the values what these raise the scores by. */
 static void
 raise_own(const MrModel *model, float weight, const int32 *items, MrcCsr *csr)
@@ -309,7 +274,7 @@ raise_own(const MrModel *model, float weight, const int32 *items, MrcCsr *csr)
 				csr->index[n++] = items[csr->index[e]];
 			}
 		csr->start[row] = start;
-		sort_entries(csr->index + start, csr->value + start, n - start);
+		mr_sort_row(csr->index + start, csr->value + start, n - start);
 		own = (MrHistory){.n = n - start, .row = csr->index + start, .value = csr->value + start};
 		mr_own_boost(model, weight, &own, own.value);
 	}

@@ -77,11 +77,15 @@ extern bool mr_key_convert(const MrKey *key, bool is_text, MrKey *converted, cha
 extern uint64 mr_ids_hash(const MrIds *ids, int64 row, uint64 seed);
 /* For qsort of int32 rows. */
 extern int mr_compare_rows(const void *a, const void *b);
+/* Entries of one row in the order of rows, for ids of another kind, which come in another order; nothing if they are. */
+extern void mr_sort_row(int32 *rows, float *values, int64 n);
 /* The order of ids of one kind. */
 extern int mr_compare_keys(const MrKey *a, const MrKey *b);
 extern bool mr_same_key(const MrKey *a, const MrKey *b);
 extern MrKey mr_ids_key(const MrIds *ids, int64 row);
 extern MrKey mr_key_from_text(const text *value);
+/* Of a value of type smallint, integer, bigint, text or varchar (below any domain). */
+extern MrKey mr_key_of(Datum value, Oid type);
 extern char *mr_key_cstring(const MrKey *key);
 
 /*

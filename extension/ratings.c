@@ -187,6 +187,40 @@ mr_compare_rows(const void *a, const void *b)
 	return (row_a > row_b) - (row_a < row_b);
 }
 
+typedef struct RowValue
+{
+	int32 row;
+	float value;
+} RowValue;
+
+static int
+compare_row_values(const void *a, const void *b)
+{
+	return mr_compare_rows(&((const RowValue *) a)->row, &((const RowValue *) b)->row);
+}
+
+void
+mr_sort_row(int32 *rows, float *values, int64 n)
+{
+	RowValue *pairs;
+	int64 n_ascending = 1;
+
+	while (n_ascending < n && rows[n_ascending - 1] < rows[n_ascending])
+		n_ascending++;
+	if (n_ascending >= n)
+		return;
+	pairs = MemoryContextAllocHuge(CurrentMemoryContext, n * sizeof(RowValue));
+	for (int64 i = 0; i < n; i++)
+		pairs[i] = (RowValue){rows[i], values[i]};
+	qsort(pairs, n, sizeof(RowValue), compare_row_values);
+	for (int64 i = 0; i < n; i++)
+	{
+		rows[i] = pairs[i].row;
+		values[i] = pairs[i].value;
+	}
+	pfree(pairs);
+}
+
 MrKey
 mr_ids_key(const MrIds *ids, int64 row)
 {
@@ -216,6 +250,22 @@ MrKey
 mr_key_from_text(const text *value)
 {
 	return (MrKey){.text = true, .bytes = VARDATA_ANY(value), .n_bytes = VARSIZE_ANY_EXHDR(value)};
+}
+
+MrKey
+mr_key_of(Datum value, Oid type)
+{
+	switch (type)
+	{
+		case INT2OID:
+			return (MrKey){.value = DatumGetInt16(value)};
+		case INT4OID:
+			return (MrKey){.value = DatumGetInt32(value)};
+		case INT8OID:
+			return (MrKey){.value = DatumGetInt64(value)};
+		default:
+			return mr_key_from_text(DatumGetTextPP(value));
+	}
 }
 
 char *

@@ -498,22 +498,6 @@ typedef struct Run
 	TupleDesc store_desc;
 } Run;
 
-static MrKey
-key_of(Datum value, Oid type)
-{
-	switch (type)
-	{
-		case INT2OID:
-			return (MrKey){.value = DatumGetInt16(value)};
-		case INT4OID:
-			return (MrKey){.value = DatumGetInt32(value)};
-		case INT8OID:
-			return (MrKey){.value = DatumGetInt64(value)};
-		default:
-			return mr_key_from_text(DatumGetTextPP(value));
-	}
-}
-
 /* A key that does not depend on memory of the current row. */
 static MrKey
 keep_key(Run *run, MrKey key)
@@ -562,7 +546,7 @@ user_number(Run *run, Datum value, bool isnull)
 			run->nobody = add_user(run, (MrKey){.text = true}, 0);
 		return run->nobody;
 	}
-	key = key_of(value, run->scorer->user_type);
+	key = mr_key_of(value, run->scorer->user_type);
 	entry = numbers_insert(run->user_numbers, key, &found);
 	if (!found)
 	{
@@ -583,7 +567,7 @@ category_of(const Run *run, int32 row, const MrKey *key)
 static int32
 item_number(Run *run, Datum value)
 {
-	MrKey given = key_of(value, run->scorer->item_type), key;
+	MrKey given = mr_key_of(value, run->scorer->item_type), key;
 	char space[MR_KEY_SPACE];
 	Numbered *entry;
 	bool found;
@@ -664,7 +648,7 @@ count_bought(const Run *run, const User *user, ArrayType *list, int *n)
 	{
 		const Numbered *item = nulls[i]
 			? NULL
-			: numbers_lookup(run->item_numbers, key_of(values[i], is_text ? TEXTOID : INT8OID));
+			: numbers_lookup(run->item_numbers, mr_key_of(values[i], is_text ? TEXTOID : INT8OID));
 		int64 event = item ? user->first : -1;
 
 		while (event >= 0 && run->events[event].item != item->number)

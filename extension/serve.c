@@ -70,22 +70,6 @@ keys_end(DestReceiver *self)
 {
 }
 
-static MrKey
-key_of(const KeyReader *reader, Datum value)
-{
-	switch (reader->type)
-	{
-		case INT2OID:
-			return (MrKey){.value = DatumGetInt16(value)};
-		case INT4OID:
-			return (MrKey){.value = DatumGetInt32(value)};
-		case INT8OID:
-			return (MrKey){.value = DatumGetInt64(value)};
-		default:
-			return mr_key_from_text(DatumGetTextPP(value));
-	}
-}
-
 /* Of the DestReceiver: one row. */
 static bool
 keys_row(TupleTableSlot *slot, DestReceiver *self)
@@ -99,7 +83,7 @@ keys_row(TupleTableSlot *slot, DestReceiver *self)
 		reader->take(reader->arg, NULL);
 	else
 	{
-		MrKey key = key_of(reader, value);
+		MrKey key = mr_key_of(value, reader->type);
 
 		reader->take(reader->arg, &key);
 	}

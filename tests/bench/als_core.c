@@ -122,9 +122,9 @@ main(int argc, char **argv)
 {
 	const MrcHost host = {never, never, NULL};
 	const Shape *shape = NULL;
-	int rank = argc > 2 ? atoi(argv[2]) : 0;
-	int n_threads = argc > 3 ? atoi(argv[3]) : 0;
-	int n_rounds = argc > 4 ? atoi(argv[4]) : 5;
+	int rank = argc > 2 ? (int) strtol(argv[2], NULL, 10) : 0;
+	int n_threads = argc > 3 ? (int) strtol(argv[3], NULL, 10) : 0;
+	int n_rounds = argc > 4 ? (int) strtol(argv[4], NULL, 10) : 5;
 	MrcAls als = {.params = {rank, true, 1, 0.3, 0.01, 1, false}};
 	Blas blas = load_blas();
 	Gemm gemms[256];

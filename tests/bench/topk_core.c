@@ -215,9 +215,9 @@ int
 main(int argc, char **argv)
 {
 	const MrcHost host = {never, never, NULL};
-	Bench bench = {.rank = argc > 2 ? atoi(argv[2]) : 0,
-				   .n_threads = argc > 3 ? atoi(argv[3]) : 0,
-				   .k = argc > 4 ? atoi(argv[4]) : 10};
+	Bench bench = {.rank = argc > 2 ? (int) strtol(argv[2], NULL, 10) : 0,
+				   .n_threads = argc > 3 ? (int) strtol(argv[3], NULL, 10) : 0,
+				   .k = argc > 4 ? (int) strtol(argv[4], NULL, 10) : 10};
 	const Shape *shape = NULL;
 	void *memory;
 	void *scratch;
