@@ -95,6 +95,11 @@ static const Option options[] = {
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
+	{"metrics.listen", OPTION_TEXT, AT(metrics_listen), NULL, 0, 0, NULL,
+	 "host:port, or :port for every address, where /metrics, /healthz and /readyz are served by HTTP.  "
+	 "Default: not served."},
+	{"metrics.interval", OPTION_DURATION, AT(metrics_interval_ms), "10s", 0, 86400000, NULL,
+	 "How often the same figures are written to millrace.ingest_metrics.  0: never."},
 };
 
 #define N_OPTIONS ((int) (sizeof options / sizeof options[0]))
@@ -199,7 +204,8 @@ pairs_put(Config *config, Pairs *pairs, const char *name, const char *value, con
 static void
 report_unknown(Config *config, const char *section, const char *key, const char *origin, int line)
 {
-	const char *names[N_OPTIONS], *sections[] = {"source", "csv", "columns", "target", "batch", "log"};
+	const char *names[N_OPTIONS],
+		*sections[] = {"source", "csv", "columns", "target", "batch", "log", "metrics"};
 	size_t n_prefix = strlen(section) + 1;
 	bool is_section = strcmp(section, "columns") == 0;
 	int n_names = 0;
@@ -213,7 +219,7 @@ report_unknown(Config *config, const char *section, const char *key, const char 
 		}
 	if (!is_section)
 	{
-		nearest = name_nearest(section, sections, 6);
+		nearest = name_nearest(section, sections, (int) (sizeof sections / sizeof sections[0]));
 		report_at(config, origin, line, "unknown section [%s]%s%s%s", section,
 				  nearest ? "; did you mean [" : "", nearest ? nearest : "", nearest ? "]?" : "");
 		return;
@@ -353,7 +359,7 @@ load_file(Config *config)
 static void
 check_variable(Config *config, const char *entry)
 {
-	static const char *const sections[] = {"SOURCE", "CSV", "TARGET", "BATCH", "LOG"};
+	static const char *const sections[] = {"SOURCE", "CSV", "TARGET", "BATCH", "LOG", "METRICS"};
 	size_t n_bytes = strcspn(entry, "=");
 
 	if (strncmp(entry, "MILLRACE_", 9) != 0 || strncmp(entry, "MILLRACE_SOURCE_KAFKA_", 22) == 0)
@@ -599,6 +605,9 @@ check_values(Config *config)
 	if (!time_parse(config->min_time, strlen(config->min_time), &config->min_time_us, &has_zone))
 		config_error_at(config, "target.min_time",
 						"\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z", config->min_time);
+	if (config->metrics_listen != NULL && strrchr(config->metrics_listen, ':') == NULL)
+		config_error_at(config, "metrics.listen", "\"%s\" is no address: write host:port or :port",
+						config->metrics_listen);
 	if (config->max_record_bytes > config->max_bytes)
 		config->max_record_bytes = config->max_bytes;
 }
@@ -658,6 +667,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->log_level_given = is_set("log.level");
 	check_values(config);
 	derive(config);
+	config->metrics = metrics_open(config->name);
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
@@ -691,6 +701,7 @@ config_free(Config *config)
 	}
 	pairs_free(&config->columns);
 	pairs_free(&config->kafka);
+	metrics_close(config->metrics);
 	memset(config, 0, sizeof *config);
 }
 

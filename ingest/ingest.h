@@ -2,7 +2,7 @@
  * The ingester: events from Kafka, a directory, a file or stdin into a PostgreSQL table, exactly once.
  *
  * One thread.  A message travels main -> config -> pipeline -> source_* -> decode -> transform -> partition -> sink, and
- * a file calls only files further down this list (util serves all).  A Batch collects the rows; sink_store() writes rows,
+ * a file calls only files further down this list (metrics and util serve all).  A Batch collects the rows; sink_store() writes rows,
  * dead letters and positions in one transaction.  The position in the database is the only one there is.
  */
 #ifndef INGEST_H
@@ -142,11 +142,14 @@ typedef struct Config
 	int64_t max_rows, max_bytes, max_age_ms;
 	int64_t log_level;
 	bool log_level_given;
+	char *metrics_listen; /* host:port; NULL: off */
+	int64_t metrics_interval_ms;
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
 	bool once, progress;
-	int n_errors; /* reported so far */
+	int n_errors;			 /* reported so far */
+	struct Metrics *metrics; /* of the stream; config_load() makes them, config_free() frees them */
 } Config;
 
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
@@ -158,6 +161,71 @@ void config_error_pair(Config *config, const Pair *pair, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_help(FILE *out);
 void config_free(Config *config);
+
+/* ---- metrics.c ---- */
+
+#define N_BATCH_BUCKETS 14 /* upper limits are in metrics.c; the last is infinity */
+
+/*
+ * What a stream has done since the process started, and what it is doing.  Whoever knows adds to a counter, from any
+ * thread: `config->metrics->n_rows += n`.
+ */
+typedef struct Metrics
+{
+	const char *stream;
+	_Atomic int64_t n_messages;					/* read from the source, bad ones included */
+	_Atomic int64_t n_rows;						/* stored in the table */
+	_Atomic int64_t n_bytes;					/* of the stored messages, as they came */
+	_Atomic int64_t n_batches;					/* committed */
+	_Atomic int64_t n_dead_letters;				/* stored in millrace.dead_letters */
+	_Atomic int64_t n_retries;					/* refused by the server, and tried again */
+	_Atomic int64_t n_unanswered;				/* COMMITs whose answer was lost */
+	_Atomic int64_t n_reconnects;				/* to the database */
+	_Atomic int64_t n_fenced;					/* batches given up because the position had been moved */
+	_Atomic int64_t n_partitions;				/* of the table, made */
+	_Atomic int64_t n_expired;					/* partitions of the table, dropped */
+	_Atomic int64_t n_rebalances;				/* Kafka partitions given or taken away: events */
+	_Atomic int64_t n_kafka_errors;				/* reported by librdkafka */
+	_Atomic int64_t n_kafka_reconnects;			/* brokers were away, and are back */
+	_Atomic int64_t n_skipped;					/* offsets that the broker has lost, jumped over */
+	_Atomic int64_t open_rows;					/* in the batch that fills */
+	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
+	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
+	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
+	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
+	_Atomic int64_t batch_us;					/* sum of the times to store a batch */
+	_Atomic int64_t of_bucket[N_BATCH_BUCKETS]; /* batches by that time */
+	struct Lags *lags;
+	struct Metrics *next; /* of the process */
+} Metrics;
+
+/* The stream's name is copied. */
+Metrics *metrics_open(const char *stream);
+void metrics_close(Metrics *metrics);
+/* From now on they are served, until metrics_close(). */
+void metrics_publish(Metrics *metrics);
+/* A batch is committed; n_bytes as the messages came, us from the first try to COMMIT's answer. */
+void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
+/* Messages (files: bytes) that wait behind the stored position.  Negative: no longer this process's. */
+void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
+
+typedef struct Sample
+{
+	const char *name;  /* without the prefix millrace_ */
+	const char *bound; /* of a histogram's bucket; NULL: none */
+	const char *topic; /* NULL: none */
+	int32_t partition;
+	double value;
+} Sample;
+
+typedef void SampleSeen(const Sample *sample, void *to);
+/* Every sample of a stream. */
+void metrics_each(Metrics *metrics, SampleSeen *seen, void *to);
+
+/* Serves /metrics, /healthz and /readyz on config->metrics_listen, on a thread of its own; nothing when that is NULL.  Once a process. */
+ExitCode metrics_serve(Config *config);
+void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
@@ -340,11 +408,11 @@ bool copy_context_is_plain(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
-typedef struct SinkCounts
-{
-	int64_t n_rows, n_dead_letters, n_batches, n_reconnects;
-} SinkCounts;
-const SinkCounts *sink_counts(const Sink *sink);
+/*
+ * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
+ * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
+ */
+void sink_metrics(Sink *sink, bool is_last);
 
 /* ---- partition.c ---- */
 

@@ -16,6 +16,7 @@
 #include <libpq-fe.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SEND_BYTES ((size_t) 65536)
 #define FEW_ROWS 5	  /* a smaller batch may be refused as a whole and still be the rows' fault */
@@ -44,7 +45,7 @@ struct Sink
 	Config *config;
 	PGconn *connection;
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
-	SinkCounts counts;
+	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
 	Buffer send, sql;
 	/* of the batch being stored */
 	const Table *table;
@@ -283,12 +284,6 @@ sink_close(Sink *sink)
 	free(sink);
 }
 
-const SinkCounts *
-sink_counts(const Sink *sink)
-{
-	return &sink->counts;
-}
-
 /* ---- errors ---- */
 
 static bool
@@ -412,20 +407,23 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 {
 	const char *params[] = {table->name};
 	PGresult *result;
-	SinkStatus status = run(
-		sink,
-		"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
-		" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
-		" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
-		" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
-		" ELSE pg_catalog.has_table_privilege(rel, what0) END"
-		" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
-		" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
-		" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
-		" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
-		" WHERE i.inhparent = $1::pg_catalog.regclass"
-		" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-		1, params, &result);
+	SinkStatus status =
+		run(sink,
+			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
+			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
+			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
+			"w(what)"
+			" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
+			" ELSE pg_catalog.has_table_privilege(rel, what0) END"
+			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
+			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
+			" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
+			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
+			" WHERE i.inhparent = $1::pg_catalog.regclass"
+			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
+			1, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -664,9 +662,15 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	time_format(to_us, to, sizeof to);
 	log_line(LOG_DEBUG, "asking for the partition of %s that holds %s", table->name, from);
 	bool is_data;
+	PGresult *result;
 	SinkStatus status = run_judged(
 		sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)", 3,
-		params, NULL, &is_data);
+		params, &result, &is_data);
+	if (status == SINK_OK)
+	{
+		sink->config->metrics->n_partitions += strtol(PQgetvalue(result, 0, 0), NULL, 10);
+		PQclear(result);
+	}
 	if (!is_data)
 		return status;
 	if (strncmp(sink->sqlstate, "23", 2) != 0)
@@ -1541,6 +1545,7 @@ commit(Sink *sink, bool *is_data)
 	{
 		status = judge(sink, result, is_data);
 		sink->is_commit_unknown = status == SINK_LOST;
+		sink->config->metrics->n_unanswered += sink->is_commit_unknown;
 	}
 	else if (strcmp(PQcmdStatus(result), "COMMIT") != 0)
 		status = SINK_RETRY;
@@ -1593,16 +1598,25 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 }
 
 static void
-stored(Sink *sink, int n_rows, int n_dead)
+stored(Sink *sink, int64_t begun_us)
 {
 	Batch *batch = sink->batch;
+	Metrics *metrics = sink->config->metrics;
+	int64_t n_bytes = 0;
+	int n_rows = 0, n_dead = 0;
+
+	for (int i = 0; i < batch->n_rows; i++)
+		if (!batch->rows[i].is_dropped)
+		{
+			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
+			n_bytes += batch->rows[i].raw_bytes;
+		}
 
 	for (int i = 0; i < batch->positions.n_positions; i++)
 		if (batch->positions.list[i].is_assigned)
 			batch->positions.list[i].stored = batch->positions.list[i].next;
-	sink->counts.n_rows += n_rows;
-	sink->counts.n_dead_letters += n_dead;
-	sink->counts.n_batches++;
+	metrics_batch(metrics, n_rows, n_bytes, monotonic_us() - begun_us);
+	metrics->n_dead_letters += n_dead;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
 }
 
@@ -1611,6 +1625,7 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 {
 	bool is_data = true, is_stored = false;
 	SinkStatus status = SINK_RETRY;
+	int64_t begun_us = monotonic_us();
 	int n_rows = 0, n_dead = 0;
 
 	sink->table = table;
@@ -1651,13 +1666,85 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		sink->n_lost_batches = 0;
 	else if (sink->n_suspects > 0)
 		sink->n_lost_batches++;
-	n_rows = 0;
-	n_dead = 0;
-	for (int i = 0; i < batch->n_rows; i++)
-		if (!batch->rows[i].is_dropped)
-			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
-	stored(sink, n_rows, n_dead);
+	stored(sink, begun_us);
 	return SINK_OK;
+}
+
+/* ---- metrics ---- */
+
+enum
+{
+	SAMPLE_NAME,
+	SAMPLE_TOPIC,
+	SAMPLE_PARTITION,
+	SAMPLE_BOUND,
+	SAMPLE_VALUE,
+	N_SAMPLE_ARRAYS
+};
+
+static void
+array_text_or_null(Buffer *out, const char *text)
+{
+	if (text != NULL)
+		array_text(out, text, strlen(text));
+	else
+		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
+}
+
+static void
+add_sample(const Sample *sample, void *to)
+{
+	Buffer *arrays = to;
+
+	array_text_or_null(&arrays[SAMPLE_NAME], sample->name);
+	array_text_or_null(&arrays[SAMPLE_TOPIC], sample->topic);
+	if (sample->topic != NULL)
+		array_number(&arrays[SAMPLE_PARTITION], sample->partition);
+	else
+		array_text_or_null(&arrays[SAMPLE_PARTITION], NULL);
+	array_text_or_null(&arrays[SAMPLE_BOUND], sample->bound);
+	buffer_printf(&arrays[SAMPLE_VALUE], "%s%.17g", arrays[SAMPLE_VALUE].n_bytes > 1 ? "," : "",
+				  sample->value);
+}
+
+void
+sink_metrics(Sink *sink, bool is_last)
+{
+	static const char sql[] =
+		"WITH new AS (SELECT s.metric, jsonb_strip_nulls(jsonb_build_object('topic', s.topic, 'partition',"
+		" s.partition, 'le', s.bound)) AS labels, s.value FROM unnest($3::text[], $4::text[], $5::int[],"
+		" $6::text[], $7::float8[]) s(metric, topic, partition, bound, value)),"
+		" gone AS (DELETE FROM millrace.ingest_metrics m WHERE m.source = $1"
+		" AND (m.updated < now() - interval '1 day' OR (m.instance = $2 AND NOT EXISTS"
+		" (SELECT FROM new n WHERE n.metric = m.metric AND n.labels = m.labels))))"
+		" INSERT INTO millrace.ingest_metrics (source, instance, metric, labels, value)"
+		" SELECT $1, $2, n.metric, n.labels, n.value FROM new n"
+		" ON CONFLICT (source, instance, metric, labels) DO UPDATE SET value = excluded.value, updated = "
+		"now()";
+	const Config *config = sink->config;
+	Buffer arrays[N_SAMPLE_ARRAYS] = {0};
+	const char *params[2 + N_SAMPLE_ARRAYS] = {config->name};
+	char host[256] = "", instance[300];
+	int64_t now_us = monotonic_us();
+
+	if (config->metrics_interval_ms == 0 || sink->connection == NULL ||
+		(!is_last && now_us < sink->metrics_us))
+		return;
+	sink->metrics_us = now_us + config->metrics_interval_ms * 1000;
+	gethostname(host, sizeof host - 1);
+	snprintf(instance, sizeof instance, "%s:%ld", host, (long) getpid());
+	params[1] = instance;
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+		buffer_add(&arrays[i], "{", 1);
+	metrics_each(config->metrics, add_sample, arrays);
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+	{
+		buffer_add(&arrays[i], "}", 2);
+		params[2 + i] = arrays[i].data;
+	}
+	run(sink, sql, 2 + N_SAMPLE_ARRAYS, params, NULL);
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+		buffer_free(&arrays[i]);
 }
 
 /* ---- trying again ---- */
@@ -1689,7 +1776,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		}
 		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
 		{
-			sink->counts.n_reconnects++;
+			sink->config->metrics->n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");
 			return true;
 		}
@@ -1706,7 +1793,12 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 bool
 sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 {
+	Metrics *metrics = sink->config->metrics;
+
 	*exit_code = EXIT_DONE;
+	metrics->is_database_lost = status == SINK_LOST || status == SINK_RETRY;
+	metrics->n_retries += status == SINK_RETRY;
+	metrics->n_fenced += status == SINK_FENCED;
 	switch (status)
 	{
 		case SINK_OK:

@@ -49,7 +49,25 @@ COMMENT ON COLUMN millrace.dead_letters.sqlstate IS 'SQLSTATE of the server''s e
 COMMENT ON COLUMN millrace.dead_letters.reason IS 'What is wrong, as the ingester or the server says it';
 COMMENT ON COLUMN millrace.dead_letters.created IS 'Start of the transaction that wrote it';
 
-/* Positions may be seen by all; payloads hold user data and are for those whom the extension's creator names. */
-GRANT SELECT ON millrace.ingest_offsets TO PUBLIC;
-GRANT SELECT, INSERT, UPDATE, DELETE ON millrace.ingest_offsets, millrace.dead_letters TO @extowner@ WITH GRANT OPTION;
+/* Not dumped: figures of processes that run here and now. */
+CREATE TABLE millrace.ingest_metrics (
+	source text NOT NULL,
+	instance text NOT NULL,
+	metric text NOT NULL,
+	labels jsonb NOT NULL DEFAULT '{}',
+	value float8 NOT NULL,
+	updated timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (source, instance, metric, labels)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE millrace.ingest_metrics IS 'What each ingester serves under /metrics, written every metrics.interval; rows of processes that have ended go after a day';
+COMMENT ON COLUMN millrace.ingest_metrics.source IS 'Name of the ingest stream, as in millrace.ingest_offsets';
+COMMENT ON COLUMN millrace.ingest_metrics.instance IS 'Host and process id of the ingester';
+COMMENT ON COLUMN millrace.ingest_metrics.metric IS 'Name of the figure, without the prefix millrace_; those that end in _total count since the process started';
+COMMENT ON COLUMN millrace.ingest_metrics.labels IS 'topic and partition of a lag, le of a bucket of batch_seconds; otherwise empty';
+COMMENT ON COLUMN millrace.ingest_metrics.value IS 'Value of the figure';
+COMMENT ON COLUMN millrace.ingest_metrics.updated IS 'When it was written';
+
+/* Positions and metrics may be seen by all; payloads hold user data and are for those whom the extension's creator names. */
+GRANT SELECT ON millrace.ingest_offsets, millrace.ingest_metrics TO PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON millrace.ingest_offsets, millrace.dead_letters, millrace.ingest_metrics TO @extowner@ WITH GRANT OPTION;
 GRANT USAGE, SELECT ON SEQUENCE millrace.dead_letters_id_seq TO @extowner@ WITH GRANT OPTION;
