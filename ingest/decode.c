@@ -847,3 +847,17 @@ decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, in
 	}
 	return used;
 }
+
+const NewColumns *
+decode_wants(const Decoder *decoder)
+{
+	(void) decoder;
+	return NULL;
+}
+
+void
+decode_again(Decoder *decoder, Batch *batch)
+{
+	(void) decoder;
+	(void) batch;
+}

@@ -113,6 +113,23 @@ typedef enum Format
 	FORMAT_JSON
 } Format;
 
+/* NaN, Infinity and -Infinity in JSON, as some producers write them. */
+typedef enum NanPolicy
+{
+	NAN_REFUSE,
+	NAN_NULL,
+	NAN_TEXT /* as if they stood between quotes */
+} NanPolicy;
+
+/* A field of a message that no column takes. */
+typedef enum UnknownPolicy
+{
+	UNKNOWN_IGNORE,
+	UNKNOWN_JSONB,
+	UNKNOWN_ADD_COLUMN,
+	UNKNOWN_DEAD_LETTER
+} UnknownPolicy;
+
 /* A key whose name the user chooses: a [columns] line, or a librdkafka property. */
 typedef struct Pair
 {
@@ -133,9 +150,12 @@ typedef struct Config
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
 	int64_t csv_header;
-	char *csv_delimiter, *csv_null, *csv_columns;
+	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
+	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
-	int64_t reconnect_ms, retry_ms;
+	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t on_unknown_field;
+	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
@@ -258,7 +278,8 @@ void positions_clear(Positions *positions);
 typedef struct Message
 {
 	const char *data, *key; /* key NULL: none */
-	size_t n_bytes, n_key_bytes;
+	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
+	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
 	int64_t offset, next_offset;
 	int64_t timestamp_us; /* NO_TIME: none */
@@ -274,16 +295,17 @@ typedef struct DeadLetter
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
 #define LEAF_WANTED (-2) /* no leaf holds time_us yet */
 
-/* One message.  raw, key, copy and dead live in the batch's arena. */
+/* One message.  raw, key, headers, copy and dead live in the batch's arena. */
 typedef struct Row
 {
-	const char *raw, *key;
+	const char *raw, *key, *headers; /* as in Message */
 	const char *copy; /* one line of COPY text with its \n; NULL for a dead letter of decode or partition */
 	const char *time_text; /* event time that only the server can read; NULL: none */
 	DeadLetter *dead;
 	int64_t offset, time_us;
-	uint64_t omitted; /* bit i: the i-th column with a default is left to the server */
-	uint32_t raw_bytes, key_bytes, copy_bytes, time_bytes;
+	int64_t timestamp_us; /* of the message; NO_TIME: none */
+	uint64_t omitted;	  /* bit i: the i-th column with a default is left to the server */
+	uint32_t raw_bytes, key_bytes, header_bytes, copy_bytes, time_bytes;
 	int32_t position, leaf, next;
 	bool is_dropped;   /* its Kafka partition was taken away */
 	bool is_defaulted; /* its event time is the column's DEFAULT */
@@ -382,6 +404,24 @@ void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
 void table_free(Table *table);
+/* Columns to be added to the table: on_unknown_field = add_column. */
+typedef struct NewColumn
+{
+	char *name;
+	const char *type; /* as in SQL; a literal */
+} NewColumn;
+
+typedef struct NewColumns
+{
+	NewColumn *list;
+	int n_columns;
+} NewColumns;
+
+/*
+ * Adds the columns in a transaction of its own, under target.lock_timeout; one that somebody else has added meanwhile is
+ * left as it is.  To be tried again like any other operation: sink_again().
+ */
+SinkStatus sink_add_columns(Sink *sink, const Table *table, const NewColumns *columns);
 SinkStatus sink_leaves(Sink *sink, const Table *table, Leaves *leaves);
 void leaves_free(Leaves *leaves);
 /* SINK_OK also when the default partition holds rows of that time: then none is made. */
@@ -511,6 +551,18 @@ size_t decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at
  */
 size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position,
 					int64_t offset);
+
+/*
+ * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL.  The caller adds them, describes the
+ * table and builds the mapping anew, and decodes the rows again; no name is asked for twice.
+ */
+const NewColumns *decode_wants(const Decoder *decoder);
+/*
+ * After mapping_free() and mapping_build() of the decoder's mapping: each row of the batch (the open one, or one that
+ * waits) that is not dropped is decoded anew from its raw bytes, whatever became of it before, CSV by the header it was
+ * read under.  To be called for the open batch at least, even when it is empty.
+ */
+void decode_again(Decoder *decoder, Batch *batch);
 
 /* ---- source_file.c, source_kafka.c ---- */
 

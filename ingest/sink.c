@@ -140,6 +140,10 @@ batch_add(Batch *batch, const Message *message)
 		.raw_bytes = (uint32_t) message->n_bytes,
 		.key = message->key ? arena_copy(&batch->arena, message->key, message->n_key_bytes) : NULL,
 		.key_bytes = (uint32_t) message->n_key_bytes,
+		.headers =
+			message->headers ? arena_copy(&batch->arena, message->headers, message->n_header_bytes) : NULL,
+		.header_bytes = (uint32_t) message->n_header_bytes,
+		.timestamp_us = message->timestamp_us,
 		.offset = message->offset,
 		.position = message->position,
 		.leaf = LEAF_PARENT,
@@ -449,6 +453,32 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 	PQclear(result);
 }
 
+/* What on_unknown_field = add_column needs. */
+static void
+check_growth(Sink *sink, Config *config, const Table *table, char kind)
+{
+	const char *params[] = {table->name};
+	PGresult *result;
+
+	if (config->on_unknown_field != UNKNOWN_ADD_COLUMN)
+		return;
+	if (kind == 'v')
+		config_error_at(config, "target.on_unknown_field", "no column can be added to %s, which is a view",
+						table->name);
+	else if (run(sink,
+				 "SELECT 1 FROM pg_catalog.pg_class WHERE oid = $1::pg_catalog.regclass"
+				 " AND pg_catalog.pg_has_role(relowner, 'USAGE')",
+				 1, params, &result) == SINK_OK)
+	{
+		if (PQntuples(result) == 0)
+			config_error_at(
+				config, "target.on_unknown_field",
+				"role %s cannot add columns to %s: it is no member of the role that owns the table",
+				PQuser(sink->connection), table->name);
+		PQclear(result);
+	}
+}
+
 static SinkStatus
 read_columns(Sink *sink, Table *table, const char *oid)
 {
@@ -571,6 +601,7 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		PQclear(result);
 		return EXIT_CONNECTION;
 	}
+	check_growth(sink, config, table, PQgetvalue(result, 0, 3)[0]);
 	PQclear(result);
 	check_privileges(sink, config, table);
 	return config->n_errors > n_before ? EXIT_TARGET : EXIT_DONE;
@@ -604,6 +635,33 @@ leaves_free(Leaves *leaves)
 	}
 	free(leaves->list);
 	memset(leaves, 0, sizeof *leaves);
+}
+
+SinkStatus
+sink_add_columns(Sink *sink, const Table *table, const NewColumns *columns)
+{
+	if (sink->connection == NULL)
+		return SINK_LOST;
+	sink->sql.n_bytes = 0;
+	buffer_printf(&sink->sql, "BEGIN; SET LOCAL lock_timeout = %" PRId64 "; ALTER TABLE %s",
+				  sink->config->lock_timeout_ms, table->name);
+	for (int i = 0; i < columns->n_columns; i++)
+	{
+		const NewColumn *column = &columns->list[i];
+		char *quoted = PQescapeIdentifier(sink->connection, column->name, strlen(column->name));
+
+		if (quoted == NULL)
+			return SINK_LOST;
+		buffer_printf(&sink->sql, "%s ADD COLUMN IF NOT EXISTS %s %s", i > 0 ? "," : "", quoted,
+					  column->type);
+		PQfreemem(quoted);
+		log_line(LOG_INFO, "adding column \"%s\" %s to %s", column->name, column->type, table->name);
+	}
+	buffer_printf(&sink->sql, "; COMMIT");
+	SinkStatus status = run(sink, sink->sql.data, 0, NULL, NULL);
+	if (status != SINK_OK && status != SINK_LOST)
+		run(sink, "ROLLBACK", 0, NULL, NULL);
+	return status;
 }
 
 SinkStatus
