@@ -258,6 +258,7 @@ ExitCode pipeline_check(Config *config);
 typedef struct Position
 {
 	char *topic;
+	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
 	int64_t stored; /* next offset as the database has it */
@@ -287,7 +288,7 @@ typedef struct Message
 
 typedef struct DeadLetter
 {
-	const char *stage, *reason; /* decode, partition, store */
+	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
 	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;
