@@ -269,6 +269,7 @@ typedef struct FileMark
 typedef struct Position
 {
 	char *topic;
+	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
 	bool is_new;	 /* the database has no row for it yet: the batch's transaction makes it */
@@ -301,7 +302,7 @@ typedef struct Message
 
 typedef struct DeadLetter
 {
-	const char *stage, *reason; /* decode, partition, store */
+	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
 	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;

@@ -95,7 +95,10 @@ void
 positions_clear(Positions *positions)
 {
 	for (int i = 0; i < positions->n_positions; i++)
+	{
 		free(positions->list[i].topic);
+		free(positions->list[i].csv_header);
+	}
 	free(positions->list);
 	memset(positions, 0, sizeof *positions);
 }
@@ -1427,38 +1430,101 @@ store_rows(Sink *sink, bool *is_data)
 
 /* ---- dead letters and positions ---- */
 
-/* Escaped text and a tab. */
-static void
-add_text(Buffer *out, const char *text)
-{
-	size_t n_bytes = strlen(text);
-	char *start = buffer_room(out, n_bytes * 2 + 1), *end = copy_escape(start, text, n_bytes);
+/* COPY's binary format: the bytes of a payload travel as they are. */
+static const char letters_head[] =
+	"PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0"; /* with its own NUL: two numbers of 0 */
+static const char letters_tail[] = "\377\377";
+#define EPOCH_2000_US INT64_C(946684800000000)
 
-	*end++ = '\t';
-	out->n_bytes += (size_t) (end - start);
+static void
+add_number(Buffer *out, int64_t value, int n_bytes)
+{
+	char *to = buffer_room(out, (size_t) n_bytes);
+
+	for (int i = 0; i < n_bytes; i++)
+		to[i] = (char) (value >> 8 * (n_bytes - 1 - i));
+	out->n_bytes += (size_t) n_bytes;
 }
 
-/* bytea in COPY text and a tab; NULL for none. */
-static void
-add_bytes(Buffer *out, const char *data, size_t n_bytes)
+/* NULL for no data. */
+static bool
+add_field(Sink *sink, const char *data, size_t n_bytes)
 {
-	static const char hex[] = "0123456789abcdef";
-
+	add_number(&sink->send, data ? (int64_t) n_bytes : -1, 4);
 	if (data == NULL)
+		return true;
+	if (n_bytes >= SEND_BYTES)
+		return send_flush(sink) && PQputCopyData(sink->connection, data, (int) n_bytes) == 1;
+	buffer_add(&sink->send, data, n_bytes);
+	return sink->send.n_bytes < SEND_BYTES || send_flush(sink);
+}
+
+static bool
+add_text(Sink *sink, const char *text)
+{
+	return add_field(sink, text, text ? strlen(text) : 0);
+}
+
+/*
+ * One row of millrace.dead_letters.  is_plain: the database has refused what was said about them before, so only ASCII of
+ * the reason is kept, and neither headers nor the names of CSV fields.
+ */
+static bool
+add_letter(Sink *sink, const Row *row, bool is_plain)
+{
+	const Position *position = &sink->batch->positions.list[row->position];
+	const DeadLetter *dead = row->dead;
+	Buffer *out = &sink->send;
+
+	add_number(out, 12, 2);
+	bool is_sent = add_text(sink, sink->config->name) && add_text(sink, position->topic);
+	add_number(out, 4, 4);
+	add_number(out, position->partition, 4);
+	add_number(out, 8, 4);
+	add_number(out, row->offset, 8);
+	is_sent =
+		is_sent && add_field(sink, row->key, row->key_bytes) && add_field(sink, row->raw, row->raw_bytes);
+	bool has_headers = row->headers != NULL && !is_plain;
+	add_number(out, has_headers ? (int64_t) row->header_bytes + 1 : -1, 4);
+	if (has_headers)
 	{
-		buffer_add(out, "\\N\t", 3);
-		return;
+		buffer_add(out, "\1", 1); /* version of jsonb's format */
+		buffer_add(out, row->headers, row->header_bytes);
 	}
-	char *to = buffer_room(out, n_bytes * 2 + 4);
-	memcpy(to, "\\\\x", 3);
-	to += 3;
-	for (size_t i = 0; i < n_bytes; i++)
-	{
-		*to++ = hex[(unsigned char) data[i] >> 4];
-		*to++ = hex[(unsigned char) data[i] & 15];
-	}
-	*to = '\t';
-	out->n_bytes += n_bytes * 2 + 4;
+	bool has_time = row->timestamp_us != NO_TIME;
+	add_number(out, has_time ? 8 : -1, 4);
+	if (has_time)
+		add_number(out, row->timestamp_us - EPOCH_2000_US, 8);
+	is_sent = is_sent && add_text(sink, is_plain ? NULL : position->csv_header) &&
+		add_text(sink, dead->stage) && add_text(sink, dead->sqlstate[0] ? dead->sqlstate : NULL);
+	char *reason = mem_string(dead->reason);
+	for (char *c = reason; is_plain && *c; c++)
+		if ((unsigned char) *c >= 0x80)
+			*c = '?';
+	is_sent = is_sent && add_text(sink, reason);
+	free(reason);
+	return is_sent;
+}
+
+static SinkStatus
+copy_letters(Sink *sink, bool is_plain, bool *is_data)
+{
+	const Batch *batch = sink->batch;
+	bool is_sent = true;
+	SinkStatus status =
+		copy_begin(sink,
+				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, headers,"
+				   " message_time, csv_header, stage, sqlstate, reason) FROM STDIN (FORMAT binary)",
+				   is_data);
+
+	if (status != SINK_OK)
+		return status;
+	buffer_add(&sink->send, letters_head, sizeof letters_head);
+	for (int i = 0; i < batch->n_rows && is_sent; i++)
+		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped)
+			is_sent = add_letter(sink, &batch->rows[i], is_plain);
+	buffer_add(&sink->send, letters_tail, 2);
+	return copy_end(sink, is_sent, is_data);
 }
 
 static SinkStatus
@@ -1466,7 +1532,7 @@ store_dead_letters(Sink *sink, int *n_dead)
 {
 	Batch *batch = sink->batch;
 	const Row *first = NULL;
-	bool is_data = false, is_sent = true;
+	bool is_data = false;
 
 	*n_dead = 0;
 	for (int i = 0; i < batch->n_rows; i++)
@@ -1474,47 +1540,24 @@ store_dead_letters(Sink *sink, int *n_dead)
 			first = &batch->rows[i];
 	if (*n_dead == 0)
 		return SINK_OK;
-	SinkStatus status =
-		copy_begin(sink,
-				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
-				   " sqlstate, reason) FROM STDIN",
-				   &is_data);
-	for (int i = 0; status == SINK_OK && i < batch->n_rows && is_sent; i++)
+	SinkStatus status = SINK_OK;
+	for (int is_plain = 0; is_plain <= 1; is_plain++)
 	{
-		const Row *row = &batch->rows[i];
-		const Position *position = &batch->positions.list[row->position];
-
-		if (row->dead == NULL || row->is_dropped)
-			continue;
-		add_text(&sink->send, sink->config->name);
-		add_text(&sink->send, position->topic);
-		buffer_printf(&sink->send, "%" PRId32 "\t%" PRId64 "\t", position->partition, row->offset);
-		add_bytes(&sink->send, row->key, row->key_bytes);
-		add_bytes(&sink->send, row->raw, row->raw_bytes);
-		add_text(&sink->send, row->dead->stage);
-		add_text(&sink->send, row->dead->sqlstate[0] ? row->dead->sqlstate : "\\N");
-		if (row->dead->sqlstate[0] == '\0')
-		{
-			/* "\N" was escaped like any text: make it the NULL it stands for. */
-			sink->send.n_bytes -= strlen("\\\\N\t");
-			buffer_add(&sink->send, "\\N\t", 3);
-		}
-		add_text(&sink->send, row->dead->reason);
-		sink->send.data[sink->send.n_bytes - 1] = '\n';
-		if (sink->send.n_bytes >= SEND_BYTES)
-			is_sent = send_flush(sink);
+		status = run(sink, is_plain ? "ROLLBACK TO SAVEPOINT millrace_letters" : "SAVEPOINT millrace_letters",
+					 0, NULL, NULL);
+		if (status == SINK_OK)
+			status = copy_letters(sink, is_plain, &is_data);
+		if (!is_data)
+			break;
+		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
+				 sink->sqlstate);
 	}
-	if (status == SINK_OK)
-		status = copy_end(sink, is_sent, &is_data);
 	if (status == SINK_OK)
 		log_line(LOG_WARNING,
 				 "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
 				 batch->number, *n_dead, *n_dead == 1 ? "" : "s",
 				 batch->positions.list[first->position].topic,
 				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
-	else if (is_data)
-		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
-				 sink->sqlstate);
 	return status;
 }
 
