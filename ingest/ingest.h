@@ -254,12 +254,27 @@ ExitCode pipeline_check(Config *config);
 
 /* ---- batch, sink.c ---- */
 
+/* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
+typedef struct FileMark
+{
+	char id[44];		 /* inode and time of birth; "": not a regular file */
+	int64_t modified_us; /* when its end was reached */
+	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
+	char fingerprint
+		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
+	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+} FileMark;
+
 /* How far a stream has read one file or Kafka partition. */
 typedef struct Position
 {
 	char *topic;
+	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
+	bool is_new;	 /* the database has no row for it yet: the batch's transaction makes it */
+	bool is_changed; /* file is not what the database has */
+	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
 	int64_t end;	/* Kafka with --once: stop here */
@@ -287,7 +302,7 @@ typedef struct Message
 
 typedef struct DeadLetter
 {
-	const char *stage, *reason; /* decode, partition, store */
+	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
 	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;
@@ -434,8 +449,10 @@ SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const ch
 						   const uint32_t *n_bytes, int64_t *times_us);
 /* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
-/* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
+/* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
+SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
 SinkStatus
 sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);

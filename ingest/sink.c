@@ -95,7 +95,10 @@ void
 positions_clear(Positions *positions)
 {
 	for (int i = 0; i < positions->n_positions; i++)
+	{
 		free(positions->list[i].topic);
+		free(positions->list[i].csv_header);
+	}
 	free(positions->list);
 	memset(positions, 0, sizeof *positions);
 }
@@ -402,6 +405,37 @@ copy_context_line(const char *context, const char *relation)
 		line += line != NULL;
 	}
 	return 0;
+}
+
+/* ---- array literals ---- */
+
+/* An element, quoted. */
+static void
+array_text(Buffer *out, const char *text, size_t n_bytes)
+{
+	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
+	for (const char *end = text + n_bytes; text < end; text++)
+	{
+		if (*text == '"' || *text == '\\')
+			buffer_add(out, "\\", 1);
+		buffer_add(out, text, 1);
+	}
+	buffer_add(out, "\"", 1);
+}
+
+static void
+array_text_or_null(Buffer *out, const char *text)
+{
+	if (text != NULL)
+		array_text(out, text, strlen(text));
+	else
+		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
+}
+
+static void
+array_number(Buffer *out, int64_t number)
+{
+	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
 }
 
 /* ---- what the database knows ---- */
@@ -744,8 +778,6 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	return SINK_OK;
 }
 
-static void array_text(Buffer *out, const char *text, size_t n_bytes);
-
 /* SQL that turns expression into microseconds: local ones for a column without a time zone, as its leaves have them. */
 static void
 time_sql(Buffer *sql, const Table *table, const char *expression, const char *from)
@@ -848,6 +880,26 @@ sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *
 	return status;
 }
 
+/* What stands for position->file in a query, and is_mark_read() reads. */
+#define FILE_COLUMNS                                                                                       \
+	"coalesce(file_id, ''), coalesce(file_size, -1),"                                                      \
+	" coalesce((extract(epoch FROM file_modified) * 1000000)::bigint, 0), coalesce(file_fingerprint, '')," \
+	" file_defect IS NOT NULL"
+
+static FileMark
+read_mark(const PGresult *result, int row, int column)
+{
+	FileMark mark = {
+		.size_bytes = strtoll(PQgetvalue(result, row, column + 1), NULL, 10),
+		.modified_us = strtoll(PQgetvalue(result, row, column + 2), NULL, 10),
+		.defect = PQgetvalue(result, row, column + 4)[0] == 't' ? "damaged" : NULL,
+	};
+
+	snprintf(mark.id, sizeof mark.id, "%s", PQgetvalue(result, row, column));
+	snprintf(mark.fingerprint, sizeof mark.fingerprint, "%s", PQgetvalue(result, row, column + 3));
+	return mark;
+}
+
 SinkStatus
 sink_position(Sink *sink, Position *position, int64_t first)
 {
@@ -865,13 +917,17 @@ sink_position(Sink *sink, Position *position, int64_t first)
 	if (status != SINK_OK)
 		return status;
 	status = run(sink,
-				 "SELECT next_offset FROM millrace.ingest_offsets"
+				 "SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
 				 3, params, &result);
 	if (status != SINK_OK)
 		return status;
 	if (PQntuples(result) == 1)
+	{
 		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+		position->file = read_mark(result, 0, 1);
+		position->is_new = false;
+	}
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
@@ -884,7 +940,7 @@ sink_positions(Sink *sink, Positions *positions)
 	const char *params[] = {sink->config->name};
 	PGresult *result;
 	SinkStatus status = run(sink,
-							"SELECT topic, next_offset FROM millrace.ingest_offsets"
+							"SELECT topic, next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 							" WHERE source = $1 AND partition = 0 ORDER BY topic COLLATE \"C\"",
 							1, params, &result);
 
@@ -897,9 +953,35 @@ sink_positions(Sink *sink, Positions *positions)
 		positions->list[i] = (Position){
 			.topic = mem_string(PQgetvalue(result, i, 0)),
 			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
+			.file = read_mark(result, i, 2),
 		};
 	PQclear(result);
 	return SINK_OK;
+}
+
+SinkStatus
+sink_forget(Sink *sink, const Positions *positions)
+{
+	Buffer topics = {0}, stored = {0};
+
+	buffer_add(&topics, "{", 1);
+	buffer_add(&stored, "{", 1);
+	for (int i = 0; i < positions->n_positions; i++)
+	{
+		array_text_or_null(&topics, positions->list[i].topic);
+		array_number(&stored, positions->list[i].stored);
+	}
+	buffer_add(&topics, "}", 2);
+	buffer_add(&stored, "}", 2);
+	const char *params[] = {sink->config->name, topics.data, stored.data};
+	SinkStatus status =
+		run(sink,
+			"DELETE FROM millrace.ingest_offsets o USING unnest($2::text[], $3::bigint[]) AS p(topic, stored)"
+			" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = 0 AND o.next_offset = p.stored",
+			3, params, NULL);
+	buffer_free(&topics);
+	buffer_free(&stored);
+	return status;
 }
 
 /* ---- rows ---- */
@@ -1348,38 +1430,101 @@ store_rows(Sink *sink, bool *is_data)
 
 /* ---- dead letters and positions ---- */
 
-/* Escaped text and a tab. */
-static void
-add_text(Buffer *out, const char *text)
-{
-	size_t n_bytes = strlen(text);
-	char *start = buffer_room(out, n_bytes * 2 + 1), *end = copy_escape(start, text, n_bytes);
+/* COPY's binary format: the bytes of a payload travel as they are. */
+static const char letters_head[] =
+	"PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0"; /* with its own NUL: two numbers of 0 */
+static const char letters_tail[] = "\377\377";
+#define EPOCH_2000_US INT64_C(946684800000000)
 
-	*end++ = '\t';
-	out->n_bytes += (size_t) (end - start);
+static void
+add_number(Buffer *out, int64_t value, int n_bytes)
+{
+	char *to = buffer_room(out, (size_t) n_bytes);
+
+	for (int i = 0; i < n_bytes; i++)
+		to[i] = (char) (value >> 8 * (n_bytes - 1 - i));
+	out->n_bytes += (size_t) n_bytes;
 }
 
-/* bytea in COPY text and a tab; NULL for none. */
-static void
-add_bytes(Buffer *out, const char *data, size_t n_bytes)
+/* NULL for no data. */
+static bool
+add_field(Sink *sink, const char *data, size_t n_bytes)
 {
-	static const char hex[] = "0123456789abcdef";
-
+	add_number(&sink->send, data ? (int64_t) n_bytes : -1, 4);
 	if (data == NULL)
+		return true;
+	if (n_bytes >= SEND_BYTES)
+		return send_flush(sink) && PQputCopyData(sink->connection, data, (int) n_bytes) == 1;
+	buffer_add(&sink->send, data, n_bytes);
+	return sink->send.n_bytes < SEND_BYTES || send_flush(sink);
+}
+
+static bool
+add_text(Sink *sink, const char *text)
+{
+	return add_field(sink, text, text ? strlen(text) : 0);
+}
+
+/*
+ * One row of millrace.dead_letters.  is_plain: the database has refused what was said about them before, so only ASCII of
+ * the reason is kept, and neither headers nor the names of CSV fields.
+ */
+static bool
+add_letter(Sink *sink, const Row *row, bool is_plain)
+{
+	const Position *position = &sink->batch->positions.list[row->position];
+	const DeadLetter *dead = row->dead;
+	Buffer *out = &sink->send;
+
+	add_number(out, 12, 2);
+	bool is_sent = add_text(sink, sink->config->name) && add_text(sink, position->topic);
+	add_number(out, 4, 4);
+	add_number(out, position->partition, 4);
+	add_number(out, 8, 4);
+	add_number(out, row->offset, 8);
+	is_sent =
+		is_sent && add_field(sink, row->key, row->key_bytes) && add_field(sink, row->raw, row->raw_bytes);
+	bool has_headers = row->headers != NULL && !is_plain;
+	add_number(out, has_headers ? (int64_t) row->header_bytes + 1 : -1, 4);
+	if (has_headers)
 	{
-		buffer_add(out, "\\N\t", 3);
-		return;
+		buffer_add(out, "\1", 1); /* version of jsonb's format */
+		buffer_add(out, row->headers, row->header_bytes);
 	}
-	char *to = buffer_room(out, n_bytes * 2 + 4);
-	memcpy(to, "\\\\x", 3);
-	to += 3;
-	for (size_t i = 0; i < n_bytes; i++)
-	{
-		*to++ = hex[(unsigned char) data[i] >> 4];
-		*to++ = hex[(unsigned char) data[i] & 15];
-	}
-	*to = '\t';
-	out->n_bytes += n_bytes * 2 + 4;
+	bool has_time = row->timestamp_us != NO_TIME;
+	add_number(out, has_time ? 8 : -1, 4);
+	if (has_time)
+		add_number(out, row->timestamp_us - EPOCH_2000_US, 8);
+	is_sent = is_sent && add_text(sink, is_plain ? NULL : position->csv_header) &&
+		add_text(sink, dead->stage) && add_text(sink, dead->sqlstate[0] ? dead->sqlstate : NULL);
+	char *reason = mem_string(dead->reason);
+	for (char *c = reason; is_plain && *c; c++)
+		if ((unsigned char) *c >= 0x80)
+			*c = '?';
+	is_sent = is_sent && add_text(sink, reason);
+	free(reason);
+	return is_sent;
+}
+
+static SinkStatus
+copy_letters(Sink *sink, bool is_plain, bool *is_data)
+{
+	const Batch *batch = sink->batch;
+	bool is_sent = true;
+	SinkStatus status =
+		copy_begin(sink,
+				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, headers,"
+				   " message_time, csv_header, stage, sqlstate, reason) FROM STDIN (FORMAT binary)",
+				   is_data);
+
+	if (status != SINK_OK)
+		return status;
+	buffer_add(&sink->send, letters_head, sizeof letters_head);
+	for (int i = 0; i < batch->n_rows && is_sent; i++)
+		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped)
+			is_sent = add_letter(sink, &batch->rows[i], is_plain);
+	buffer_add(&sink->send, letters_tail, 2);
+	return copy_end(sink, is_sent, is_data);
 }
 
 static SinkStatus
@@ -1387,7 +1532,7 @@ store_dead_letters(Sink *sink, int *n_dead)
 {
 	Batch *batch = sink->batch;
 	const Row *first = NULL;
-	bool is_data = false, is_sent = true;
+	bool is_data = false;
 
 	*n_dead = 0;
 	for (int i = 0; i < batch->n_rows; i++)
@@ -1395,74 +1540,31 @@ store_dead_letters(Sink *sink, int *n_dead)
 			first = &batch->rows[i];
 	if (*n_dead == 0)
 		return SINK_OK;
-	SinkStatus status =
-		copy_begin(sink,
-				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
-				   " sqlstate, reason) FROM STDIN",
-				   &is_data);
-	for (int i = 0; status == SINK_OK && i < batch->n_rows && is_sent; i++)
+	SinkStatus status = SINK_OK;
+	for (int is_plain = 0; is_plain <= 1; is_plain++)
 	{
-		const Row *row = &batch->rows[i];
-		const Position *position = &batch->positions.list[row->position];
-
-		if (row->dead == NULL || row->is_dropped)
-			continue;
-		add_text(&sink->send, sink->config->name);
-		add_text(&sink->send, position->topic);
-		buffer_printf(&sink->send, "%" PRId32 "\t%" PRId64 "\t", position->partition, row->offset);
-		add_bytes(&sink->send, row->key, row->key_bytes);
-		add_bytes(&sink->send, row->raw, row->raw_bytes);
-		add_text(&sink->send, row->dead->stage);
-		add_text(&sink->send, row->dead->sqlstate[0] ? row->dead->sqlstate : "\\N");
-		if (row->dead->sqlstate[0] == '\0')
-		{
-			/* "\N" was escaped like any text: make it the NULL it stands for. */
-			sink->send.n_bytes -= strlen("\\\\N\t");
-			buffer_add(&sink->send, "\\N\t", 3);
-		}
-		add_text(&sink->send, row->dead->reason);
-		sink->send.data[sink->send.n_bytes - 1] = '\n';
-		if (sink->send.n_bytes >= SEND_BYTES)
-			is_sent = send_flush(sink);
+		status = run(sink, is_plain ? "ROLLBACK TO SAVEPOINT millrace_letters" : "SAVEPOINT millrace_letters",
+					 0, NULL, NULL);
+		if (status == SINK_OK)
+			status = copy_letters(sink, is_plain, &is_data);
+		if (!is_data)
+			break;
+		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
+				 sink->sqlstate);
 	}
-	if (status == SINK_OK)
-		status = copy_end(sink, is_sent, &is_data);
 	if (status == SINK_OK)
 		log_line(LOG_WARNING,
 				 "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
 				 batch->number, *n_dead, *n_dead == 1 ? "" : "s",
 				 batch->positions.list[first->position].topic,
 				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
-	else if (is_data)
-		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
-				 sink->sqlstate);
 	return status;
 }
 
 static bool
 is_touched(const Position *position)
 {
-	return position->is_assigned && position->next != position->stored;
-}
-
-/* An element of an array literal, quoted. */
-static void
-array_text(Buffer *out, const char *text, size_t n_bytes)
-{
-	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
-	for (const char *end = text + n_bytes; text < end; text++)
-	{
-		if (*text == '"' || *text == '\\')
-			buffer_add(out, "\\", 1);
-		buffer_add(out, text, 1);
-	}
-	buffer_add(out, "\"", 1);
-}
-
-static void
-array_number(Buffer *out, int64_t number)
-{
-	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
+	return position->is_assigned && (position->next != position->stored || position->is_changed);
 }
 
 enum
@@ -1472,8 +1574,30 @@ enum
 	ARRAY_STORED,
 	ARRAY_NEXT,
 	ARRAY_LEAF,
+	ARRAY_NEW,
+	ARRAY_ID,
+	ARRAY_SIZE,
+	ARRAY_MODIFIED,
+	ARRAY_FINGERPRINT,
+	ARRAY_DEFECT,
 	N_ARRAYS
 };
+
+static void
+mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark)
+{
+	char modified[40];
+
+	time_format(mark->modified_us, modified, sizeof modified);
+	array_text_or_null(&arrays[ARRAY_ID], mark->id[0] ? mark->id : NULL);
+	if (mark->id[0] && mark->size_bytes >= 0)
+		array_number(&arrays[ARRAY_SIZE], mark->size_bytes);
+	else
+		array_text_or_null(&arrays[ARRAY_SIZE], NULL);
+	array_text_or_null(&arrays[ARRAY_MODIFIED], mark->id[0] ? modified : NULL);
+	array_text_or_null(&arrays[ARRAY_FINGERPRINT], mark->fingerprint[0] ? mark->fingerprint : NULL);
+	array_text_or_null(&arrays[ARRAY_DEFECT], mark->defect);
+}
 
 /* The touched positions and used leaves as array literals.  Returns the number of positions. */
 static int
@@ -1494,6 +1618,8 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 		array_number(&arrays[ARRAY_PARTITION], position->partition);
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
+		array_number(&arrays[ARRAY_NEW], position->is_new);
+		mark_arrays(arrays, &position->file);
 		n_positions++;
 	}
 	for (int g = 0; g < sink->n_groups; g++)
@@ -1521,19 +1647,30 @@ move_positions(Sink *sink)
 {
 	Buffer arrays[N_ARRAYS] = {0};
 	int n_leaves, n_positions = position_arrays(sink, arrays, &n_leaves);
-	const char *params[] = {sink->config->name,		   arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
-							arrays[ARRAY_STORED].data, arrays[ARRAY_NEXT].data,	 arrays[ARRAY_LEAF].data};
+	const char *params[N_ARRAYS + 1] = {sink->config->name};
 	PGresult *result;
+
+	for (int i = 0; i < N_ARRAYS; i++)
+		params[i + 1] = arrays[i].data;
 	SinkStatus status = run(
 		sink,
-		"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
-		" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
-		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = "
-		"p.stored"
-		" RETURNING 1)"
-		" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
+		"WITH p AS (SELECT * FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[], $7::int[],"
+		" $8::text[], $9::bigint[], $10::timestamptz[], $11::text[], $12::text[])"
+		" AS p(topic, partition, stored, next, is_new, id, size, modified, fingerprint, defect)),"
+		" moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now(), file_id = "
+		"p.id,"
+		" file_size = p.size, file_modified = p.modified, file_fingerprint = p.fingerprint,"
+		" file_defect = p.defect FROM p"
+		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition"
+		" AND o.next_offset = p.stored AND p.is_new = 0 RETURNING 1),"
+		" added AS (INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset, file_id,"
+		" file_size, file_modified, file_fingerprint, file_defect)"
+		" SELECT $1, topic, partition, next, id, size, modified, fingerprint, defect FROM p WHERE is_new = 1"
+		" ON CONFLICT DO NOTHING RETURNING 1)"
+		" SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM added),"
+		" (SELECT count(*) FROM pg_catalog.pg_inherits"
 		" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
-		6, params, &result);
+		N_ARRAYS + 1, params, &result);
 
 	for (int i = 0; i < N_ARRAYS; i++)
 		buffer_free(&arrays[i]);
@@ -1552,6 +1689,13 @@ move_positions(Sink *sink)
 	return status;
 }
 
+static bool
+mark_is_same(const FileMark *a, const FileMark *b)
+{
+	return strcmp(a->id, b->id) == 0 && strcmp(a->fingerprint, b->fingerprint) == 0 &&
+		(a->id[0] == '\0' || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
+}
+
 /* COMMIT was sent and not answered: did it happen?  *is_stored says. */
 static SinkStatus
 settle_commit(Sink *sink, bool *is_stored)
@@ -1568,7 +1712,8 @@ settle_commit(Sink *sink, bool *is_stored)
 		if (status != SINK_OK)
 			return status;
 		n_touched++;
-		if (found.stored == position->next)
+		position->is_new = false; /* there is a row now */
+		if (found.stored == position->next && mark_is_same(&found.file, &position->file))
 			n_stored++;
 		else if (found.stored != position->stored)
 		{
@@ -1671,8 +1816,14 @@ stored(Sink *sink, int64_t begun_us)
 		}
 
 	for (int i = 0; i < batch->positions.n_positions; i++)
-		if (batch->positions.list[i].is_assigned)
-			batch->positions.list[i].stored = batch->positions.list[i].next;
+	{
+		Position *position = &batch->positions.list[i];
+
+		if (!position->is_assigned)
+			continue;
+		position->stored = position->next;
+		position->is_new = position->is_changed = false;
+	}
 	metrics_batch(metrics, n_rows, n_bytes, monotonic_us() - begun_us);
 	metrics->n_dead_letters += n_dead;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
@@ -1739,15 +1890,6 @@ enum
 	SAMPLE_VALUE,
 	N_SAMPLE_ARRAYS
 };
-
-static void
-array_text_or_null(Buffer *out, const char *text)
-{
-	if (text != NULL)
-		array_text(out, text, strlen(text));
-	else
-		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
-}
 
 static void
 add_sample(const Sample *sample, void *to)
