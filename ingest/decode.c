@@ -799,7 +799,7 @@ skip_long(Decoder *decoder, Message *message, const char *data, size_t n_bytes)
 	size_t used = line_end ? (size_t) (line_end + 1 - data) : n_bytes;
 
 	message->n_bytes = without_line_end(data, used);
-	batch_dead_letter(decoder->batch, message, "decode", "",
+	batch_dead_letter(decoder->batch, message, "read", "",
 					  decoder->is_skipping ? "rest of a record longer than source.max_record"
 										   : "record longer than source.max_record");
 	decoder->is_skipping = line_end == NULL;
@@ -873,4 +873,18 @@ decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, in
 		decoder->batch->positions.list[position].next = offset + (int64_t) used;
 	}
 	return used;
+}
+
+const NewColumns *
+decode_wants(const Decoder *decoder)
+{
+	(void) decoder;
+	return NULL;
+}
+
+void
+decode_again(Decoder *decoder, Batch *batch)
+{
+	(void) decoder;
+	(void) batch;
 }

@@ -2,7 +2,7 @@
  * The ingester: events from Kafka, a directory, a file or stdin into a PostgreSQL table, exactly once.
  *
  * One thread.  A message travels main -> config -> pipeline -> source_* -> decode -> transform -> partition -> sink, and
- * a file calls only files further down this list (util serves all).  A Batch collects the rows; sink_store() writes rows,
+ * a file calls only files further down this list (metrics and util serve all).  A Batch collects the rows; sink_store() writes rows,
  * dead letters and positions in one transaction.  The position in the database is the only one there is.
  */
 #ifndef INGEST_H
@@ -113,6 +113,23 @@ typedef enum Format
 	FORMAT_JSON
 } Format;
 
+/* NaN, Infinity and -Infinity in JSON, as some producers write them. */
+typedef enum NanPolicy
+{
+	NAN_REFUSE,
+	NAN_NULL,
+	NAN_TEXT /* as if they stood between quotes */
+} NanPolicy;
+
+/* A field of a message that no column takes. */
+typedef enum UnknownPolicy
+{
+	UNKNOWN_IGNORE,
+	UNKNOWN_JSONB,
+	UNKNOWN_ADD_COLUMN,
+	UNKNOWN_DEAD_LETTER
+} UnknownPolicy;
+
 /* A key whose name the user chooses: a [columns] line, or a librdkafka property. */
 typedef struct Pair
 {
@@ -133,20 +150,26 @@ typedef struct Config
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
 	int64_t csv_header;
-	char *csv_delimiter, *csv_null, *csv_columns;
+	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
+	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
-	int64_t reconnect_ms, retry_ms;
+	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t on_unknown_field;
+	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
 	int64_t max_rows, max_bytes, max_age_ms;
 	int64_t log_level;
 	bool log_level_given;
+	char *metrics_listen; /* host:port; NULL: off */
+	int64_t metrics_interval_ms;
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
 	bool once, progress;
-	int n_errors; /* reported so far */
+	int n_errors;			 /* reported so far */
+	struct Metrics *metrics; /* of the stream; config_load() makes them, config_free() frees them */
 } Config;
 
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
@@ -161,6 +184,71 @@ void config_print_wrapped(FILE *out, const char *text); /* with an indent, at mo
 bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
 void config_free(Config *config);
 
+/* ---- metrics.c ---- */
+
+#define N_BATCH_BUCKETS 14 /* upper limits are in metrics.c; the last is infinity */
+
+/*
+ * What a stream has done since the process started, and what it is doing.  Whoever knows adds to a counter, from any
+ * thread: `config->metrics->n_rows += n`.
+ */
+typedef struct Metrics
+{
+	const char *stream;
+	_Atomic int64_t n_messages;					/* read from the source, bad ones included */
+	_Atomic int64_t n_rows;						/* stored in the table */
+	_Atomic int64_t n_bytes;					/* of the stored messages, as they came */
+	_Atomic int64_t n_batches;					/* committed */
+	_Atomic int64_t n_dead_letters;				/* stored in millrace.dead_letters */
+	_Atomic int64_t n_retries;					/* refused by the server, and tried again */
+	_Atomic int64_t n_unanswered;				/* COMMITs whose answer was lost */
+	_Atomic int64_t n_reconnects;				/* to the database */
+	_Atomic int64_t n_fenced;					/* batches given up because the position had been moved */
+	_Atomic int64_t n_partitions;				/* of the table, made */
+	_Atomic int64_t n_expired;					/* partitions of the table, dropped */
+	_Atomic int64_t n_rebalances;				/* Kafka partitions given or taken away: events */
+	_Atomic int64_t n_kafka_errors;				/* reported by librdkafka */
+	_Atomic int64_t n_kafka_reconnects;			/* brokers were away, and are back */
+	_Atomic int64_t n_skipped;					/* offsets that the broker has lost, jumped over */
+	_Atomic int64_t open_rows;					/* in the batch that fills */
+	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
+	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
+	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
+	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
+	_Atomic int64_t batch_us;					/* sum of the times to store a batch */
+	_Atomic int64_t of_bucket[N_BATCH_BUCKETS]; /* batches by that time */
+	struct Lags *lags;
+	struct Metrics *next; /* of the process */
+} Metrics;
+
+/* The stream's name is copied. */
+Metrics *metrics_open(const char *stream);
+void metrics_close(Metrics *metrics);
+/* From now on they are served, until metrics_close(). */
+void metrics_publish(Metrics *metrics);
+/* A batch is committed; n_bytes as the messages came, us from the first try to COMMIT's answer. */
+void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
+/* Messages (files: bytes) that wait behind the stored position.  Negative: no longer this process's. */
+void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
+
+typedef struct Sample
+{
+	const char *name;  /* without the prefix millrace_ */
+	const char *bound; /* of a histogram's bucket; NULL: none */
+	const char *topic; /* NULL: none */
+	int32_t partition;
+	double value;
+} Sample;
+
+typedef void SampleSeen(const Sample *sample, void *to);
+/* Every sample of a stream. */
+void metrics_each(Metrics *metrics, SampleSeen *seen, void *to);
+
+/* Serves /metrics, /healthz and /readyz on config->metrics_listen, on a thread of its own; nothing when that is NULL.  Once a process. */
+ExitCode metrics_serve(Config *config);
+void metrics_stop(void);
+
 /* ---- pipeline.c ---- */
 
 ExitCode pipeline_run(Config *config);
@@ -168,12 +256,27 @@ ExitCode pipeline_check(Config *config);
 
 /* ---- batch, sink.c ---- */
 
+/* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
+typedef struct FileMark
+{
+	char id[44];		 /* inode and time of birth; "": not a regular file */
+	int64_t modified_us; /* when its end was reached */
+	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
+	char fingerprint
+		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
+	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+} FileMark;
+
 /* How far a stream has read one file or Kafka partition. */
 typedef struct Position
 {
 	char *topic;
+	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
+	bool is_new;	 /* the database has no row for it yet: the batch's transaction makes it */
+	bool is_changed; /* file is not what the database has */
+	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
 	int64_t end;	/* Kafka with --once: stop here */
@@ -192,7 +295,8 @@ void positions_clear(Positions *positions);
 typedef struct Message
 {
 	const char *data, *key; /* key NULL: none */
-	size_t n_bytes, n_key_bytes;
+	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
+	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
 	int64_t offset, next_offset;
 	int64_t timestamp_us; /* NO_TIME: none */
@@ -200,7 +304,7 @@ typedef struct Message
 
 typedef struct DeadLetter
 {
-	const char *stage, *reason; /* decode, partition, store */
+	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
 	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;
@@ -208,16 +312,17 @@ typedef struct DeadLetter
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
 #define LEAF_WANTED (-2) /* no leaf holds time_us yet */
 
-/* One message.  raw, key, copy and dead live in the batch's arena. */
+/* One message.  raw, key, headers, copy and dead live in the batch's arena. */
 typedef struct Row
 {
-	const char *raw, *key;
+	const char *raw, *key, *headers; /* as in Message */
 	const char *copy; /* one line of COPY text with its \n; NULL for a dead letter of decode or partition */
 	const char *time_text; /* event time that only the server can read; NULL: none */
 	DeadLetter *dead;
 	int64_t offset, time_us;
-	uint64_t omitted; /* bit i: the i-th column with a default is left to the server */
-	uint32_t raw_bytes, key_bytes, copy_bytes, time_bytes;
+	int64_t timestamp_us; /* of the message; NO_TIME: none */
+	uint64_t omitted;	  /* bit i: the i-th column with a default is left to the server */
+	uint32_t raw_bytes, key_bytes, header_bytes, copy_bytes, time_bytes;
 	int32_t position, leaf, next;
 	bool is_dropped;   /* its Kafka partition was taken away */
 	bool is_defaulted; /* its event time is the column's DEFAULT */
@@ -316,6 +421,24 @@ void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
 void table_free(Table *table);
+/* Columns to be added to the table: on_unknown_field = add_column. */
+typedef struct NewColumn
+{
+	char *name;
+	const char *type; /* as in SQL; a literal */
+} NewColumn;
+
+typedef struct NewColumns
+{
+	NewColumn *list;
+	int n_columns;
+} NewColumns;
+
+/*
+ * Adds the columns in a transaction of its own, under target.lock_timeout; one that somebody else has added meanwhile is
+ * left as it is.  To be tried again like any other operation: sink_again().
+ */
+SinkStatus sink_add_columns(Sink *sink, const Table *table, const NewColumns *columns);
 SinkStatus sink_leaves(Sink *sink, const Table *table, Leaves *leaves);
 void leaves_free(Leaves *leaves);
 /* SINK_OK also when the default partition holds rows of that time: then none is made. */
@@ -328,8 +451,10 @@ SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const ch
 						   const uint32_t *n_bytes, int64_t *times_us);
 /* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
-/* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
+/* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
+SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
 SinkStatus
 sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
@@ -342,11 +467,11 @@ bool copy_context_is_plain(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
-typedef struct SinkCounts
-{
-	int64_t n_rows, n_dead_letters, n_batches, n_reconnects;
-} SinkCounts;
-const SinkCounts *sink_counts(const Sink *sink);
+/*
+ * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
+ * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
+ */
+void sink_metrics(Sink *sink, bool is_last);
 
 /* ---- partition.c ---- */
 
@@ -445,6 +570,18 @@ size_t decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at
  */
 size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position,
 					int64_t offset);
+
+/*
+ * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL.  The caller adds them, describes the
+ * table and builds the mapping anew, and decodes the rows again; no name is asked for twice.
+ */
+const NewColumns *decode_wants(const Decoder *decoder);
+/*
+ * After mapping_free() and mapping_build() of the decoder's mapping: each row of the batch (the open one, or one that
+ * waits) that is not dropped is decoded anew from its raw bytes, whatever became of it before, CSV by the header it was
+ * read under.  To be called for the open batch at least, even when it is empty.
+ */
+void decode_again(Decoder *decoder, Batch *batch);
 
 /*
  * A decoder that only takes CSV records apart, by the csv.* of config: decode_split() is all it can do.  Returns the

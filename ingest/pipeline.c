@@ -143,7 +143,7 @@ flush(Pipeline *pipeline)
 static void
 show_progress(Pipeline *pipeline, bool final)
 {
-	const SinkCounts *counts = sink_counts(pipeline->sink);
+	const Metrics *metrics = pipeline->config->metrics;
 	int64_t now_us = monotonic_us(), since_us = now_us - (final ? pipeline->started_us : pipeline->shown_us);
 	Buffer more = {0};
 
@@ -154,15 +154,16 @@ show_progress(Pipeline *pipeline, bool final)
 		file_source_progress(pipeline->files, &more);
 	else
 		kafka_source_progress(pipeline->kafka, &more);
-	if (counts->n_dead_letters > 0)
-		buffer_printf(&more, ", %" PRId64 " dead letters", counts->n_dead_letters);
-	log_progress(final, "%" PRId64 " rows, %.0f rows/s%s", counts->n_rows,
-				 (double) (counts->n_rows - (final ? 0 : pipeline->shown_rows)) * 1e6 /
+	int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
+	if (n_dead_letters > 0)
+		buffer_printf(&more, ", %" PRId64 " dead letters", n_dead_letters);
+	log_progress(final, "%" PRId64 " rows, %.0f rows/s%s", n_rows,
+				 (double) (n_rows - (final ? 0 : pipeline->shown_rows)) * 1e6 /
 					 (double) (since_us > 0 ? since_us : 1),
 				 more.data);
 	buffer_free(&more);
 	pipeline->shown_us = now_us;
-	pipeline->shown_rows = counts->n_rows;
+	pipeline->shown_rows = n_rows;
 }
 
 static bool
@@ -206,6 +207,9 @@ turn(Pipeline *pipeline)
 			batch_reset(&pipeline->batch);
 		if (is_due(pipeline, status) && (code = flush(pipeline)) != EXIT_DONE)
 			return code;
+		pipeline->config->metrics->is_reading = true;
+		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
+		sink_metrics(pipeline->sink, false);
 		show_progress(pipeline, false);
 	}
 	if (!is_open(&pipeline->batch))
@@ -228,23 +232,28 @@ pipeline_run(Config *config)
 	log_level = (LogLevel) config->log_level;
 	if (pipeline.shows_progress && !config->log_level_given)
 		log_level = LOG_WARNING; /* the line says as much as the batches' lines do */
-	code = prepare(&pipeline, false);
+	metrics_publish(config->metrics);
+	code = metrics_serve(config);
+	if (code == EXIT_DONE)
+		code = prepare(&pipeline, false);
 	if (code == EXIT_DONE)
 		code = build(&pipeline);
 	if (code == EXIT_DONE)
 	{
 		pipeline.started_us = pipeline.shown_us = monotonic_us();
 		code = turn(&pipeline);
+		sink_metrics(pipeline.sink, true);
 		show_progress(&pipeline, true);
-		const SinkCounts *counts = sink_counts(pipeline.sink);
+		const Metrics *metrics = config->metrics;
 		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
 				 code != EXIT_DONE		? "stopped by an error"
 					 : stop_requested() ? "stopped by a signal"
 										: "done",
-				 counts->n_rows, counts->n_dead_letters, counts->n_batches,
+				 metrics->n_rows, metrics->n_dead_letters, metrics->n_batches,
 				 (double) (monotonic_us() - pipeline.started_us) / 1e6);
 	}
 	release(&pipeline);
+	metrics_stop();
 	return code;
 }
 

@@ -1950,11 +1950,11 @@ settings_free(Settings *settings)
 ExitCode
 produce(int argc, char **argv)
 {
-	char delimiter[] = ",", null[] = "";
+	char delimiter[] = ",", null[] = "", quote[] = "\"";
 	Settings settings = {
 		.format = -1,
 		.output_format = -1,
-		.csv = {.csv_delimiter = delimiter, .csv_null = null},
+		.csv = {.csv_delimiter = delimiter, .csv_null = null, .csv_quote = quote, .csv_escape = quote},
 		.n_partitions = 1,
 		.n_replicas = 1,
 		.retention_ms = -1,

@@ -279,6 +279,9 @@ read_header(FileSource *source)
 	}
 	if (code != EXIT_DONE)
 		return code;
+	if (n_header > 0)
+		source->batch->positions.list[source->position].csv_header =
+			mem_printf("%.*s", (int) n_header, source->data.data);
 	/* Where no header was read that took it along. */
 	while (n_header == 0 && source->data.n_bytes < sizeof MARK - 1 && !source->at_end && !stop_requested() &&
 		   memcmp(source->data.data ? source->data.data : "", MARK, source->data.n_bytes) == 0)
@@ -436,9 +439,11 @@ file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code)
 	}
 	bool has_read = source->data.n_bytes > n_before;
 	/* Decode until the batch is full or the buffer holds no whole record. */
+	int n_rows = source->batch->n_rows;
 	size_t used =
 		decode_bytes(source->decoder, source->data.data + source->used, source->data.n_bytes - source->used,
 					 source->at_end, source->position, source->offset + (int64_t) source->used);
+	source->config->metrics->n_messages += source->batch->n_rows - n_rows;
 	source->used += used;
 	source->needs_bytes = !batch_is_full(source->batch);
 	if (source->at_end && source->data.n_bytes == source->used)

@@ -65,6 +65,8 @@ on_error(rd_kafka_t *client, int error, const char *reason, void *opaque)
 
 	(void) client;
 	log_line(LOG_WARNING, "kafka: %s: %s", rd_kafka_err2name(error), reason);
+	if (source != NULL)
+		source->config->metrics->n_kafka_errors++;
 	if (error == RD_KAFKA_RESP_ERR__FATAL && source != NULL)
 	{
 		source->has_failed = true;
@@ -250,6 +252,7 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 	bool is_good = true;
 
 	(void) client;
+	source->config->metrics->n_rebalances++;
 	if (event != RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
 	{
 		revoke(source, partitions);
@@ -378,6 +381,7 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 			: timestamp_ms * 1000,
 	};
 	decode_message(source->decoder, &event);
+	source->config->metrics->n_messages++;
 	position->next = message->offset + 1;
 	if (position->next >= position->end)
 		position->at_end = true;
