@@ -160,7 +160,7 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 {
 	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
 
-	dead->stage = stage; /* a literal */
+	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
 	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
 	row->dead = dead;
