@@ -682,6 +682,11 @@ bool records_split(Records *records, const char *record, size_t n_bytes);
 void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
 const char *records_file(const Records *records);
 
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
+
 /* ---- produce.c ---- */
 
 /* `millrace produce`; argv[0] is the command's name. */

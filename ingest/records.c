@@ -29,7 +29,9 @@ static void __attribute__((format(printf, 2, 3))) fail(Records *records, const c
 const char *
 records_file(const Records *records)
 {
-	const char *name = records->files[records->file];
+	int last =
+		records->file < records->n_files ? records->file : records->n_files - 1; /* behind all: the last */
+	const char *name = records->files[last];
 
 	return strcmp(name, "-") == 0 ? "standard input" : name;
 }
