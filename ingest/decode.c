@@ -230,7 +230,7 @@ csv_expect(Decoder *decoder, int n_fields)
 static void
 csv_without_header(Decoder *decoder)
 {
-	const Table *table = decoder->mapping->router->table;
+	const Table *table = decoder->mapping->table;
 	const char *list = decoder->config->csv_columns;
 	const Mapped *missing;
 	Value *names = NULL;
@@ -670,6 +670,18 @@ json_row(Decoder *decoder, const Message *message)
 }
 
 /* ---- both ---- */
+
+void
+decoder_reload(Decoder *decoder)
+{
+	(void) decoder;
+}
+
+void
+decode_again(Decoder *decoder, Batch *batch)
+{
+	(void) decoder, (void) batch;
+}
 
 Decoder *
 decoder_open(const Config *config, Mapping *mapping)

@@ -1,5 +1,5 @@
 /*
- * Every SQL statement of the program, and the batch that they store.
+ * Every SQL statement of the program.
  *
  * sink_store() is one transaction: a lock on the table, COPY per leaf, dead letters, and the compare-and-set of the
  * positions last.  First it is tried without savepoints.  When the server refuses a row for its data, the transaction is
@@ -14,6 +14,7 @@
 
 #include <inttypes.h>
 #include <libpq-fe.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,9 +43,11 @@ typedef struct Group
 struct Sink
 {
 	Config *config;
+	Metrics *metrics;
 	PGconn *connection;
+	pthread_mutex_t cancel_lock;
+	PGcancel *cancel;		/* of the connection; under cancel_lock */
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
-	SinkCounts counts;
 	Buffer send, sql;
 	/* of the batch being stored */
 	const Table *table;
@@ -77,113 +80,6 @@ typedef enum Fault
 	FAULT_HANDLER /* it fails: the row's only when other rows are accepted */
 } Fault;
 
-/* ---- batch ---- */
-
-int
-position_find(Positions *positions, const char *topic, int32_t partition)
-{
-	for (int i = 0; i < positions->n_positions; i++)
-		if (positions->list[i].partition == partition && strcmp(positions->list[i].topic, topic) == 0)
-			return i;
-	positions->list = mem_grow(positions->list, (size_t) positions->n_positions + 1, sizeof(Position));
-	positions->list[positions->n_positions] = (Position){.topic = mem_string(topic), .partition = partition};
-	return positions->n_positions++;
-}
-
-void
-positions_clear(Positions *positions)
-{
-	for (int i = 0; i < positions->n_positions; i++)
-		free(positions->list[i].topic);
-	free(positions->list);
-	memset(positions, 0, sizeof *positions);
-}
-
-bool
-batch_is_full(const Batch *batch)
-{
-	return batch->n_rows >= batch->max_rows ||
-		(int64_t) (batch->arena.used_bytes + sizeof(Row) * (size_t) batch->n_rows) >= batch->max_bytes;
-}
-
-void
-batch_reset(Batch *batch)
-{
-	arena_reset(&batch->arena);
-	batch->n_rows = batch->n_dropped = 0;
-	batch->has_moved = false;
-}
-
-void
-batch_free(Batch *batch)
-{
-	arena_free(&batch->arena);
-	positions_clear(&batch->positions);
-	free(batch->rows);
-	memset(batch, 0, sizeof *batch);
-}
-
-Row *
-batch_add(Batch *batch, const Message *message)
-{
-	if (batch->n_rows == batch->capacity)
-	{
-		batch->capacity = batch->capacity ? batch->capacity * 2 : 1024;
-		batch->rows = mem_grow(batch->rows, (size_t) batch->capacity, sizeof(Row));
-	}
-	if (batch->n_rows == 0)
-		batch->opened_us = monotonic_us();
-	Row *row = &batch->rows[batch->n_rows++];
-	*row = (Row){
-		.raw = arena_copy(&batch->arena, message->data, message->n_bytes),
-		.raw_bytes = (uint32_t) message->n_bytes,
-		.key = message->key ? arena_copy(&batch->arena, message->key, message->n_key_bytes) : NULL,
-		.key_bytes = (uint32_t) message->n_key_bytes,
-		.offset = message->offset,
-		.position = message->position,
-		.leaf = LEAF_PARENT,
-		.time_us = NO_TIME,
-	};
-	return row;
-}
-
-DeadLetter *
-row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason)
-{
-	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
-
-	dead->stage = stage; /* a literal */
-	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
-	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
-	row->dead = dead;
-	return dead;
-}
-
-void
-batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
-				  const char *reason)
-{
-	row_kill(batch, batch_add(batch, message), stage, sqlstate, reason);
-}
-
-void
-batch_drop_unassigned(Batch *batch)
-{
-	for (int i = 0; i < batch->n_rows; i++)
-	{
-		Row *row = &batch->rows[i];
-
-		if (!row->is_dropped && !batch->positions.list[row->position].is_assigned)
-		{
-			row->is_dropped = true;
-			batch->n_dropped++;
-		}
-	}
-	for (int i = 0; i < batch->positions.n_positions; i++)
-		if (!batch->positions.list[i].is_assigned)
-			batch->positions.list[i].next = batch->positions.list[i].stored;
-}
-
 /* ---- connection ---- */
 
 static void
@@ -191,6 +87,34 @@ on_notice(void *context, const PGresult *result)
 {
 	(void) context;
 	log_line(LOG_DEBUG, "server: %s", PQresultErrorMessage(result));
+}
+
+static void
+set_cancel(Sink *sink, PGcancel *cancel)
+{
+	pthread_mutex_lock(&sink->cancel_lock);
+	PQfreeCancel(sink->cancel);
+	sink->cancel = cancel;
+	pthread_mutex_unlock(&sink->cancel_lock);
+}
+
+void
+sink_cancel(Sink *sink)
+{
+	char error[256];
+
+	pthread_mutex_lock(&sink->cancel_lock);
+	if (sink->cancel != NULL && !PQcancel(sink->cancel, error, sizeof error))
+		log_line(LOG_DEBUG, "cancel: %s", error);
+	pthread_mutex_unlock(&sink->cancel_lock);
+}
+
+static void
+sink_disconnect(Sink *sink)
+{
+	set_cancel(sink, NULL);
+	PQfinish(sink->connection);
+	sink->connection = NULL;
 }
 
 /* True when connected and set up; otherwise the reason is logged and the connection closed. */
@@ -203,7 +127,7 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	const char *zone[] = {sink->config->timezone};
 	PGresult *result;
 
-	PQfinish(sink->connection);
+	sink_disconnect(sink);
 	sink->connection = PQconnectdbParams(keys, values, 1);
 	if (sink->connection == NULL || PQstatus(sink->connection) != CONNECTION_OK)
 	{
@@ -220,11 +144,13 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
 	if (is_set)
+	{
+		set_cancel(sink, PQgetCancel(sink->connection));
 		return true;
+	}
 	log_line(level, "cannot set up the session: %s", PQerrorMessage(sink->connection));
 failed:
-	PQfinish(sink->connection);
-	sink->connection = NULL;
+	sink_disconnect(sink);
 	return false;
 }
 
@@ -248,7 +174,7 @@ connection_is_valid(Config *config)
 }
 
 ExitCode
-sink_open(Config *config, Sink **sink)
+sink_open(Config *config, Metrics *metrics, Sink **sink)
 {
 	bool is_zone_wrong = false;
 
@@ -257,6 +183,8 @@ sink_open(Config *config, Sink **sink)
 		return EXIT_USAGE;
 	*sink = mem_alloc(sizeof(Sink));
 	(*sink)->config = config;
+	(*sink)->metrics = metrics;
+	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
 	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_DONE;
 	if (!is_zone_wrong)
@@ -270,7 +198,8 @@ sink_close(Sink *sink)
 {
 	if (sink == NULL)
 		return;
-	PQfinish(sink->connection);
+	sink_disconnect(sink);
+	pthread_mutex_destroy(&sink->cancel_lock);
 	buffer_free(&sink->send);
 	buffer_free(&sink->sql);
 	free(sink->groups);
@@ -281,12 +210,6 @@ sink_close(Sink *sink)
 	free(sink->schema);
 	free(sink->relation);
 	free(sink);
-}
-
-const SinkCounts *
-sink_counts(const Sink *sink)
-{
-	return &sink->counts;
 }
 
 /* ---- errors ---- */
@@ -514,6 +437,41 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	return SINK_OK;
 }
 
+/* Oid and columns of the configured table as one text; NULL: there is no such table.  The caller frees it. */
+static SinkStatus
+read_signature(Sink *sink, char **signature)
+{
+	const char *params[] = {sink->config->table};
+	PGresult *result;
+	SinkStatus status = run(
+		sink,
+		"SELECT c.oid || pg_catalog.string_agg(pg_catalog.format(' %I %s %s', a.attname, a.atttypid,"
+		" a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> ''), '' ORDER BY a.attnum)"
+		" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
+		" WHERE c.oid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY c.oid",
+		1, params, &result);
+
+	*signature = NULL;
+	if (status != SINK_OK)
+		return status;
+	if (PQntuples(result) == 1)
+		*signature = mem_string(PQgetvalue(result, 0, 0));
+	PQclear(result);
+	return SINK_OK;
+}
+
+SinkStatus
+sink_has_changed(Sink *sink, const Table *table, bool *has_changed)
+{
+	char *signature;
+	SinkStatus status = read_signature(sink, &signature);
+
+	*has_changed = status == SINK_OK && signature != NULL &&
+		(table->signature == NULL || strcmp(signature, table->signature) != 0);
+	free(signature);
+	return status;
+}
+
 ExitCode
 sink_describe(Sink *sink, Config *config, Table *table)
 {
@@ -560,6 +518,12 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		return EXIT_TARGET;
 	}
 	table->oid = (uint32_t) strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+	/* Before the columns: what changes in between is then seen as a change. */
+	if (read_signature(sink, &table->signature) != SINK_OK)
+	{
+		PQclear(result);
+		return EXIT_CONNECTION;
+	}
 	table->name = mem_string(PQgetvalue(result, 0, 1));
 	table->relation = mem_string(PQgetvalue(result, 0, 2));
 	table->schema = mem_string(PQgetvalue(result, 0, 4));
@@ -592,6 +556,7 @@ table_free(Table *table)
 	free(table->relation);
 	free(table->schema);
 	free(table->time_column);
+	free(table->signature);
 	memset(table, 0, sizeof *table);
 }
 
@@ -1127,6 +1092,15 @@ revive_suspects(Batch *batch)
 			batch->rows[i].dead = NULL;
 }
 
+/* The rows will be made anew: none is refused yet. */
+static void
+revive_refused(Batch *batch)
+{
+	for (int i = 0; i < batch->n_rows; i++)
+		if (batch->rows[i].dead != NULL && strcmp(batch->rows[i].dead->stage, "store") == 0)
+			batch->rows[i].dead = NULL;
+}
+
 /* True when the handler refuses single rows from all over the group: then it is not the rows. */
 static SinkStatus
 probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_refused)
@@ -1600,9 +1574,9 @@ stored(Sink *sink, int n_rows, int n_dead)
 	for (int i = 0; i < batch->positions.n_positions; i++)
 		if (batch->positions.list[i].is_assigned)
 			batch->positions.list[i].stored = batch->positions.list[i].next;
-	sink->counts.n_rows += n_rows;
-	sink->counts.n_dead_letters += n_dead;
-	sink->counts.n_batches++;
+	sink->metrics->n_rows += n_rows;
+	sink->metrics->n_dead_letters += n_dead;
+	sink->metrics->n_batches++;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
 }
 
@@ -1642,6 +1616,14 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 			if (!sink->is_commit_unknown)
 				revive_suspects(batch);
 			return status;
+		}
+		/* A column that is new or has another type makes good rows bad. */
+		bool has_changed;
+
+		if (sink_has_changed(sink, table, &has_changed) == SINK_OK && has_changed)
+		{
+			revive_refused(batch);
+			return SINK_CHANGED;
 		}
 		/* A second pass, with savepoints.  The row that was named is out already. */
 		sink->is_careful = true;
@@ -1689,7 +1671,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		}
 		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
 		{
-			sink->counts.n_reconnects++;
+			sink->metrics->n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");
 			return true;
 		}
@@ -1727,6 +1709,7 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 				return true;
 			break;
 		case SINK_RETRY:
+		case SINK_CHANGED:
 			break;
 	}
 	if (retry->refused_since_us == 0)
