@@ -21,9 +21,18 @@ void
 positions_clear(Positions *positions)
 {
 	for (int i = 0; i < positions->n_positions; i++)
+	{
 		free(positions->list[i].topic);
+		free(positions->list[i].csv_header);
+	}
 	free(positions->list);
 	memset(positions, 0, sizeof *positions);
+}
+
+bool
+position_is_touched(const Position *position)
+{
+	return position->is_assigned && (position->next != position->stored || position->is_changed);
 }
 
 bool
@@ -83,7 +92,7 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 {
 	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
 
-	dead->stage = stage; /* a literal */
+	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
 	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
 	row->dead = dead;
@@ -131,8 +140,12 @@ batch_seal(Batch *open, Batch *sealed)
 
 		*position = open->positions.list[i];
 		position->topic = mem_string(position->topic);
-		if (position->is_assigned)
-			position->stored = position->next;
+		if (position->csv_header != NULL)
+			position->csv_header = mem_string(position->csv_header);
+		if (!position_is_touched(position))
+			continue;
+		position->stored = position->next;
+		position->is_new = position->is_changed = false;
 	}
 	positions_clear(&sealed->positions);
 	*sealed = *open;

@@ -35,6 +35,8 @@ typedef struct Option
 
 static const char *const source_types[] = {"directory", "file", "stdin", "kafka", NULL};
 static const char *const formats[] = {"csv", "json", NULL};
+static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
+static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
 static const char *const booleans[] = {"false", "true", NULL};
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
@@ -69,6 +71,14 @@ static const Option options[] = {
 	{"csv.delimiter", OPTION_TEXT, AT(csv_delimiter), ",", 0, 0, NULL, "One character, or \\t."},
 	{"csv.null", OPTION_TEXT, AT(csv_null), "", 0, 0, NULL,
 	 "An unquoted field of this text is NULL.  Default: empty."},
+	{"csv.quote", OPTION_TEXT, AT(csv_quote), "\"", 0, 0, NULL,
+	 "One character around fields that hold delimiters or line ends.  Empty: none does that."},
+	{"csv.escape", OPTION_TEXT, AT(csv_escape), NULL, 0, 0, NULL,
+	 "One character that stands before a quote, or itself, in a quoted field.  Default: the quote."},
+	{"json.nan", OPTION_CHOICE, AT(json_nan), "refuse", 0, 0, nan_policies,
+	 "NaN, Infinity and -Infinity, which are not JSON: the message becomes a dead letter, or they are read "
+	 "as "
+	 "null, or as if they stood between quotes."},
 	{"target.connection", OPTION_TEXT, AT(connection), "", 0, 0, NULL,
 	 "Any libpq connection string or URI.  Default: the environment (PGHOST, ...)."},
 	{"target.table", OPTION_TEXT, AT(table), NULL, 0, 0, NULL,
@@ -87,6 +97,14 @@ static const Option options[] = {
 	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, "
 	 "missing "
 	 "table)."},
+	{"target.lock_timeout", OPTION_DURATION, AT(lock_timeout_ms), "2s", 1, 3600000, NULL,
+	 "How long a change of the table may wait for its lock, with other sessions waiting behind it, before it "
+	 "is tried again later."},
+	{"target.on_unknown_field", OPTION_CHOICE, AT(on_unknown_field), "ignore", 0, 0, unknown_policies,
+	 "A field that no column takes is ignored, or kept with the others in target.unknown_column, or a column "
+	 "is added for it, or the message becomes a dead letter."},
+	{"target.unknown_column", OPTION_TEXT, AT(unknown_column), NULL, 0, 0, NULL,
+	 "Column for on_unknown_field = jsonb; the same as COLUMN = $rest in [columns]."},
 	{"batch.max_rows", OPTION_NUMBER, AT(max_rows), "0", 0, 100000000, NULL,
 	 "Messages a batch.  0: 50000, and for files no limit."},
 	{"batch.max_bytes", OPTION_BYTES, AT(max_bytes), "64MB", 1024, INT64_C(1) << 36, NULL,
@@ -95,6 +113,11 @@ static const Option options[] = {
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
+	{"metrics.listen", OPTION_TEXT, AT(metrics_listen), NULL, 0, 0, NULL,
+	 "host:port, or :port for every address, where /metrics, /healthz and /readyz are served by HTTP.  "
+	 "Default: not served."},
+	{"metrics.interval", OPTION_DURATION, AT(metrics_interval_ms), "10s", 0, 86400000, NULL,
+	 "How often the same figures are written to millrace.ingest_metrics.  0: never."},
 };
 
 #define N_OPTIONS ((int) (sizeof options / sizeof options[0]))
@@ -199,7 +222,8 @@ pairs_put(Config *config, Pairs *pairs, const char *name, const char *value, con
 static void
 report_unknown(Config *config, const char *section, const char *key, const char *origin, int line)
 {
-	const char *names[N_OPTIONS], *sections[] = {"source", "csv", "columns", "target", "batch", "log"};
+	const char *names[N_OPTIONS], *sections[] = {"source", "csv",		   "json", "columns", "target",
+												 "batch",  "dead_letters", "log",  "metrics"};
 	size_t n_prefix = strlen(section) + 1;
 	bool is_section = strcmp(section, "columns") == 0;
 	int n_names = 0;
@@ -213,7 +237,7 @@ report_unknown(Config *config, const char *section, const char *key, const char 
 		}
 	if (!is_section)
 	{
-		nearest = name_nearest(section, sections, 6);
+		nearest = name_nearest(section, sections, (int) (sizeof sections / sizeof sections[0]));
 		report_at(config, origin, line, "unknown section [%s]%s%s%s", section,
 				  nearest ? "; did you mean [" : "", nearest ? nearest : "", nearest ? "]?" : "");
 		return;
@@ -353,7 +377,8 @@ load_file(Config *config)
 static void
 check_variable(Config *config, const char *entry)
 {
-	static const char *const sections[] = {"SOURCE", "CSV", "TARGET", "BATCH", "LOG"};
+	static const char *const sections[] = {"SOURCE", "CSV",			 "JSON", "TARGET",
+										   "BATCH",	 "DEAD_LETTERS", "LOG",	 "METRICS"};
 	size_t n_bytes = strcspn(entry, "=");
 
 	if (strncmp(entry, "MILLRACE_", 9) != 0 || strncmp(entry, "MILLRACE_SOURCE_KAFKA_", 22) == 0)
@@ -480,6 +505,12 @@ parse_number(const char *text, const Unit *units, int64_t *number)
 	return false;
 }
 
+bool
+config_duration(const char *text, int64_t *ms)
+{
+	return parse_number(text, time_units, ms);
+}
+
 static void
 parse_option(Config *config, int i)
 {
@@ -593,12 +624,23 @@ check_values(Config *config)
 		check_source(config);
 	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
 		memcpy(config->csv_delimiter, "\t", 2);
-	if (strlen(config->csv_delimiter) != 1 || strchr("\"\r\n", config->csv_delimiter[0]))
-		config_error_at(config, "csv.delimiter",
-						"\"delimiter\" must be one character other than a quote or line end");
+	if (strlen(config->csv_delimiter) != 1 || strchr("\r\n", config->csv_delimiter[0]))
+		config_error_at(config, "csv.delimiter", "\"delimiter\" must be one character other than a line end");
+	if (config->csv_escape == NULL)
+		config->csv_escape = mem_string(config->csv_quote);
+	if (strlen(config->csv_quote) > 1 || strpbrk(config->csv_quote, "\r\n") != NULL)
+		config_error_at(config, "csv.quote", "\"quote\" must be one character, or empty");
+	if (strlen(config->csv_escape) != strlen(config->csv_quote))
+		config_error_at(config, "csv.escape",
+						"\"escape\" must be one character, and only where there is a quote");
+	if (config->csv_quote[0] && config->csv_quote[0] == config->csv_delimiter[0])
+		config_error_at(config, "csv.quote", "\"quote\" and \"delimiter\" must differ");
 	if (!time_parse(config->min_time, strlen(config->min_time), &config->min_time_us, &has_zone))
 		config_error_at(config, "target.min_time",
 						"\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z", config->min_time);
+	if (config->metrics_listen != NULL && strrchr(config->metrics_listen, ':') == NULL)
+		config_error_at(config, "metrics.listen", "\"%s\" is no address: write host:port or :port",
+						config->metrics_listen);
 	if (config->max_record_bytes > config->max_bytes)
 		config->max_record_bytes = config->max_bytes;
 }
@@ -658,6 +700,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->log_level_given = is_set("log.level");
 	check_values(config);
 	derive(config);
+	config->metrics = metrics_open(config->name);
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
@@ -691,14 +734,14 @@ config_free(Config *config)
 	}
 	pairs_free(&config->columns);
 	pairs_free(&config->kafka);
+	metrics_close(config->metrics);
 	memset(config, 0, sizeof *config);
 }
 
 /* ---- help ---- */
 
-/* Prints text with an indent, at most 100 columns wide. */
-static void
-print_wrapped(FILE *out, const char *text)
+void
+config_print_wrapped(FILE *out, const char *text)
 {
 	size_t column = 0;
 
@@ -741,16 +784,17 @@ config_help(FILE *out)
 		if (option->initial && option->initial[0])
 			fprintf(out, "  (%s)", option->initial);
 		fputc('\n', out);
-		print_wrapped(out, option->help);
+		config_print_wrapped(out, option->help);
 	}
 	fputs("  --source.kafka.PROPERTY=VALUE\n", out);
-	print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
+	config_print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
 	fputs("  --columns.COLUMN=FIELD\n", out);
-	print_wrapped(out,
-				  "What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
-				  "whole message), $topic, "
-				  "$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
-				  "the server.  FIELD "
-				  "default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
-				  "field of its own name.");
+	config_print_wrapped(
+		out,
+		"What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
+		"whole message), $topic, "
+		"$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
+		"the server.  FIELD "
+		"default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
+		"field of its own name.");
 }

@@ -127,6 +127,23 @@ typedef enum Format
 	FORMAT_JSON
 } Format;
 
+/* NaN, Infinity and -Infinity in JSON, as some producers write them. */
+typedef enum NanPolicy
+{
+	NAN_REFUSE,
+	NAN_NULL,
+	NAN_TEXT /* as if they stood between quotes */
+} NanPolicy;
+
+/* A field of a message that no column takes. */
+typedef enum UnknownPolicy
+{
+	UNKNOWN_IGNORE,
+	UNKNOWN_JSONB,
+	UNKNOWN_ADD_COLUMN,
+	UNKNOWN_DEAD_LETTER
+} UnknownPolicy;
+
 /* A key whose name the user chooses: a [columns] line, or a librdkafka property. */
 typedef struct Pair
 {
@@ -147,21 +164,27 @@ typedef struct Config
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
 	int64_t csv_header;
-	char *csv_delimiter, *csv_null, *csv_columns;
+	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
+	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
-	int64_t reconnect_ms, retry_ms;
+	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t on_unknown_field;
+	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
 	int64_t max_rows, max_bytes, max_age_ms;
 	int64_t log_level;
 	bool log_level_given;
+	char *metrics_listen; /* host:port; NULL: off */
+	int64_t metrics_interval_ms;
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
 	bool once, progress;
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
+	struct Metrics *metrics;  /* of the stream; config_load() makes them, config_free() frees them */
 } Config;
 
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
@@ -172,42 +195,106 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 void config_help(FILE *out);
+void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
+bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
 void config_free(Config *config);
+
+/* ---- metrics.c ---- */
+
+#define N_BATCH_BUCKETS 14 /* upper limits are in metrics.c; the last is infinity */
+
+/*
+ * What a stream has done since the process started, and what it is doing.  Whoever knows adds to a counter, from any
+ * thread: `config->metrics->n_rows += n`.
+ */
+typedef struct Metrics
+{
+	const char *stream;
+	_Atomic int64_t n_messages;					/* read from the source, bad ones included */
+	_Atomic int64_t n_rows;						/* stored in the table */
+	_Atomic int64_t n_bytes;					/* of the stored messages, as they came */
+	_Atomic int64_t n_batches;					/* committed */
+	_Atomic int64_t n_dead_letters;				/* stored in millrace.dead_letters */
+	_Atomic int64_t n_retries;					/* refused by the server, and tried again */
+	_Atomic int64_t n_unanswered;				/* COMMITs whose answer was lost */
+	_Atomic int64_t n_reconnects;				/* to the database */
+	_Atomic int64_t n_fenced;					/* batches given up because the position had been moved */
+	_Atomic int64_t n_partitions;				/* of the table, made */
+	_Atomic int64_t n_expired;					/* partitions of the table, dropped */
+	_Atomic int64_t n_rebalances;				/* Kafka partitions given or taken away: events */
+	_Atomic int64_t n_kafka_errors;				/* reported by librdkafka */
+	_Atomic int64_t n_kafka_reconnects;			/* brokers were away, and are back */
+	_Atomic int64_t n_skipped;					/* offsets that the broker has lost, jumped over */
+	_Atomic int64_t n_reloads;					/* of the table's columns */
+	_Atomic int64_t lag;						/* Kafka: messages not yet stored, of all partitions */
+	_Atomic int64_t n_files, n_files_total;		/* of the directory: read, and there */
+	_Atomic int64_t open_rows;					/* in the batch that fills */
+	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
+	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
+	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
+	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
+	_Atomic int64_t batch_us;					/* sum of the times to store a batch */
+	_Atomic int64_t of_bucket[N_BATCH_BUCKETS]; /* batches by that time */
+	struct Lags *lags;
+	struct Metrics *next; /* of the process */
+} Metrics;
+
+/* The stream's name is copied. */
+Metrics *metrics_open(const char *stream);
+void metrics_close(Metrics *metrics);
+/* From now on they are served, until metrics_close(). */
+void metrics_publish(Metrics *metrics);
+/* A batch is committed; n_bytes as the messages came, us from the first try to COMMIT's answer. */
+void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
+/* Messages (files: bytes) that wait behind the stored position.  Negative: no longer this process's. */
+void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
+
+typedef struct Sample
+{
+	const char *name;  /* without the prefix millrace_ */
+	const char *bound; /* of a histogram's bucket; NULL: none */
+	const char *topic; /* NULL: none */
+	int32_t partition;
+	double value;
+} Sample;
+
+typedef void SampleSeen(const Sample *sample, void *to);
+/* Every sample of a stream. */
+void metrics_each(Metrics *metrics, SampleSeen *seen, void *to);
+
+/* Serves /metrics, /healthz and /readyz on config->metrics_listen, on a thread of its own; nothing when that is NULL.  Once a process. */
+ExitCode metrics_serve(Config *config);
+void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
 ExitCode pipeline_run(Config *config);
 ExitCode pipeline_check(Config *config);
 
-/* ---- metrics.c ---- */
-
-/* Counters of one stream.  Any thread adds and reads; they only grow, but for those that say so. */
-typedef struct Metrics
-{
-	const char *stream;
-	_Atomic int64_t n_messages;									/* read from the source */
-	_Atomic int64_t n_rows, n_bytes, n_batches, n_dead_letters; /* stored */
-	_Atomic int64_t n_reconnects, n_fenced;
-	_Atomic int64_t n_skipped; /* jumps over offsets that the broker no longer has */
-	_Atomic int64_t n_kafka_errors;
-	_Atomic int64_t n_reloads;				/* of the table's columns */
-	_Atomic int64_t lag;					/* messages not yet stored, of all partitions; goes up and down */
-	_Atomic int64_t n_files, n_files_total; /* of the directory: read, and there; go up and down */
-} Metrics;
-
-/* A batch was stored within so many microseconds.  Any thread. */
-void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
-/* Messages of one partition that are not yet stored.  Any thread; the text is copied. */
-void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
-
 /* ---- batch.c ---- */
+
+/* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
+typedef struct FileMark
+{
+	char id[44];		 /* inode and time of birth; "": not a regular file */
+	int64_t modified_us; /* when its end was reached */
+	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
+	char fingerprint
+		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
+	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+} FileMark;
 
 /* How far a stream has read one file or Kafka partition. */
 typedef struct Position
 {
 	char *topic;
+	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
+	bool is_new;	 /* the database has no row for it yet: the batch's transaction makes it */
+	bool is_changed; /* file is not what the database has */
+	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
 	int64_t end;	/* Kafka with --once: stop here */
@@ -222,15 +309,13 @@ typedef struct Positions
 
 int position_find(Positions *positions, const char *topic, int32_t partition); /* adds it when new */
 void positions_clear(Positions *positions);
+/* The batch moves it. */
+bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
 	const char *data, *key; /* key NULL: none */
-	/*
-	 * One JSON object as text; NULL: none.  A name that comes twice has an array of its values; bytes that are not
-	 * UTF-8 stand as "\\x68656c" does for bytea.
-	 */
-	const char *headers;
+	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
 	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
 	int64_t offset, next_offset;
@@ -239,7 +324,7 @@ typedef struct Message
 
 typedef struct DeadLetter
 {
-	const char *stage, *reason; /* decode, partition, store */
+	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
 	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
 } DeadLetter;
@@ -250,7 +335,7 @@ typedef struct DeadLetter
 /* One message.  raw, key, headers, copy and dead live in the batch's arena. */
 typedef struct Row
 {
-	const char *raw, *key, *headers; /* key, headers NULL: none */
+	const char *raw, *key, *headers; /* as in Message */
 	const char *copy; /* one line of COPY text with its \n; NULL for a dead letter of decode or partition */
 	const char *time_text; /* event time that only the server can read; NULL: none */
 	DeadLetter *dead;
@@ -360,7 +445,7 @@ typedef struct CopyColumns
 
 typedef struct Sink Sink;
 
-ExitCode sink_open(Config *config, Metrics *metrics, Sink **sink);
+ExitCode sink_open(Config *config, Sink **sink);
 void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
@@ -369,6 +454,24 @@ void table_free(Table *table);
 SinkStatus sink_has_changed(Sink *sink, const Table *table, bool *has_changed);
 /* Makes a statement that is running fail.  Any thread. */
 void sink_cancel(Sink *sink);
+/* Columns to be added to the table: on_unknown_field = add_column. */
+typedef struct NewColumn
+{
+	char *name;
+	const char *type; /* as in SQL; a literal */
+} NewColumn;
+
+typedef struct NewColumns
+{
+	NewColumn *list;
+	int n_columns;
+} NewColumns;
+
+/*
+ * Adds the columns in a transaction of its own, under target.lock_timeout; one that somebody else has added meanwhile is
+ * left as it is.  To be tried again like any other operation: sink_again().
+ */
+SinkStatus sink_add_columns(Sink *sink, const Table *table, const NewColumns *columns);
 SinkStatus sink_leaves(Sink *sink, const Table *table, Leaves *leaves);
 void leaves_free(Leaves *leaves);
 /* SINK_OK also when the default partition holds rows of that time: then none is made. */
@@ -381,8 +484,10 @@ SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const ch
 						   const uint32_t *n_bytes, int64_t *times_us);
 /* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
-/* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
+/* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
+SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
 SinkStatus
 sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
@@ -394,6 +499,12 @@ int64_t copy_context_line(const char *context, const char *relation);
 bool copy_context_is_plain(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
+
+/*
+ * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
+ * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
+ */
+void sink_metrics(Sink *sink, bool is_last);
 
 /* ---- partition.c: on the writer's thread ---- */
 
@@ -432,8 +543,7 @@ typedef enum WriterState
  * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
  * reader's thread, but for writer_cancel().
  */
-Writer *writer_open(const Config *config, Metrics *metrics, Sink *sink, const Table *table,
-					const CopyColumns *columns);
+Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
 /* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
 void writer_close(Writer *writer);
 /*
@@ -531,10 +641,6 @@ typedef struct Decoder Decoder;
 
 Decoder *decoder_open(const Config *config, Mapping *mapping);
 void decoder_free(Decoder *decoder);
-/* The mapping was built anew: goes on with it.  Names that a header gave are kept. */
-void decoder_reload(Decoder *decoder);
-/* Decodes the rows of a batch once more, from their bytes; it may be another than the mapping's. */
-void decode_again(Decoder *decoder, Batch *batch);
 /* One Kafka message. */
 void decode_message(Decoder *decoder, const Message *message);
 /* A new file or stream of bytes; a header is to be read first when decode_wants_header() says so. */
@@ -548,6 +654,56 @@ size_t decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at
  */
 size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, int32_t position,
 					int64_t offset);
+
+/*
+ * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL.  The caller adds them, describes the
+ * table and builds the mapping anew, and decodes the rows again; no name is asked for twice.
+ */
+const NewColumns *decode_wants(const Decoder *decoder);
+/*
+ * After mapping_free() and mapping_build() of the decoder's mapping: each row of the batch (the open one, or one that
+ * waits) that is not dropped is decoded anew from its raw bytes, whatever became of it before, CSV by the header it was
+ * read under.  To be called for the open batch at least, even when it is empty.
+ */
+void decode_again(Decoder *decoder, Batch *batch);
+
+/*
+ * A decoder that only takes CSV records apart, by the csv.* of config: decode_split() is all it can do.  Returns the
+ * number of fields of the record at data, with *used bytes and its line end; 0: it goes on behind n_bytes; -1: *reason
+ * says what is wrong with it.  The fields live until the next call.
+ */
+Decoder *decoder_open_split(const Config *config);
+int decode_split(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used,
+				 const Value **fields, const char **reason);
+
+/* ---- json.c ---- */
+
+typedef enum JsonKind
+{
+	JSON_NULL,
+	JSON_BOOLEAN,
+	JSON_NUMBER,
+	JSON_STRING,
+	JSON_OBJECT,
+	JSON_ARRAY
+} JsonKind;
+
+/* A value that does not stand in an array.  Objects come behind their members. */
+typedef struct JsonMember
+{
+	const char *path; /* names with dots between them; "" for the whole */
+	JsonKind kind;
+	const char *raw, *text; /* as it stands in the text; a string without quotes and escapes, else the same */
+	size_t n_raw_bytes, n_text_bytes;
+} JsonMember;
+
+typedef void (*JsonVisit)(void *context, const JsonMember *member);
+typedef struct JsonWalker JsonWalker;
+
+JsonWalker *json_walker_open(JsonVisit visit, void *context);
+void json_walker_close(JsonWalker *walker);
+/* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
+bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
 
 /* ---- source_file.c, source_kafka.c ---- */
 
@@ -564,8 +720,7 @@ typedef struct FileSource FileSource;
 typedef struct KafkaSource KafkaSource;
 
 ExitCode file_source_check(Config *config);
-FileSource *
-file_source_open(const Config *config, Metrics *metrics, Writer *writer, Decoder *decoder, Batch *batch);
+FileSource *file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);
 SourceStatus file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code);
 /* A batch with these positions is committed. */
 void file_source_stored(FileSource *source, const Positions *stored);
@@ -573,9 +728,10 @@ void file_source_stored(FileSource *source, const Positions *stored);
 void file_source_progress(FileSource *source);
 void file_source_close(FileSource *source);
 
+bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
-ExitCode kafka_source_open(Config *config, Metrics *metrics, Writer *writer, Decoder *decoder, Batch *batch,
-						   KafkaSource **source);
+ExitCode
+kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch, KafkaSource **source);
 SourceStatus kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code);
 /*
  * Instead of kafka_source_poll() while the open batch is full and the writer has one, since for_ms milliseconds; called
@@ -592,5 +748,10 @@ ExitCode kafka_source_resync(KafkaSource *source);
 /* Brings the lag of the metrics up to date. */
 void kafka_source_progress(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- produce.c ---- */
+
+/* `millrace produce`; argv[0] is the command's name. */
+ExitCode produce(int argc, char **argv);
 
 #endif

@@ -15,7 +15,6 @@
 typedef struct Pipeline
 {
 	Config *config;
-	Metrics metrics;
 	Sink *sink;
 	Table table;
 	Mapping mapping;
@@ -51,7 +50,7 @@ prepare(Pipeline *pipeline, bool checks_broker)
 		code = first_of(code, kafka_source_check(config));
 	if (config->table == NULL || config->table[0] == '\0')
 		return code;
-	ExitCode opened = sink_open(config, &pipeline->metrics, &pipeline->sink);
+	ExitCode opened = sink_open(config, &pipeline->sink);
 	if (opened != EXIT_DONE)
 		return first_of(code, opened);
 	ExitCode described = sink_describe(pipeline->sink, config, &pipeline->table);
@@ -65,20 +64,16 @@ static ExitCode
 build(Pipeline *pipeline)
 {
 	Config *config = pipeline->config;
-	Metrics *metrics = &pipeline->metrics;
 
-	metrics->stream = config->name;
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	pipeline->mapping.batch = &pipeline->batch;
-	pipeline->writer =
-		writer_open(config, metrics, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
+	pipeline->writer = writer_open(config, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
 	pipeline->decoder = decoder_open(config, &pipeline->mapping);
 	if (config->type == SOURCE_KAFKA)
-		return kafka_source_open(config, metrics, pipeline->writer, pipeline->decoder, &pipeline->batch,
+		return kafka_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch,
 								 &pipeline->kafka);
-	pipeline->files =
-		file_source_open(config, metrics, pipeline->writer, pipeline->decoder, &pipeline->batch);
+	pipeline->files = file_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch);
 	return EXIT_DONE;
 }
 
@@ -147,11 +142,10 @@ reload(Pipeline *pipeline)
 	pipeline->table = table;
 	if ((code = mapping_build(&pipeline->mapping, config, &pipeline->table)) != EXIT_DONE)
 		return code;
-	decoder_reload(pipeline->decoder);
 	if (held != NULL)
 		decode_again(pipeline->decoder, held);
 	decode_again(pipeline->decoder, &pipeline->batch);
-	pipeline->metrics.n_reloads++;
+	pipeline->config->metrics->n_reloads++;
 	log_line(LOG_INFO, "table %s: its columns are read anew", pipeline->table.name);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
@@ -161,7 +155,6 @@ reload(Pipeline *pipeline)
 static ExitCode
 resync(Pipeline *pipeline)
 {
-	pipeline->metrics.n_fenced++;
 	if (pipeline->kafka == NULL || ++pipeline->n_fenced >= MOST_FENCED)
 		return EXIT_FENCED;
 	writer_forget(pipeline->writer);
@@ -196,7 +189,7 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 static void
 show_progress(Pipeline *pipeline, bool final)
 {
-	const Metrics *metrics = &pipeline->metrics;
+	const Metrics *metrics = pipeline->config->metrics;
 	int64_t now_us = monotonic_us(), since_us = now_us - (final ? pipeline->started_us : pipeline->shown_us);
 	int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
 	Buffer more = {0};
@@ -335,6 +328,10 @@ turn(Pipeline *pipeline)
 			writer_give(pipeline->writer, &pipeline->batch);
 			pipeline->must_give = false;
 		}
+		pipeline->config->metrics->is_reading = true;
+		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
+		if (writer_is_idle(pipeline->writer))
+			sink_metrics(pipeline->sink, false);
 		show_progress(pipeline, false);
 	}
 	return drain(pipeline);
@@ -350,22 +347,28 @@ pipeline_run(Config *config)
 	log_level = (LogLevel) config->log_level;
 	if (pipeline.shows_progress && !config->log_level_given)
 		log_level = LOG_WARNING; /* the line says as much as the batches' lines do */
-	code = prepare(&pipeline, false);
+	metrics_publish(config->metrics);
+	code = metrics_serve(config);
+	if (code == EXIT_DONE)
+		code = prepare(&pipeline, false);
 	if (code == EXIT_DONE)
 		code = build(&pipeline);
 	if (code == EXIT_DONE)
 	{
 		pipeline.started_us = pipeline.shown_us = monotonic_us();
 		code = turn(&pipeline);
+		sink_metrics(pipeline.sink, true);
 		show_progress(&pipeline, true);
+		const Metrics *metrics = config->metrics;
 		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
 				 code != EXIT_DONE		? "stopped by an error"
 					 : stop_requested() ? "stopped by a signal"
 										: "done",
-				 pipeline.metrics.n_rows, pipeline.metrics.n_dead_letters, pipeline.metrics.n_batches,
+				 metrics->n_rows, metrics->n_dead_letters, metrics->n_batches,
 				 (double) (monotonic_us() - pipeline.started_us) / 1e6);
 	}
 	release(&pipeline);
+	metrics_stop();
 	return code;
 }
 

@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SEND_BYTES ((size_t) 65536)
 #define FEW_ROWS 5	  /* a smaller batch may be refused as a whole and still be the rows' fault */
@@ -43,11 +44,11 @@ typedef struct Group
 struct Sink
 {
 	Config *config;
-	Metrics *metrics;
 	PGconn *connection;
 	pthread_mutex_t cancel_lock;
 	PGcancel *cancel;		/* of the connection; under cancel_lock */
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
+	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
 	Buffer send, sql;
 	/* of the batch being stored */
 	const Table *table;
@@ -174,7 +175,7 @@ connection_is_valid(Config *config)
 }
 
 ExitCode
-sink_open(Config *config, Metrics *metrics, Sink **sink)
+sink_open(Config *config, Sink **sink)
 {
 	bool is_zone_wrong = false;
 
@@ -183,7 +184,6 @@ sink_open(Config *config, Metrics *metrics, Sink **sink)
 		return EXIT_USAGE;
 	*sink = mem_alloc(sizeof(Sink));
 	(*sink)->config = config;
-	(*sink)->metrics = metrics;
 	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
 	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_DONE;
@@ -328,6 +328,37 @@ copy_context_line(const char *context, const char *relation)
 	return 0;
 }
 
+/* ---- array literals ---- */
+
+/* An element, quoted. */
+static void
+array_text(Buffer *out, const char *text, size_t n_bytes)
+{
+	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
+	for (const char *end = text + n_bytes; text < end; text++)
+	{
+		if (*text == '"' || *text == '\\')
+			buffer_add(out, "\\", 1);
+		buffer_add(out, text, 1);
+	}
+	buffer_add(out, "\"", 1);
+}
+
+static void
+array_text_or_null(Buffer *out, const char *text)
+{
+	if (text != NULL)
+		array_text(out, text, strlen(text));
+	else
+		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
+}
+
+static void
+array_number(Buffer *out, int64_t number)
+{
+	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
+}
+
 /* ---- what the database knows ---- */
 
 static void
@@ -335,20 +366,23 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 {
 	const char *params[] = {table->name};
 	PGresult *result;
-	SinkStatus status = run(
-		sink,
-		"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
-		" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
-		" ('millrace.dead_letters', 'INSERT')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) w(what)"
-		" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
-		" ELSE pg_catalog.has_table_privilege(rel, what0) END"
-		" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
-		" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
-		" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
-		" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
-		" WHERE i.inhparent = $1::pg_catalog.regclass"
-		" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-		1, params, &result);
+	SinkStatus status =
+		run(sink,
+			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
+			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
+			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
+			"w(what)"
+			" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
+			" ELSE pg_catalog.has_table_privilege(rel, what0) END"
+			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
+			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
+			" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
+			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
+			" WHERE i.inhparent = $1::pg_catalog.regclass"
+			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
+			1, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -372,6 +406,32 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 				 "membership in the role that owns the table",
 				 PQuser(sink->connection), table->name);
 	PQclear(result);
+}
+
+/* What on_unknown_field = add_column needs. */
+static void
+check_growth(Sink *sink, Config *config, const Table *table, char kind)
+{
+	const char *params[] = {table->name};
+	PGresult *result;
+
+	if (config->on_unknown_field != UNKNOWN_ADD_COLUMN)
+		return;
+	if (kind == 'v')
+		config_error_at(config, "target.on_unknown_field", "no column can be added to %s, which is a view",
+						table->name);
+	else if (run(sink,
+				 "SELECT 1 FROM pg_catalog.pg_class WHERE oid = $1::pg_catalog.regclass"
+				 " AND pg_catalog.pg_has_role(relowner, 'USAGE')",
+				 1, params, &result) == SINK_OK)
+	{
+		if (PQntuples(result) == 0)
+			config_error_at(
+				config, "target.on_unknown_field",
+				"role %s cannot add columns to %s: it is no member of the role that owns the table",
+				PQuser(sink->connection), table->name);
+		PQclear(result);
+	}
 }
 
 static SinkStatus
@@ -537,6 +597,7 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		PQclear(result);
 		return EXIT_CONNECTION;
 	}
+	check_growth(sink, config, table, PQgetvalue(result, 0, 3)[0]);
 	PQclear(result);
 	check_privileges(sink, config, table);
 	return config->n_errors > n_before ? EXIT_TARGET : EXIT_DONE;
@@ -571,6 +632,33 @@ leaves_free(Leaves *leaves)
 	}
 	free(leaves->list);
 	memset(leaves, 0, sizeof *leaves);
+}
+
+SinkStatus
+sink_add_columns(Sink *sink, const Table *table, const NewColumns *columns)
+{
+	if (sink->connection == NULL)
+		return SINK_LOST;
+	sink->sql.n_bytes = 0;
+	buffer_printf(&sink->sql, "BEGIN; SET LOCAL lock_timeout = %" PRId64 "; ALTER TABLE %s",
+				  sink->config->lock_timeout_ms, table->name);
+	for (int i = 0; i < columns->n_columns; i++)
+	{
+		const NewColumn *column = &columns->list[i];
+		char *quoted = PQescapeIdentifier(sink->connection, column->name, strlen(column->name));
+
+		if (quoted == NULL)
+			return SINK_LOST;
+		buffer_printf(&sink->sql, "%s ADD COLUMN IF NOT EXISTS %s %s", i > 0 ? "," : "", quoted,
+					  column->type);
+		PQfreemem(quoted);
+		log_line(LOG_INFO, "adding column \"%s\" %s to %s", column->name, column->type, table->name);
+	}
+	buffer_printf(&sink->sql, "; COMMIT");
+	SinkStatus status = run(sink, sink->sql.data, 0, NULL, NULL);
+	if (status != SINK_OK && status != SINK_LOST)
+		run(sink, "ROLLBACK", 0, NULL, NULL);
+	return status;
 }
 
 SinkStatus
@@ -629,9 +717,15 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	time_format(to_us, to, sizeof to);
 	log_line(LOG_DEBUG, "asking for the partition of %s that holds %s", table->name, from);
 	bool is_data;
+	PGresult *result;
 	SinkStatus status = run_judged(
 		sink, "SELECT millrace.ensure_partitions($1::oid::regclass, $2::timestamptz, $3::timestamptz)", 3,
-		params, NULL, &is_data);
+		params, &result, &is_data);
+	if (status == SINK_OK)
+	{
+		sink->config->metrics->n_partitions += strtol(PQgetvalue(result, 0, 0), NULL, 10);
+		PQclear(result);
+	}
 	if (!is_data)
 		return status;
 	if (strncmp(sink->sqlstate, "23", 2) != 0)
@@ -646,8 +740,6 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	sink->has_warned_default = true;
 	return SINK_OK;
 }
-
-static void array_text(Buffer *out, const char *text, size_t n_bytes);
 
 /* SQL that turns expression into microseconds: local ones for a column without a time zone, as its leaves have them. */
 static void
@@ -751,6 +843,26 @@ sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *
 	return status;
 }
 
+/* What stands for position->file in a query, and is_mark_read() reads. */
+#define FILE_COLUMNS                                                                                       \
+	"coalesce(file_id, ''), coalesce(file_size, -1),"                                                      \
+	" coalesce((extract(epoch FROM file_modified) * 1000000)::bigint, 0), coalesce(file_fingerprint, '')," \
+	" file_defect IS NOT NULL"
+
+static FileMark
+read_mark(const PGresult *result, int row, int column)
+{
+	FileMark mark = {
+		.size_bytes = strtoll(PQgetvalue(result, row, column + 1), NULL, 10),
+		.modified_us = strtoll(PQgetvalue(result, row, column + 2), NULL, 10),
+		.defect = PQgetvalue(result, row, column + 4)[0] == 't' ? "damaged" : NULL,
+	};
+
+	snprintf(mark.id, sizeof mark.id, "%s", PQgetvalue(result, row, column));
+	snprintf(mark.fingerprint, sizeof mark.fingerprint, "%s", PQgetvalue(result, row, column + 3));
+	return mark;
+}
+
 SinkStatus
 sink_position(Sink *sink, Position *position, int64_t first)
 {
@@ -768,13 +880,17 @@ sink_position(Sink *sink, Position *position, int64_t first)
 	if (status != SINK_OK)
 		return status;
 	status = run(sink,
-				 "SELECT next_offset FROM millrace.ingest_offsets"
+				 "SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
 				 3, params, &result);
 	if (status != SINK_OK)
 		return status;
 	if (PQntuples(result) == 1)
+	{
 		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+		position->file = read_mark(result, 0, 1);
+		position->is_new = false;
+	}
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
@@ -787,7 +903,7 @@ sink_positions(Sink *sink, Positions *positions)
 	const char *params[] = {sink->config->name};
 	PGresult *result;
 	SinkStatus status = run(sink,
-							"SELECT topic, next_offset FROM millrace.ingest_offsets"
+							"SELECT topic, next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 							" WHERE source = $1 AND partition = 0 ORDER BY topic COLLATE \"C\"",
 							1, params, &result);
 
@@ -800,9 +916,35 @@ sink_positions(Sink *sink, Positions *positions)
 		positions->list[i] = (Position){
 			.topic = mem_string(PQgetvalue(result, i, 0)),
 			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
+			.file = read_mark(result, i, 2),
 		};
 	PQclear(result);
 	return SINK_OK;
+}
+
+SinkStatus
+sink_forget(Sink *sink, const Positions *positions)
+{
+	Buffer topics = {0}, stored = {0};
+
+	buffer_add(&topics, "{", 1);
+	buffer_add(&stored, "{", 1);
+	for (int i = 0; i < positions->n_positions; i++)
+	{
+		array_text_or_null(&topics, positions->list[i].topic);
+		array_number(&stored, positions->list[i].stored);
+	}
+	buffer_add(&topics, "}", 2);
+	buffer_add(&stored, "}", 2);
+	const char *params[] = {sink->config->name, topics.data, stored.data};
+	SinkStatus status =
+		run(sink,
+			"DELETE FROM millrace.ingest_offsets o USING unnest($2::text[], $3::bigint[]) AS p(topic, stored)"
+			" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = 0 AND o.next_offset = p.stored",
+			3, params, NULL);
+	buffer_free(&topics);
+	buffer_free(&stored);
+	return status;
 }
 
 /* ---- rows ---- */
@@ -1260,38 +1402,101 @@ store_rows(Sink *sink, bool *is_data)
 
 /* ---- dead letters and positions ---- */
 
-/* Escaped text and a tab. */
-static void
-add_text(Buffer *out, const char *text)
-{
-	size_t n_bytes = strlen(text);
-	char *start = buffer_room(out, n_bytes * 2 + 1), *end = copy_escape(start, text, n_bytes);
+/* COPY's binary format: the bytes of a payload travel as they are. */
+static const char letters_head[] =
+	"PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0"; /* with its own NUL: two numbers of 0 */
+static const char letters_tail[] = "\377\377";
+#define EPOCH_2000_US INT64_C(946684800000000)
 
-	*end++ = '\t';
-	out->n_bytes += (size_t) (end - start);
+static void
+add_number(Buffer *out, int64_t value, int n_bytes)
+{
+	char *to = buffer_room(out, (size_t) n_bytes);
+
+	for (int i = 0; i < n_bytes; i++)
+		to[i] = (char) (value >> 8 * (n_bytes - 1 - i));
+	out->n_bytes += (size_t) n_bytes;
 }
 
-/* bytea in COPY text and a tab; NULL for none. */
-static void
-add_bytes(Buffer *out, const char *data, size_t n_bytes)
+/* NULL for no data. */
+static bool
+add_field(Sink *sink, const char *data, size_t n_bytes)
 {
-	static const char hex[] = "0123456789abcdef";
-
+	add_number(&sink->send, data ? (int64_t) n_bytes : -1, 4);
 	if (data == NULL)
+		return true;
+	if (n_bytes >= SEND_BYTES)
+		return send_flush(sink) && PQputCopyData(sink->connection, data, (int) n_bytes) == 1;
+	buffer_add(&sink->send, data, n_bytes);
+	return sink->send.n_bytes < SEND_BYTES || send_flush(sink);
+}
+
+static bool
+add_text(Sink *sink, const char *text)
+{
+	return add_field(sink, text, text ? strlen(text) : 0);
+}
+
+/*
+ * One row of millrace.dead_letters.  is_plain: the database has refused what was said about them before, so only ASCII of
+ * the reason is kept, and neither headers nor the names of CSV fields.
+ */
+static bool
+add_letter(Sink *sink, const Row *row, bool is_plain)
+{
+	const Position *position = &sink->batch->positions.list[row->position];
+	const DeadLetter *dead = row->dead;
+	Buffer *out = &sink->send;
+
+	add_number(out, 12, 2);
+	bool is_sent = add_text(sink, sink->config->name) && add_text(sink, position->topic);
+	add_number(out, 4, 4);
+	add_number(out, position->partition, 4);
+	add_number(out, 8, 4);
+	add_number(out, row->offset, 8);
+	is_sent =
+		is_sent && add_field(sink, row->key, row->key_bytes) && add_field(sink, row->raw, row->raw_bytes);
+	bool has_headers = row->headers != NULL && !is_plain;
+	add_number(out, has_headers ? (int64_t) row->header_bytes + 1 : -1, 4);
+	if (has_headers)
 	{
-		buffer_add(out, "\\N\t", 3);
-		return;
+		buffer_add(out, "\1", 1); /* version of jsonb's format */
+		buffer_add(out, row->headers, row->header_bytes);
 	}
-	char *to = buffer_room(out, n_bytes * 2 + 4);
-	memcpy(to, "\\\\x", 3);
-	to += 3;
-	for (size_t i = 0; i < n_bytes; i++)
-	{
-		*to++ = hex[(unsigned char) data[i] >> 4];
-		*to++ = hex[(unsigned char) data[i] & 15];
-	}
-	*to = '\t';
-	out->n_bytes += n_bytes * 2 + 4;
+	bool has_time = row->timestamp_us != NO_TIME;
+	add_number(out, has_time ? 8 : -1, 4);
+	if (has_time)
+		add_number(out, row->timestamp_us - EPOCH_2000_US, 8);
+	is_sent = is_sent && add_text(sink, is_plain ? NULL : position->csv_header) &&
+		add_text(sink, dead->stage) && add_text(sink, dead->sqlstate[0] ? dead->sqlstate : NULL);
+	char *reason = mem_string(dead->reason);
+	for (char *c = reason; is_plain && *c; c++)
+		if ((unsigned char) *c >= 0x80)
+			*c = '?';
+	is_sent = is_sent && add_text(sink, reason);
+	free(reason);
+	return is_sent;
+}
+
+static SinkStatus
+copy_letters(Sink *sink, bool is_plain, bool *is_data)
+{
+	const Batch *batch = sink->batch;
+	bool is_sent = true;
+	SinkStatus status =
+		copy_begin(sink,
+				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, headers,"
+				   " message_time, csv_header, stage, sqlstate, reason) FROM STDIN (FORMAT binary)",
+				   is_data);
+
+	if (status != SINK_OK)
+		return status;
+	buffer_add(&sink->send, letters_head, sizeof letters_head);
+	for (int i = 0; i < batch->n_rows && is_sent; i++)
+		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped)
+			is_sent = add_letter(sink, &batch->rows[i], is_plain);
+	buffer_add(&sink->send, letters_tail, 2);
+	return copy_end(sink, is_sent, is_data);
 }
 
 static SinkStatus
@@ -1299,7 +1504,7 @@ store_dead_letters(Sink *sink, int *n_dead)
 {
 	Batch *batch = sink->batch;
 	const Row *first = NULL;
-	bool is_data = false, is_sent = true;
+	bool is_data = false;
 
 	*n_dead = 0;
 	for (int i = 0; i < batch->n_rows; i++)
@@ -1307,74 +1512,25 @@ store_dead_letters(Sink *sink, int *n_dead)
 			first = &batch->rows[i];
 	if (*n_dead == 0)
 		return SINK_OK;
-	SinkStatus status =
-		copy_begin(sink,
-				   "COPY millrace.dead_letters (source, topic, partition, \"offset\", key, payload, stage,"
-				   " sqlstate, reason) FROM STDIN",
-				   &is_data);
-	for (int i = 0; status == SINK_OK && i < batch->n_rows && is_sent; i++)
+	SinkStatus status = SINK_OK;
+	for (int is_plain = 0; is_plain <= 1; is_plain++)
 	{
-		const Row *row = &batch->rows[i];
-		const Position *position = &batch->positions.list[row->position];
-
-		if (row->dead == NULL || row->is_dropped)
-			continue;
-		add_text(&sink->send, sink->config->name);
-		add_text(&sink->send, position->topic);
-		buffer_printf(&sink->send, "%" PRId32 "\t%" PRId64 "\t", position->partition, row->offset);
-		add_bytes(&sink->send, row->key, row->key_bytes);
-		add_bytes(&sink->send, row->raw, row->raw_bytes);
-		add_text(&sink->send, row->dead->stage);
-		add_text(&sink->send, row->dead->sqlstate[0] ? row->dead->sqlstate : "\\N");
-		if (row->dead->sqlstate[0] == '\0')
-		{
-			/* "\N" was escaped like any text: make it the NULL it stands for. */
-			sink->send.n_bytes -= strlen("\\\\N\t");
-			buffer_add(&sink->send, "\\N\t", 3);
-		}
-		add_text(&sink->send, row->dead->reason);
-		sink->send.data[sink->send.n_bytes - 1] = '\n';
-		if (sink->send.n_bytes >= SEND_BYTES)
-			is_sent = send_flush(sink);
+		status = run(sink, is_plain ? "ROLLBACK TO SAVEPOINT millrace_letters" : "SAVEPOINT millrace_letters",
+					 0, NULL, NULL);
+		if (status == SINK_OK)
+			status = copy_letters(sink, is_plain, &is_data);
+		if (!is_data)
+			break;
+		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
+				 sink->sqlstate);
 	}
-	if (status == SINK_OK)
-		status = copy_end(sink, is_sent, &is_data);
 	if (status == SINK_OK)
 		log_line(LOG_WARNING,
 				 "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
 				 batch->number, *n_dead, *n_dead == 1 ? "" : "s",
 				 batch->positions.list[first->position].topic,
 				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
-	else if (is_data)
-		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
-				 sink->sqlstate);
 	return status;
-}
-
-static bool
-is_touched(const Position *position)
-{
-	return position->is_assigned && position->next != position->stored;
-}
-
-/* An element of an array literal, quoted. */
-static void
-array_text(Buffer *out, const char *text, size_t n_bytes)
-{
-	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
-	for (const char *end = text + n_bytes; text < end; text++)
-	{
-		if (*text == '"' || *text == '\\')
-			buffer_add(out, "\\", 1);
-		buffer_add(out, text, 1);
-	}
-	buffer_add(out, "\"", 1);
-}
-
-static void
-array_number(Buffer *out, int64_t number)
-{
-	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
 }
 
 enum
@@ -1384,8 +1540,30 @@ enum
 	ARRAY_STORED,
 	ARRAY_NEXT,
 	ARRAY_LEAF,
+	ARRAY_NEW,
+	ARRAY_ID,
+	ARRAY_SIZE,
+	ARRAY_MODIFIED,
+	ARRAY_FINGERPRINT,
+	ARRAY_DEFECT,
 	N_ARRAYS
 };
+
+static void
+mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark)
+{
+	char modified[40];
+
+	time_format(mark->modified_us, modified, sizeof modified);
+	array_text_or_null(&arrays[ARRAY_ID], mark->id[0] ? mark->id : NULL);
+	if (mark->id[0] && mark->size_bytes >= 0)
+		array_number(&arrays[ARRAY_SIZE], mark->size_bytes);
+	else
+		array_text_or_null(&arrays[ARRAY_SIZE], NULL);
+	array_text_or_null(&arrays[ARRAY_MODIFIED], mark->id[0] ? modified : NULL);
+	array_text_or_null(&arrays[ARRAY_FINGERPRINT], mark->fingerprint[0] ? mark->fingerprint : NULL);
+	array_text_or_null(&arrays[ARRAY_DEFECT], mark->defect);
+}
 
 /* The touched positions and used leaves as array literals.  Returns the number of positions. */
 static int
@@ -1400,12 +1578,14 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 	{
 		const Position *position = &sink->batch->positions.list[i];
 
-		if (!is_touched(position))
+		if (!position_is_touched(position))
 			continue;
 		array_text(&arrays[ARRAY_TOPIC], position->topic, strlen(position->topic));
 		array_number(&arrays[ARRAY_PARTITION], position->partition);
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
+		array_number(&arrays[ARRAY_NEW], position->is_new);
+		mark_arrays(arrays, &position->file);
 		n_positions++;
 	}
 	for (int g = 0; g < sink->n_groups; g++)
@@ -1433,19 +1613,30 @@ move_positions(Sink *sink)
 {
 	Buffer arrays[N_ARRAYS] = {0};
 	int n_leaves, n_positions = position_arrays(sink, arrays, &n_leaves);
-	const char *params[] = {sink->config->name,		   arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
-							arrays[ARRAY_STORED].data, arrays[ARRAY_NEXT].data,	 arrays[ARRAY_LEAF].data};
+	const char *params[N_ARRAYS + 1] = {sink->config->name};
 	PGresult *result;
+
+	for (int i = 0; i < N_ARRAYS; i++)
+		params[i + 1] = arrays[i].data;
 	SinkStatus status = run(
 		sink,
-		"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
-		" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
-		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = "
-		"p.stored"
-		" RETURNING 1)"
-		" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
+		"WITH p AS (SELECT * FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[], $7::int[],"
+		" $8::text[], $9::bigint[], $10::timestamptz[], $11::text[], $12::text[])"
+		" AS p(topic, partition, stored, next, is_new, id, size, modified, fingerprint, defect)),"
+		" moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now(), file_id = "
+		"p.id,"
+		" file_size = p.size, file_modified = p.modified, file_fingerprint = p.fingerprint,"
+		" file_defect = p.defect FROM p"
+		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition"
+		" AND o.next_offset = p.stored AND p.is_new = 0 RETURNING 1),"
+		" added AS (INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset, file_id,"
+		" file_size, file_modified, file_fingerprint, file_defect)"
+		" SELECT $1, topic, partition, next, id, size, modified, fingerprint, defect FROM p WHERE is_new = 1"
+		" ON CONFLICT DO NOTHING RETURNING 1)"
+		" SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM added),"
+		" (SELECT count(*) FROM pg_catalog.pg_inherits"
 		" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
-		6, params, &result);
+		N_ARRAYS + 1, params, &result);
 
 	for (int i = 0; i < N_ARRAYS; i++)
 		buffer_free(&arrays[i]);
@@ -1464,6 +1655,13 @@ move_positions(Sink *sink)
 	return status;
 }
 
+static bool
+mark_is_same(const FileMark *a, const FileMark *b)
+{
+	return strcmp(a->id, b->id) == 0 && strcmp(a->fingerprint, b->fingerprint) == 0 &&
+		(a->id[0] == '\0' || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
+}
+
 /* COMMIT was sent and not answered: did it happen?  *is_stored says. */
 static SinkStatus
 settle_commit(Sink *sink, bool *is_stored)
@@ -1474,13 +1672,14 @@ settle_commit(Sink *sink, bool *is_stored)
 	{
 		Position *position = &sink->batch->positions.list[i], found = *position;
 
-		if (!is_touched(position))
+		if (!position_is_touched(position))
 			continue;
 		SinkStatus status = sink_position(sink, &found, position->stored);
 		if (status != SINK_OK)
 			return status;
 		n_touched++;
-		if (found.stored == position->next)
+		position->is_new = false; /* there is a row now */
+		if (found.stored == position->next && mark_is_same(&found.file, &position->file))
 			n_stored++;
 		else if (found.stored != position->stored)
 		{
@@ -1515,6 +1714,7 @@ commit(Sink *sink, bool *is_data)
 	{
 		status = judge(sink, result, is_data);
 		sink->is_commit_unknown = status == SINK_LOST;
+		sink->config->metrics->n_unanswered += sink->is_commit_unknown;
 	}
 	else if (strcmp(PQcmdStatus(result), "COMMIT") != 0)
 		status = SINK_RETRY;
@@ -1567,16 +1767,31 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 }
 
 static void
-stored(Sink *sink, int n_rows, int n_dead)
+stored(Sink *sink, int64_t begun_us)
 {
 	Batch *batch = sink->batch;
+	Metrics *metrics = sink->config->metrics;
+	int64_t n_bytes = 0;
+	int n_rows = 0, n_dead = 0;
+
+	for (int i = 0; i < batch->n_rows; i++)
+		if (!batch->rows[i].is_dropped)
+		{
+			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
+			n_bytes += batch->rows[i].raw_bytes;
+		}
 
 	for (int i = 0; i < batch->positions.n_positions; i++)
-		if (batch->positions.list[i].is_assigned)
-			batch->positions.list[i].stored = batch->positions.list[i].next;
-	sink->metrics->n_rows += n_rows;
-	sink->metrics->n_dead_letters += n_dead;
-	sink->metrics->n_batches++;
+	{
+		Position *position = &batch->positions.list[i];
+
+		if (!position->is_assigned)
+			continue;
+		position->stored = position->next;
+		position->is_new = position->is_changed = false;
+	}
+	metrics_batch(metrics, n_rows, n_bytes, monotonic_us() - begun_us);
+	metrics->n_dead_letters += n_dead;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
 }
 
@@ -1585,6 +1800,7 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 {
 	bool is_data = true, is_stored = false;
 	SinkStatus status = SINK_RETRY;
+	int64_t begun_us = monotonic_us();
 	int n_rows = 0, n_dead = 0;
 
 	sink->table = table;
@@ -1633,13 +1849,76 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		sink->n_lost_batches = 0;
 	else if (sink->n_suspects > 0)
 		sink->n_lost_batches++;
-	n_rows = 0;
-	n_dead = 0;
-	for (int i = 0; i < batch->n_rows; i++)
-		if (!batch->rows[i].is_dropped)
-			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
-	stored(sink, n_rows, n_dead);
+	stored(sink, begun_us);
 	return SINK_OK;
+}
+
+/* ---- metrics ---- */
+
+enum
+{
+	SAMPLE_NAME,
+	SAMPLE_TOPIC,
+	SAMPLE_PARTITION,
+	SAMPLE_BOUND,
+	SAMPLE_VALUE,
+	N_SAMPLE_ARRAYS
+};
+
+static void
+add_sample(const Sample *sample, void *to)
+{
+	Buffer *arrays = to;
+
+	array_text_or_null(&arrays[SAMPLE_NAME], sample->name);
+	array_text_or_null(&arrays[SAMPLE_TOPIC], sample->topic);
+	if (sample->topic != NULL)
+		array_number(&arrays[SAMPLE_PARTITION], sample->partition);
+	else
+		array_text_or_null(&arrays[SAMPLE_PARTITION], NULL);
+	array_text_or_null(&arrays[SAMPLE_BOUND], sample->bound);
+	buffer_printf(&arrays[SAMPLE_VALUE], "%s%.17g", arrays[SAMPLE_VALUE].n_bytes > 1 ? "," : "",
+				  sample->value);
+}
+
+void
+sink_metrics(Sink *sink, bool is_last)
+{
+	static const char sql[] =
+		"WITH new AS (SELECT s.metric, jsonb_strip_nulls(jsonb_build_object('topic', s.topic, 'partition',"
+		" s.partition, 'le', s.bound)) AS labels, s.value FROM unnest($3::text[], $4::text[], $5::int[],"
+		" $6::text[], $7::float8[]) s(metric, topic, partition, bound, value)),"
+		" gone AS (DELETE FROM millrace.ingest_metrics m WHERE m.source = $1"
+		" AND (m.updated < now() - interval '1 day' OR (m.instance = $2 AND NOT EXISTS"
+		" (SELECT FROM new n WHERE n.metric = m.metric AND n.labels = m.labels))))"
+		" INSERT INTO millrace.ingest_metrics (source, instance, metric, labels, value)"
+		" SELECT $1, $2, n.metric, n.labels, n.value FROM new n"
+		" ON CONFLICT (source, instance, metric, labels) DO UPDATE SET value = excluded.value, updated = "
+		"now()";
+	const Config *config = sink->config;
+	Buffer arrays[N_SAMPLE_ARRAYS] = {0};
+	const char *params[2 + N_SAMPLE_ARRAYS] = {config->name};
+	char host[256] = "", instance[300];
+	int64_t now_us = monotonic_us();
+
+	if (config->metrics_interval_ms == 0 || sink->connection == NULL ||
+		(!is_last && now_us < sink->metrics_us))
+		return;
+	sink->metrics_us = now_us + config->metrics_interval_ms * 1000;
+	gethostname(host, sizeof host - 1);
+	snprintf(instance, sizeof instance, "%s:%ld", host, (long) getpid());
+	params[1] = instance;
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+		buffer_add(&arrays[i], "{", 1);
+	metrics_each(config->metrics, add_sample, arrays);
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+	{
+		buffer_add(&arrays[i], "}", 2);
+		params[2 + i] = arrays[i].data;
+	}
+	run(sink, sql, 2 + N_SAMPLE_ARRAYS, params, NULL);
+	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
+		buffer_free(&arrays[i]);
 }
 
 /* ---- trying again ---- */
@@ -1671,7 +1950,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		}
 		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
 		{
-			sink->metrics->n_reconnects++;
+			sink->config->metrics->n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");
 			return true;
 		}
@@ -1688,7 +1967,12 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 bool
 sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 {
+	Metrics *metrics = sink->config->metrics;
+
 	*exit_code = EXIT_DONE;
+	metrics->is_database_lost = status == SINK_LOST || status == SINK_RETRY;
+	metrics->n_retries += status == SINK_RETRY;
+	metrics->n_fenced += status == SINK_FENCED;
 	switch (status)
 	{
 		case SINK_OK:

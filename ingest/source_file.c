@@ -21,7 +21,6 @@
 struct FileSource
 {
 	const Config *config;
-	Metrics *metrics;
 	Writer *writer;
 	Decoder *decoder;
 	Batch *batch;
@@ -280,6 +279,9 @@ read_header(FileSource *source)
 	}
 	if (code != EXIT_DONE)
 		return code;
+	if (n_header > 0)
+		source->batch->positions.list[source->position].csv_header =
+			mem_printf("%.*s", (int) n_header, source->data.data);
 	/* Where no header was read that took it along. */
 	while (n_header == 0 && source->data.n_bytes < sizeof MARK - 1 && !source->at_end && !stop_requested() &&
 		   memcmp(source->data.data ? source->data.data : "", MARK, source->data.n_bytes) == 0)
@@ -364,12 +366,11 @@ file_source_check(Config *config)
 }
 
 FileSource *
-file_source_open(const Config *config, Metrics *metrics, Writer *writer, Decoder *decoder, Batch *batch)
+file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch)
 {
 	FileSource *source = mem_alloc(sizeof(FileSource));
 
 	source->config = config;
-	source->metrics = metrics;
 	source->writer = writer;
 	source->decoder = decoder;
 	source->batch = batch;
@@ -447,9 +448,11 @@ file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code)
 	}
 	bool has_read = source->data.n_bytes > n_before;
 	/* Decode until the batch is full or the buffer holds no whole record. */
+	int n_rows = source->batch->n_rows;
 	size_t used =
 		decode_bytes(source->decoder, source->data.data + source->used, source->data.n_bytes - source->used,
 					 source->at_end, source->position, source->offset + (int64_t) source->used);
+	source->config->metrics->n_messages += source->batch->n_rows - n_rows;
 	source->used += used;
 	source->needs_bytes = !batch_is_full(source->batch);
 	if (source->at_end && source->data.n_bytes == source->used)
@@ -473,8 +476,8 @@ file_source_stored(FileSource *source, const Positions *stored)
 void
 file_source_progress(FileSource *source)
 {
-	source->metrics->n_files = source->n_done;
-	source->metrics->n_files_total = source->n_total;
+	source->config->metrics->n_files = source->n_done;
+	source->config->metrics->n_files_total = source->n_total;
 }
 
 void

@@ -17,7 +17,6 @@
 struct KafkaSource
 {
 	Config *config;
-	Metrics *metrics;
 	Writer *writer;
 	Decoder *decoder;
 	Batch *batch;
@@ -29,8 +28,8 @@ struct KafkaSource
 
 /* ---- configuration ---- */
 
-static bool
-is_secret(const char *property)
+bool
+kafka_is_secret(const char *property)
 {
 	return strstr(property, "password") || strstr(property, "secret") || strstr(property, "pem") ||
 		strstr(property, "jaas") || strstr(property, "oauthbearer.config");
@@ -66,6 +65,8 @@ on_error(rd_kafka_t *client, int error, const char *reason, void *opaque)
 
 	(void) client;
 	log_line(LOG_WARNING, "kafka: %s: %s", rd_kafka_err2name(error), reason);
+	if (source != NULL)
+		source->config->metrics->n_kafka_errors++;
 	if (error == RD_KAFKA_RESP_ERR__FATAL && source != NULL)
 	{
 		source->has_failed = true;
@@ -90,9 +91,9 @@ make_conf(Config *config)
 		const Pair *pair = &config->kafka.list[i];
 
 		if (rd_kafka_conf_set(conf, pair->name, pair->value, error, sizeof error) != RD_KAFKA_CONF_OK)
-			config_error_pair(config, pair, "%s",
-							  is_secret(pair->name) ? "librdkafka refuses the value of a secret property"
-													: error);
+			config_error_pair(
+				config, pair, "%s",
+				kafka_is_secret(pair->name) ? "librdkafka refuses the value of a secret property" : error);
 	}
 	for (size_t i = 0; i < sizeof our_settings / sizeof our_settings[0]; i++)
 		if (rd_kafka_conf_set(conf, our_settings[i][0], our_settings[i][1], error, sizeof error) !=
@@ -254,6 +255,7 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 	bool is_good = true;
 
 	(void) client;
+	source->config->metrics->n_rebalances++;
 	if (event != RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
 	{
 		revoke(source, partitions);
@@ -300,14 +302,12 @@ kafka_source_check(Config *config)
 }
 
 ExitCode
-kafka_source_open(Config *config, Metrics *metrics, Writer *writer, Decoder *decoder, Batch *batch,
-				  KafkaSource **opened)
+kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch, KafkaSource **opened)
 {
 	KafkaSource *source = *opened = mem_alloc(sizeof(KafkaSource));
 	rd_kafka_conf_t *conf = make_conf(config);
 
 	source->config = config;
-	source->metrics = metrics;
 	source->writer = writer;
 	source->decoder = decoder;
 	source->batch = batch;
@@ -384,6 +384,7 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 			: timestamp_ms * 1000,
 	};
 	decode_message(source->decoder, &event);
+	source->config->metrics->n_messages++;
 	position->next = message->offset + 1;
 	if (position->next >= position->end)
 		position->at_end = true;
@@ -465,7 +466,7 @@ kafka_source_progress(KafkaSource *source)
 			high > position->stored)
 			lag += high - position->stored;
 	}
-	source->metrics->lag = lag;
+	source->config->metrics->lag = lag;
 }
 
 void

@@ -23,7 +23,6 @@ typedef enum Phase
 struct Writer
 {
 	const Config *config;
-	Metrics *metrics;
 	Sink *sink;
 	const CopyColumns *columns;
 	Router router;
@@ -126,7 +125,10 @@ work(void *argument)
 		pthread_mutex_unlock(&writer->lock);
 		WriterState state = store(writer, &code);
 		if (state == WRITER_GOOD)
+		{
 			batch_reset(&writer->batch);
+			sink_metrics(writer->sink, false);
+		}
 		pthread_mutex_lock(&writer->lock);
 		writer->has_stored = state == WRITER_GOOD;
 		writer->phase = state == WRITER_GOOD ? PHASE_IDLE : PHASE_HELD;
@@ -141,14 +143,12 @@ work(void *argument)
 /* ---- for the reader's thread ---- */
 
 Writer *
-writer_open(const Config *config, Metrics *metrics, Sink *sink, const Table *table,
-			const CopyColumns *columns)
+writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns)
 {
 	Writer *writer = mem_alloc(sizeof(Writer));
 	pthread_condattr_t attributes;
 
 	writer->config = config;
-	writer->metrics = metrics;
 	writer->sink = sink;
 	writer->columns = columns;
 	writer->router.sink = sink;

@@ -9,7 +9,7 @@ check: bin/ingest_test
 	bin/ingest_test
 bin/ingest_test: ingest_test.c $(SOURCES) $(INGEST)/ingest.h ingest.mk
 	mkdir -p bin
-	$(CC) $(FLAGS) -o $@ ingest_test.c $(SOURCES) -lcmocka -L$(shell $(PG_CONFIG) --libdir) -lpq -linih -lyajl
+	$(CC) $(FLAGS) -o $@ ingest_test.c $(SOURCES) -lcmocka -L$(shell $(PG_CONFIG) --libdir) -lpq -linih -lyajl -lmicrohttpd -pthread
 clean:
 	rm -f bin/ingest_test
 .PHONY: check clean
