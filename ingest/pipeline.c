@@ -334,6 +334,8 @@ turn(Pipeline *pipeline)
 			sink_metrics(pipeline->sink, false);
 		show_progress(pipeline, false);
 	}
+	if (stop_requested())
+		stop_now();
 	return drain(pipeline);
 }
 
