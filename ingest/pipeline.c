@@ -199,8 +199,6 @@ show_progress(Pipeline *pipeline, bool final)
 	buffer_printf(&more, "%s", "");
 	if (pipeline->files != NULL)
 		file_source_progress(pipeline->files);
-	else
-		kafka_source_progress(pipeline->kafka);
 	if (pipeline->kafka != NULL)
 		buffer_printf(&more, ", lag %" PRId64, metrics->lag);
 	else if (pipeline->config->type == SOURCE_DIRECTORY)

@@ -918,10 +918,12 @@ sink_position(Sink *sink, Position *position, int64_t first)
 
 	snprintf(partition, sizeof partition, "%" PRId32, position->partition);
 	snprintf(first_text, sizeof first_text, "%" PRId64, first);
-	status = run(sink,
-				 "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
-				 " VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT DO NOTHING",
-				 4, params, NULL);
+	status = first == NO_OFFSET
+		? SINK_OK
+		: run(sink,
+			  "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+			  " VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT DO NOTHING",
+			  4, params, NULL);
 	if (status != SINK_OK)
 		return status;
 	status = run(sink,
@@ -936,9 +938,33 @@ sink_position(Sink *sink, Position *position, int64_t first)
 		position->file = read_mark(result, 0, 1);
 		position->is_new = false;
 	}
+	else if (first == NO_OFFSET)
+		position->stored = position->next = NO_OFFSET;
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
+	return status;
+}
+
+SinkStatus
+sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts)
+{
+	Buffer array = {0};
+
+	buffer_add(&array, "{", 1);
+	for (int i = 0; i < n_partitions; i++)
+		array_number(&array, firsts[i]);
+	buffer_add(&array, "}", 2);
+	const char *params[] = {sink->config->name, topic, array.data};
+	SinkStatus status =
+		run(sink,
+			"INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+			" SELECT $1, $2, number - 1, first FROM unnest($3::bigint[]) WITH ORDINALITY AS p(first, number)"
+			" WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2)"
+			" ON CONFLICT DO NOTHING",
+			3, params, NULL);
+
+	buffer_free(&array);
 	return status;
 }
 
