@@ -13,6 +13,7 @@
 #include <yajl/yajl_parse.h>
 
 #define MAX_JSON_DEPTH 1000
+#define MAX_UNKNOWN_FIELDS (1 << 14) /* of a record whose number of fields is not known before */
 
 /* A key on the way to a mapped field; "a.b" is node a with child b. */
 typedef struct Node
@@ -272,7 +273,7 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 		skip = 3; /* spreadsheets write a byte-order mark */
 	if (n_bytes == skip && at_end)
 		return skip; /* nothing behind the mark: an empty file */
-	csv_expect(decoder, 1 << 14);
+	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
 	buffer_room(&decoder->scratch, n_bytes);
 	CsvResult result = csv_record(decoder, data + skip, n_bytes - skip, at_end, &used, &reason);
 	if (result == CSV_MORE)
@@ -699,6 +700,32 @@ decoder_open(const Config *config, Mapping *mapping)
 	}
 	json_parser(decoder);
 	return decoder;
+}
+
+Decoder *
+decoder_open_split(const Config *config)
+{
+	Decoder *decoder = mem_alloc(sizeof(Decoder));
+
+	decoder->config = config;
+	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
+	return decoder;
+}
+
+int
+decode_split(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used,
+			 const Value **fields, const char **reason)
+{
+	decoder->scratch.n_bytes = 0;
+	buffer_room(&decoder->scratch, n_bytes);
+	CsvResult result = csv_record(decoder, data, n_bytes, at_end, used, reason);
+	*fields = decoder->fields;
+	if (result == CSV_RECORD && decoder->n_fields > decoder->n_expected)
+	{
+		*reason = "too many fields";
+		return -1;
+	}
+	return result == CSV_RECORD ? decoder->n_fields : result == CSV_MORE ? 0 : -1;
 }
 
 void

@@ -180,6 +180,8 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 void config_help(FILE *out);
+void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
+bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
 void config_free(Config *config);
 
 /* ---- metrics.c ---- */
@@ -254,6 +256,17 @@ ExitCode pipeline_check(Config *config);
 
 /* ---- batch, sink.c ---- */
 
+/* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
+typedef struct FileMark
+{
+	char id[44];		 /* inode and time of birth; "": not a regular file */
+	int64_t modified_us; /* when its end was reached */
+	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
+	char fingerprint
+		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
+	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+} FileMark;
+
 /* How far a stream has read one file or Kafka partition. */
 typedef struct Position
 {
@@ -261,6 +274,9 @@ typedef struct Position
 	char *csv_header; /* record of a CSV file that names the fields, as it came; NULL: none */
 	int32_t partition;
 	bool is_assigned;
+	bool is_new;	 /* the database has no row for it yet: the batch's transaction makes it */
+	bool is_changed; /* file is not what the database has */
+	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
 	int64_t end;	/* Kafka with --once: stop here */
@@ -436,8 +452,10 @@ SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const ch
 						   const uint32_t *n_bytes, int64_t *times_us);
 /* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
-/* Every stored position of this stream: (topic, next offset) of partition 0, for the directory source. */
+/* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
+SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
 SinkStatus
 sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
@@ -568,6 +586,44 @@ const NewColumns *decode_wants(const Decoder *decoder);
  */
 void decode_again(Decoder *decoder, Batch *batch);
 
+/*
+ * A decoder that only takes CSV records apart, by the csv.* of config: decode_split() is all it can do.  Returns the
+ * number of fields of the record at data, with *used bytes and its line end; 0: it goes on behind n_bytes; -1: *reason
+ * says what is wrong with it.  The fields live until the next call.
+ */
+Decoder *decoder_open_split(const Config *config);
+int decode_split(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used,
+				 const Value **fields, const char **reason);
+
+/* ---- json.c ---- */
+
+typedef enum JsonKind
+{
+	JSON_NULL,
+	JSON_BOOLEAN,
+	JSON_NUMBER,
+	JSON_STRING,
+	JSON_OBJECT,
+	JSON_ARRAY
+} JsonKind;
+
+/* A value that does not stand in an array.  Objects come behind their members. */
+typedef struct JsonMember
+{
+	const char *path; /* names with dots between them; "" for the whole */
+	JsonKind kind;
+	const char *raw, *text; /* as it stands in the text; a string without quotes and escapes, else the same */
+	size_t n_raw_bytes, n_text_bytes;
+} JsonMember;
+
+typedef void (*JsonVisit)(void *context, const JsonMember *member);
+typedef struct JsonWalker JsonWalker;
+
+JsonWalker *json_walker_open(JsonVisit visit, void *context);
+void json_walker_close(JsonWalker *walker);
+/* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
+bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
+
 /* ---- source_file.c, source_kafka.c ---- */
 
 typedef enum SourceStatus
@@ -589,10 +645,16 @@ void file_source_stored(FileSource *source); /* the open batch is committed */
 void file_source_progress(const FileSource *source, Buffer *out);
 void file_source_close(FileSource *source);
 
+bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
 ExitCode kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, KafkaSource **source);
 SourceStatus kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code);
 void kafka_source_progress(const KafkaSource *source, Buffer *out);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- produce.c ---- */
+
+/* `millrace produce`; argv[0] is the command's name. */
+ExitCode produce(int argc, char **argv);
 
 #endif

@@ -179,7 +179,7 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 {
 	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
 
-	dead->stage = stage; /* a literal */
+	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
 	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
 	row->dead = dead;
@@ -220,16 +220,50 @@ on_notice(void *context, const PGresult *result)
 	log_line(LOG_DEBUG, "server: %s", PQresultErrorMessage(result));
 }
 
+/* Where nobody has set them, neither here nor by the environment: a dead peer is noticed, and a standby is passed over. */
+static const char *const our_connection[][3] = {
+	{"fallback_application_name", "PGAPPNAME", "millrace"},
+	{"connect_timeout", "PGCONNECT_TIMEOUT", "10"},
+	{"target_session_attrs", "PGTARGETSESSIONATTRS", "read-write"},
+	{"keepalives_idle", "", "30"},
+	{"keepalives_interval", "", "10"},
+	{"keepalives_count", "", "3"},
+	/* Also runs while the server waits for a lock and takes no bytes of a COPY. */
+	{"tcp_user_timeout", "", "120000"},
+};
+#define N_OUR_CONNECTION (sizeof our_connection / sizeof our_connection[0])
+
+/*
+ * Settings of the session that nobody has set: the server lets go of what an ingester holds that is gone, or that was
+ * stopped in a transaction.
+ */
+static const char our_session[] =
+	"SELECT pg_catalog.set_config(s.name, v.value, false) FROM (VALUES ('tcp_keepalives_idle', '30'),"
+	" ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'),"
+	" ('client_connection_check_interval', '10s'), ('idle_in_transaction_session_timeout', '1min'))"
+	" v(name, value) JOIN pg_catalog.pg_settings s USING (name) WHERE s.source = 'default'";
+
 /* True when connected and set up; otherwise the reason is logged and the connection closed. */
 static bool
 sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
 	/* What stands before dbname can be overridden by the connection string, what stands behind it cannot. */
-	const char *keys[] = {"fallback_application_name", "connect_timeout", "dbname", "client_encoding", NULL};
-	const char *values[] = {"millrace", "10", sink->config->connection, "UTF8", NULL};
+	const char *keys[N_OUR_CONNECTION + 3], *values[N_OUR_CONNECTION + 3];
+	int n_keys = 0;
 	const char *zone[] = {sink->config->timezone};
 	PGresult *result;
 
+	for (size_t i = 0; i < N_OUR_CONNECTION; i++)
+		if (getenv(our_connection[i][1]) == NULL)
+		{
+			keys[n_keys] = our_connection[i][0];
+			values[n_keys++] = our_connection[i][2];
+		}
+	keys[n_keys] = "dbname";
+	values[n_keys++] = sink->config->connection;
+	keys[n_keys] = "client_encoding";
+	values[n_keys++] = "UTF8";
+	keys[n_keys] = values[n_keys] = NULL;
 	PQfinish(sink->connection);
 	sink->connection = PQconnectdbParams(keys, values, 1);
 	if (sink->connection == NULL || PQstatus(sink->connection) != CONNECTION_OK)
@@ -247,7 +281,10 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
 	if (is_set)
+	{
+		PQclear(PQexec(sink->connection, our_session));
 		return true;
+	}
 	log_line(level, "cannot set up the session: %s", PQerrorMessage(sink->connection));
 failed:
 	PQfinish(sink->connection);
@@ -269,9 +306,18 @@ connection_is_valid(Config *config)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
 						may_hold_secret || error == NULL ? "" : ": ",
 						may_hold_secret || error == NULL ? "" : error);
+	bool is_valid = !is_pair || parsed != NULL;
+	for (const PQconninfoOption *option = parsed; option != NULL && option->keyword != NULL; option++)
+		if (strncmp(option->keyword, "host", 4) == 0 && option->val != NULL && strchr(option->val, '@'))
+		{
+			/* What stands behind the first one would be logged as the name of a host. */
+			config_error_at(config, "target.connection",
+							"a host of \"connection\" has an @: write %%40 for one in a password");
+			is_valid = false;
+		}
 	PQconninfoFree(parsed);
 	PQfreemem(error);
-	return !is_pair || parsed != NULL;
+	return is_valid;
 }
 
 ExitCode
@@ -343,7 +389,8 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
 	const char *context = PQresultErrorField(result, PG_DIAG_CONTEXT);
 	bool is_lost = PQstatus(sink->connection) != CONNECTION_OK || sqlstate == NULL ||
-		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0;
+		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0 ||
+		strcmp(sqlstate, "25006") == 0; /* a standby now: another host is the primary */
 
 	*is_data = !is_lost && is_data_error(sink, sqlstate, context);
 	snprintf(sink->sqlstate, sizeof sink->sqlstate, "%s", sqlstate ? sqlstate : "");
@@ -449,6 +496,37 @@ copy_context_line(const char *context, const char *relation)
 		line = strchr(line, '\n');
 	}
 	return 0;
+}
+
+/* ---- array literals ---- */
+
+/* An element, quoted. */
+static void
+array_text(Buffer *out, const char *text, size_t n_bytes)
+{
+	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
+	for (const char *end = text + n_bytes; text < end; text++)
+	{
+		if (*text == '"' || *text == '\\')
+			buffer_add(out, "\\", 1);
+		buffer_add(out, text, 1);
+	}
+	buffer_add(out, "\"", 1);
+}
+
+static void
+array_text_or_null(Buffer *out, const char *text)
+{
+	if (text != NULL)
+		array_text(out, text, strlen(text));
+	else
+		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
+}
+
+static void
+array_number(Buffer *out, int64_t number)
+{
+	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
 }
 
 /* ---- what the database knows ---- */
@@ -791,8 +869,6 @@ sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_us, int64_t 
 	return SINK_OK;
 }
 
-static void array_text(Buffer *out, const char *text, size_t n_bytes);
-
 /* SQL that turns expression into microseconds: local ones for a column without a time zone, as its leaves have them. */
 static void
 time_sql(Buffer *sql, const Table *table, const char *expression, const char *from)
@@ -895,6 +971,26 @@ sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *
 	return status;
 }
 
+/* What stands for position->file in a query, and is_mark_read() reads. */
+#define FILE_COLUMNS                                                                                       \
+	"coalesce(file_id, ''), coalesce(file_size, -1),"                                                      \
+	" coalesce((extract(epoch FROM file_modified) * 1000000)::bigint, 0), coalesce(file_fingerprint, '')," \
+	" file_defect IS NOT NULL"
+
+static FileMark
+read_mark(const PGresult *result, int row, int column)
+{
+	FileMark mark = {
+		.size_bytes = strtoll(PQgetvalue(result, row, column + 1), NULL, 10),
+		.modified_us = strtoll(PQgetvalue(result, row, column + 2), NULL, 10),
+		.defect = PQgetvalue(result, row, column + 4)[0] == 't' ? "damaged" : NULL,
+	};
+
+	snprintf(mark.id, sizeof mark.id, "%s", PQgetvalue(result, row, column));
+	snprintf(mark.fingerprint, sizeof mark.fingerprint, "%s", PQgetvalue(result, row, column + 3));
+	return mark;
+}
+
 SinkStatus
 sink_position(Sink *sink, Position *position, int64_t first)
 {
@@ -912,13 +1008,17 @@ sink_position(Sink *sink, Position *position, int64_t first)
 	if (status != SINK_OK)
 		return status;
 	status = run(sink,
-				 "SELECT next_offset FROM millrace.ingest_offsets"
+				 "SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
 				 3, params, &result);
 	if (status != SINK_OK)
 		return status;
 	if (PQntuples(result) == 1)
+	{
 		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+		position->file = read_mark(result, 0, 1);
+		position->is_new = false;
+	}
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
@@ -931,7 +1031,7 @@ sink_positions(Sink *sink, Positions *positions)
 	const char *params[] = {sink->config->name};
 	PGresult *result;
 	SinkStatus status = run(sink,
-							"SELECT topic, next_offset FROM millrace.ingest_offsets"
+							"SELECT topic, next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
 							" WHERE source = $1 AND partition = 0 ORDER BY topic COLLATE \"C\"",
 							1, params, &result);
 
@@ -944,9 +1044,35 @@ sink_positions(Sink *sink, Positions *positions)
 		positions->list[i] = (Position){
 			.topic = mem_string(PQgetvalue(result, i, 0)),
 			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
+			.file = read_mark(result, i, 2),
 		};
 	PQclear(result);
 	return SINK_OK;
+}
+
+SinkStatus
+sink_forget(Sink *sink, const Positions *positions)
+{
+	Buffer topics = {0}, stored = {0};
+
+	buffer_add(&topics, "{", 1);
+	buffer_add(&stored, "{", 1);
+	for (int i = 0; i < positions->n_positions; i++)
+	{
+		array_text_or_null(&topics, positions->list[i].topic);
+		array_number(&stored, positions->list[i].stored);
+	}
+	buffer_add(&topics, "}", 2);
+	buffer_add(&stored, "}", 2);
+	const char *params[] = {sink->config->name, topics.data, stored.data};
+	SinkStatus status =
+		run(sink,
+			"DELETE FROM millrace.ingest_offsets o USING unnest($2::text[], $3::bigint[]) AS p(topic, stored)"
+			" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = 0 AND o.next_offset = p.stored",
+			3, params, NULL);
+	buffer_free(&topics);
+	buffer_free(&stored);
+	return status;
 }
 
 /* ---- rows ---- */
@@ -1766,27 +1892,7 @@ store_dead_letters(Sink *sink)
 static bool
 is_touched(const Position *position)
 {
-	return position->is_assigned && position->next != position->stored;
-}
-
-/* An element of an array literal, quoted. */
-static void
-array_text(Buffer *out, const char *text, size_t n_bytes)
-{
-	buffer_printf(out, "%s\"", out->n_bytes > 1 ? "," : "");
-	for (const char *end = text + n_bytes; text < end; text++)
-	{
-		if (*text == '"' || *text == '\\')
-			buffer_add(out, "\\", 1);
-		buffer_add(out, text, 1);
-	}
-	buffer_add(out, "\"", 1);
-}
-
-static void
-array_number(Buffer *out, int64_t number)
-{
-	buffer_printf(out, "%s%" PRId64, out->n_bytes > 1 ? "," : "", number);
+	return position->is_assigned && (position->next != position->stored || position->is_changed);
 }
 
 enum
@@ -1796,8 +1902,30 @@ enum
 	ARRAY_STORED,
 	ARRAY_NEXT,
 	ARRAY_LEAF,
+	ARRAY_NEW,
+	ARRAY_ID,
+	ARRAY_SIZE,
+	ARRAY_MODIFIED,
+	ARRAY_FINGERPRINT,
+	ARRAY_DEFECT,
 	N_ARRAYS
 };
+
+static void
+mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark)
+{
+	char modified[40];
+
+	time_format(mark->modified_us, modified, sizeof modified);
+	array_text_or_null(&arrays[ARRAY_ID], mark->id[0] ? mark->id : NULL);
+	if (mark->id[0] && mark->size_bytes >= 0)
+		array_number(&arrays[ARRAY_SIZE], mark->size_bytes);
+	else
+		array_text_or_null(&arrays[ARRAY_SIZE], NULL);
+	array_text_or_null(&arrays[ARRAY_MODIFIED], mark->id[0] ? modified : NULL);
+	array_text_or_null(&arrays[ARRAY_FINGERPRINT], mark->fingerprint[0] ? mark->fingerprint : NULL);
+	array_text_or_null(&arrays[ARRAY_DEFECT], mark->defect);
+}
 
 /* The touched positions and used leaves as array literals.  Returns the number of positions. */
 static int
@@ -1818,6 +1946,8 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 		array_number(&arrays[ARRAY_PARTITION], position->partition);
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
+		array_number(&arrays[ARRAY_NEW], position->is_new);
+		mark_arrays(arrays, &position->file);
 		n_positions++;
 	}
 	for (int g = 0; g < sink->n_groups; g++)
@@ -1845,19 +1975,30 @@ move_positions(Sink *sink)
 {
 	Buffer arrays[N_ARRAYS] = {0};
 	int n_leaves, n_positions = position_arrays(sink, arrays, &n_leaves);
-	const char *params[] = {sink->config->name,		   arrays[ARRAY_TOPIC].data, arrays[ARRAY_PARTITION].data,
-							arrays[ARRAY_STORED].data, arrays[ARRAY_NEXT].data,	 arrays[ARRAY_LEAF].data};
+	const char *params[N_ARRAYS + 1] = {sink->config->name};
 	PGresult *result;
+
+	for (int i = 0; i < N_ARRAYS; i++)
+		params[i + 1] = arrays[i].data;
 	SinkStatus status = run(
 		sink,
-		"WITH moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now()"
-		" FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[]) AS p(topic, partition, stored, next)"
-		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition AND o.next_offset = "
-		"p.stored"
-		" RETURNING 1)"
-		" SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM pg_catalog.pg_inherits"
+		"WITH p AS (SELECT * FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[], $7::int[],"
+		" $8::text[], $9::bigint[], $10::timestamptz[], $11::text[], $12::text[])"
+		" AS p(topic, partition, stored, next, is_new, id, size, modified, fingerprint, defect)),"
+		" moved AS (UPDATE millrace.ingest_offsets o SET next_offset = p.next, updated = now(), file_id = "
+		"p.id,"
+		" file_size = p.size, file_modified = p.modified, file_fingerprint = p.fingerprint,"
+		" file_defect = p.defect FROM p"
+		" WHERE o.source = $1 AND o.topic = p.topic AND o.partition = p.partition"
+		" AND o.next_offset = p.stored AND p.is_new = 0 RETURNING 1),"
+		" added AS (INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset, file_id,"
+		" file_size, file_modified, file_fingerprint, file_defect)"
+		" SELECT $1, topic, partition, next, id, size, modified, fingerprint, defect FROM p WHERE is_new = 1"
+		" ON CONFLICT DO NOTHING RETURNING 1)"
+		" SELECT (SELECT count(*) FROM moved) + (SELECT count(*) FROM added),"
+		" (SELECT count(*) FROM pg_catalog.pg_inherits"
 		" WHERE inhrelid = ANY ($6::oid[]) AND NOT inhdetachpending)",
-		6, params, &result);
+		N_ARRAYS + 1, params, &result);
 
 	for (int i = 0; i < N_ARRAYS; i++)
 		buffer_free(&arrays[i]);
@@ -1876,6 +2017,13 @@ move_positions(Sink *sink)
 	return status;
 }
 
+static bool
+mark_is_same(const FileMark *a, const FileMark *b)
+{
+	return strcmp(a->id, b->id) == 0 && strcmp(a->fingerprint, b->fingerprint) == 0 &&
+		(a->id[0] == '\0' || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
+}
+
 /* COMMIT was sent and not answered: did it happen?  *is_stored says. */
 static SinkStatus
 settle_commit(Sink *sink, bool *is_stored)
@@ -1892,7 +2040,8 @@ settle_commit(Sink *sink, bool *is_stored)
 		if (status != SINK_OK)
 			return status;
 		n_touched++;
-		if (found.stored == position->next)
+		position->is_new = false; /* there is a row now */
+		if (found.stored == position->next && mark_is_same(&found.file, &position->file))
 			n_stored++;
 		else if (found.stored != position->stored)
 		{
@@ -2018,8 +2167,14 @@ stored(Sink *sink, int64_t begun_us)
 		n_bytes += row->raw_bytes;
 	}
 	for (int i = 0; i < batch->positions.n_positions; i++)
-		if (batch->positions.list[i].is_assigned)
-			batch->positions.list[i].stored = batch->positions.list[i].next;
+	{
+		Position *position = &batch->positions.list[i];
+
+		if (!position->is_assigned)
+			continue;
+		position->stored = position->next;
+		position->is_new = position->is_changed = false;
+	}
 	sink->n_in_turn = n_rows > 0 ? 0 : sink->n_in_turn + n_suspects;
 	sink->most_rows = sink->most_rows < INT_MAX / 2 ? sink->most_rows * 2 : INT_MAX;
 	remember_witness(sink);
@@ -2079,15 +2234,6 @@ enum
 	SAMPLE_VALUE,
 	N_SAMPLE_ARRAYS
 };
-
-static void
-array_text_or_null(Buffer *out, const char *text)
-{
-	if (text != NULL)
-		array_text(out, text, strlen(text));
-	else
-		buffer_printf(out, "%sNULL", out->n_bytes > 1 ? "," : "");
-}
 
 static void
 add_sample(const Sample *sample, void *to)
@@ -2161,10 +2307,13 @@ static bool
 reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 {
 	bool is_zone_wrong;
+	/* It may be there again and again, and lost again by what is done over it. */
+	bool is_over = retry->lost_since_us != 0 &&
+		monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 
 	if (retry->lost_since_us == 0)
 		retry->lost_since_us = monotonic_us();
-	for (;;)
+	while (!is_over)
 	{
 		pause_longer(retry);
 		if (stop_requested())
@@ -2178,14 +2327,12 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 			log_line(LOG_WARNING, "connected to the database again");
 			return true;
 		}
-		if (monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000)
-		{
-			log_line(LOG_ERROR,
-					 "no connection to the database within target.reconnect; the open batch is not stored");
-			*exit_code = EXIT_CONNECTION;
-			return false;
-		}
+		is_over = monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 	}
+	log_line(LOG_ERROR,
+			 "no connection to the database within target.reconnect; the open batch is not stored");
+	*exit_code = EXIT_CONNECTION;
+	return false;
 }
 
 bool

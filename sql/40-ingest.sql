@@ -8,6 +8,11 @@ CREATE TABLE millrace.ingest_offsets (
 	partition int NOT NULL,
 	next_offset bigint NOT NULL CHECK (next_offset >= 0),
 	updated timestamptz NOT NULL DEFAULT now(),
+	file_id text,
+	file_size bigint,
+	file_modified timestamptz,
+	file_fingerprint text,
+	file_defect text,
 	PRIMARY KEY (source, topic, partition)
 );
 SELECT pg_catalog.pg_extension_config_dump('millrace.ingest_offsets', '');
@@ -17,6 +22,11 @@ COMMENT ON COLUMN millrace.ingest_offsets.topic IS 'Kafka topic, or name of the 
 COMMENT ON COLUMN millrace.ingest_offsets.partition IS 'Kafka partition; 0 for a file';
 COMMENT ON COLUMN millrace.ingest_offsets.next_offset IS 'Offset of the next message, or byte in the file, to be read; everything before it is in the table or in millrace.dead_letters';
 COMMENT ON COLUMN millrace.ingest_offsets.updated IS 'Start of the transaction that moved it last';
+COMMENT ON COLUMN millrace.ingest_offsets.file_id IS 'Inode of the file and its time of birth, by which it is known again under another name; NULL for Kafka and standard input, as the columns behind this one';
+COMMENT ON COLUMN millrace.ingest_offsets.file_size IS 'Bytes of the file on disk when its end was reached; NULL: it has not been';
+COMMENT ON COLUMN millrace.ingest_offsets.file_modified IS 'When the file had been changed last, as it was opened for the last time';
+COMMENT ON COLUMN millrace.ingest_offsets.file_fingerprint IS 'next_offset, CRC-32 of the first KiB up to it, and of the last KiB before it: another file of the same name is told by it; counts only with this next_offset';
+COMMENT ON COLUMN millrace.ingest_offsets.file_defect IS 'Why the file cannot be read from next_offset on; NULL: it can';
 
 CREATE SEQUENCE millrace.dead_letters_id_seq;
 CREATE TABLE millrace.dead_letters (
