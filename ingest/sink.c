@@ -1,5 +1,5 @@
 /*
- * Every SQL statement of the program, and the batch that they store.
+ * Every SQL statement of the program.
  *
  * sink_store() is one transaction: a lock on the table, COPY per leaf, dead letters, and the compare-and-set of the
  * positions last.  Each COPY stands behind a savepoint (several do where there are very many).  When the server refuses a
@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <libpq-fe.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -67,6 +68,8 @@ struct Sink
 {
 	Config *config;
 	PGconn *connection;
+	pthread_mutex_t cancel_lock;
+	PGcancel *cancel;		/* of the connection; under cancel_lock */
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
 	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
 	Buffer send, sql;
@@ -97,119 +100,6 @@ struct Sink
 	bool has_warned_default;
 };
 
-/* ---- batch ---- */
-
-int
-position_find(Positions *positions, const char *topic, int32_t partition)
-{
-	for (int i = 0; i < positions->n_positions; i++)
-		if (positions->list[i].partition == partition && strcmp(positions->list[i].topic, topic) == 0)
-			return i;
-	positions->list = mem_grow(positions->list, (size_t) positions->n_positions + 1, sizeof(Position));
-	positions->list[positions->n_positions] = (Position){.topic = mem_string(topic), .partition = partition};
-	return positions->n_positions++;
-}
-
-void
-positions_clear(Positions *positions)
-{
-	for (int i = 0; i < positions->n_positions; i++)
-	{
-		free(positions->list[i].topic);
-		free(positions->list[i].csv_header);
-	}
-	free(positions->list);
-	memset(positions, 0, sizeof *positions);
-}
-
-bool
-batch_is_full(const Batch *batch)
-{
-	return batch->n_rows >= batch->max_rows ||
-		(int64_t) (batch->arena.used_bytes + sizeof(Row) * (size_t) batch->n_rows) >= batch->max_bytes;
-}
-
-void
-batch_reset(Batch *batch)
-{
-	arena_reset(&batch->arena);
-	batch->n_rows = batch->n_dropped = 0;
-	batch->has_moved = false;
-}
-
-void
-batch_free(Batch *batch)
-{
-	arena_free(&batch->arena);
-	positions_clear(&batch->positions);
-	free(batch->rows);
-	memset(batch, 0, sizeof *batch);
-}
-
-Row *
-batch_add(Batch *batch, const Message *message)
-{
-	if (batch->n_rows == batch->capacity)
-	{
-		batch->capacity = batch->capacity ? batch->capacity * 2 : 1024;
-		batch->rows = mem_grow(batch->rows, (size_t) batch->capacity, sizeof(Row));
-	}
-	if (batch->n_rows == 0)
-		batch->opened_us = monotonic_us();
-	Row *row = &batch->rows[batch->n_rows++];
-	*row = (Row){
-		.raw = arena_copy(&batch->arena, message->data, message->n_bytes),
-		.raw_bytes = (uint32_t) message->n_bytes,
-		.key = message->key ? arena_copy(&batch->arena, message->key, message->n_key_bytes) : NULL,
-		.key_bytes = (uint32_t) message->n_key_bytes,
-		.headers =
-			message->headers ? arena_copy(&batch->arena, message->headers, message->n_header_bytes) : NULL,
-		.header_bytes = (uint32_t) message->n_header_bytes,
-		.timestamp_us = message->timestamp_us,
-		.offset = message->offset,
-		.position = message->position,
-		.leaf = LEAF_PARENT,
-		.time_us = NO_TIME,
-	};
-	return row;
-}
-
-DeadLetter *
-row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason)
-{
-	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
-
-	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
-	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
-	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
-	row->dead = dead;
-	return dead;
-}
-
-void
-batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
-				  const char *reason)
-{
-	row_kill(batch, batch_add(batch, message), stage, sqlstate, reason);
-}
-
-void
-batch_drop_unassigned(Batch *batch)
-{
-	for (int i = 0; i < batch->n_rows; i++)
-	{
-		Row *row = &batch->rows[i];
-
-		if (!row->is_dropped && !batch->positions.list[row->position].is_assigned)
-		{
-			row->is_dropped = true;
-			batch->n_dropped++;
-		}
-	}
-	for (int i = 0; i < batch->positions.n_positions; i++)
-		if (!batch->positions.list[i].is_assigned)
-			batch->positions.list[i].next = batch->positions.list[i].stored;
-}
 
 /* ---- connection ---- */
 
@@ -218,6 +108,34 @@ on_notice(void *context, const PGresult *result)
 {
 	(void) context;
 	log_line(LOG_DEBUG, "server: %s", PQresultErrorMessage(result));
+}
+
+static void
+set_cancel(Sink *sink, PGcancel *cancel)
+{
+	pthread_mutex_lock(&sink->cancel_lock);
+	PQfreeCancel(sink->cancel);
+	sink->cancel = cancel;
+	pthread_mutex_unlock(&sink->cancel_lock);
+}
+
+void
+sink_cancel(Sink *sink)
+{
+	char error[256];
+
+	pthread_mutex_lock(&sink->cancel_lock);
+	if (sink->cancel != NULL && !PQcancel(sink->cancel, error, sizeof error))
+		log_line(LOG_DEBUG, "cancel: %s", error);
+	pthread_mutex_unlock(&sink->cancel_lock);
+}
+
+static void
+sink_disconnect(Sink *sink)
+{
+	set_cancel(sink, NULL);
+	PQfinish(sink->connection);
+	sink->connection = NULL;
 }
 
 /* Where nobody has set them, neither here nor by the environment: a dead peer is noticed, and a standby is passed over. */
@@ -264,7 +182,7 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	keys[n_keys] = "client_encoding";
 	values[n_keys++] = "UTF8";
 	keys[n_keys] = values[n_keys] = NULL;
-	PQfinish(sink->connection);
+	sink_disconnect(sink);
 	sink->connection = PQconnectdbParams(keys, values, 1);
 	if (sink->connection == NULL || PQstatus(sink->connection) != CONNECTION_OK)
 	{
@@ -283,12 +201,12 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	if (is_set)
 	{
 		PQclear(PQexec(sink->connection, our_session));
+		set_cancel(sink, PQgetCancel(sink->connection));
 		return true;
 	}
 	log_line(level, "cannot set up the session: %s", PQerrorMessage(sink->connection));
 failed:
-	PQfinish(sink->connection);
-	sink->connection = NULL;
+	sink_disconnect(sink);
 	return false;
 }
 
@@ -331,6 +249,7 @@ sink_open(Config *config, Sink **sink)
 	*sink = mem_alloc(sizeof(Sink));
 	(*sink)->config = config;
 	(*sink)->most_rows = INT_MAX;
+	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
 	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_DONE;
 	if (!is_zone_wrong)
@@ -344,7 +263,8 @@ sink_close(Sink *sink)
 {
 	if (sink == NULL)
 		return;
-	PQfinish(sink->connection);
+	sink_disconnect(sink);
+	pthread_mutex_destroy(&sink->cancel_lock);
 	buffer_free(&sink->send);
 	buffer_free(&sink->sql);
 	free(sink->groups);
@@ -667,6 +587,41 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	return SINK_OK;
 }
 
+/* Oid and columns of the configured table as one text; NULL: there is no such table.  The caller frees it. */
+static SinkStatus
+read_signature(Sink *sink, char **signature)
+{
+	const char *params[] = {sink->config->table};
+	PGresult *result;
+	SinkStatus status = run(
+		sink,
+		"SELECT c.oid || pg_catalog.string_agg(pg_catalog.format(' %I %s %s', a.attname, a.atttypid,"
+		" a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> ''), '' ORDER BY a.attnum)"
+		" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
+		" WHERE c.oid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped GROUP BY c.oid",
+		1, params, &result);
+
+	*signature = NULL;
+	if (status != SINK_OK)
+		return status;
+	if (PQntuples(result) == 1)
+		*signature = mem_string(PQgetvalue(result, 0, 0));
+	PQclear(result);
+	return SINK_OK;
+}
+
+SinkStatus
+sink_has_changed(Sink *sink, const Table *table, bool *has_changed)
+{
+	char *signature;
+	SinkStatus status = read_signature(sink, &signature);
+
+	*has_changed = status == SINK_OK && signature != NULL &&
+		(table->signature == NULL || strcmp(signature, table->signature) != 0);
+	free(signature);
+	return status;
+}
+
 ExitCode
 sink_describe(Sink *sink, Config *config, Table *table)
 {
@@ -713,6 +668,12 @@ sink_describe(Sink *sink, Config *config, Table *table)
 		return EXIT_TARGET;
 	}
 	table->oid = (uint32_t) strtoul(PQgetvalue(result, 0, 0), NULL, 10);
+	/* Before the columns: what changes in between is then seen as a change. */
+	if (read_signature(sink, &table->signature) != SINK_OK)
+	{
+		PQclear(result);
+		return EXIT_CONNECTION;
+	}
 	table->name = mem_string(PQgetvalue(result, 0, 1));
 	table->relation = mem_string(PQgetvalue(result, 0, 2));
 	table->schema = mem_string(PQgetvalue(result, 0, 4));
@@ -746,6 +707,7 @@ table_free(Table *table)
 	free(table->relation);
 	free(table->schema);
 	free(table->time_column);
+	free(table->signature);
 	memset(table, 0, sizeof *table);
 }
 
@@ -1630,8 +1592,20 @@ static SinkStatus
 store_group(Sink *sink, Group *group, bool is_refused)
 {
 	int n_rows = group_order(sink, group, sink->order);
+	SinkStatus status = SINK_OK;
+	bool has_changed;
 
-	return sift(sink, group, sink->order, n_rows, is_refused);
+	if (is_refused && !sink->is_checked)
+	{
+		/* A column that is new or has another type makes good rows bad. */
+		sink->is_checked = true;
+		status = savepoint_settle(sink);
+		if (status == SINK_OK)
+			status = sink_has_changed(sink, sink->table, &has_changed);
+		if (status == SINK_OK && has_changed)
+			status = SINK_CHANGED;
+	}
+	return status == SINK_OK ? sift(sink, group, sink->order, n_rows, is_refused) : status;
 }
 
 /* Groups lo .. hi again, which were accepted before. */
@@ -1889,12 +1863,6 @@ store_dead_letters(Sink *sink)
 	return status;
 }
 
-static bool
-is_touched(const Position *position)
-{
-	return position->is_assigned && (position->next != position->stored || position->is_changed);
-}
-
 enum
 {
 	ARRAY_TOPIC,
@@ -1940,7 +1908,7 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 	{
 		const Position *position = &sink->batch->positions.list[i];
 
-		if (!is_touched(position))
+		if (!position_is_touched(position))
 			continue;
 		array_text(&arrays[ARRAY_TOPIC], position->topic, strlen(position->topic));
 		array_number(&arrays[ARRAY_PARTITION], position->partition);
@@ -2034,7 +2002,7 @@ settle_commit(Sink *sink, bool *is_stored)
 	{
 		Position *position = &sink->batch->positions.list[i], found = *position;
 
-		if (!is_touched(position))
+		if (!position_is_touched(position))
 			continue;
 		SinkStatus status = sink_position(sink, &found, position->stored);
 		if (status != SINK_OK)
@@ -2362,6 +2330,7 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 			break;
 		case SINK_RETRY:
 		case SINK_BROKEN:
+		case SINK_CHANGED:
 			break;
 	}
 	if (retry->refused_since_us == 0)

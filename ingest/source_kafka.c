@@ -17,7 +17,7 @@
 struct KafkaSource
 {
 	Config *config;
-	Sink *sink;
+	Writer *writer;
 	Decoder *decoder;
 	Batch *batch;
 	rd_kafka_t *client;
@@ -173,9 +173,12 @@ take_partition(KafkaSource *source, rd_kafka_topic_partition_t *partition)
 	}
 	int index = position_find(&source->batch->positions, partition->topic, partition->partition);
 	Position *position = &source->batch->positions.list[index];
+	Sink *sink = writer_sink(source->writer);
+	if (sink == NULL)
+		return false; /* the pipeline sees that the writer has failed */
 	do
-		status = sink_position(source->sink, position, low);
-	while (sink_again(source->sink, &retry, status, &code));
+		status = sink_position(sink, position, low);
+	while (sink_again(sink, &retry, status, &code));
 	if (status != SINK_OK)
 	{
 		fail(source, code);
@@ -299,13 +302,13 @@ kafka_source_check(Config *config)
 }
 
 ExitCode
-kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, KafkaSource **opened)
+kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch, KafkaSource **opened)
 {
 	KafkaSource *source = *opened = mem_alloc(sizeof(KafkaSource));
 	rd_kafka_conf_t *conf = make_conf(config);
 
 	source->config = config;
-	source->sink = sink;
+	source->writer = writer;
 	source->decoder = decoder;
 	source->batch = batch;
 	if (conf == NULL)
@@ -427,8 +430,28 @@ kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code)
 	return n_messages ? SOURCE_MORE : SOURCE_IDLE;
 }
 
+SourceStatus
+kafka_source_blocked(KafkaSource *source, int64_t for_ms, ExitCode *exit_code)
+{
+	(void) source, (void) for_ms, (void) exit_code;
+	return SOURCE_MORE;
+}
+
 void
-kafka_source_progress(const KafkaSource *source, Buffer *out)
+kafka_source_stored(KafkaSource *source, const Positions *stored)
+{
+	(void) source, (void) stored;
+}
+
+ExitCode
+kafka_source_resync(KafkaSource *source)
+{
+	(void) source;
+	return EXIT_FENCED;
+}
+
+void
+kafka_source_progress(KafkaSource *source)
 {
 	int64_t lag = 0;
 
@@ -443,7 +466,7 @@ kafka_source_progress(const KafkaSource *source, Buffer *out)
 			high > position->stored)
 			lag += high - position->stored;
 	}
-	buffer_printf(out, ", lag %" PRId64, lag);
+	source->config->metrics->lag = lag;
 }
 
 void
