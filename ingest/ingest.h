@@ -344,7 +344,8 @@ typedef struct DeadLetter
 {
 	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
-	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
+	bool is_suspect;			/* what is true of it may change: forgotten when the batch is not stored */
+	bool is_aside;				/* tried again when all other rows are stored */
 } DeadLetter;
 
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
@@ -521,6 +522,8 @@ bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code
 int64_t copy_context_line(const char *context, const char *relation);
 /* True when nothing stands in the context before COPY's own line: no trigger, function or stream was at work. */
 bool copy_context_is_plain(const char *context, const char *relation);
+/* True when COPY's own line is the first, and names a column: the input of a value failed. */
+bool copy_context_has_column(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
