@@ -231,7 +231,7 @@ csv_expect(Decoder *decoder, int n_fields)
 static void
 csv_without_header(Decoder *decoder)
 {
-	const Table *table = decoder->mapping->router->table;
+	const Table *table = decoder->mapping->table;
 	const char *list = decoder->config->csv_columns;
 	const Mapped *missing;
 	Value *names = NULL;

@@ -150,6 +150,7 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 {
 	int n_before = config->n_errors, n_bits = 0;
 
+	mapping->table = table;
 	check_rules(config, table);
 	mapping->columns = mem_alloc(sizeof(Mapped) * (size_t) (table->n_columns + 1));
 	for (int i = 0; i < table->n_columns; i++)
@@ -197,6 +198,10 @@ mapping_free(Mapping *mapping)
 	free(mapping->values);
 	free(mapping->copy.columns);
 	free(mapping->copy.default_bit);
+	mapping->columns = NULL;
+	mapping->values = NULL;
+	mapping->copy = (CopyColumns){0};
+	mapping->n_columns = 0;
 }
 
 /* ---- COPY text ---- */
@@ -303,7 +308,7 @@ event_time(const Mapping *mapping, const Value *value)
 void
 transform_row(Mapping *mapping, const Message *message, const Value *values)
 {
-	static char texts[3][64]; /* $partition, $offset, $timestamp */
+	char texts[3][64]; /* $partition, $offset, $timestamp */
 	size_t at, room = 1;
 	Value *all = mapping->values, time = {NULL, 0, VALUE_NULL};
 	int n_sent = 0;
@@ -340,7 +345,7 @@ transform_row(Mapping *mapping, const Message *message, const Value *values)
 
 	Row *row = batch_add(mapping->batch, message);
 	row->time_us = mapping->time_index >= 0 ? event_time(mapping, &time) : NO_TIME;
-	if (row->time_us == NO_TIME && mapping->time_index >= 0 && mapping->router->table->is_routed)
+	if (row->time_us == NO_TIME && mapping->time_index >= 0 && mapping->table->is_routed)
 	{
 		row->is_defaulted = time.kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
 		if (time.kind == VALUE_TEXT)
@@ -376,6 +381,4 @@ transform_row(Mapping *mapping, const Message *message, const Value *values)
 	row->copy_bytes = (uint32_t) (out - start);
 	if (n_sent == 0)
 		row_kill(mapping->batch, row, "decode", "", "the message has no field that a column takes");
-	else
-		router_route(mapping->router, mapping->batch, row);
 }
