@@ -505,6 +505,12 @@ parse_number(const char *text, const Unit *units, int64_t *number)
 	return false;
 }
 
+bool
+config_duration(const char *text, int64_t *ms)
+{
+	return parse_number(text, time_units, ms);
+}
+
 static void
 parse_option(Config *config, int i)
 {
@@ -734,9 +740,8 @@ config_free(Config *config)
 
 /* ---- help ---- */
 
-/* Prints text with an indent, at most 100 columns wide. */
-static void
-print_wrapped(FILE *out, const char *text)
+void
+config_print_wrapped(FILE *out, const char *text)
 {
 	size_t column = 0;
 
@@ -779,16 +784,17 @@ config_help(FILE *out)
 		if (option->initial && option->initial[0])
 			fprintf(out, "  (%s)", option->initial);
 		fputc('\n', out);
-		print_wrapped(out, option->help);
+		config_print_wrapped(out, option->help);
 	}
 	fputs("  --source.kafka.PROPERTY=VALUE\n", out);
-	print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
+	config_print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
 	fputs("  --columns.COLUMN=FIELD\n", out);
-	print_wrapped(out,
-				  "What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
-				  "whole message), $topic, "
-				  "$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
-				  "the server.  FIELD "
-				  "default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
-				  "field of its own name.");
+	config_print_wrapped(
+		out,
+		"What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
+		"whole message), $topic, "
+		"$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
+		"the server.  FIELD "
+		"default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
+		"field of its own name.");
 }

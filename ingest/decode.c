@@ -12,13 +12,15 @@
 #include <strings.h>
 #include <yajl/yajl_gen.h>
 
+#define MAX_UNKNOWN_FIELDS (1 << 14) /* of a record whose number of fields is not known before */
+
 struct Decoder
 {
 	const Config *config;
 	Mapping *mapping;
 	int64_t mapped; /* number of the mapping that the fields were last looked up for */
 	Growth growth;
-	Json *json;		/* also for the headers of CSV messages; NULL: not needed */
+	JsonReader *json;		/* also for the headers of CSV messages; NULL: not needed */
 	Buffer scratch; /* unescaped CSV fields of one record */
 
 	/* CSV */
@@ -309,7 +311,7 @@ csv_read_header(Decoder *decoder, const char *data, size_t n_bytes)
 		data += 3; /* spreadsheets write a byte-order mark */
 		n_bytes -= 3;
 	}
-	csv_expect(decoder, 1 << 14);
+	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
 	buffer_room(&decoder->scratch, n_bytes);
 	CsvResult result = csv_record(decoder, data, n_bytes, true, &used, &reason);
 	if (result == CSV_FAULT || text_defect(data, n_bytes, &at) != NULL ||
@@ -423,7 +425,7 @@ csv_row(Decoder *decoder, const Message *message, bool may_split)
 	if (decoder->has_unknown && decoder->unknown_reason[0] != '\0')
 		fault = decoder->unknown_reason;
 	else if (mapping->has_headers)
-		fault = json_headers(decoder->json, message, reason, sizeof reason);
+		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
 	if (fault != NULL)
 	{
 		transform_refuse(mapping, message, fault);
@@ -454,9 +456,9 @@ json_row(Decoder *decoder, const Message *message)
 	else if (message->n_bytes == 0)
 		fault = "empty message";
 	else if (mapping->has_headers)
-		fault = json_headers(decoder->json, message, reason, sizeof reason);
+		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
 	if (fault == NULL)
-		fault = json_read(decoder->json, message, reason, sizeof reason);
+		fault = decode_json_read(decoder->json, message, reason, sizeof reason);
 	if (fault != NULL)
 		transform_refuse(mapping, message, fault);
 	else
@@ -476,9 +478,9 @@ decoder_remap(Decoder *decoder)
 	if (config->format == FORMAT_JSON || decoder->mapping->has_headers)
 	{
 		if (decoder->json == NULL)
-			decoder->json = json_open(config, decoder->mapping, &decoder->growth);
+			decoder->json = decode_json_open(config, decoder->mapping, &decoder->growth);
 		else
-			json_remap(decoder->json);
+			decode_json_remap(decoder->json);
 	}
 	if (config->format == FORMAT_CSV && !config->csv_header)
 		csv_without_header(decoder);
@@ -499,12 +501,41 @@ decoder_open(const Config *config, Mapping *mapping)
 	return decoder;
 }
 
+Decoder *
+decoder_open_split(const Config *config)
+{
+	Decoder *decoder = mem_alloc(sizeof(Decoder));
+
+	decoder->config = config;
+	decoder->delimiter = config->csv_delimiter[0];
+	decoder->quote = config->csv_quote[0];
+	decoder->escape = config->csv_escape[0];
+	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
+	return decoder;
+}
+
+int
+decode_split(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used,
+			 const Value **fields, const char **reason)
+{
+	decoder->scratch.n_bytes = 0;
+	buffer_room(&decoder->scratch, n_bytes);
+	CsvResult result = csv_record(decoder, data, n_bytes, at_end, used, reason);
+	*fields = decoder->fields;
+	if (result == CSV_RECORD && decoder->n_fields > decoder->n_expected)
+	{
+		*reason = "too many fields";
+		return -1;
+	}
+	return result == CSV_RECORD ? decoder->n_fields : result == CSV_MORE ? 0 : -1;
+}
+
 void
 decoder_free(Decoder *decoder)
 {
 	if (decoder == NULL)
 		return;
-	json_close(decoder->json);
+	decode_json_close(decoder->json);
 	growth_free(&decoder->growth);
 	if (decoder->rest != NULL)
 		yajl_gen_free(decoder->rest);

@@ -181,6 +181,8 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 void config_help(FILE *out);
+void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
+bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
 void config_free(Config *config);
 
 /* ---- metrics.c ---- */
@@ -600,20 +602,20 @@ void growth_field(Growth *growth, const char *name, size_t n_bytes, const char *
 const NewColumns *growth_take(Growth *growth);
 void growth_free(Growth *growth);
 
-/* ---- json.c ---- */
+/* ---- decode_json.c ---- */
 
-typedef struct Json Json;
+typedef struct JsonReader JsonReader;
 
-Json *json_open(const Config *config, Mapping *mapping, Growth *growth);
-void json_close(Json *json);
+JsonReader *decode_json_open(const Config *config, Mapping *mapping, Growth *growth);
+void decode_json_close(JsonReader *json);
 /* After mapping_build(). */
-void json_remap(Json *json);
+void decode_json_remap(JsonReader *json);
 /*
  * Both fill mapping->values, which begin as missing; return what is wrong with the message, or NULL.  Headers come
  * first.  The message must be valid UTF-8 without NUL.
  */
-const char *json_headers(Json *json, const Message *message, char *reason, size_t reason_bytes);
-const char *json_read(Json *json, const Message *message, char *reason, size_t reason_bytes);
+const char *decode_json_headers(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
+const char *decode_json_read(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
 
 /* ---- decode.c ---- */
 
@@ -648,6 +650,44 @@ const NewColumns *decode_wants(Decoder *decoder);
  */
 void decode_again(Decoder *decoder, Batch *batch);
 
+/*
+ * A decoder that only takes CSV records apart, by the csv.* of config: decode_split() is all it can do.  Returns the
+ * number of fields of the record at data, with *used bytes and its line end; 0: it goes on behind n_bytes; -1: *reason
+ * says what is wrong with it.  The fields live until the next call.
+ */
+Decoder *decoder_open_split(const Config *config);
+int decode_split(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used,
+				 const Value **fields, const char **reason);
+
+/* ---- json.c ---- */
+
+typedef enum JsonKind
+{
+	JSON_NULL,
+	JSON_BOOLEAN,
+	JSON_NUMBER,
+	JSON_STRING,
+	JSON_OBJECT,
+	JSON_ARRAY
+} JsonKind;
+
+/* A value that does not stand in an array.  Objects come behind their members. */
+typedef struct JsonMember
+{
+	const char *path; /* names with dots between them; "" for the whole */
+	JsonKind kind;
+	const char *raw, *text; /* as it stands in the text; a string without quotes and escapes, else the same */
+	size_t n_raw_bytes, n_text_bytes;
+} JsonMember;
+
+typedef void (*JsonVisit)(void *context, const JsonMember *member);
+typedef struct JsonWalker JsonWalker;
+
+JsonWalker *json_walker_open(JsonVisit visit, void *context);
+void json_walker_close(JsonWalker *walker);
+/* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
+bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
+
 /* ---- source_file.c, source_kafka.c ---- */
 
 typedef enum SourceStatus
@@ -669,10 +709,16 @@ void file_source_stored(FileSource *source); /* the open batch is committed */
 void file_source_progress(const FileSource *source, Buffer *out);
 void file_source_close(FileSource *source);
 
+bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
 ExitCode kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, KafkaSource **source);
 SourceStatus kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code);
 void kafka_source_progress(const KafkaSource *source, Buffer *out);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- produce.c ---- */
+
+/* `millrace produce`; argv[0] is the command's name. */
+ExitCode produce(int argc, char **argv);
 
 #endif

@@ -15,6 +15,7 @@ usage(FILE *out)
 		  "\n"
 		  "  millrace run FILE.ini [--once] [--progress] [--section.key=value ...]\n"
 		  "  millrace check FILE.ini [--section.key=value ...]\n"
+		  "  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
 		  "  millrace --help | --version          millrace run --help lists all options\n"
 		  "\n"
 		  "run reads the source into the table until it is stopped by SIGTERM or SIGINT.\n"
@@ -84,13 +85,15 @@ command(bool is_run, int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-	static const char *const words[] = {"run", "check", "--help", "--version"};
+	static const char *const words[] = {"run", "check", "produce", "--help", "--version"};
 	const char *word = argc > 1 ? argv[1] : "";
 
 	signals_install();
 	srandom((unsigned) time(NULL) ^ (unsigned) getpid());
 	if (strcmp(word, "run") == 0 || strcmp(word, "check") == 0)
 		return command(strcmp(word, "run") == 0, argc - 2, argv + 2);
+	if (strcmp(word, "produce") == 0)
+		return produce(argc - 1, argv + 1);
 	if (strcmp(word, "--version") == 0)
 	{
 		puts("millrace " MILLRACE_VERSION);
@@ -104,7 +107,7 @@ main(int argc, char **argv)
 	}
 	if (*word)
 	{
-		const char *nearest = name_nearest(word, words, 4);
+		const char *nearest = name_nearest(word, words, 5);
 
 		fprintf(stderr, "millrace: unknown command \"%s\"%s%s%s\n\n", word,
 				nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");

@@ -160,7 +160,7 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 {
 	DeadLetter *dead = arena_alloc(&batch->arena, sizeof(DeadLetter));
 
-	dead->stage = stage; /* a literal */
+	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
 	/* A reason that was cut off may end within a character. */
 	size_t n_bytes = strlen(reason), at;
@@ -208,16 +208,50 @@ on_notice(void *context, const PGresult *result)
 	log_line(LOG_DEBUG, "server: %s", PQresultErrorMessage(result));
 }
 
+/* Where nobody has set them, neither here nor by the environment: a dead peer is noticed, and a standby is passed over. */
+static const char *const our_connection[][3] = {
+	{"fallback_application_name", "PGAPPNAME", "millrace"},
+	{"connect_timeout", "PGCONNECT_TIMEOUT", "10"},
+	{"target_session_attrs", "PGTARGETSESSIONATTRS", "read-write"},
+	{"keepalives_idle", "", "30"},
+	{"keepalives_interval", "", "10"},
+	{"keepalives_count", "", "3"},
+	/* Also runs while the server waits for a lock and takes no bytes of a COPY. */
+	{"tcp_user_timeout", "", "120000"},
+};
+#define N_OUR_CONNECTION (sizeof our_connection / sizeof our_connection[0])
+
+/*
+ * Settings of the session that nobody has set: the server lets go of what an ingester holds that is gone, or that was
+ * stopped in a transaction.
+ */
+static const char our_session[] =
+	"SELECT pg_catalog.set_config(s.name, v.value, false) FROM (VALUES ('tcp_keepalives_idle', '30'),"
+	" ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'),"
+	" ('client_connection_check_interval', '10s'), ('idle_in_transaction_session_timeout', '1min'))"
+	" v(name, value) JOIN pg_catalog.pg_settings s USING (name) WHERE s.source = 'default'";
+
 /* True when connected and set up; otherwise the reason is logged and the connection closed. */
 static bool
 sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
 	/* What stands before dbname can be overridden by the connection string, what stands behind it cannot. */
-	const char *keys[] = {"fallback_application_name", "connect_timeout", "dbname", "client_encoding", NULL};
-	const char *values[] = {"millrace", "10", sink->config->connection, "UTF8", NULL};
+	const char *keys[N_OUR_CONNECTION + 3], *values[N_OUR_CONNECTION + 3];
+	int n_keys = 0;
 	const char *zone[] = {sink->config->timezone};
 	PGresult *result;
 
+	for (size_t i = 0; i < N_OUR_CONNECTION; i++)
+		if (getenv(our_connection[i][1]) == NULL)
+		{
+			keys[n_keys] = our_connection[i][0];
+			values[n_keys++] = our_connection[i][2];
+		}
+	keys[n_keys] = "dbname";
+	values[n_keys++] = sink->config->connection;
+	keys[n_keys] = "client_encoding";
+	values[n_keys++] = "UTF8";
+	keys[n_keys] = values[n_keys] = NULL;
 	PQfinish(sink->connection);
 	sink->connection = PQconnectdbParams(keys, values, 1);
 	if (sink->connection == NULL || PQstatus(sink->connection) != CONNECTION_OK)
@@ -235,7 +269,10 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
 	if (is_set)
+	{
+		PQclear(PQexec(sink->connection, our_session));
 		return true;
+	}
 	log_line(level, "cannot set up the session: %s", PQerrorMessage(sink->connection));
 failed:
 	PQfinish(sink->connection);
@@ -257,9 +294,18 @@ connection_is_valid(Config *config)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
 						may_hold_secret || error == NULL ? "" : ": ",
 						may_hold_secret || error == NULL ? "" : error);
+	bool is_valid = !is_pair || parsed != NULL;
+	for (const PQconninfoOption *option = parsed; option != NULL && option->keyword != NULL; option++)
+		if (strncmp(option->keyword, "host", 4) == 0 && option->val != NULL && strchr(option->val, '@'))
+		{
+			/* What stands behind the first one would be logged as the name of a host. */
+			config_error_at(config, "target.connection",
+							"a host of \"connection\" has an @: write %%40 for one in a password");
+			is_valid = false;
+		}
 	PQconninfoFree(parsed);
 	PQfreemem(error);
-	return !is_pair || parsed != NULL;
+	return is_valid;
 }
 
 ExitCode
@@ -316,7 +362,8 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
 	const char *context = PQresultErrorField(result, PG_DIAG_CONTEXT);
 	bool is_lost = PQstatus(sink->connection) != CONNECTION_OK || sqlstate == NULL ||
-		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0;
+		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0 ||
+		strcmp(sqlstate, "25006") == 0; /* a standby now: another host is the primary */
 
 	*is_data = !is_lost && is_data_error(sqlstate);
 	if (*is_data)
@@ -1976,10 +2023,13 @@ static bool
 reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 {
 	bool is_zone_wrong;
+	/* It may be there again and again, and lost again by what is done over it. */
+	bool is_over = retry->lost_since_us != 0 &&
+		monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 
 	if (retry->lost_since_us == 0)
 		retry->lost_since_us = monotonic_us();
-	for (;;)
+	while (!is_over)
 	{
 		pause_longer(retry);
 		if (stop_requested())
@@ -1993,14 +2043,12 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 			log_line(LOG_WARNING, "connected to the database again");
 			return true;
 		}
-		if (monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000)
-		{
-			log_line(LOG_ERROR,
-					 "no connection to the database within target.reconnect; the open batch is not stored");
-			*exit_code = EXIT_CONNECTION;
-			return false;
-		}
+		is_over = monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 	}
+	log_line(LOG_ERROR,
+			 "no connection to the database within target.reconnect; the open batch is not stored");
+	*exit_code = EXIT_CONNECTION;
+	return false;
 }
 
 bool

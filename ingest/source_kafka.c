@@ -28,8 +28,8 @@ struct KafkaSource
 
 /* ---- configuration ---- */
 
-static bool
-is_secret(const char *property)
+bool
+kafka_is_secret(const char *property)
 {
 	return strstr(property, "password") || strstr(property, "secret") || strstr(property, "pem") ||
 		strstr(property, "jaas") || strstr(property, "oauthbearer.config");
@@ -91,9 +91,9 @@ make_conf(Config *config)
 		const Pair *pair = &config->kafka.list[i];
 
 		if (rd_kafka_conf_set(conf, pair->name, pair->value, error, sizeof error) != RD_KAFKA_CONF_OK)
-			config_error_pair(config, pair, "%s",
-							  is_secret(pair->name) ? "librdkafka refuses the value of a secret property"
-													: error);
+			config_error_pair(
+				config, pair, "%s",
+				kafka_is_secret(pair->name) ? "librdkafka refuses the value of a secret property" : error);
 	}
 	for (size_t i = 0; i < sizeof our_settings / sizeof our_settings[0]; i++)
 		if (rd_kafka_conf_set(conf, our_settings[i][0], our_settings[i][1], error, sizeof error) !=

@@ -214,6 +214,61 @@ COMMENT ON FUNCTION millrace.ensure_partitions(regclass, timestamptz, timestampt
 'Makes the partitions that are missing for event times from from_time to to_time inclusive, and returns their number.
 Partitions are aligned to UTC.  They are created beside the table and attached, so writers are not kept out.';
 
+CREATE FUNCTION millrace.expired_partitions(source regclass)
+	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+	SELECT p.* FROM millrace.partitions(source) p JOIN millrace.sources s ON s.source = expired_partitions.source
+	WHERE p.to_time <= now() - s.retention
+$$;
+COMMENT ON FUNCTION millrace.expired_partitions(regclass) IS
+'Partitions of a source whose newest possible time is older than its retention, by the clock.  None without a retention; never the default partition.';
+
+CREATE FUNCTION millrace.drop_expired_partitions(source regclass DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+DECLARE
+	chosen regclass;
+	expired regclass[];
+	leaf regclass;
+	n_dropped int := 0;
+BEGIN
+	IF source IS NOT NULL AND NOT EXISTS (SELECT FROM millrace.sources s WHERE s.source = drop_expired_partitions.source) THEN
+		RAISE EXCEPTION 'table % is not a source', source USING ERRCODE = '42704',
+			HINT = 'Call millrace.create_source first.';
+	END IF;
+	FOR chosen IN
+		SELECT s.source FROM millrace.sources s JOIN pg_class c ON c.oid = s.source
+		WHERE s.retention IS NOT NULL AND (s.source = drop_expired_partitions.source
+			OR drop_expired_partitions.source IS NULL AND pg_has_role(c.relowner, 'USAGE'))
+		ORDER BY s.source
+	LOOP
+		BEGIN
+			SELECT array_agg(p.partition ORDER BY p.to_time) INTO expired FROM millrace.expired_partitions(chosen) p;
+			CONTINUE WHEN expired IS NULL;
+			/* As DROP of a partition does; first, because everybody else comes from the table to its partitions. */
+			EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', chosen);
+			FOREACH leaf IN ARRAY expired LOOP
+				/* Somebody else may have dropped it while this waited. */
+				CONTINUE WHEN NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = leaf AND i.inhparent = chosen);
+				EXECUTE format('DROP TABLE %s', leaf);
+				n_dropped := n_dropped + 1;
+			END LOOP;
+		EXCEPTION WHEN lock_not_available THEN
+			IF source IS NOT NULL THEN
+				RAISE EXCEPTION 'partitions of % are in use', chosen USING ERRCODE = '55P03',
+					HINT = 'Try again, or let the ingester do it, which detaches them concurrently.';
+			END IF;
+			/* Another table's must not wait for it. */
+			RAISE WARNING 'partitions of % are in use', chosen USING ERRCODE = '55P03';
+		END;
+	END LOOP;
+	RETURN n_dropped;
+END $$;
+COMMENT ON FUNCTION millrace.drop_expired_partitions(regclass) IS
+'Drops the partitions that are older than the retention of their source, and returns their number.  Windows of streams are kept.
+source: the table; NULL: every source with a retention that the caller owns.
+Locks the table for a moment, and waits for that lock no longer than two seconds (55P03).
+With pg_cron: SELECT cron.schedule(''retention'', ''17 * * * *'', ''SELECT millrace.drop_expired_partitions()'');';
+
 /*
  * Keeps triggers complete when partitions come, and catalogs clean when tables go.  In C, because they run for
  * every role that creates or drops a table, also for one without USAGE on schema millrace.
@@ -233,7 +288,9 @@ COMMENT ON EVENT TRIGGER millrace_on_drop IS 'Removes the streams of dropped tab
 
 REVOKE EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz) FROM PUBLIC;
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz),
+	millrace.drop_expired_partitions(regclass) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz) TO @extowner@ WITH GRANT OPTION;
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz),
+	millrace.drop_expired_partitions(regclass) TO @extowner@ WITH GRANT OPTION;

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(34);
+SELECT plan(43);
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE plain (at timestamp, v int);
@@ -55,6 +55,25 @@ SELECT throws_ok($$SELECT millrace.ensure_partitions('days', '1000-01-01', '9999
 SELECT throws_ok($$SELECT millrace.ensure_partitions('days', '2024-01-01', 'infinity')$$, '22023', NULL, 'infinite');
 SELECT throws_ok($$SELECT millrace.ensure_partitions('days', '2024-01-02', '2024-01-01')$$, '22023', NULL, 'backwards');
 
+-- retention
+CREATE TABLE kept (at timestamptz) PARTITION BY RANGE (at);
+SELECT millrace.create_source('kept', 'at', retention => '3 days');
+SELECT millrace.ensure_partitions('kept', now() - interval '9 days', now());
+CREATE TABLE kept_old PARTITION OF kept FOR VALUES FROM (MINVALUE) TO ('2000-01-01');
+CREATE TABLE kept_rest PARTITION OF kept DEFAULT;
+INSERT INTO kept SELECT now() - g * interval '1 day' FROM generate_series(0, 9) g UNION ALL SELECT NULL;
+SELECT is((SELECT count(*) FROM millrace.expired_partitions('kept')), 7::bigint, 'partitions that are wholly older than the retention are expired');
+UPDATE millrace.sources SET retention = NULL WHERE source <> 'kept'::regclass;
+SELECT is(millrace.drop_expired_partitions('kept'), 7, 'they are dropped');
+SELECT is((SELECT count(*) FROM kept), 5::bigint, 'the others are there, and the default partition');
+SELECT is((SELECT min(to_time) > now() - interval '3 days' FROM millrace.partitions('kept')), true, 'and none that is younger is gone');
+SELECT is(millrace.drop_expired_partitions(), 0, 'nothing is left to be done');
+SELECT millrace.create_source('kept', 'at', retention => '1 day');
+SELECT is(millrace.drop_expired_partitions(), 2, 'a new retention, for all sources');
+SELECT millrace.create_source('kept', 'at');
+SELECT is(millrace.drop_expired_partitions('kept'), 0, 'none without a retention');
+SELECT throws_ok($$SELECT millrace.drop_expired_partitions('lists')$$, '42704', 'table public.lists is not a source', 'not a source');
+
 -- rights and hostile names
 CREATE TABLE "Odd ""name"" of a table, which is as long as an identifier can be" (at timestamptz NOT NULL) PARTITION BY RANGE (at);
 SELECT millrace.create_source('"Odd ""name"" of a table, which is as long as an identifier can be"', 'at');
@@ -66,5 +85,6 @@ SELECT table_privs_are('public', 'days_20240601', 'mr_writer', ARRAY['INSERT'], 
 GRANT USAGE ON SCHEMA millrace TO mr_writer;
 SET LOCAL ROLE mr_writer;
 SELECT throws_ok($$SELECT millrace.create_source('days', 'at')$$, '42501', NULL, 'a role that was not granted it cannot create sources');
+SELECT throws_ok($$SELECT millrace.drop_expired_partitions('days')$$, '42501', NULL, 'nor drop partitions');
 SELECT * FROM finish();
 ROLLBACK;

@@ -640,6 +640,21 @@ load(const char *text, Config *config, int n_flags, char **flags)
 	return errors;
 }
 
+/* A dead letter of decode or partition is nobody's suspicion, whatever an earlier batch left in the arena. */
+static void
+test_dead_letter_is_final(void **state)
+{
+	Batch batch = {.max_rows = 10, .max_bytes = 1 << 20};
+	Message message = {.data = "oops", .n_bytes = 4};
+
+	(void) state;
+	memset(arena_alloc(&batch.arena, 10000), 1, 10000);
+	batch_reset(&batch);
+	batch_dead_letter(&batch, &message, "decode", "", "not JSON");
+	assert_false(batch.rows[0].dead->is_suspect);
+	batch_free(&batch);
+}
+
 static void
 test_config_errors(void **state)
 {
@@ -712,7 +727,7 @@ main(void)
 		cmocka_unit_test(test_routing),			  cmocka_unit_test(test_sane_range),
 		cmocka_unit_test(test_infinity),		  cmocka_unit_test(test_arena),
 		cmocka_unit_test(test_nearest),			  cmocka_unit_test(test_config_errors),
-		cmocka_unit_test(test_config_precedence),
+		cmocka_unit_test(test_config_precedence), cmocka_unit_test(test_dead_letter_is_final),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
