@@ -270,7 +270,7 @@ csv_expect(Decoder *decoder, int n_fields)
 static void
 csv_without_header(Decoder *decoder)
 {
-	const Table *table = decoder->mapping->router->table;
+	const Table *table = decoder->mapping->table;
 	const char *list = decoder->config->csv_columns;
 	const Mapped *missing;
 	Value *names = NULL;
@@ -474,7 +474,7 @@ decoder_remap(Decoder *decoder)
 	const Config *config = decoder->config;
 
 	decoder->mapped = decoder->mapping->number;
-	decoder->growth.table = decoder->mapping->router->table;
+	decoder->growth.table = decoder->mapping->table;
 	if (config->format == FORMAT_JSON || decoder->mapping->has_headers)
 	{
 		if (decoder->json == NULL)

@@ -1,13 +1,20 @@
 /*
  * The ingester: events from Kafka, a directory, a file or stdin into a PostgreSQL table, exactly once.
  *
- * One thread.  A message travels main -> config -> pipeline -> source_* -> decode -> transform -> partition -> sink, and
- * a file calls only files further down this list (metrics and util serve all).  A Batch collects the rows; sink_store() writes rows,
- * dead letters and positions in one transaction.  The position in the database is the only one there is.
+ * A message travels main -> config -> pipeline -> source_* -> decode -> transform -> writer -> partition -> sink, and a
+ * file calls only files further down this list (batch, metrics and util serve all).  Each FILE.ini is a stream with two
+ * threads.  The reader polls the source and decodes into the open Batch; the writer routes the rows of the batch it was
+ * given, and sink_store() writes rows, dead letters and positions in one transaction.  So one batch is sent while the
+ * next one fills.  The position in the database is the only one there is.
+ *
+ * What belongs to whom: source, decoder, mapping and the open batch to the reader; the batch given, the router and, while
+ * it has a batch, the sink to the writer.  Config, Table and CopyColumns change only on the reader, and only while the
+ * writer has no batch or holds it for the reader.  Both count in Metrics.
  */
 #ifndef INGEST_H
 #define INGEST_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -80,8 +87,15 @@ void buffer_free(Buffer *buffer);
 
 int64_t clock_us(void);		/* wall clock, microseconds since 1970 UTC */
 int64_t monotonic_us(void); /* never goes back */
-void wait_ms(int64_t ms);	/* ends early when a stop was asked for */
-bool stop_requested(void);	/* set by SIGTERM and SIGINT */
+void wait_ms(int64_t ms);	/* ends early when stop_requested() */
+/*
+ * A signal or a failed stream asks for the end.  On a thread that has called stop_after_drain() it is true only once
+ * stop_now() was called, because batch.drain is over.
+ */
+bool stop_requested(void);
+void stop_after_drain(void);
+void stop(void);	 /* as SIGTERM does */
+void stop_now(void); /* nobody tries again from now on */
 void signals_install(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
@@ -113,6 +127,22 @@ typedef enum Format
 	FORMAT_CSV,
 	FORMAT_JSON
 } Format;
+
+/* Where a stream begins that has no position yet. */
+typedef enum Start
+{
+	START_EARLIEST,
+	START_LATEST,
+	START_STORED, /* nowhere: it is an error */
+	START_TIME
+} Start;
+
+/* Positions whose messages the broker no longer has. */
+typedef enum LostPolicy
+{
+	LOST_STOP,
+	LOST_SKIP
+} LostPolicy;
 
 /* NaN, Infinity and -Infinity in JSON, as some producers write them. */
 typedef enum NanPolicy
@@ -150,6 +180,10 @@ typedef struct Config
 	int64_t type, format;
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
+	char *start_text;
+	Start start;
+	int64_t start_us; /* of START_TIME */
+	int64_t on_lost, revoke_wait_ms, kafka_reconnect_ms;
 	int64_t csv_header;
 	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
 	int64_t json_nan;
@@ -169,8 +203,9 @@ typedef struct Config
 	/* command line only */
 	const char *file;
 	bool once, progress;
-	int n_errors;			 /* reported so far */
-	struct Metrics *metrics; /* of the stream; config_load() makes them, config_free() frees them */
+	struct Setting *settings; /* where each option was set */
+	int n_errors;			  /* reported so far */
+	struct Metrics *metrics;  /* of the stream; config_load() makes them, config_free() frees them */
 } Config;
 
 /* Reads FILE.ini, then the environment, then the flags; reports every error it finds and returns EXIT_USAGE if any. */
@@ -211,6 +246,9 @@ typedef struct Metrics
 	_Atomic int64_t n_kafka_errors;				/* reported by librdkafka */
 	_Atomic int64_t n_kafka_reconnects;			/* brokers were away, and are back */
 	_Atomic int64_t n_skipped;					/* offsets that the broker has lost, jumped over */
+	_Atomic int64_t n_reloads;					/* of the table's columns */
+	_Atomic int64_t lag;						/* Kafka: messages not yet stored, of all partitions */
+	_Atomic int64_t n_files, n_files_total;		/* of the directory: read, and there */
 	_Atomic int64_t open_rows;					/* in the batch that fills */
 	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
 	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
@@ -255,7 +293,7 @@ void metrics_stop(void);
 ExitCode pipeline_run(Config *config);
 ExitCode pipeline_check(Config *config);
 
-/* ---- batch, sink.c ---- */
+/* ---- batch.c ---- */
 
 /* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
 typedef struct FileMark
@@ -280,8 +318,6 @@ typedef struct Position
 	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
-	int64_t end;	/* Kafka with --once: stop here */
-	bool at_end;
 } Position;
 
 typedef struct Positions
@@ -292,6 +328,8 @@ typedef struct Positions
 
 int position_find(Positions *positions, const char *topic, int32_t partition); /* adds it when new */
 void positions_clear(Positions *positions);
+/* The batch moves it. */
+bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
@@ -307,7 +345,8 @@ typedef struct DeadLetter
 {
 	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
-	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
+	bool is_suspect;			/* what is true of it may change: forgotten when the batch is not stored */
+	bool is_aside;				/* tried again when all other rows are stored */
 } DeadLetter;
 
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
@@ -346,13 +385,20 @@ typedef struct Batch
 bool batch_is_full(const Batch *batch);
 void batch_reset(Batch *batch);
 void batch_free(Batch *batch);
-/* Adds a row with a copy of the message; the caller sets copy, time and leaf. */
+/*
+ * Puts what open holds into sealed, which is empty, and leaves an empty batch in open whose positions go on where those
+ * of the sealed one end.  Places in the list of positions stay the same.
+ */
+void batch_seal(Batch *open, Batch *sealed);
+/* Adds a row with a copy of the message; the caller sets copy and time. */
 Row *batch_add(Batch *batch, const Message *message);
 void batch_dead_letter(Batch *batch, const Message *message, const char *stage, const char *sqlstate,
 					   const char *reason);
 DeadLetter *row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const char *reason);
 /* Rows of positions that are no longer assigned leave the batch. */
 void batch_drop_unassigned(Batch *batch);
+
+/* ---- sink.c ---- */
 
 typedef struct Column
 {
@@ -372,6 +418,7 @@ typedef struct Table
 	bool makes_partitions; /* millrace.ensure_partitions does something for it */
 	bool is_routed;		   /* partitioned by time and registered: rows go straight to the leaves */
 	bool may_lock;		   /* INSERT on the table, not only on some of its columns */
+	char *signature;	   /* of oid and columns */
 	char *time_column;	   /* NULL: none */
 	Column *columns;
 	int n_columns;
@@ -393,12 +440,13 @@ typedef struct Leaves
 typedef enum SinkStatus
 {
 	SINK_OK,
-	SINK_LOST,	 /* connection gone: reconnect, then again */
-	SINK_RETRY,	 /* refused for a passing reason, perhaps: again later */
-	SINK_MOVED,	 /* a leaf is gone or detached: read the partitions anew, then again */
-	SINK_DENIED, /* a privilege is missing */
-	SINK_FENCED, /* the position is not what this process last saw */
-	SINK_BROKEN	 /* every row is refused, so the fault is not in the rows */
+	SINK_LOST,	  /* connection gone: reconnect, then again */
+	SINK_RETRY,	  /* refused for a passing reason, perhaps: again later */
+	SINK_MOVED,	  /* a leaf is gone or detached: read the partitions anew, then again */
+	SINK_CHANGED, /* the table has other columns than the rows were made for */
+	SINK_DENIED,  /* a privilege is missing */
+	SINK_FENCED,  /* the position is not what this process last saw */
+	SINK_BROKEN	  /* every row is refused, so the fault is not in the rows */
 } SinkStatus;
 
 /* Budgets of one operation; zero it before the first try. */
@@ -424,6 +472,10 @@ void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
 void table_free(Table *table);
+/* Has the table, asked for by its name, other columns or another oid than when it was described? */
+SinkStatus sink_has_changed(Sink *sink, const Table *table, bool *has_changed);
+/* Makes a statement that is running fail.  Any thread. */
+void sink_cancel(Sink *sink);
 /* Columns to be added to the table: on_unknown_field = add_column. */
 typedef struct NewColumn
 {
@@ -452,8 +504,14 @@ SinkStatus sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_u
  */
 SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *texts,
 						   const uint32_t *n_bytes, int64_t *times_us);
-/* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
+#define NO_OFFSET (-1)
+/*
+ * Next offset of one position; a new one starts at first, or is NO_OFFSET if that is first.  Waits for a transaction that
+ * is about to move it.
+ */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
+/* Stores firsts[i] for partition i of the topic, unless the stream has any position of it. */
+SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts);
 /* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
 /* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
@@ -467,6 +525,8 @@ bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code
 int64_t copy_context_line(const char *context, const char *relation);
 /* True when nothing stands in the context before COPY's own line: no trigger, function or stream was at work. */
 bool copy_context_is_plain(const char *context, const char *relation);
+/* True when COPY's own line is the first, and names a column: the input of a value failed. */
+bool copy_context_has_column(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
@@ -476,7 +536,7 @@ bool copy_context_is_plain(const char *context, const char *relation);
  */
 void sink_metrics(Sink *sink, bool is_last);
 
-/* ---- partition.c ---- */
+/* ---- partition.c: on the writer's thread ---- */
 
 typedef struct Router
 {
@@ -490,10 +550,58 @@ typedef struct Router
 int router_find(Router *router, int64_t time_us); /* leaf, LEAF_PARENT or LEAF_WANTED */
 /* Sets the row's leaf from its time, or makes it a dead letter when the time is outside the sane range. */
 void router_route(Router *router, Batch *batch, Row *row);
+/* Every row of a batch that was just given to the writer. */
+void router_route_all(Router *router, Batch *batch);
 /* Makes the partitions that rows of the batch want.  After it no row is LEAF_WANTED. */
 SinkStatus router_prepare(Router *router, Batch *batch);
 SinkStatus router_reload(Router *router, Batch *batch);
 void router_free(Router *router);
+
+/* ---- writer.c ---- */
+
+typedef struct Writer Writer;
+
+typedef enum WriterState
+{
+	WRITER_GOOD,
+	WRITER_CHANGED, /* the table's columns no longer fit the batch, which is held for the reader */
+	WRITER_FENCED,	/* the position is not what it was; the batch is held until writer_forget() */
+	WRITER_FAILED	/* for good */
+} WriterState;
+
+/*
+ * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
+ * reader's thread, but for writer_cancel().
+ */
+Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
+/* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
+void writer_close(Writer *writer);
+/*
+ * Takes the batch as batch_seal() does; batch is empty then.  Waits while the writer works: ask writer_is_idle() first.
+ * False: nothing was taken, the writer holds its last batch.
+ */
+bool writer_give(Writer *writer, Batch *batch);
+bool writer_is_idle(Writer *writer); /* has no batch */
+/* Until it is idle.  False: not within that time, a stop was asked for, or it holds its batch: see writer_state(). */
+bool writer_wait(Writer *writer, int64_t within_ms);
+/*
+ * Waits while the writer works.  The caller may use the sink until its next writer_give(), writer_resume() or
+ * writer_forget().  NULL: the writer has failed.
+ */
+Sink *writer_sink(Writer *writer);
+WriterState writer_state(Writer *writer, ExitCode *code); /* *code: of WRITER_FENCED and WRITER_FAILED */
+/*
+ * The positions of the batch that was stored since the last call, once; false: none was.  The caller clears *out, and
+ * asks before it gives the next batch.
+ */
+bool writer_stored(Writer *writer, Positions *out);
+Batch *writer_held(Writer *writer); /* the batch of WRITER_CHANGED and WRITER_FENCED, or NULL */
+/* Table and columns were read anew: partitions are, too, and a batch that is held is stored. */
+void writer_resume(Writer *writer);
+/* Drops the batch that is held. */
+void writer_forget(Writer *writer);
+/* Any thread: the statement that is running fails. */
+void writer_cancel(Writer *writer);
 
 /* ---- transform.c ---- */
 
@@ -561,7 +669,7 @@ typedef struct Mapping
 	bool ignores_zone; /* time column without time zone: PostgreSQL drops the zone */
 	bool is_date;
 	CopyColumns copy;
-	Router *router;
+	const Table *table;
 	Batch *batch;
 	Value *values; /* of one message, one per column; filled by decode.c, changed by transform_row() */
 	char (*texts)[VALUE_ROOM]; /* made values, one per column */
@@ -571,10 +679,10 @@ typedef struct Mapping
 
 /* Reports every wrong [columns] line. */
 ExitCode mapping_build(Mapping *mapping, Config *config, const Table *table);
-void mapping_free(Mapping *mapping); /* router and batch stay, for the next mapping_build() */
+void mapping_free(Mapping *mapping); /* the batch stays, for the next mapping_build() */
 /*
  * Makes a row, or a dead letter, of mapping->values.  values[i] belongs to columns[i]; the bytes must be valid UTF-8
- * without NUL.
+ * without NUL.  The leaf is the writer's: here only time_us, or time_text where the server has to read it.
  */
 void transform_row(Mapping *mapping, const Message *message);
 /* The message becomes a dead letter of stage decode. */
@@ -703,18 +811,70 @@ typedef struct FileSource FileSource;
 typedef struct KafkaSource KafkaSource;
 
 ExitCode file_source_check(Config *config);
-FileSource *file_source_open(const Config *config, Sink *sink, Decoder *decoder, Batch *batch);
+FileSource *file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);
 SourceStatus file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code);
-void file_source_stored(FileSource *source); /* the open batch is committed */
-void file_source_progress(const FileSource *source, Buffer *out);
+/* A batch with these positions is committed. */
+void file_source_stored(FileSource *source, const Positions *stored);
+/* Brings n_files and n_files_total of the metrics up to date. */
+void file_source_progress(FileSource *source);
 void file_source_close(FileSource *source);
 
 bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
-ExitCode kafka_source_open(Config *config, Sink *sink, Decoder *decoder, Batch *batch, KafkaSource **source);
+ExitCode
+kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch, KafkaSource **source);
 SourceStatus kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code);
-void kafka_source_progress(const KafkaSource *source, Buffer *out);
+/*
+ * Instead of kafka_source_poll() while the open batch is full and the writer has one, since for_ms milliseconds; called
+ * about every 100 ms.  Adds no row.
+ */
+SourceStatus kafka_source_blocked(KafkaSource *source, int64_t for_ms, ExitCode *exit_code);
+/* A batch with these positions is committed. */
+void kafka_source_stored(KafkaSource *source, const Positions *stored);
+/*
+ * After WRITER_FENCED; the open batch and the writer's are dropped.  Reads the positions of the assigned partitions again
+ * and seeks.
+ */
+ExitCode kafka_source_resync(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- records.c ---- */
+
+/* The records of files, one after the other.  The first three are set by who wants other than the default. */
+typedef struct Records
+{
+	int format;			 /* Format; -1: by the first byte of the first file */
+	const char *columns; /* names of CSV fields, separated by commas; NULL: the files have a header */
+	char **files;		 /* "-": standard input */
+	int n_files, file;	 /* file: the one being read */
+	struct gzFile_s *stream;
+	Buffer input;
+	size_t at; /* in input */
+	bool is_all, has_failed;
+	Decoder *splitter;
+	char **names; /* CSV, known with the first record */
+	int n_names;
+	Buffer header;		 /* CSV, without its line end; empty: none */
+	const Value *fields; /* CSV, of the record that was split last */
+	int n_fields;
+	int64_t n_skipped;
+} Records;
+
+/* files and the csv_ members of csv must live as long. */
+void records_open(Records *records, char **files, int n_files, const Config *csv);
+void records_close(Records *records);
+/* The next record without its line end, split if it is CSV; false behind the last, or has_failed (logged). */
+bool records_next(Records *records, const char **record, size_t *n_bytes);
+void records_rewind(Records *records);
+/* Sets fields; false when they are not as many as names. */
+bool records_split(Records *records, const char *record, size_t n_bytes);
+void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
+const char *records_file(const Records *records);
+
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
 
 /* ---- produce.c ---- */
 

@@ -59,6 +59,18 @@ router_route(Router *router, Batch *batch, Row *row)
 	row->leaf = leaf;
 }
 
+void
+router_route_all(Router *router, Batch *batch)
+{
+	for (int i = 0; i < batch->n_rows; i++)
+	{
+		Row *row = &batch->rows[i];
+
+		if (row->dead == NULL && !row->is_dropped)
+			router_route(router, batch, row);
+	}
+}
+
 /* A row that no leaf takes yet, or NULL. */
 static Row *
 wanting_row(const Batch *batch)

@@ -1,5 +1,5 @@
 /*
- * Builds the chain from source to sink, and turns it: poll the source, store the batch when it is due.
+ * Builds the chain from source to sink, and turns it: poll the source, give the batch to the writer when it is due.
  */
 #include "ingest.h"
 
@@ -7,19 +7,26 @@
 #include <string.h>
 #include <unistd.h>
 
-#define IDLE_MS 200 /* how long a poll waits when no batch is open; also how soon a signal is seen */
+#define IDLE_MS 200	   /* how long a poll waits when no batch is open; also how soon a signal is seen */
+#define BUSY_MS 5	   /* how long it waits when the batch is due and the writer has one */
+#define BLOCKED_MS 100 /* how long the reader waits for the writer at a time when the batch is full */
+#define MOST_FENCED 3  /* so many times in a row without a stored batch: somebody else reads this stream */
 
 typedef struct Pipeline
 {
 	Config *config;
 	Sink *sink;
 	Table table;
-	Router router;
 	Mapping mapping;
 	Decoder *decoder;
-	Batch batch;
+	Batch batch; /* the open one */
+	Writer *writer;
 	FileSource *files;
 	KafkaSource *kafka;
+	bool must_give;			  /* the source has come to a good place to end the batch */
+	bool at_end;			  /* it has nothing more */
+	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
+	int n_fenced;			  /* since a batch was stored */
 	bool shows_progress;
 	int64_t started_us, shown_us, shown_rows;
 } Pipeline;
@@ -57,28 +64,16 @@ static ExitCode
 build(Pipeline *pipeline)
 {
 	Config *config = pipeline->config;
-	Retry retry = {0};
-	SinkStatus status;
-	ExitCode code;
 
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
-	pipeline->router.sink = pipeline->sink;
-	pipeline->router.table = &pipeline->table;
-	pipeline->router.min_us = config->min_time_us;
-	pipeline->router.max_future_us = config->max_future_ms * 1000;
-	pipeline->mapping.router = &pipeline->router;
 	pipeline->mapping.batch = &pipeline->batch;
-	do
-		status = sink_leaves(pipeline->sink, &pipeline->table, &pipeline->router.leaves);
-	while (sink_again(pipeline->sink, &retry, status, &code));
-	if (status != SINK_OK)
-		return code;
+	pipeline->writer = writer_open(config, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
 	pipeline->decoder = decoder_open(config, &pipeline->mapping);
 	if (config->type == SOURCE_KAFKA)
-		return kafka_source_open(config, pipeline->sink, pipeline->decoder, &pipeline->batch,
+		return kafka_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch,
 								 &pipeline->kafka);
-	pipeline->files = file_source_open(config, pipeline->sink, pipeline->decoder, &pipeline->batch);
+	pipeline->files = file_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch);
 	return EXIT_DONE;
 }
 
@@ -87,9 +82,9 @@ release(Pipeline *pipeline)
 {
 	kafka_source_close(pipeline->kafka);
 	file_source_close(pipeline->files);
+	writer_close(pipeline->writer);
 	decoder_free(pipeline->decoder);
 	mapping_free(&pipeline->mapping);
-	router_free(&pipeline->router);
 	table_free(&pipeline->table);
 	batch_free(&pipeline->batch);
 	sink_close(pipeline->sink);
@@ -101,43 +96,94 @@ is_open(const Batch *batch)
 	return batch->n_rows > batch->n_dropped || batch->has_moved;
 }
 
-/* Stores the open batch, however often it takes. */
-static ExitCode
-flush(Pipeline *pipeline)
+/* ---- the writer's answers ---- */
+
+static void
+take_stored(Pipeline *pipeline)
 {
-	Batch *batch = &pipeline->batch;
-	SinkStatus status = SINK_OK;
+	Positions stored = {0};
+
+	if (!writer_stored(pipeline->writer, &stored))
+		return;
+	pipeline->n_fenced = 0;
+	if (pipeline->files != NULL)
+		file_source_stored(pipeline->files, &stored);
+	else
+		kafka_source_stored(pipeline->kafka, &stored);
+	positions_clear(&stored);
+}
+
+/*
+ * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
+ * into the table; both keep their addresses, which writer and decoder know.
+ */
+static ExitCode
+reload(Pipeline *pipeline)
+{
+	Config *config = pipeline->config;
+	Sink *sink = writer_sink(pipeline->writer);
+	Batch *held = writer_held(pipeline->writer);
+	Table table = {0};
 	Retry retry = {0};
+	ExitCode code, given_up;
+
+	if (sink == NULL)
+		return EXIT_DONE; /* it has failed: turn() sees it */
+	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION &&
+		   sink_again(sink, &retry, SINK_LOST, &given_up))
+		table_free(&table);
+	if (code != EXIT_DONE)
+	{
+		table_free(&table);
+		return code == EXIT_CONNECTION ? given_up : code;
+	}
+	mapping_free(&pipeline->mapping);
+	table_free(&pipeline->table);
+	pipeline->table = table;
+	if ((code = mapping_build(&pipeline->mapping, config, &pipeline->table)) != EXIT_DONE)
+		return code;
+	if (held != NULL)
+		decode_again(pipeline->decoder, held);
+	decode_again(pipeline->decoder, &pipeline->batch);
+	pipeline->config->metrics->n_reloads++;
+	log_line(LOG_INFO, "table %s: its columns are read anew", pipeline->table.name);
+	writer_resume(pipeline->writer);
+	return EXIT_DONE;
+}
+
+/* Another ingester has moved a position.  Kafka's can be asked for again; a file has one reader. */
+static ExitCode
+resync(Pipeline *pipeline)
+{
+	if (pipeline->kafka == NULL || ++pipeline->n_fenced >= MOST_FENCED)
+		return EXIT_FENCED;
+	writer_forget(pipeline->writer);
+	batch_reset(&pipeline->batch);
+	pipeline->at_end = pipeline->must_give = false;
+	return kafka_source_resync(pipeline->kafka);
+}
+
+/* What the writer has to say; EXIT_DONE with *is_over: it gave up because a stop was asked for. */
+static ExitCode
+hear_writer(Pipeline *pipeline, bool *is_over)
+{
 	ExitCode code;
 
-	batch->number++;
-	do
+	*is_over = false;
+	take_stored(pipeline);
+	switch (writer_state(pipeline->writer, &code))
 	{
-		if (status == SINK_MOVED)
-			status = router_reload(&pipeline->router, batch);
-		else
-			status = SINK_OK;
-		if (status == SINK_OK)
-			status = router_prepare(&pipeline->router, batch);
-		if (status == SINK_OK)
-			status = sink_store(pipeline->sink, &pipeline->table, &pipeline->router.leaves,
-								&pipeline->mapping.copy, batch);
-	} while (sink_again(pipeline->sink, &retry, status, &code));
-	if (status != SINK_OK)
-	{
-		/* A stop was asked for.  What came from standard input is gone; everything else can be read again. */
-		if (code == EXIT_DONE && pipeline->config->type == SOURCE_STDIN)
-		{
-			code = status == SINK_LOST ? EXIT_CONNECTION : EXIT_REFUSED;
-			log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored",
-					 batch->n_rows);
-		}
-		return code;
+		case WRITER_GOOD:
+			return EXIT_DONE;
+		case WRITER_CHANGED:
+			return reload(pipeline);
+		case WRITER_FENCED:
+			return resync(pipeline);
+		case WRITER_FAILED:
+			break;
 	}
-	if (pipeline->files != NULL)
-		file_source_stored(pipeline->files);
-	batch_reset(batch);
-	return EXIT_DONE;
+	*is_over = true;
+	return code;
 }
 
 static void
@@ -145,16 +191,18 @@ show_progress(Pipeline *pipeline, bool final)
 {
 	const Metrics *metrics = pipeline->config->metrics;
 	int64_t now_us = monotonic_us(), since_us = now_us - (final ? pipeline->started_us : pipeline->shown_us);
+	int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
 	Buffer more = {0};
 
 	if (!pipeline->shows_progress || (!final && since_us < (isatty(STDERR_FILENO) ? 200000 : 1000000)))
 		return;
 	buffer_printf(&more, "%s", "");
 	if (pipeline->files != NULL)
-		file_source_progress(pipeline->files, &more);
-	else
-		kafka_source_progress(pipeline->kafka, &more);
-	int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
+		file_source_progress(pipeline->files);
+	if (pipeline->kafka != NULL)
+		buffer_printf(&more, ", lag %" PRId64, metrics->lag);
+	else if (pipeline->config->type == SOURCE_DIRECTORY)
+		buffer_printf(&more, ", %" PRId64 " of %" PRId64 " files", metrics->n_files, metrics->n_files_total);
 	if (n_dead_letters > 0)
 		buffer_printf(&more, ", %" PRId64 " dead letters", n_dead_letters);
 	log_progress(final, "%" PRId64 " rows, %.0f rows/s%s", n_rows,
@@ -167,14 +215,14 @@ show_progress(Pipeline *pipeline, bool final)
 }
 
 static bool
-is_due(const Pipeline *pipeline, SourceStatus status)
+is_due(const Pipeline *pipeline)
 {
 	const Batch *batch = &pipeline->batch;
 	bool ages = pipeline->config->type == SOURCE_KAFKA || pipeline->config->type == SOURCE_STDIN;
 
 	if (!is_open(batch))
 		return false;
-	return status == SOURCE_FLUSH || status == SOURCE_END || batch_is_full(batch) ||
+	return pipeline->must_give || batch_is_full(batch) ||
 		(ages && monotonic_us() - batch->opened_us >= pipeline->config->max_age_ms * 1000);
 }
 
@@ -185,7 +233,62 @@ poll_wait(const Pipeline *pipeline)
 
 	if (pipeline->batch.n_rows == 0 || left > IDLE_MS)
 		return IDLE_MS;
-	return left > 1 ? left : 1;
+	return left > 0 ? left : BUSY_MS;
+}
+
+/*
+ * The batch is full, or the file has ended, and the writer is not done with the last one: memory is bounded.  Kafka wants
+ * to be asked all the same.
+ */
+static SourceStatus
+wait_for_writer(Pipeline *pipeline, ExitCode *code)
+{
+	int64_t now_us = monotonic_us();
+
+	if (pipeline->blocked_since_us == 0)
+		pipeline->blocked_since_us = now_us;
+	if (writer_wait(pipeline->writer, BLOCKED_MS) || pipeline->kafka == NULL)
+		return SOURCE_MORE;
+	return kafka_source_blocked(pipeline->kafka, (now_us - pipeline->blocked_since_us) / 1000, code);
+}
+
+/* Gives the open batch, waiting while the writer has one. */
+static ExitCode
+flush(Pipeline *pipeline)
+{
+	bool is_over = false;
+	ExitCode code = EXIT_DONE;
+
+	while (is_open(&pipeline->batch) && !is_over)
+	{
+		if (writer_give(pipeline->writer, &pipeline->batch))
+			return EXIT_DONE;
+		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE)
+			return code;
+	}
+	return EXIT_DONE;
+}
+
+/* The last batches are stored; batch.drain bounds it when a stop was asked for. */
+static ExitCode
+drain(Pipeline *pipeline)
+{
+	bool is_over = false;
+	ExitCode code = flush(pipeline);
+
+	while (code == EXIT_DONE && !is_over && !writer_is_idle(pipeline->writer))
+	{
+		writer_sink(pipeline->writer); /* waits while it works */
+		code = hear_writer(pipeline, &is_over);
+	}
+	take_stored(pipeline);
+	return code;
+}
+
+static bool
+is_all_stored(Pipeline *pipeline)
+{
+	return !is_open(&pipeline->batch) && writer_is_idle(pipeline->writer);
 }
 
 static ExitCode
@@ -193,33 +296,45 @@ turn(Pipeline *pipeline)
 {
 	SourceStatus status = SOURCE_MORE;
 	ExitCode code = EXIT_DONE;
+	bool is_over = false;
 
-	while (!stop_requested() && status != SOURCE_END)
+	while (!stop_requested() && !(pipeline->at_end && is_all_stored(pipeline)))
 	{
-		int64_t wait = poll_wait(pipeline);
+		if (pipeline->must_give || pipeline->at_end || batch_is_full(&pipeline->batch))
+			status = wait_for_writer(pipeline, &code);
+		else
+		{
+			int64_t wait = poll_wait(pipeline);
 
-		status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, wait, &code)
-								 : file_source_poll(pipeline->files, wait, &code);
+			pipeline->blocked_since_us = 0;
+			status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, wait, &code)
+									 : file_source_poll(pipeline->files, wait, &code);
+			pipeline->at_end = status == SOURCE_END;
+			pipeline->must_give = status == SOURCE_FLUSH || status == SOURCE_END;
+		}
 		if (status == SOURCE_FAILED)
+			return code;
+		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over)
 			return code;
 		/* All rows of an open batch may have been dropped with their partitions. */
 		if (pipeline->batch.n_rows > 0 && !is_open(&pipeline->batch))
 			batch_reset(&pipeline->batch);
-		if (is_due(pipeline, status) && (code = flush(pipeline)) != EXIT_DONE)
-			return code;
+		if (!is_open(&pipeline->batch))
+			pipeline->must_give = false;
+		else if (is_due(pipeline) && writer_is_idle(pipeline->writer))
+		{
+			writer_give(pipeline->writer, &pipeline->batch);
+			pipeline->must_give = false;
+		}
 		pipeline->config->metrics->is_reading = true;
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
-		sink_metrics(pipeline->sink, false);
+		if (writer_is_idle(pipeline->writer))
+			sink_metrics(pipeline->sink, false);
 		show_progress(pipeline, false);
 	}
-	if (!is_open(&pipeline->batch))
-		return EXIT_DONE;
-	/* Everything but standard input can be read again. */
-	if (pipeline->config->type == SOURCE_STDIN)
-		return flush(pipeline);
-	log_line(LOG_INFO, "the open batch of %d rows is dropped; they are read again next time",
-			 pipeline->batch.n_rows);
-	return EXIT_DONE;
+	if (stop_requested())
+		stop_now();
+	return drain(pipeline);
 }
 
 ExitCode

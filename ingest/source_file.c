@@ -21,7 +21,7 @@
 struct FileSource
 {
 	const Config *config;
-	Sink *sink;
+	Writer *writer;
 	Decoder *decoder;
 	Batch *batch;
 	/* directory */
@@ -280,8 +280,12 @@ read_header(FileSource *source)
 	if (code != EXIT_DONE)
 		return code;
 	if (n_header > 0)
-		source->batch->positions.list[source->position].csv_header =
-			mem_printf("%.*s", (int) n_header, source->data.data);
+	{
+		Position *position = &source->batch->positions.list[source->position];
+
+		free(position->csv_header);
+		position->csv_header = mem_printf("%.*s", (int) n_header, source->data.data);
+	}
 	/* Where no header was read that took it along. */
 	while (n_header == 0 && source->data.n_bytes < sizeof MARK - 1 && !source->at_end && !stop_requested() &&
 		   memcmp(source->data.data ? source->data.data : "", MARK, source->data.n_bytes) == 0)
@@ -326,9 +330,15 @@ open_file(FileSource *source, char *path, const char *topic)
 	source->position = position_find(&source->batch->positions, topic, 0);
 	Position *position = &source->batch->positions.list[source->position];
 	position->is_assigned = true;
+	Sink *sink = writer_sink(source->writer);
+	if (sink == NULL)
+	{
+		close_file(source); /* the pipeline sees that the writer has failed */
+		return EXIT_DONE;
+	}
 	do
-		status = sink_position(source->sink, position, 0);
-	while (sink_again(source->sink, &retry, status, &code));
+		status = sink_position(sink, position, 0);
+	while (sink_again(sink, &retry, status, &code));
 	if (status != SINK_OK)
 		return code;
 	source->data.n_bytes = source->used = 0;
@@ -360,12 +370,12 @@ file_source_check(Config *config)
 }
 
 FileSource *
-file_source_open(const Config *config, Sink *sink, Decoder *decoder, Batch *batch)
+file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch)
 {
 	FileSource *source = mem_alloc(sizeof(FileSource));
 
 	source->config = config;
-	source->sink = sink;
+	source->writer = writer;
 	source->decoder = decoder;
 	source->batch = batch;
 	source->fd = -1;
@@ -391,10 +401,13 @@ next_file(FileSource *source, ExitCode *exit_code)
 	{
 		Retry retry = {0};
 		SinkStatus status;
+		Sink *sink = writer_sink(source->writer);
 
+		if (sink == NULL)
+			return SOURCE_IDLE; /* the pipeline sees that the writer has failed */
 		do
-			status = sink_positions(source->sink, &source->known);
-		while (sink_again(source->sink, &retry, status, exit_code));
+			status = sink_positions(sink, &source->known);
+		while (sink_again(sink, &retry, status, exit_code));
 		if (status != SINK_OK)
 			return SOURCE_FAILED;
 		source->is_known = true;
@@ -458,19 +471,17 @@ file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code)
 }
 
 void
-file_source_stored(FileSource *source)
+file_source_stored(FileSource *source, const Positions *stored)
 {
-	const Positions *positions = &source->batch->positions;
-
-	if (source->config->type == SOURCE_DIRECTORY && source->position < positions->n_positions)
-		known_put(source, positions->list[source->position].topic, positions->list[source->position].stored);
+	for (int i = 0; source->config->type == SOURCE_DIRECTORY && i < stored->n_positions; i++)
+		known_put(source, stored->list[i].topic, stored->list[i].stored);
 }
 
 void
-file_source_progress(const FileSource *source, Buffer *out)
+file_source_progress(FileSource *source)
 {
-	if (source->config->type == SOURCE_DIRECTORY)
-		buffer_printf(out, ", %d of %d files", source->n_done, source->n_total);
+	source->config->metrics->n_files = source->n_done;
+	source->config->metrics->n_files_total = source->n_total;
 }
 
 void

@@ -240,6 +240,7 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 {
 	int n_before = config->n_errors, n_bits = 0;
 
+	mapping->table = table;
 	check_rules(config, table);
 	mapping->columns = mem_alloc(sizeof(Mapped) * (size_t) (table->n_columns + 1));
 	for (int i = 0; i < table->n_columns; i++)
@@ -299,7 +300,7 @@ mapping_free(Mapping *mapping)
 	free(mapping->texts);
 	free(mapping->copy.columns);
 	free(mapping->copy.default_bit);
-	*mapping = (Mapping){.router = mapping->router, .batch = mapping->batch, .number = mapping->number};
+	*mapping = (Mapping){.table = mapping->table, .batch = mapping->batch, .number = mapping->number};
 }
 
 /* ---- growth ---- */
@@ -731,7 +732,7 @@ row_time(Mapping *mapping, Row *row)
 	const Value *time = &mapping->values[mapping->time_index];
 
 	row->time_us = event_time(mapping, time);
-	if (row->time_us != NO_TIME || !mapping->router->table->is_routed)
+	if (row->time_us != NO_TIME || !mapping->table->is_routed)
 		return;
 	row->is_defaulted = time->kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
 	if (time->kind == VALUE_TEXT)
@@ -788,6 +789,4 @@ transform_row(Mapping *mapping, const Message *message)
 	row->copy_bytes = (uint32_t) (out - start);
 	if (n_sent == 0)
 		row_kill(mapping->batch, row, "decode", "", "the message has no field that a column takes");
-	else
-		router_route(mapping->router, mapping->batch, row);
 }

@@ -14,7 +14,7 @@
 /* ---- log ---- */
 
 LogLevel log_level = LOG_INFO;
-static bool progress_is_open; /* the cursor stands behind a progress line */
+static bool progress_is_open; /* the cursor stands behind a progress line; under the lock of stderr */
 
 void
 log_line(LogLevel level, const char *format, ...)
@@ -41,9 +41,11 @@ log_line(LogLevel level, const char *format, ...)
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &parts);
 	strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &parts);
+	flockfile(stderr);
 	fprintf(stderr, "%s%s.%03ldZ %s %s\n", progress_is_open ? "\r\033[K" : "", when, now.tv_nsec / 1000000,
 			names[level], text);
 	progress_is_open = false;
+	funlockfile(stderr);
 }
 
 void
@@ -56,12 +58,14 @@ log_progress(bool final, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(text, sizeof text, format, args);
 	va_end(args);
+	flockfile(stderr);
 	if (!is_terminal)
 		fprintf(stderr, "%s\n", text);
 	else
 		fprintf(stderr, "\r%s\033[K%s", text, final ? "\n" : "");
 	fflush(stderr);
 	progress_is_open = is_terminal && !final;
+	funlockfile(stderr);
 }
 
 /* ---- memory ---- */
@@ -281,7 +285,9 @@ buffer_free(Buffer *buffer)
 
 /* ---- clock and signals ---- */
 
-static volatile sig_atomic_t n_stop_signals;
+static atomic_int n_stop_signals;
+static atomic_bool is_stopping, is_drained;
+static _Thread_local bool stops_after_drain;
 
 int64_t
 clock_us(void)
@@ -304,7 +310,25 @@ monotonic_us(void)
 bool
 stop_requested(void)
 {
-	return n_stop_signals > 0;
+	return stops_after_drain ? is_drained : is_stopping;
+}
+
+void
+stop_after_drain(void)
+{
+	stops_after_drain = true;
+}
+
+void
+stop(void)
+{
+	is_stopping = true;
+}
+
+void
+stop_now(void)
+{
+	is_stopping = is_drained = true;
 }
 
 void
@@ -329,9 +353,9 @@ static void
 on_stop_signal(int number)
 {
 	(void) number;
-	if (n_stop_signals > 0)
+	if (atomic_fetch_add(&n_stop_signals, 1) > 0)
 		_exit(EXIT_FORCED);
-	n_stop_signals = 1;
+	is_stopping = true;
 }
 
 void

@@ -30,7 +30,6 @@ static Table table = {
 typedef struct Chain
 {
 	Config config;
-	Router router;
 	Mapping mapping;
 	Batch batch;
 	Decoder *decoder;
@@ -53,9 +52,6 @@ chain_open(Format format, int n_rules, Pair *rules)
 	chain->config.file = "test.ini";
 	chain->batch.max_rows = 1000;
 	chain->batch.max_bytes = 1 << 20;
-	chain->router.table = &table;
-	chain->router.max_future_us = 365 * DAY_US;
-	chain->mapping.router = &chain->router;
 	chain->mapping.batch = &chain->batch;
 	assert_int_equal(mapping_build(&chain->mapping, &chain->config, &table), EXIT_DONE);
 	chain->decoder = decoder_open(&chain->config, &chain->mapping);
@@ -556,10 +552,12 @@ test_infinity(void **state)
 	const char *text =
 		"{\"id\":1,\"at\":\"infinity\"}\n{\"id\":2,\"at\":\"now\"}\n{\"id\":3,\"at\":1323338706}\n";
 	Chain *chain = chain_open(FORMAT_JSON, 0, NULL);
+	Router router = {.table = &table};
 
 	(void) state;
 	table.is_routed = true;
 	feed(chain, text, strlen(text), 1000);
+	router_route_all(&router, &chain->batch);
 	table.is_routed = false;
 	assert_int_equal(chain->batch.n_rows, 3);
 	for (int i = 0; i < 3; i++)
