@@ -35,6 +35,7 @@ typedef struct Option
 
 static const char *const source_types[] = {"directory", "file", "stdin", "kafka", NULL};
 static const char *const formats[] = {"csv", "json", NULL};
+static const char *const lost_policies[] = {"stop", "skip", NULL};
 static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
 static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
 static const char *const booleans[] = {"false", "true", NULL};
@@ -62,6 +63,19 @@ static const Option options[] = {
 	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
 	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the "
 	 "table."},
+	{"source.start", OPTION_TEXT, AT(start_text), "earliest", 0, 0, NULL,
+	 "Kafka: where a topic is begun that the stream has no position of: earliest, latest, a time as "
+	 "2024-03-01 "
+	 "or 2024-03-01T00:00:00Z, or stored: then a partition without a position is an error."},
+	{"source.on_lost", OPTION_CHOICE, AT(on_lost), "stop", 0, 0, lost_policies,
+	 "Kafka: the messages at a position were deleted before they were read, or the topic was made anew.  "
+	 "skip: "
+	 "goes on from the oldest message, counts it and says so in the log."},
+	{"source.revoke_wait", OPTION_DURATION, AT(revoke_wait_ms), "5s", 0, 600000, NULL,
+	 "Kafka: how long what was read of a partition may take to be stored before it is left to the next "
+	 "ingester of the group, which reads it again."},
+	{"source.reconnect", OPTION_DURATION, AT(kafka_reconnect_ms), "10min", 0, INT64_C(31557600000), NULL,
+	 "Kafka: how long to wait when no broker answers."},
 	{"csv.header", OPTION_CHOICE, AT(csv_header), "true", 0, 0, booleans,
 	 "The first record of each file names the fields.  Without one fields go by csv.columns, or in the order "
 	 "of the "
@@ -599,7 +613,9 @@ require(Config *config, const char *name, const char *reason)
 static void
 check_source(Config *config)
 {
-	static const char *const kafka_only[] = {"source.brokers", "source.topic", "source.group"};
+	static const char *const kafka_only[] = {"source.brokers",	"source.topic",	  "source.group",
+											 "source.start",	"source.on_lost", "source.revoke_wait",
+											 "source.reconnect"};
 
 	switch (config->type)
 	{
@@ -627,6 +643,26 @@ check_source(Config *config)
 }
 
 static void
+check_start(Config *config)
+{
+	static const char *const names[] = {"earliest", "latest", "stored", NULL};
+	bool has_zone;
+
+	for (int i = 0; names[i] != NULL; i++)
+		if (strcmp(config->start_text, names[i]) == 0)
+		{
+			config->start = (Start) i;
+			return;
+		}
+	config->start = START_TIME;
+	if (!time_parse(config->start_text, strlen(config->start_text), &config->start_us, &has_zone))
+		config_error_at(config, "source.start",
+						"\"%s\" is none of earliest, latest, stored, and no time: write 2024-03-01 or "
+						"2024-03-01T00:00:00Z",
+						config->start_text);
+}
+
+static void
 check_values(Config *config)
 {
 	bool has_zone;
@@ -651,6 +687,7 @@ check_values(Config *config)
 	if (!time_parse(config->min_time, strlen(config->min_time), &config->min_time_us, &has_zone))
 		config_error_at(config, "target.min_time",
 						"\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z", config->min_time);
+	check_start(config);
 	if (config->metrics_listen != NULL && strrchr(config->metrics_listen, ':') == NULL)
 		config_error_at(config, "metrics.listen", "\"%s\" is no address: write host:port or :port",
 						config->metrics_listen);

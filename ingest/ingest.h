@@ -132,6 +132,22 @@ typedef enum Format
 	FORMAT_JSON
 } Format;
 
+/* Where a stream begins that has no position yet. */
+typedef enum Start
+{
+	START_EARLIEST,
+	START_LATEST,
+	START_STORED, /* nowhere: it is an error */
+	START_TIME
+} Start;
+
+/* Positions whose messages the broker no longer has. */
+typedef enum LostPolicy
+{
+	LOST_STOP,
+	LOST_SKIP
+} LostPolicy;
+
 /* NaN, Infinity and -Infinity in JSON, as some producers write them. */
 typedef enum NanPolicy
 {
@@ -168,6 +184,10 @@ typedef struct Config
 	int64_t type, format;
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
+	char *start_text;
+	Start start;
+	int64_t start_us; /* of START_TIME */
+	int64_t on_lost, revoke_wait_ms, kafka_reconnect_ms;
 	int64_t csv_header;
 	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
 	int64_t json_nan;
@@ -309,8 +329,6 @@ typedef struct Position
 	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
-	int64_t end;	/* Kafka with --once: stop here */
-	bool at_end;
 } Position;
 
 typedef struct Positions
@@ -338,7 +356,8 @@ typedef struct DeadLetter
 {
 	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
-	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
+	bool is_suspect;			/* what is true of it may change: forgotten when the batch is not stored */
+	bool is_aside;				/* tried again when all other rows are stored */
 } DeadLetter;
 
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
@@ -494,8 +513,14 @@ SinkStatus sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_u
  */
 SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *texts,
 						   const uint32_t *n_bytes, int64_t *times_us);
-/* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
+#define NO_OFFSET (-1)
+/*
+ * Next offset of one position; a new one starts at first, or is NO_OFFSET if that is first.  Waits for a transaction that
+ * is about to move it.
+ */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
+/* Stores firsts[i] for partition i of the topic, unless the stream has any position of it. */
+SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts);
 /* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
 /* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
@@ -509,6 +534,8 @@ bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code
 int64_t copy_context_line(const char *context, const char *relation);
 /* True when nothing stands in the context before COPY's own line: no trigger, function or stream was at work. */
 bool copy_context_is_plain(const char *context, const char *relation);
+/* True when COPY's own line is the first, and names a column: the input of a value failed. */
+bool copy_context_has_column(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
@@ -754,8 +781,6 @@ void kafka_source_stored(KafkaSource *source, const Positions *stored);
  * and seeks.
  */
 ExitCode kafka_source_resync(KafkaSource *source);
-/* Brings the lag of the metrics up to date. */
-void kafka_source_progress(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
 
 /* ---- produce.c ---- */

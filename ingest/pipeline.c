@@ -264,15 +264,13 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 	return code;
 }
 
-/* Lag or files, for the metrics and the progress line. */
+/* For the metrics and the progress line. */
 static void
 look_around(Pipeline *pipeline)
 {
 	pipeline->looked_us = monotonic_us();
 	if (pipeline->files != NULL)
 		file_source_progress(pipeline->files);
-	else
-		kafka_source_progress(pipeline->kafka);
 }
 
 static bool

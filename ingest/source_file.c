@@ -280,8 +280,12 @@ read_header(FileSource *source)
 	if (code != EXIT_DONE)
 		return code;
 	if (n_header > 0)
-		source->batch->positions.list[source->position].csv_header =
-			mem_printf("%.*s", (int) n_header, source->data.data);
+	{
+		Position *position = &source->batch->positions.list[source->position];
+
+		free(position->csv_header);
+		position->csv_header = mem_printf("%.*s", (int) n_header, source->data.data);
+	}
 	/* Where no header was read that took it along. */
 	while (n_header == 0 && source->data.n_bytes < sizeof MARK - 1 && !source->at_end && !stop_requested() &&
 		   memcmp(source->data.data ? source->data.data : "", MARK, source->data.n_bytes) == 0)
