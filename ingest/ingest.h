@@ -783,6 +783,44 @@ void kafka_source_stored(KafkaSource *source, const Positions *stored);
 ExitCode kafka_source_resync(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
 
+/* ---- records.c ---- */
+
+/* The records of files, one after the other.  The first three are set by who wants other than the default. */
+typedef struct Records
+{
+	int format;			 /* Format; -1: by the first byte of the first file */
+	const char *columns; /* names of CSV fields, separated by commas; NULL: the files have a header */
+	char **files;		 /* "-": standard input */
+	int n_files, file;	 /* file: the one being read */
+	struct gzFile_s *stream;
+	Buffer input;
+	size_t at; /* in input */
+	bool is_all, has_failed;
+	Decoder *splitter;
+	char **names; /* CSV, known with the first record */
+	int n_names;
+	Buffer header;		 /* CSV, without its line end; empty: none */
+	const Value *fields; /* CSV, of the record that was split last */
+	int n_fields;
+	int64_t n_skipped;
+} Records;
+
+/* files and the csv_ members of csv must live as long. */
+void records_open(Records *records, char **files, int n_files, const Config *csv);
+void records_close(Records *records);
+/* The next record without its line end, split if it is CSV; false behind the last, or has_failed (logged). */
+bool records_next(Records *records, const char **record, size_t *n_bytes);
+void records_rewind(Records *records);
+/* Sets fields; false when they are not as many as names. */
+bool records_split(Records *records, const char *record, size_t n_bytes);
+void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
+const char *records_file(const Records *records);
+
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
+
 /* ---- produce.c ---- */
 
 /* `millrace produce`; argv[0] is the command's name. */

@@ -16,11 +16,11 @@ usage(FILE *out)
 		"\n"
 		"  millrace run FILE.ini... [--once] [--progress] [--section.key=value ...]\n"
 		"  millrace check FILE.ini... [--section.key=value ...]\n"
+		"  millrace check --suggest-table FILE  proposes a table for a sample of CSV or JSON lines\n"
 		"  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
 		"  millrace --help | --version          millrace run --help lists all options\n"
 		"\n"
-		"run reads each file's source into its table until it is stopped by SIGTERM or SIGINT; SIGHUP reads "
-		"the files again.\n"
+		"run reads each file's source into its table until SIGTERM or SIGINT; SIGHUP reads the files again.\n"
 		"check validates the file, the source, the database, the table and the columns, and reads no "
 		"message.\n"
 		"\n"
@@ -113,6 +113,8 @@ main(int argc, char **argv)
 
 	signals_install();
 	srandom((unsigned) time(NULL) ^ (unsigned) getpid());
+	if (strcmp(word, "check") == 0 && argc > 2 && strncmp(argv[2], "--suggest-table", 15) == 0)
+		return suggest_table(argc - 1, argv + 1);
 	if (strcmp(word, "run") == 0 || strcmp(word, "check") == 0)
 		return command(strcmp(word, "run") == 0, argc - 2, argv + 2);
 	if (strcmp(word, "produce") == 0)
