@@ -20,8 +20,8 @@ struct Decoder
 	Mapping *mapping;
 	int64_t mapped; /* number of the mapping that the fields were last looked up for */
 	Growth growth;
-	JsonReader *json;		/* also for the headers of CSV messages; NULL: not needed */
-	Buffer scratch; /* unescaped CSV fields of one record */
+	JsonReader *json; /* also for the headers of CSV messages; NULL: not needed */
+	Buffer scratch;	  /* unescaped CSV fields of one record */
 
 	/* CSV */
 	char delimiter, quote, escape; /* quote NUL: fields are never quoted */

@@ -425,9 +425,8 @@ field_done(JsonReader *json, const char *type)
 		buffer_add(&json->rest, json->rest.n_bytes ? "," : "{", 1);
 		buffer_add(&json->rest, json->text + json->key_start, end - json->key_start);
 	}
-	if (json->unknown_reason[0] == '\0')
-		growth_field(json->growth, json->name.data, json->name.n_bytes, type, json->unknown_reason,
-					 sizeof json->unknown_reason);
+	growth_field(json->growth, json->name.data, json->name.n_bytes, type, json->unknown_reason,
+				 sizeof json->unknown_reason);
 }
 
 /* A value begins: whose is it? */

@@ -683,7 +683,7 @@ typedef struct Mapping
 	Value *values; /* of one message, one per column; filled by decode.c, changed by transform_row() */
 	char (*texts)[VALUE_ROOM]; /* made values, one per column */
 	Row *again;				   /* the row that is decoded again; NULL: rows are added */
-	int64_t number;			   /* grows with each mapping_build() */
+	int64_t number;			   /* of the mapping_build(), in this process */
 } Mapping;
 
 /* Reports every wrong [columns] line. */
@@ -711,7 +711,7 @@ typedef struct Growth
 
 /*
  * Such a field, and the type of a column for it; NULL: it tells nothing.  Writes why the message cannot be stored, if it
- * cannot, to reason.
+ * cannot, or not yet, to reason: it is a dead letter until it is decoded again.
  */
 void growth_field(Growth *growth, const char *name, size_t n_bytes, const char *type, char *reason,
 				  size_t reason_bytes);

@@ -147,6 +147,8 @@ take_stored(Pipeline *pipeline)
 	positions_clear(&stored);
 }
 
+static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns);
+
 /*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
  * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
@@ -189,22 +191,23 @@ reload(Pipeline *pipeline)
 		decode_again(pipeline->decoder, held);
 	config->metrics->n_reloads++;
 	log_line(LOG_INFO, "table %s: its columns were read anew", pipeline->table.name);
+	/* A column may be gone for which rows of the waiting batch have a value. */
+	const NewColumns *columns = decode_wants(pipeline->decoder);
+	if (columns != NULL)
+		return add_columns(pipeline, columns);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
 }
 
 /* Columns that on_unknown_field = add_column wants. */
 static ExitCode
-add_columns(Pipeline *pipeline)
+add_columns(Pipeline *pipeline, const NewColumns *columns)
 {
-	const NewColumns *columns = decode_wants(pipeline->decoder);
+	Sink *sink = columns ? writer_sink(pipeline->writer) : NULL;
 	Retry retry = {0};
 	SinkStatus status;
 	ExitCode code;
 
-	if (columns == NULL)
-		return EXIT_DONE;
-	Sink *sink = writer_sink(pipeline->writer);
 	if (sink == NULL)
 		return EXIT_DONE;
 	do
@@ -374,7 +377,7 @@ turn(Pipeline *pipeline)
 		if (status == SOURCE_FAILED)
 			return code;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
-			(code = add_columns(pipeline)) != EXIT_DONE)
+			(code = add_columns(pipeline, decode_wants(pipeline->decoder))) != EXIT_DONE)
 			return code;
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);

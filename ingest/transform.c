@@ -238,6 +238,7 @@ check_fields(const Mapping *mapping, Config *config, const Table *table)
 ExitCode
 mapping_build(Mapping *mapping, Config *config, const Table *table)
 {
+	static _Atomic int64_t n_built;
 	int n_before = config->n_errors, n_bits = 0;
 
 	mapping->table = table;
@@ -256,7 +257,7 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 	mapping->is_utc = strcasecmp(config->timezone, "UTC") == 0;
 	mapping->is_named = true;
 	mapping->has_headers = false;
-	mapping->number++;
+	mapping->number = ++n_built;
 	for (int i = 0; i < mapping->n_columns; i++)
 	{
 		const Mapped *mapped = &mapping->columns[i];
@@ -300,7 +301,7 @@ mapping_free(Mapping *mapping)
 	free(mapping->texts);
 	free(mapping->copy.columns);
 	free(mapping->copy.default_bit);
-	*mapping = (Mapping){.table = mapping->table, .batch = mapping->batch, .number = mapping->number};
+	*mapping = (Mapping){.table = mapping->table, .batch = mapping->batch};
 }
 
 /* ---- growth ---- */
@@ -372,20 +373,17 @@ growth_field(Growth *growth, const char *name, size_t n_bytes, const char *type,
 	for (int i = 0; i < growth->table->n_columns; i++)
 		if (strcmp(growth->table->columns[i].name, text) == 0)
 			return;
-	NewColumn *known = new_column_find(&growth->wanted, text);
 	if (type == NULL)
 		return;
+	NewColumn *known = new_column_find(&growth->wanted, text);
+	const char *obstacle = known ? NULL : growth_obstacle(growth, text, n_bytes);
+	/* Should the row have to be stored before the column is there, nothing of it is lost. */
+	snprintf(reason, reason_bytes, "no column for field \"%s\": %s", text,
+			 obstacle ? obstacle : "it is to be added");
 	if (known != NULL)
-	{
 		known->type = common_type(known->type, type);
+	if (known != NULL || obstacle != NULL)
 		return;
-	}
-	const char *obstacle = growth_obstacle(growth, text, n_bytes);
-	if (obstacle != NULL)
-	{
-		snprintf(reason, reason_bytes, "no column can be added for field \"%s\": %s", text, obstacle);
-		return;
-	}
 	growth->wanted.list =
 		mem_grow(growth->wanted.list, (size_t) growth->wanted.n_columns + 1, sizeof(NewColumn));
 	growth->wanted.list[growth->wanted.n_columns++] = (NewColumn){mem_string(text), type};
