@@ -16,7 +16,7 @@ TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
-.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean check check-fast check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -29,6 +29,7 @@ help:
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
 	  'make check      all tests;  make check-fast leaves out the Kafka broker and Spark' \
+	  'make check-faults  the ingester among long faults (SEEDS="8 9")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
 	  'make dist       release archive for PGXN;  make clean'
@@ -72,7 +73,13 @@ check: deps-check lint install check-unit check-sql check-isolation
 	$(PROVE) tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/kafka-% tests/e2e/demo-recommend/% tests/e2e/spark/%,$(wildcard tests/e2e/*/run.sh))
+	$(PROVE) $(filter-out tests/e2e/demo-recommend/% tests/e2e/spark/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
+
+# The kill loop with 200,000 messages for each seed: an even one deals partitions out anew, an odd one cooperatively.
+SEEDS ?= 8 9
+check-faults: deps-check install
+	$(call install_missing,$(JAVA_PACKAGES))
+	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh || exit 1; done
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check

@@ -97,6 +97,11 @@ void stop_after_drain(void);
 void stop(void);	 /* as SIGTERM does */
 void stop_now(void); /* nobody tries again from now on */
 void signals_install(void);
+void signals_end_within(int64_t ms); /* the process ends then with EXIT_FORCED, whatever it does */
+void signals_take_reload(void);		 /* from now on SIGHUP no longer ends the process */
+bool reload_requested(void);		 /* SIGHUP came since the last call */
+void wait_for_wake(int64_t ms);		 /* main thread: ends early at a signal, and at wake_main() */
+void wake_main(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
 const char *name_nearest(const char *name, const char *const *choices, int n_choices);
@@ -134,6 +139,22 @@ typedef enum CleanSource
 	CLEAN_ARCHIVE,
 	CLEAN_DELETE
 } CleanSource;
+
+/* Where a stream begins that has no position yet. */
+typedef enum Start
+{
+	START_EARLIEST,
+	START_LATEST,
+	START_STORED, /* nowhere: it is an error */
+	START_TIME
+} Start;
+
+/* Positions whose messages the broker no longer has. */
+typedef enum LostPolicy
+{
+	LOST_STOP,
+	LOST_SKIP
+} LostPolicy;
 
 /* NaN, Infinity and -Infinity in JSON, as some producers write them. */
 typedef enum NanPolicy
@@ -173,6 +194,11 @@ typedef struct Config
 	int64_t poll_ms, max_record_bytes;
 	int64_t max_files_per_batch, latest_first, max_file_age_ms, min_age_ms, last_line_age_ms, clean_source;
 	char *archive; /* directory for CLEAN_ARCHIVE */
+
+	char *start_text;
+	Start start;
+	int64_t start_us; /* of START_TIME */
+	int64_t on_lost, revoke_wait_ms, kafka_reconnect_ms;
 	int64_t csv_header;
 	char *csv_delimiter, *csv_null, *csv_columns, *csv_quote, *csv_escape;
 	int64_t json_nan;
@@ -183,7 +209,7 @@ typedef struct Config
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
-	int64_t max_rows, max_bytes, max_age_ms;
+	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
 	int64_t log_level;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
@@ -191,6 +217,8 @@ typedef struct Config
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
+	int n_flags;
+	char **flags;
 	bool once, progress;
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
@@ -204,6 +232,10 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Reports what two files that run in one process cannot have both; at config's place. */
+void config_agree(Config *config, const Config *first);
+/* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
+void config_apply(Config *config, const Config *fresh);
 void config_help(FILE *out);
 void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
 bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
@@ -279,7 +311,8 @@ void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
-ExitCode pipeline_run(Config *config);
+/* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
+ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
 
 /* ---- batch.c ---- */
@@ -308,8 +341,6 @@ typedef struct Position
 	FileMark file;
 	int64_t stored; /* next offset as the database has it */
 	int64_t next;	/* next offset once the open batch is stored */
-	int64_t end;	/* Kafka with --once: stop here */
-	bool at_end;
 } Position;
 
 typedef struct Positions
@@ -337,7 +368,8 @@ typedef struct DeadLetter
 {
 	const char *stage, *reason; /* read, decode, partition, store */
 	char sqlstate[6];			/* "" when no server was asked */
-	bool is_suspect;			/* a handler refused it: forgotten when the batch is not stored */
+	bool is_suspect;			/* what is true of it may change: forgotten when the batch is not stored */
+	bool is_aside;				/* tried again when all other rows are stored */
 } DeadLetter;
 
 #define LEAF_PARENT (-1) /* through the table itself: PostgreSQL routes */
@@ -493,8 +525,14 @@ SinkStatus sink_ensure_partitions(Sink *sink, const Table *table, int64_t from_u
  */
 SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *texts,
 						   const uint32_t *n_bytes, int64_t *times_us);
-/* Next offset of one position; a new one starts at first.  Waits for a transaction that is about to move it. */
+#define NO_OFFSET (-1)
+/*
+ * Next offset of one position; a new one starts at first, or is NO_OFFSET if that is first.  Waits for a transaction that
+ * is about to move it.
+ */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
+/* Stores firsts[i] for partition i of the topic, unless the stream has any position of it. */
+SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts);
 /* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
 /* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
@@ -508,6 +546,8 @@ bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code
 int64_t copy_context_line(const char *context, const char *relation);
 /* True when nothing stands in the context before COPY's own line: no trigger, function or stream was at work. */
 bool copy_context_is_plain(const char *context, const char *relation);
+/* True when COPY's own line is the first, and names a column: the input of a value failed. */
+bool copy_context_has_column(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 200
 
@@ -552,7 +592,7 @@ typedef enum WriterState
 
 /*
  * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
- * reader's thread, but for writer_cancel().
+ * reader's thread.
  */
 Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
 /* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
@@ -581,9 +621,6 @@ Batch *writer_held(Writer *writer); /* the batch of WRITER_CHANGED and WRITER_FE
 void writer_resume(Writer *writer);
 /* Drops the batch that is held. */
 void writer_forget(Writer *writer);
-/* Any thread: the statement that is running fails. */
-void writer_cancel(Writer *writer);
-
 /* ---- transform.c ---- */
 
 typedef enum ValueKind
@@ -756,9 +793,45 @@ void kafka_source_stored(KafkaSource *source, const Positions *stored);
  * and seeks.
  */
 ExitCode kafka_source_resync(KafkaSource *source);
-/* Brings the lag of the metrics up to date. */
-void kafka_source_progress(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- records.c ---- */
+
+/* The records of files, one after the other.  The first three are set by who wants other than the default. */
+typedef struct Records
+{
+	int format;			 /* Format; -1: by the first byte of the first file */
+	const char *columns; /* names of CSV fields, separated by commas; NULL: the files have a header */
+	char **files;		 /* "-": standard input */
+	int n_files, file;	 /* file: the one being read */
+	struct gzFile_s *stream;
+	Buffer input;
+	size_t at; /* in input */
+	bool is_all, has_failed;
+	Decoder *splitter;
+	char **names; /* CSV, known with the first record */
+	int n_names;
+	Buffer header;		 /* CSV, without its line end; empty: none */
+	const Value *fields; /* CSV, of the record that was split last */
+	int n_fields;
+	int64_t n_skipped;
+} Records;
+
+/* files and the csv_ members of csv must live as long. */
+void records_open(Records *records, char **files, int n_files, const Config *csv);
+void records_close(Records *records);
+/* The next record without its line end, split if it is CSV; false behind the last, or has_failed (logged). */
+bool records_next(Records *records, const char **record, size_t *n_bytes);
+void records_rewind(Records *records);
+/* Sets fields; false when they are not as many as names. */
+bool records_split(Records *records, const char *record, size_t n_bytes);
+void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
+const char *records_file(const Records *records);
+
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
 
 /* ---- produce.c ---- */
 

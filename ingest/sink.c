@@ -2,10 +2,10 @@
  * Every SQL statement of the program.
  *
  * sink_store() is one transaction: a lock on the table, COPY per leaf, dead letters, and the compare-and-set of the
- * positions last.  First it is tried without savepoints.  When the server refuses a row for its data, the transaction is
- * done again: the row that COPY's error context names is left out, and where none is named the rows are halved between
- * savepoints until the one is found.  When not even single rows are accepted, the fault is not in the rows, and nothing
- * becomes a dead letter.
+ * positions last.  Each COPY stands behind a savepoint (several do where there are very many).  When the server refuses a
+ * row for its data, the rows of that COPY are sifted: see sift().  A constraint that fails only at COMMIT is found in a
+ * second try of the transaction, with constraints checked at once.  What a trigger, pipe or aggregate refuses becomes a
+ * dead letter only when it is seen to accept another row: see judge_suspects().
  *
  * Connection lost before COMMIT was sent: the server has rolled back, the batch is stored again.  Lost after: the
  * position tells whether it was stored (a backend that is still committing holds its row's lock, and FOR UPDATE waits).
@@ -14,20 +14,20 @@
 
 #include <inttypes.h>
 #include <libpq-fe.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define SEND_BYTES ((size_t) 65536)
-#define FEW_ROWS 5	  /* a smaller batch may be refused as a whole and still be the rows' fault */
-#define TRIED_ROWS 16 /* so many single rows refused and none accepted: look whether any row is accepted */
-#define PROBED_ROWS 8
+#define PROBED_ROWS 64
+#define MOST_IN_TURN 16 /* rows that handlers refuse, with none accepted between them: it is not the rows */
+#define WITNESS_BYTES 65536 /* a longer row is none */
+#define VAIN_FACTOR \
+	4 /* so many times the rows of a group are sent in vain before they are sent in small pieces */
+#define MOST_SAVEPOINTS 32 /* with 64 others see the transaction as a large one */
 #define MAX_MOVED 10
-#define CAREFUL_ROWS 500 /* of one COPY in the careful pass: fewer after refusals, more after successes */
-#define LEAST_CAREFUL_ROWS 8
-#define MOST_CAREFUL_ROWS 65536
-#define LOST_BATCHES 3 /* so many in turn of which a handler refuses every row: it is the handler */
 #define TIMES_A_QUERY 10000
 #define FIRST_PAUSE_MS 100
 #define LONGEST_PAUSE_MS 5000
@@ -39,7 +39,30 @@ typedef struct Group
 	uint64_t omitted;
 	int first, last, n_rows; /* rows are chained by Row.next */
 	int same_leaf;			 /* next group of this leaf, or -1 */
+	int n_suspects;			 /* rows that a handler refused */
+	bool is_accepting;		 /* one was accepted, or would be */
 } Group;
+
+typedef enum Savepoint
+{
+	SAVEPOINT_NONE,
+	SAVEPOINT_SET,
+	SAVEPOINT_FAILED /* what came behind it failed, or is not wanted */
+} Savepoint;
+
+typedef enum Answer
+{
+	ANSWER_UNKNOWN,
+	ANSWER_YES,
+	ANSWER_NO
+} Answer;
+
+/* A row that was accepted once: a line of COPY text. */
+typedef struct Witness
+{
+	Buffer line; /* empty: none */
+	uint64_t omitted;
+} Witness;
 
 struct Sink
 {
@@ -59,27 +82,24 @@ struct Sink
 	int n_groups, group_capacity;
 	int *leaf_groups; /* by leaf + 1: its first group */
 	int *order;		  /* row numbers, group by group */
-	bool is_careful;  /* savepoint around each COPY */
-	int careful_rows; /* of the next COPY in the careful pass */
+	bool is_careful;  /* constraints are checked at once */
+	bool is_checked;  /* the table's columns are known to be what they were */
+	Savepoint savepoint;
+	const char *copying; /* the relation whose rows are being sent; NULL: none */
 	int n_accepted;
-	int n_suspects; /* rows that a handler refused; n_broken of them with an error it did not raise on purpose */
-	int n_broken;
-	bool is_row_fault; /* a probe was accepted */
-	int n_lost_batches;
+	/* of all batches */
+	int most_rows;	 /* of one statement; fewer after one took too long */
+	int n_in_turn;	 /* dead letters of handlers since the last row that was accepted */
+	Witness witness; /* the last row that was stored */
+	Answer self_reference;
 	/* the last data error */
 	char sqlstate[6];
 	bool is_unnamed_check; /* 23514 without a constraint's name: a partition's range */
 	char *reason, *context, *schema, *relation;
+	char *suspicion; /* the last error of a handler */
 	bool has_warned_default;
 };
 
-/* Whose fault a data error is. */
-typedef enum Fault
-{
-	FAULT_ROW,
-	FAULT_SUSPECT, /* a trigger, pipe or aggregate raises an exception: the row's, unless it refuses every row */
-	FAULT_HANDLER /* it fails: the row's only when other rows are accepted */
-} Fault;
 
 /* ---- connection ---- */
 
@@ -228,6 +248,7 @@ sink_open(Config *config, Sink **sink)
 		return EXIT_USAGE;
 	*sink = mem_alloc(sizeof(Sink));
 	(*sink)->config = config;
+	(*sink)->most_rows = INT_MAX;
 	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
 	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_DONE;
@@ -253,16 +274,30 @@ sink_close(Sink *sink)
 	free(sink->context);
 	free(sink->schema);
 	free(sink->relation);
+	free(sink->suspicion);
+	buffer_free(&sink->witness.line);
 	free(sink);
 }
 
 /* ---- errors ---- */
 
+/*
+ * What a row may be the cause of.  While rows are being sent that includes limits of the program (an index entry too large,
+ * JSON nested too deep), and whatever the input of a value fails with (regclass: no such table).
+ */
 static bool
-is_data_error(const char *sqlstate)
+is_data_error(const Sink *sink, const char *sqlstate, const char *context)
 {
-	return strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0 ||
-		strcmp(sqlstate, "21000") == 0 || strcmp(sqlstate, "P0001") == 0;
+	if (strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "23", 2) == 0 ||
+		strcmp(sqlstate, "21000") == 0 || strcmp(sqlstate, "P0001") == 0)
+		return true;
+	if (sink->copying == NULL)
+		return false;
+	return strncmp(sqlstate, "54", 2) == 0 ||
+		((strncmp(sqlstate, "42", 2) == 0 || strncmp(sqlstate, "3F", 2) == 0 ||
+		  strncmp(sqlstate, "0A", 2) == 0) &&
+		 context != NULL && copy_context_is_plain(context, sink->copying) &&
+		 copy_context_has_column(context, sink->copying));
 }
 
 /* What a failed result means.  A data error is kept in sink->sqlstate, reason and context; others are logged. */
@@ -277,10 +312,10 @@ judge(Sink *sink, const PGresult *result, bool *is_data)
 		strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P0", 4) == 0 ||
 		strcmp(sqlstate, "25006") == 0; /* a standby now: another host is the primary */
 
-	*is_data = !is_lost && is_data_error(sqlstate);
+	*is_data = !is_lost && is_data_error(sink, sqlstate, context);
+	snprintf(sink->sqlstate, sizeof sink->sqlstate, "%s", sqlstate ? sqlstate : "");
 	if (*is_data)
 	{
-		snprintf(sink->sqlstate, sizeof sink->sqlstate, "%s", sqlstate);
 		sink->is_unnamed_check =
 			strcmp(sqlstate, "23514") == 0 && PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME) == NULL;
 		free(sink->reason);
@@ -349,26 +384,36 @@ copy_context_is_plain(const char *context, const char *relation)
 		strncmp(context + 5 + n_bytes, ", ", 2) == 0;
 }
 
+/* The number of a line of context that is COPY's own, or NULL.  The word for "line" is translated, the order is not. */
+static const char *
+context_number(const char *line, const char *relation)
+{
+	if (!copy_context_is_plain(line, relation))
+		return NULL;
+	const char *number = line + 5 + strlen(relation) + 2;
+
+	number += strcspn(number, "0123456789,:\n");
+	return *number >= '1' && *number <= '9' ? number : NULL;
+}
+
+bool
+copy_context_has_column(const char *context, const char *relation)
+{
+	const char *number = context_number(context, relation);
+
+	return number != NULL && number[strspn(number, "0123456789")] == ',';
+}
+
 int64_t
 copy_context_line(const char *context, const char *relation)
 {
-	size_t n_bytes = strlen(relation);
-	const char *line = context;
-
-	while (line != NULL)
+	for (const char *line = context; line != NULL; line += line != NULL)
 	{
-		/* COPY NAME, line N[, column ...]; the word for "line" is translated, the order is not. */
-		if (strncmp(line, "COPY ", 5) == 0 && strncmp(line + 5, relation, n_bytes) == 0 &&
-			strncmp(line + 5 + n_bytes, ", ", 2) == 0)
-		{
-			const char *number = line + 5 + n_bytes + 2;
+		const char *number = context_number(line, relation);
 
-			number += strcspn(number, "0123456789,:\n");
-			if (*number >= '1' && *number <= '9')
-				return strtoll(number, NULL, 10);
-		}
+		if (number != NULL)
+			return strtoll(number, NULL, 10);
 		line = strchr(line, '\n');
-		line += line != NULL;
 	}
 	return 0;
 }
@@ -921,10 +966,12 @@ sink_position(Sink *sink, Position *position, int64_t first)
 
 	snprintf(partition, sizeof partition, "%" PRId32, position->partition);
 	snprintf(first_text, sizeof first_text, "%" PRId64, first);
-	status = run(sink,
-				 "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
-				 " VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT DO NOTHING",
-				 4, params, NULL);
+	status = first == NO_OFFSET
+		? SINK_OK
+		: run(sink,
+			  "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+			  " VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT DO NOTHING",
+			  4, params, NULL);
 	if (status != SINK_OK)
 		return status;
 	status = run(sink,
@@ -939,9 +986,33 @@ sink_position(Sink *sink, Position *position, int64_t first)
 		position->file = read_mark(result, 0, 1, position->next);
 		position->is_new = false;
 	}
+	else if (first == NO_OFFSET)
+		position->stored = position->next = NO_OFFSET;
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
+	return status;
+}
+
+SinkStatus
+sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts)
+{
+	Buffer array = {0};
+
+	buffer_add(&array, "{", 1);
+	for (int i = 0; i < n_partitions; i++)
+		array_number(&array, firsts[i]);
+	buffer_add(&array, "}", 2);
+	const char *params[] = {sink->config->name, topic, array.data};
+	SinkStatus status =
+		run(sink,
+			"INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+			" SELECT $1, $2, number - 1, first FROM unnest($3::bigint[]) WITH ORDINALITY AS p(first, number)"
+			" WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2)"
+			" ON CONFLICT DO NOTHING",
+			3, params, NULL);
+
+	buffer_free(&array);
 	return status;
 }
 
@@ -1074,13 +1145,48 @@ group_rows(Sink *sink)
 	return n_rows;
 }
 
+/* ---- savepoints ---- */
+
+/*
+ * What has to run ahead of the next COPY of the transaction.  is_new: what is stored so far is kept whatever becomes of
+ * that COPY; otherwise it goes back as far as the savepoint that there is.
+ */
+static const char *
+savepoint_text(Sink *sink, bool is_new)
+{
+	Savepoint was = sink->savepoint;
+
+	sink->savepoint = SAVEPOINT_SET;
+	switch (was)
+	{
+		case SAVEPOINT_NONE:
+			return "SAVEPOINT millrace_rows; ";
+		case SAVEPOINT_FAILED:
+			return "ROLLBACK TO SAVEPOINT millrace_rows; ";
+		case SAVEPOINT_SET:
+			break;
+	}
+	return is_new ? "RELEASE SAVEPOINT millrace_rows; SAVEPOINT millrace_rows; " : "";
+}
+
+/* After a COPY that failed the transaction takes no other statement. */
+static SinkStatus
+savepoint_settle(Sink *sink)
+{
+	if (sink->savepoint != SAVEPOINT_FAILED)
+		return SINK_OK;
+	return run(sink, savepoint_text(sink, false), 0, NULL, NULL);
+}
+
+/* ---- COPY ---- */
+
 static void
-copy_statement(Sink *sink, const Group *group)
+copy_statement(Sink *sink, const Group *group, bool is_new)
 {
 	bool is_first = true;
 
 	sink->sql.n_bytes = 0;
-	buffer_printf(&sink->sql, "COPY %s (",
+	buffer_printf(&sink->sql, "%sCOPY %s (", savepoint_text(sink, is_new),
 				  group->leaf >= 0 ? sink->leaves->list[group->leaf].name : sink->table->name);
 	for (int i = 0; i < sink->columns->n_columns; i++)
 	{
@@ -1152,6 +1258,12 @@ copy_end(Sink *sink, bool is_sent, bool *is_data)
 	return copy_results(sink, is_data);
 }
 
+static const char *
+group_relation(const Sink *sink, const Group *group)
+{
+	return group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
+}
+
 static void
 rows_moved(Sink *sink, const int *order, int n_rows)
 {
@@ -1160,17 +1272,50 @@ rows_moved(Sink *sink, const int *order, int n_rows)
 			sink->batch->rows[order[i]].n_moved++;
 }
 
-static int named_row(Sink *sink, const Group *group, int n_rows);
+/* The row that the last data error names, as an index into order, or -1. */
+static int
+named_row(const Sink *sink, const Group *group, int n_rows)
+{
+	const char *relation = group_relation(sink, group);
+	int64_t line = copy_context_line(sink->context, relation);
 
-/* Rows order[0 .. n_rows) of a group. */
+	/* The encoding is checked block by block, ahead of the lines: the number is of another one. */
+	if (strcmp(sink->sqlstate, "22021") == 0 || strcmp(sink->sqlstate, "22P05") == 0)
+		return -1;
+	/* So are the sizes, but of a single value. */
+	if (strncmp(sink->sqlstate, "54", 2) == 0 && !copy_context_has_column(sink->context, relation))
+		return -1;
+	return line >= 1 && line <= n_rows ? (int) line - 1 : -1;
+}
+
+/* A data error that a range of partitions explains is not the row's fault until the ranges were read again. */
+static bool
+has_moved(Sink *sink, const Group *group, const int *order, int n_rows)
+{
+	if (!sink->is_unnamed_check)
+		return false;
+	/* The leaf's range is not what it was. */
+	if (group->leaf >= 0)
+	{
+		rows_moved(sink, order, n_rows);
+		return true;
+	}
+	/* The table has no partition for a row that had one a moment ago. */
+	int named = sink->table->is_routed ? named_row(sink, group, n_rows) : -1;
+	Row *row = named >= 0 ? &sink->batch->rows[order[named]] : NULL;
+
+	if (row == NULL || row->n_moved >= 2 || (row->time_us == NO_TIME && !row->is_defaulted))
+		return false;
+	row->n_moved++;
+	return true;
+}
+
 static SinkStatus
-copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is_data)
+send_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is_data)
 {
 	bool is_sent = true;
-
-	*is_data = false;
-	copy_statement(sink, group);
 	SinkStatus status = copy_begin(sink, sink->sql.data, is_data);
+
 	if (status != SINK_OK)
 	{
 		/* The leaf may be gone since its range was read. */
@@ -1196,42 +1341,33 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool *is
 		}
 	}
 	status = copy_end(sink, is_sent, is_data);
-	/* The leaf's range is not what it was: that is not the row's fault. */
-	if (*is_data && group->leaf >= 0 && sink->is_unnamed_check)
+	if (*is_data && has_moved(sink, group, order, n_rows))
 	{
 		*is_data = false;
-		rows_moved(sink, order, n_rows);
 		return SINK_MOVED;
-	}
-	/* The table has no partition for a row that had one a moment ago: once more before it is the row's fault. */
-	if (*is_data && sink->is_unnamed_check && sink->table->is_routed)
-	{
-		int named = named_row(sink, group, n_rows);
-		Row *row = named >= 0 ? &sink->batch->rows[order[named]] : NULL;
-
-		if (row != NULL && row->n_moved < 2 && (row->time_us != NO_TIME || row->is_defaulted))
-		{
-			row->n_moved++;
-			*is_data = false;
-			return SINK_MOVED;
-		}
 	}
 	return status;
 }
 
-/* The row that the last data error names, as an index into order, or -1. */
-static int
-named_row(Sink *sink, const Group *group, int n_rows)
+/* One COPY of the rows order[0 .. n_rows) of a group.  is_new: see savepoint_text(). */
+static SinkStatus
+copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool is_new, bool *is_data)
 {
-	const char *relation =
-		group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
-	int64_t line = copy_context_line(sink->context, relation);
-
-	/* The encoding is checked block by block, ahead of the lines: the number is of another one. */
-	if (strcmp(sink->sqlstate, "22021") == 0 || strcmp(sink->sqlstate, "22P05") == 0)
-		return -1;
-	return line >= 1 && line <= n_rows ? (int) line - 1 : -1;
+	*is_data = false;
+	copy_statement(sink, group, is_new);
+	sink->copying = group_relation(sink, group);
+	SinkStatus status = send_rows(sink, group, order, n_rows, is_data);
+	sink->copying = NULL;
+	if (status == SINK_OK)
+		return SINK_OK;
+	sink->savepoint = SAVEPOINT_FAILED;
+	/* A statement that takes too long: the next try has smaller ones. */
+	if (status == SINK_RETRY && !*is_data && strcmp(sink->sqlstate, "57014") == 0 && n_rows > 1)
+		sink->most_rows = n_rows / 2;
+	return status;
 }
+
+/* ---- whose fault it is ---- */
 
 static bool
 is_target(const Sink *sink)
@@ -1248,33 +1384,375 @@ is_target(const Sink *sink)
 }
 
 /*
- * Whose the last data error is.  COPY's own errors have nothing but COPY's line in their context; a constraint of the
- * target names the table, also where it is checked after COPY (a foreign key).
+ * Is the last data error certainly the row's?  COPY's own errors have nothing but COPY's line in their context: those of a
+ * value name the column, a constraint has a class of its own.  What fails without either is an expression of the table (a
+ * CHECK, a DEFAULT), and may fail for every row.  A constraint of the target names the table, also where it is checked
+ * after COPY (a foreign key).  Everything else comes from a trigger, a pipe or an aggregate: a handler.
  */
-static Fault
-fault_of(const Sink *sink, const Group *group)
+static bool
+is_rows_fault(const Sink *sink, const Group *group)
 {
-	const char *relation =
-		group->leaf >= 0 ? sink->leaves->list[group->leaf].relation : sink->table->relation;
+	const char *relation = group_relation(sink, group);
+	bool is_constraint = strncmp(sink->sqlstate, "23", 2) == 0;
 
 	if (copy_context_is_plain(sink->context, relation))
-		return FAULT_ROW;
-	if (strncmp(sink->sqlstate, "23", 2) == 0 && is_target(sink))
-		return FAULT_ROW;
-	return strcmp(sink->sqlstate, "P0001") == 0 ? FAULT_SUSPECT : FAULT_HANDLER;
+		return is_constraint || copy_context_has_column(sink->context, relation) ||
+			strncmp(sink->sqlstate, "54", 2) == 0 || strcmp(sink->sqlstate, "22021") == 0 ||
+			strcmp(sink->sqlstate, "22P05") == 0;
+	return is_constraint && is_target(sink);
 }
 
-static void
-refuse_row(Sink *sink, int row, Fault fault)
+/* Does a foreign key of the table point to the table itself?  Asked once. */
+static SinkStatus
+is_self_referencing(Sink *sink, bool *answer)
 {
-	DeadLetter *dead;
+	char oid[16];
+	const char *params[] = {oid};
+	PGresult *result;
+
+	if (sink->self_reference == ANSWER_UNKNOWN)
+	{
+		SinkStatus status = savepoint_settle(sink);
+
+		if (status != SINK_OK)
+			return status;
+		snprintf(oid, sizeof oid, "%" PRIu32, sink->table->oid);
+		status = run(sink,
+					 "SELECT 1 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conrelid = $1::oid"
+					 " AND confrelid IN (conrelid, pg_catalog.pg_partition_root($1::oid::regclass)) LIMIT 1",
+					 1, params, &result);
+		if (status != SINK_OK)
+			return status;
+		sink->self_reference = PQntuples(result) == 1 ? ANSWER_YES : ANSWER_NO;
+		PQclear(result);
+	}
+	*answer = sink->self_reference == ANSWER_YES;
+	return SINK_OK;
+}
+
+static SinkStatus
+not_the_data(const Sink *sink)
+{
+	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s", sink->suspicion);
+	return SINK_BROKEN;
+}
+
+/*
+ * A handler has refused two rows of a large group and accepted none: rows from all over the group tell whether it accepts
+ * any.  Other rows every time, so that a handler which accepts few is found out when the batch is tried again.
+ */
+static SinkStatus
+probe(Sink *sink, Group *group, const int *order, int n_rows)
+{
+	int n_probes = n_rows < PROBED_ROWS ? n_rows : PROBED_ROWS, n_refused = 0;
+
+	for (int i = 0; i < n_probes; i++)
+	{
+		bool is_data;
+		int64_t at = ((int64_t) i * n_rows + random() % n_rows) / n_probes;
+		SinkStatus status = copy_rows(sink, group, &order[at], 1, true, &is_data);
+
+		if (status != SINK_OK && !is_data)
+			return status;
+		sink->savepoint = SAVEPOINT_FAILED; /* its turn comes later */
+		group->is_accepting = status == SINK_OK;
+		if (group->is_accepting)
+			return SINK_OK;
+		n_refused += !is_rows_fault(sink, group);
+	}
+	return n_refused > 0 ? not_the_data(sink) : SINK_OK;
+}
+
+/* The last data error is of this row.  order: what is left of the group. */
+static SinkStatus
+refuse_row(Sink *sink, Group *group, int number, const int *order, int n_rows)
+{
+	Row *row = &sink->batch->rows[number];
+	bool is_own = is_rows_fault(sink, group), may_wait = false;
 
 	log_line(LOG_DEBUG, "batch %" PRId64 ": row refused: %s (SQLSTATE %s)", sink->batch->number, sink->reason,
 			 sink->sqlstate);
-	dead = row_kill(sink->batch, &sink->batch->rows[row], "store", sink->sqlstate, sink->reason);
-	dead->is_suspect = fault != FAULT_ROW;
-	sink->n_suspects += fault != FAULT_ROW;
-	sink->n_broken += fault == FAULT_HANDLER;
+	DeadLetter *dead = row_kill(sink->batch, row, "store", sink->sqlstate, sink->reason);
+	if (is_own)
+	{
+		/* What it refers to may be a row that another statement of this batch stores. */
+		SinkStatus status =
+			strcmp(sink->sqlstate, "23503") == 0 ? is_self_referencing(sink, &may_wait) : SINK_OK;
+		dead->is_aside = dead->is_suspect = may_wait;
+		return status;
+	}
+	dead->is_suspect = true;
+	free(sink->suspicion);
+	sink->suspicion = mem_printf("%s (SQLSTATE %s)%s%s", sink->reason, sink->sqlstate,
+								 sink->context[0] ? "; context: " : "", sink->context);
+	if (++group->n_suspects != 2 || group->is_accepting || n_rows <= MOST_IN_TURN)
+		return SINK_OK;
+	return probe(sink, group, order, n_rows);
+}
+
+/* The handlers' answer to a row that was accepted once.  A row that the table itself refuses says nothing. */
+static SinkStatus
+ask_witness(Sink *sink, const Witness *witness, Answer *answer)
+{
+	Group group = {.leaf = LEAF_PARENT, .omitted = witness->omitted};
+	bool is_data = false;
+
+	*answer = ANSWER_UNKNOWN;
+	if (witness->line.n_bytes == 0)
+		return SINK_OK;
+	copy_statement(sink, &group, true);
+	sink->copying = sink->table->relation;
+	SinkStatus status = copy_begin(sink, sink->sql.data, &is_data);
+	if (status == SINK_OK)
+	{
+		buffer_add(&sink->send, witness->line.data, witness->line.n_bytes);
+		status = copy_end(sink, true, &is_data);
+	}
+	sink->copying = NULL;
+	sink->savepoint = SAVEPOINT_FAILED;
+	if (status != SINK_OK && !is_data)
+		return status;
+	*answer = status == SINK_OK ? ANSWER_YES : is_rows_fault(sink, &group) ? ANSWER_UNKNOWN : ANSWER_NO;
+	return SINK_OK;
+}
+
+/*
+ * Nothing becomes a dead letter because of a handler that accepts no row.  Where it has accepted none of a group, the
+ * last row that was stored, or one of the rest of the batch, must show that it accepts any; and that is believed for a few
+ * rows in turn only.
+ */
+static SinkStatus
+judge_suspects(Sink *sink, const Group *group)
+{
+	Answer answer = sink->n_accepted > 0 ? ANSWER_YES : ANSWER_UNKNOWN;
+	SinkStatus status = SINK_OK;
+
+	if (group->n_suspects == 0 || group->is_accepting)
+		return SINK_OK;
+	if (sink->n_in_turn + group->n_suspects > MOST_IN_TURN)
+		return not_the_data(sink);
+	if (answer == ANSWER_UNKNOWN)
+		status = ask_witness(sink, &sink->witness, &answer);
+	if (status != SINK_OK)
+		return status;
+	return answer == ANSWER_YES ? SINK_OK : not_the_data(sink);
+}
+
+/* ---- rows, group by group ---- */
+
+/*
+ * Stores the rows order[0 .. n_rows) of a group but for those that are refused; order is used up.  is_refused: one COPY of
+ * all of them has just failed for its data.
+ *
+ * Where the error names a row, the rows before it are stored, and those behind it are the next to be tried.  Where it does
+ * not, the rows are halved: what is accepted stays, and one row that is refused alone is the one; behind it, all are tried
+ * together again.  So a bad row costs two COPYs, or the binary logarithm of the rows.  What was sent in vain is bounded:
+ * where bad rows are dense, no more rows are tried together than lie between two of them.
+ */
+static SinkStatus
+sift(Sink *sink, Group *group, int *order, int n_rows, bool is_refused)
+{
+	int64_t n_vain = 0, most_vain = (int64_t) n_rows * VAIN_FACTOR;
+	int n_try = n_rows < sink->most_rows ? n_rows : sink->most_rows;
+	int n_guilty = 0;	 /* one of the first so many is refused; 0: none is known to be */
+	int n_since = 0;	 /* accepted since the last that was refused */
+	int n_gap = INT_MAX; /* tried together */
+
+	while (n_rows > 0)
+	{
+		bool is_data = is_refused;
+		SinkStatus status = is_refused ? SINK_RETRY : copy_rows(sink, group, order, n_try, true, &is_data);
+
+		if (status != SINK_OK && !is_data)
+			return status;
+		is_refused = false;
+		if (status == SINK_OK)
+		{
+			sink->n_accepted += n_try;
+			group->is_accepting = true;
+			order += n_try;
+			n_rows -= n_try;
+			n_since += n_try;
+			n_guilty = n_guilty > n_try ? n_guilty - n_try : 0;
+			if (n_try >= n_gap)
+				n_gap = n_gap > INT_MAX / 2 ? INT_MAX : n_gap * 2;
+			n_try = n_guilty > 0 ? (n_guilty + 1) / 2 : n_rows;
+		}
+		else
+		{
+			int named = n_try == 1 ? 0 : named_row(sink, group, n_try);
+
+			n_vain += n_try;
+			if (named < 0)
+			{
+				n_guilty = n_try;
+				n_try /= 2;
+				continue;
+			}
+			int bad = order[named];
+			memmove(order + 1, order, sizeof(int) * (size_t) named);
+			order++;
+			n_rows--;
+			if ((status = refuse_row(sink, group, bad, order, n_rows)) != SINK_OK)
+				return status;
+			n_since += named;
+			n_gap = n_vain <= most_vain ? INT_MAX : n_since > 0 && n_since < INT_MAX / 2 ? 2 * n_since : 1;
+			n_since = -named; /* they are still to be stored */
+			n_guilty = 0;
+			n_try = named > 0 ? named : n_rows;
+		}
+		if (n_try > n_gap)
+			n_try = n_gap;
+		if (n_try > sink->most_rows)
+			n_try = sink->most_rows;
+	}
+	return SINK_OK;
+}
+
+/* The rows of a group, into order. */
+static int
+group_order(const Sink *sink, const Group *group, int *order)
+{
+	int n_rows = 0;
+
+	for (int row = group->n_rows ? group->first : -1; row >= 0; row = sink->batch->rows[row].next)
+		order[n_rows++] = row;
+	return n_rows;
+}
+
+/* A group that was refused as a whole, or is too large for one statement. */
+static SinkStatus
+store_group(Sink *sink, Group *group, bool is_refused)
+{
+	int n_rows = group_order(sink, group, sink->order);
+	SinkStatus status = SINK_OK;
+	bool has_changed;
+
+	if (is_refused && !sink->is_checked)
+	{
+		/* A column that is new or has another type makes good rows bad. */
+		sink->is_checked = true;
+		status = savepoint_settle(sink);
+		if (status == SINK_OK)
+			status = sink_has_changed(sink, sink->table, &has_changed);
+		if (status == SINK_OK && has_changed)
+			status = SINK_CHANGED;
+	}
+	return status == SINK_OK ? sift(sink, group, sink->order, n_rows, is_refused) : status;
+}
+
+/* Groups lo .. hi again, which were accepted before. */
+static SinkStatus
+copy_again(Sink *sink, int lo, int hi)
+{
+	SinkStatus status = SINK_OK;
+	bool is_data = false;
+
+	for (int g = lo; g < hi && status == SINK_OK; g++)
+	{
+		int n_rows = group_order(sink, &sink->groups[g], sink->order);
+
+		if (n_rows > 0)
+			status = copy_rows(sink, &sink->groups[g], sink->order, n_rows, false, &is_data);
+	}
+	if (is_data)
+		log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+	return status;
+}
+
+/*
+ * Rows that refer to others of the table which were not there: all together, and then those that are still refused as long
+ * as any is accepted.  In turn from the front and from the back, since each may refer to the next.
+ */
+static SinkStatus
+store_aside(Sink *sink)
+{
+	Batch *batch = sink->batch;
+
+	for (int n_before = -1, turn = 0;; turn++)
+	{
+		int n_aside = 0;
+
+		for (int i = 0; i < batch->n_rows; i++)
+		{
+			const Row *row = &batch->rows[turn % 2 ? batch->n_rows - 1 - i : i];
+
+			if (row->dead != NULL && row->dead->is_aside && !row->is_dropped)
+				sink->order[n_aside++] = (int) (row - batch->rows);
+		}
+		if (n_aside == 0 || n_aside == n_before)
+			return SINK_OK;
+		n_before = n_aside;
+		for (int n = 0, *order = sink->order; n_aside > 0; order += n, n_aside -= n)
+		{
+			Group group = {.leaf = LEAF_PARENT, .omitted = batch->rows[order[0]].omitted};
+
+			/* Those that fill the same columns to the front; the others keep their order. */
+			n = 0;
+			for (int i = 0; i < n_aside; i++)
+				if (batch->rows[order[i]].omitted == group.omitted)
+				{
+					int number = order[i];
+
+					memmove(order + n + 1, order + n, sizeof(int) * (size_t) (i - n));
+					order[n++] = number;
+					batch->rows[number].dead = NULL;
+				}
+			SinkStatus status = sift(sink, &group, order, n, false);
+			if (status == SINK_OK)
+				status = judge_suspects(sink, &group);
+			if (status != SINK_OK)
+				return status;
+		}
+	}
+}
+
+/* All groups.  A savepoint each; where there are very many, one for several. */
+static SinkStatus
+store_rows(Sink *sink)
+{
+	int n_together = sink->n_groups / MOST_SAVEPOINTS + 1, kept = 0;
+	bool must_keep = true; /* what came before this group */
+	SinkStatus status = SINK_OK;
+
+	for (int g = 0; g < sink->n_groups && status == SINK_OK; g++)
+	{
+		Group *group = &sink->groups[g];
+		bool is_data = false;
+
+		if (group->n_rows == 0)
+			continue;
+		must_keep |= g - kept >= n_together;
+		if (must_keep)
+			kept = g;
+		if (group->n_rows > sink->most_rows)
+			status = store_group(sink, group, false);
+		else
+		{
+			int n_rows = group_order(sink, group, sink->order);
+
+			status = copy_rows(sink, group, sink->order, n_rows, must_keep, &is_data);
+			if (status == SINK_OK)
+			{
+				sink->n_accepted += n_rows;
+				group->is_accepting = true;
+				must_keep = false;
+				continue;
+			}
+			if (!is_data)
+				break;
+			/* Those that went with it first; the error stays in the sink. */
+			status = copy_again(sink, kept, g);
+			if (status == SINK_OK)
+				status = store_group(sink, group, true);
+		}
+		must_keep = true;
+	}
+	if (status == SINK_OK)
+		status = store_aside(sink);
+	for (int g = 0; g < sink->n_groups && status == SINK_OK; g++)
+		status = judge_suspects(sink, &sink->groups[g]);
+	return status == SINK_OK ? savepoint_settle(sink) : status;
 }
 
 /* The batch is not stored: what a handler refused may be accepted next time. */
@@ -1284,172 +1762,6 @@ revive_suspects(Batch *batch)
 	for (int i = 0; i < batch->n_rows; i++)
 		if (batch->rows[i].dead != NULL && batch->rows[i].dead->is_suspect)
 			batch->rows[i].dead = NULL;
-}
-
-/* The rows will be made anew: none is refused yet. */
-static void
-revive_refused(Batch *batch)
-{
-	for (int i = 0; i < batch->n_rows; i++)
-		if (batch->rows[i].dead != NULL && strcmp(batch->rows[i].dead->stage, "store") == 0)
-			batch->rows[i].dead = NULL;
-}
-
-/* True when the handler refuses single rows from all over the group: then it is not the rows. */
-static SinkStatus
-probe(Sink *sink, const Group *group, const int *order, int n_rows, bool *all_refused)
-{
-	int n_probes = n_rows < PROBED_ROWS ? n_rows : PROBED_ROWS, n_refused = 0;
-
-	*all_refused = false;
-	for (int i = 0; i < n_probes; i++)
-	{
-		bool is_data;
-		const int *row = &order[(int64_t) (i + 1) * n_rows / n_probes - 1];
-		SinkStatus status = run(sink, "SAVEPOINT millrace_probe", 0, NULL, NULL);
-
-		if (status != SINK_OK)
-			return status;
-		SinkStatus copied = copy_rows(sink, group, row, 1, &is_data);
-		if (copied != SINK_OK && !is_data)
-			return copied;
-		/* A row that COPY itself refuses never came to the handler. */
-		n_refused += copied != SINK_OK && fault_of(sink, group) != FAULT_ROW;
-		status = run(sink, "ROLLBACK TO SAVEPOINT millrace_probe; RELEASE SAVEPOINT millrace_probe", 0, NULL,
-					 NULL);
-		if (status != SINK_OK)
-			return status;
-		if (copied == SINK_OK)
-			return SINK_OK;
-	}
-	*all_refused = n_refused > 0;
-	return SINK_OK;
-}
-
-static SinkStatus
-not_the_data(const Sink *sink)
-{
-	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s (SQLSTATE %s)%s%s",
-			 sink->reason, sink->sqlstate, sink->context[0] ? "; context: " : "", sink->context);
-	return SINK_BROKEN;
-}
-
-/* A handler has refused a row: is it the row, or the handler?  Asked early, before the whole batch is tried. */
-static SinkStatus
-suspect_handler(Sink *sink, const Group *group, const int *group_order, int n_group_rows)
-{
-	bool all_refused;
-
-	if (sink->n_accepted > 0 || sink->is_row_fault ||
-		sink->n_suspects < (n_group_rows < TRIED_ROWS ? n_group_rows : TRIED_ROWS) || n_group_rows < FEW_ROWS)
-		return SINK_OK;
-	SinkStatus status = probe(sink, group, group_order, n_group_rows, &all_refused);
-	if (status != SINK_OK)
-		return status;
-	sink->is_row_fault = !all_refused;
-	return all_refused ? not_the_data(sink) : SINK_OK;
-}
-
-/* Stores rows order[0 .. n_rows) but for those that are refused. */
-static SinkStatus
-store_some(Sink *sink, const Group *group, const int *order, int n_rows, const int *group_order,
-		   int n_group_rows)
-{
-	while (n_rows > 0)
-	{
-		bool is_data;
-		SinkStatus status = run(sink, "SAVEPOINT millrace_rows", 0, NULL, NULL);
-
-		if (status != SINK_OK)
-			return status;
-		status = copy_rows(sink, group, order, n_rows, &is_data);
-		if (status == SINK_OK)
-		{
-			sink->n_accepted += n_rows;
-			return run(sink, "RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
-		}
-		if (!is_data)
-			return status;
-		status =
-			run(sink, "ROLLBACK TO SAVEPOINT millrace_rows; RELEASE SAVEPOINT millrace_rows", 0, NULL, NULL);
-		if (status != SINK_OK)
-			return status;
-		int bad = n_rows == 1 ? 0 : named_row(sink, group, n_rows);
-		int n_before = bad >= 0 ? bad : n_rows / 2;
-		if (bad >= 0)
-		{
-			Fault fault = fault_of(sink, group);
-
-			refuse_row(sink, order[bad], fault);
-			if (fault != FAULT_ROW &&
-				(status = suspect_handler(sink, group, group_order, n_group_rows)) != SINK_OK)
-				return status;
-		}
-		status = store_some(sink, group, order, n_before, group_order, n_group_rows);
-		if (status != SINK_OK)
-			return status;
-		order += n_before + (bad >= 0);
-		n_rows -= n_before + (bad >= 0);
-	}
-	return SINK_OK;
-}
-
-/* In pieces, so that a row that is refused costs the sending of a piece and not of the batch. */
-static SinkStatus
-store_carefully(Sink *sink, const Group *group, const int *order, int n_rows)
-{
-	SinkStatus status = SINK_OK;
-
-	for (int done = 0, n; done < n_rows && status == SINK_OK; done += n)
-	{
-		int n_before = sink->n_accepted;
-
-		n = n_rows - done < sink->careful_rows ? n_rows - done : sink->careful_rows;
-		status = store_some(sink, group, order + done, n, order, n_rows);
-		if (sink->n_accepted - n_before == n && sink->careful_rows < MOST_CAREFUL_ROWS)
-			sink->careful_rows *= 2;
-		else if (sink->n_accepted - n_before < n && sink->careful_rows > LEAST_CAREFUL_ROWS)
-			sink->careful_rows /= 2;
-	}
-	return status;
-}
-
-/* All groups.  *is_data: a row was refused in the hopeful pass; the transaction has to be done again. */
-static SinkStatus
-store_rows(Sink *sink, bool *is_data)
-{
-	int *order = sink->order;
-
-	*is_data = false;
-	for (int g = 0; g < sink->n_groups; g++)
-	{
-		const Group *group = &sink->groups[g];
-		int n_rows = 0;
-		SinkStatus status;
-
-		for (int row = group->n_rows ? group->first : -1; row >= 0; row = sink->batch->rows[row].next)
-			order[n_rows++] = row;
-		if (n_rows == 0)
-			continue;
-		if (sink->is_careful)
-			status = store_carefully(sink, group, order, n_rows);
-		else if ((status = copy_rows(sink, group, order, n_rows, is_data)) != SINK_OK && *is_data)
-		{
-			int bad = named_row(sink, group, n_rows);
-
-			if (bad >= 0 && fault_of(sink, group) == FAULT_ROW)
-				refuse_row(sink, order[bad], FAULT_ROW);
-		}
-		if (status != SINK_OK)
-			return status;
-		order += n_rows;
-	}
-	if (sink->n_broken > 0 && sink->n_accepted == 0)
-		return not_the_data(sink);
-	/* Batches of a few rows: one alone proves nothing. */
-	if (sink->n_suspects > 0 && sink->n_accepted == 0 && sink->n_lost_batches + 1 >= LOST_BATCHES)
-		return not_the_data(sink);
-	return SINK_OK;
 }
 
 /* ---- dead letters and positions ---- */
@@ -1552,17 +1864,17 @@ copy_letters(Sink *sink, bool is_plain, bool *is_data)
 }
 
 static SinkStatus
-store_dead_letters(Sink *sink, int *n_dead)
+store_dead_letters(Sink *sink)
 {
 	Batch *batch = sink->batch;
 	const Row *first = NULL;
 	bool is_data = false;
+	int n_dead = 0;
 
-	*n_dead = 0;
 	for (int i = 0; i < batch->n_rows; i++)
-		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped && (*n_dead)++ == 0)
+		if (batch->rows[i].dead != NULL && !batch->rows[i].is_dropped && n_dead++ == 0)
 			first = &batch->rows[i];
-	if (*n_dead == 0)
+	if (n_dead == 0)
 		return SINK_OK;
 	SinkStatus status = SINK_OK;
 	for (int is_plain = 0; is_plain <= 1; is_plain++)
@@ -1579,8 +1891,7 @@ store_dead_letters(Sink *sink, int *n_dead)
 	if (status == SINK_OK)
 		log_line(LOG_WARNING,
 				 "batch %" PRId64 ": %d dead letter%s; the first is %s[%" PRId32 "] offset %" PRId64 ": %s",
-				 batch->number, *n_dead, *n_dead == 1 ? "" : "s",
-				 batch->positions.list[first->position].topic,
+				 batch->number, n_dead, n_dead == 1 ? "" : "s", batch->positions.list[first->position].topic,
 				 batch->positions.list[first->position].partition, first->offset, first->dead->reason);
 	return status;
 }
@@ -1800,9 +2111,9 @@ lock_table(Sink *sink)
 	return run(sink, sink->sql.data, 0, NULL, NULL);
 }
 
-/* One try.  *is_data: refused for its data in the hopeful pass. */
+/* One try.  *is_data: a constraint failed at COMMIT. */
 static SinkStatus
-store_once(Sink *sink, int *n_dead, bool *is_data)
+store_once(Sink *sink, bool *is_data)
 {
 	SinkStatus status = run(
 		sink,
@@ -1811,12 +2122,13 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 		0, NULL, NULL);
 
 	*is_data = false;
+	sink->savepoint = SAVEPOINT_NONE;
 	if (status == SINK_OK)
 		status = lock_table(sink);
 	if (status == SINK_OK)
-		status = store_rows(sink, is_data);
+		status = store_rows(sink);
 	if (status == SINK_OK)
-		status = store_dead_letters(sink, n_dead);
+		status = store_dead_letters(sink);
 	if (status == SINK_OK)
 		status = move_positions(sink);
 	if (status == SINK_OK)
@@ -1826,21 +2138,43 @@ store_once(Sink *sink, int *n_dead, bool *is_data)
 	return status;
 }
 
+/* The last row that is short enough may tell next time whether a handler accepts any. */
+static void
+remember_witness(Sink *sink)
+{
+	const Batch *batch = sink->batch;
+
+	for (int i = batch->n_rows - 1; i >= 0; i--)
+	{
+		const Row *row = &batch->rows[i];
+
+		if (row->dead != NULL || row->is_dropped || row->copy_bytes > WITNESS_BYTES)
+			continue;
+		sink->witness.line.n_bytes = 0;
+		buffer_add(&sink->witness.line, row->copy, row->copy_bytes);
+		sink->witness.omitted = row->omitted;
+		return;
+	}
+}
+
 static void
 stored(Sink *sink, int64_t begun_us)
 {
 	Batch *batch = sink->batch;
 	Metrics *metrics = sink->config->metrics;
 	int64_t n_bytes = 0;
-	int n_rows = 0, n_dead = 0;
+	int n_rows = 0, n_dead = 0, n_suspects = 0;
 
 	for (int i = 0; i < batch->n_rows; i++)
-		if (!batch->rows[i].is_dropped)
-		{
-			*(batch->rows[i].dead ? &n_dead : &n_rows) += 1;
-			n_bytes += batch->rows[i].raw_bytes;
-		}
+	{
+		const Row *row = &batch->rows[i];
 
+		if (row->is_dropped)
+			continue;
+		*(row->dead ? &n_dead : &n_rows) += 1;
+		n_suspects += row->dead != NULL && row->dead->is_suspect;
+		n_bytes += row->raw_bytes;
+	}
 	for (int i = 0; i < batch->positions.n_positions; i++)
 	{
 		Position *position = &batch->positions.list[i];
@@ -1850,6 +2184,9 @@ stored(Sink *sink, int64_t begun_us)
 		position->stored = position->next;
 		position->is_new = position->is_changed = false;
 	}
+	sink->n_in_turn = n_rows > 0 ? 0 : sink->n_in_turn + n_suspects;
+	sink->most_rows = sink->most_rows < INT_MAX / 2 ? sink->most_rows * 2 : INT_MAX;
+	remember_witness(sink);
 	metrics_batch(metrics, n_rows, n_bytes, monotonic_us() - begun_us);
 	metrics->n_dead_letters += n_dead;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
@@ -1858,19 +2195,15 @@ stored(Sink *sink, int64_t begun_us)
 SinkStatus
 sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch)
 {
-	bool is_data = true, is_stored = false;
+	bool is_data, is_stored = false;
 	SinkStatus status = SINK_RETRY;
 	int64_t begun_us = monotonic_us();
-	int n_rows = 0, n_dead = 0;
 
 	sink->table = table;
 	sink->leaves = leaves;
 	sink->columns = columns;
 	sink->batch = batch;
-	sink->is_careful = false;
-	sink->n_accepted = sink->n_suspects = sink->n_broken = 0;
-	sink->careful_rows = CAREFUL_ROWS;
-	sink->is_row_fault = false;
+	sink->is_careful = sink->is_checked = false;
 	if (sink->is_commit_unknown)
 	{
 		if ((status = settle_commit(sink, &is_stored)) != SINK_OK)
@@ -1878,37 +2211,23 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		if (!is_stored)
 			revive_suspects(batch);
 	}
-	n_rows = group_rows(sink);
-	if (!is_stored)
-		log_line(LOG_INFO, "batch %" PRId64 ": copying %d rows", batch->number, n_rows);
 	while (!is_stored)
 	{
-		status = store_once(sink, &n_dead, &is_data);
+		int n_rows = group_rows(sink);
+
+		if (!sink->is_careful)
+			log_line(LOG_INFO, "batch %" PRId64 ": copying %d rows", batch->number, n_rows);
+		sink->n_accepted = 0;
+		status = store_once(sink, &is_data);
 		if (status == SINK_OK)
 			break;
+		/* With COMMIT unanswered the dead letters may be stored: they stay until it is known. */
+		if (!sink->is_commit_unknown)
+			revive_suspects(batch);
 		if (!is_data || sink->is_careful)
-		{
-			/* With COMMIT unanswered the dead letters may be stored: they stay until it is known. */
-			if (!sink->is_commit_unknown)
-				revive_suspects(batch);
 			return status;
-		}
-		/* A column that is new or has another type makes good rows bad. */
-		bool has_changed;
-
-		if (sink_has_changed(sink, table, &has_changed) == SINK_OK && has_changed)
-		{
-			revive_refused(batch);
-			return SINK_CHANGED;
-		}
-		/* A second pass, with savepoints.  The row that was named is out already. */
 		sink->is_careful = true;
-		group_rows(sink);
 	}
-	if (sink->n_accepted > 0 || (n_rows > 0 && !sink->is_careful))
-		sink->n_lost_batches = 0;
-	else if (sink->n_suspects > 0)
-		sink->n_lost_batches++;
 	stored(sink, begun_us);
 	return SINK_OK;
 }
@@ -2046,14 +2365,12 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 		case SINK_FENCED:
 			*exit_code = EXIT_FENCED;
 			return false;
-		case SINK_BROKEN:
-			*exit_code = EXIT_REFUSED;
-			return false;
 		case SINK_MOVED:
 			if (++retry->n_moved <= MAX_MOVED)
 				return true;
 			break;
 		case SINK_RETRY:
+		case SINK_BROKEN:
 		case SINK_CHANGED:
 			break;
 	}
