@@ -147,6 +147,8 @@ take_stored(Pipeline *pipeline)
 	positions_clear(&stored);
 }
 
+static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over);
+
 /*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
  * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
@@ -191,22 +193,23 @@ reload(Pipeline *pipeline, bool *is_over)
 		decode_again(pipeline->decoder, held);
 	config->metrics->n_reloads++;
 	log_line(LOG_INFO, "table %s: its columns were read anew", pipeline->table.name);
+	/* A column may be gone for which rows of the waiting batch have a value. */
+	const NewColumns *columns = decode_wants(pipeline->decoder);
+	if (columns != NULL)
+		return add_columns(pipeline, columns, is_over);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
 }
 
 /* Columns that on_unknown_field = add_column wants.  Rows that want them must not be stored without them. */
 static ExitCode
-add_columns(Pipeline *pipeline, bool *is_over)
+add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over)
 {
-	const NewColumns *columns = decode_wants(pipeline->decoder);
+	Sink *sink = columns ? writer_sink(pipeline->writer) : NULL;
 	Retry retry = {0};
 	SinkStatus status;
 	ExitCode code;
 
-	if (columns == NULL)
-		return EXIT_DONE;
-	Sink *sink = writer_sink(pipeline->writer);
 	if (sink == NULL)
 		return EXIT_DONE;
 	do
@@ -317,6 +320,15 @@ wait_for_writer(Pipeline *pipeline, ExitCode *code)
 	return kafka_source_blocked(pipeline->kafka, (now_us - pipeline->blocked_since_us) / 1000, code);
 }
 
+/* Waits while the writer works.  False: it holds its batch. */
+static bool
+give(Pipeline *pipeline)
+{
+	writer_sink(pipeline->writer);
+	take_stored(pipeline);
+	return writer_give(pipeline->writer, &pipeline->batch);
+}
+
 /* Gives the open batch, waiting while the writer has one. */
 static ExitCode
 flush(Pipeline *pipeline)
@@ -326,7 +338,7 @@ flush(Pipeline *pipeline)
 
 	while (is_open(&pipeline->batch) && !is_over)
 	{
-		if (writer_give(pipeline->writer, &pipeline->batch))
+		if (give(pipeline))
 			return EXIT_DONE;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE)
 			return code;
@@ -393,7 +405,7 @@ turn(Pipeline *pipeline)
 		if (status == SOURCE_FAILED)
 			return code;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
-			(code = add_columns(pipeline, &is_over)) != EXIT_DONE || is_over)
+			(code = add_columns(pipeline, decode_wants(pipeline->decoder), &is_over)) != EXIT_DONE || is_over)
 			return code;
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
@@ -404,7 +416,7 @@ turn(Pipeline *pipeline)
 			pipeline->must_give = false;
 		else if (is_due(pipeline) && writer_is_idle(pipeline->writer))
 		{
-			writer_give(pipeline->writer, &pipeline->batch);
+			give(pipeline);
 			pipeline->must_give = false;
 		}
 		pipeline->config->metrics->is_reading = true;
@@ -432,7 +444,7 @@ read_stream(void *argument)
 	{
 		code = turn(pipeline);
 		if (code != EXIT_DONE)
-			stop(); /* also so that batch.drain runs for the writer */
+			stop();					   /* also so that batch.drain runs for the writer */
 		writer_sink(pipeline->writer); /* a batch that it has is finished, whatever ended the reader */
 		take_stored(pipeline);
 		look_around(pipeline);
