@@ -133,6 +133,14 @@ typedef enum Format
 	FORMAT_JSON
 } Format;
 
+/* What becomes of a file of the directory when it is stored to its end. */
+typedef enum CleanSource
+{
+	CLEAN_OFF,
+	CLEAN_ARCHIVE,
+	CLEAN_DELETE
+} CleanSource;
+
 /* Where a stream begins that has no position yet. */
 typedef enum Start
 {
@@ -185,6 +193,9 @@ typedef struct Config
 	int64_t type, format;
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
+	int64_t max_files_per_batch, latest_first, max_file_age_ms, min_age_ms, last_line_age_ms, clean_source;
+	char *archive; /* directory for CLEAN_ARCHIVE */
+
 	char *start_text;
 	Start start;
 	int64_t start_us; /* of START_TIME */
@@ -310,12 +321,13 @@ ExitCode pipeline_check(Config *config);
 /* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
 typedef struct FileMark
 {
-	char id[44];		 /* inode and time of birth; "": not a regular file */
-	int64_t modified_us; /* when its end was reached */
-	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
-	char fingerprint
-		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
-	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+	uint64_t inode;				 /* 0: not a regular file */
+	int64_t born_ns;			 /* its birth; 0: the file system does not know */
+	int64_t modified_us;		 /* as it was opened */
+	int64_t size_bytes;			 /* on disk, when its end was reached; -1: not yet */
+	uint32_t head_crc, tail_crc; /* CRC-32 of its first KiB, and of the last KiB before the position */
+	bool has_prints;			 /* these are known */
+	const char *defect;			 /* why it cannot be read on: lives as long as the process; NULL: it can */
 } FileMark;
 
 /* How far a stream has read one file or Kafka partition. */

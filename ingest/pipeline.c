@@ -314,6 +314,15 @@ wait_for_writer(Pipeline *pipeline, ExitCode *code)
 	return kafka_source_blocked(pipeline->kafka, (now_us - pipeline->blocked_since_us) / 1000, code);
 }
 
+/* Waits while the writer works.  False: it holds its batch. */
+static bool
+give(Pipeline *pipeline)
+{
+	writer_sink(pipeline->writer);
+	take_stored(pipeline);
+	return writer_give(pipeline->writer, &pipeline->batch);
+}
+
 /* Gives the open batch, waiting while the writer has one. */
 static ExitCode
 flush(Pipeline *pipeline)
@@ -323,7 +332,7 @@ flush(Pipeline *pipeline)
 
 	while (is_open(&pipeline->batch) && !is_over)
 	{
-		if (writer_give(pipeline->writer, &pipeline->batch))
+		if (give(pipeline))
 			return EXIT_DONE;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE)
 			return code;
@@ -388,7 +397,7 @@ turn(Pipeline *pipeline)
 			pipeline->must_give = false;
 		else if (is_due(pipeline) && writer_is_idle(pipeline->writer))
 		{
-			writer_give(pipeline->writer, &pipeline->batch);
+			give(pipeline);
 			pipeline->must_give = false;
 		}
 		pipeline->config->metrics->is_reading = true;
