@@ -326,6 +326,7 @@ void
 stop(void)
 {
 	is_stopping = true;
+	wake_main();
 }
 
 void
