@@ -582,7 +582,7 @@ consider(FileSource *source, const char *name, const FileMark *about, int *n_old
 	}
 	if (age_ms < config->min_age_ms)
 		return;
-	if (config->max_file_age_ms > 0 && age_ms > config->max_file_age_ms &&
+	if (config->max_file_age_ms > 0 && age_ms != INT64_MAX && age_ms > config->max_file_age_ms &&
 		(known == NULL || known->next == 0))
 	{
 		if ((*n_old)++ == 0 && !source->has_warned_old)
