@@ -147,12 +147,14 @@ take_stored(Pipeline *pipeline)
 	positions_clear(&stored);
 }
 
+static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over);
+
 /*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
  * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
  */
 static ExitCode
-reload(Pipeline *pipeline)
+reload(Pipeline *pipeline, bool *is_over)
 {
 	Config *config = pipeline->config;
 	Sink *sink = writer_sink(pipeline->writer);
@@ -163,12 +165,14 @@ reload(Pipeline *pipeline)
 	ExitCode code, given_up;
 
 	if (sink == NULL)
-		return EXIT_DONE; /* it has failed: turn() sees it */
+		return EXIT_DONE; /* hear_writer() tells why */
 	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION)
 	{
 		table_free(&table);
-		if (!sink_again(sink, &retry, SINK_LOST, &given_up))
-			return given_up;
+		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+			continue;
+		*is_over = true;
+		return given_up;
 	}
 	if (code == EXIT_DONE)
 		code = mapping_build(&mapping, config, &table);
@@ -189,28 +193,32 @@ reload(Pipeline *pipeline)
 		decode_again(pipeline->decoder, held);
 	config->metrics->n_reloads++;
 	log_line(LOG_INFO, "table %s: its columns were read anew", pipeline->table.name);
+	/* A column may be gone for which rows of the waiting batch have a value. */
+	const NewColumns *columns = decode_wants(pipeline->decoder);
+	if (columns != NULL)
+		return add_columns(pipeline, columns, is_over);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
 }
 
-/* Columns that on_unknown_field = add_column wants. */
+/* Columns that on_unknown_field = add_column wants.  Rows that want them must not be stored without them. */
 static ExitCode
-add_columns(Pipeline *pipeline)
+add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over)
 {
-	const NewColumns *columns = decode_wants(pipeline->decoder);
+	Sink *sink = columns ? writer_sink(pipeline->writer) : NULL;
 	Retry retry = {0};
 	SinkStatus status;
 	ExitCode code;
 
-	if (columns == NULL)
-		return EXIT_DONE;
-	Sink *sink = writer_sink(pipeline->writer);
 	if (sink == NULL)
 		return EXIT_DONE;
 	do
 		status = sink_add_columns(sink, &pipeline->table, columns);
 	while (sink_again(sink, &retry, status, &code));
-	return status == SINK_OK ? reload(pipeline) : code;
+	if (status == SINK_OK)
+		return reload(pipeline, is_over);
+	*is_over = true;
+	return code;
 }
 
 /* After SIGHUP.  What cannot be, as the file or the table are now, is logged, and the stream goes on as before. */
@@ -218,6 +226,7 @@ static void
 take_fresh(Pipeline *pipeline)
 {
 	Config *fresh = atomic_exchange(&pipeline->fresh, NULL), *config = pipeline->config;
+	bool is_over = false;
 
 	config_apply(config, fresh);
 	config_free(fresh);
@@ -225,7 +234,7 @@ take_fresh(Pipeline *pipeline)
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	set_log_level(config);
-	if (reload(pipeline) != EXIT_DONE)
+	if (reload(pipeline, &is_over) != EXIT_DONE || is_over)
 		log_line(LOG_WARNING, "table %s: its columns could not be read anew", pipeline->table.name);
 }
 
@@ -241,7 +250,7 @@ resync(Pipeline *pipeline)
 	return kafka_source_resync(pipeline->kafka);
 }
 
-/* What the writer has to say; EXIT_DONE with *is_over: it gave up because a stop was asked for. */
+/* What the writer has to say.  *is_over: the stream ends now, with EXIT_DONE when it gave up because of a stop. */
 static ExitCode
 hear_writer(Pipeline *pipeline, bool *is_over)
 {
@@ -254,7 +263,7 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 		case WRITER_GOOD:
 			return EXIT_DONE;
 		case WRITER_CHANGED:
-			return reload(pipeline);
+			return reload(pipeline, is_over);
 		case WRITER_FENCED:
 			return resync(pipeline);
 		case WRITER_FAILED:
@@ -353,6 +362,19 @@ drain(Pipeline *pipeline)
 	return code;
 }
 
+/* What was read and will not be stored by this process. */
+static void
+tell_lost(Pipeline *pipeline)
+{
+	const Batch *held = writer_held(pipeline->writer), *open = &pipeline->batch;
+	int n_rows = open->n_rows - open->n_dropped + (held ? held->n_rows - held->n_dropped : 0);
+
+	if (n_rows > 0 && pipeline->config->type == SOURCE_STDIN)
+		log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored", n_rows);
+	else if (n_rows > 0)
+		log_line(LOG_INFO, "%d rows were read and not stored; they are read again next time", n_rows);
+}
+
 static bool
 is_all_stored(Pipeline *pipeline)
 {
@@ -383,7 +405,7 @@ turn(Pipeline *pipeline)
 		if (status == SOURCE_FAILED)
 			return code;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
-			(code = add_columns(pipeline)) != EXIT_DONE)
+			(code = add_columns(pipeline, decode_wants(pipeline->decoder), &is_over)) != EXIT_DONE || is_over)
 			return code;
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
@@ -406,9 +428,7 @@ turn(Pipeline *pipeline)
 				sink_metrics(pipeline->sink, false);
 		}
 	}
-	code = drain(pipeline);
-	look_around(pipeline);
-	return code;
+	return drain(pipeline);
 }
 
 static void *
@@ -421,7 +441,15 @@ read_stream(void *argument)
 	bool is_built = code == EXIT_DONE;
 
 	if (is_built)
+	{
 		code = turn(pipeline);
+		if (code != EXIT_DONE)
+			stop();					   /* also so that batch.drain runs for the writer */
+		writer_sink(pipeline->writer); /* a batch that it has is finished, whatever ended the reader */
+		take_stored(pipeline);
+		look_around(pipeline);
+		tell_lost(pipeline);
+	}
 	kafka_source_close(pipeline->kafka);
 	file_source_close(pipeline->files);
 	writer_close(pipeline->writer);

@@ -531,11 +531,15 @@ read_columns(Sink *sink, Table *table, const char *oid)
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT a.attname, pg_catalog.quote_ident(a.attname), coalesce(nullif(t.typbasetype, 0), t.oid),"
-			" coalesce(nullif(t.typbasetype, 0), t.oid) IN ('json'::regtype, 'jsonb'::regtype),"
+			"SELECT a.attname, pg_catalog.quote_ident(a.attname), b.oid,"
+			" b.oid IN ('json'::regtype, 'jsonb'::regtype),"
 			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,"
-			" pg_catalog.pg_get_expr(d.adbin, d.adrelid)"
+			" pg_catalog.pg_get_expr(d.adbin, d.adrelid),"
+			" CASE WHEN b.typcategory = 'A' THEN e.typdelim END,"
+			" coalesce(nullif(e.typbasetype, 0), e.oid) IN ('json'::regtype, 'jsonb'::regtype)"
 			" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+			" JOIN pg_catalog.pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)"
+			" LEFT JOIN pg_catalog.pg_type e ON e.oid = b.typelem"
 			" LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
 			" WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
 			" ORDER BY a.attnum",
@@ -553,6 +557,8 @@ read_columns(Sink *sink, Table *table, const char *oid)
 			.is_json = PQgetvalue(result, i, 3)[0] == 't',
 			.has_default = PQgetvalue(result, i, 4)[0] == 't',
 			.expression = PQgetisnull(result, i, 5) ? NULL : mem_string(PQgetvalue(result, i, 5)),
+			.array_delimiter = PQgetvalue(result, i, 6)[0],
+			.is_json_array = PQgetvalue(result, i, 7)[0] == 't',
 		};
 	PQclear(result);
 	return SINK_OK;
