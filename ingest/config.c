@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef enum OptionKind
 {
@@ -498,8 +499,8 @@ load_flag(Config *config, const char *flag)
 
 	if (strncmp(flag, "--", 2) != 0 || dot == NULL || (value != NULL && dot > value))
 	{
-		const char *words[] = {"--once", "--progress", "--help", "--version"};
-		const char *nearest = name_nearest(flag, words, 4);
+		const char *words[] = {"--once", "--progress", "--show", "--help", "--version"};
+		const char *nearest = name_nearest(flag, words, 5);
 
 		/* What stands behind the =, or alone, may be a password. */
 		if (strncmp(flag, "--", 2) != 0)
@@ -760,6 +761,32 @@ derive(Config *config)
 	}
 }
 
+static void
+load_shown(Config *config, const char *text)
+{
+	if (!parse_number(text, no_units, &config->n_shown) || config->n_shown < 1 || config->n_shown > 1000000)
+		report_at(config, "command line", 0, "--show needs a number of rows: --show 10");
+}
+
+/*
+ * Rows are shown to somebody who waits: those that are there, with errors only, without a port, and by a Kafka group of
+ * its own, so that the partitions of those at work stay where they are.
+ */
+static void
+only_show(Config *config)
+{
+	config->once = true;
+	free(config->metrics_listen);
+	config->metrics_listen = NULL;
+	if (!config->log_level_given)
+		config->log_level = LOG_WARNING;
+	if (config->type == SOURCE_KAFKA)
+	{
+		free(config->group);
+		config->group = mem_printf("millrace-show-%" PRId64 "-%d", clock_us(), (int) getpid());
+	}
+}
+
 ExitCode
 config_load(Config *config, const char *file, int n_flags, char **flags)
 {
@@ -775,6 +802,10 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 			config->once = true;
 		else if (strcmp(flags[i], "--progress") == 0)
 			config->progress = true;
+		else if (strcmp(flags[i], "--show") == 0 && i + 1 < n_flags)
+			load_shown(config, flags[++i]);
+		else if (strncmp(flags[i], "--show=", 7) == 0)
+			load_shown(config, flags[i] + 7);
 		else
 			load_flag(config, flags[i]);
 	}
@@ -783,6 +814,8 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->log_level_given = is_set(config, "log.level");
 	check_values(config);
 	derive(config);
+	if (config->n_shown > 0)
+		only_show(config);
 	config->metrics = metrics_open(config->name);
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }

@@ -390,6 +390,20 @@ escape_defect(const char *raw, size_t n_bytes)
 	return NULL;
 }
 
+/* A header that comes once, for a column of arrays. */
+static Value
+array_of_one(JsonReader *json, Value raw)
+{
+	Arena *arena = &json->mapping->batch->arena;
+	char *text = arena_reserve(arena, (size_t) raw.n_bytes + 2);
+
+	text[0] = '[';
+	memcpy(text + 1, raw.data, raw.n_bytes);
+	text[raw.n_bytes + 1] = ']';
+	arena_take(arena, (size_t) raw.n_bytes + 2);
+	return (Value){text, raw.n_bytes + 2, VALUE_TEXT};
+}
+
 /* text: the value as a text column takes it; raw: as it stands in the message. */
 static int
 node_assign(JsonReader *json, const Node *node, Value text, Value raw)
@@ -400,11 +414,16 @@ node_assign(JsonReader *json, const Node *node, Value text, Value raw)
 		Value *value = &json->mapping->values[node->columns[i]];
 
 		*value = column->is_json ? raw : text;
-		if (column->array_delimiter == 0 || raw.kind != VALUE_TEXT || raw.data[0] != '[')
+		if (column->array_delimiter == 0 || raw.kind != VALUE_TEXT)
 			continue;
-		json->fault = escape_defect(raw.data, raw.n_bytes);
+		Value array = raw;
+		if (raw.data[0] != '[' && json->top == &json->header_root)
+			array = array_of_one(json, raw);
+		else if (raw.data[0] != '[')
+			continue;
+		json->fault = escape_defect(array.data, array.n_bytes);
 		if (json->fault == NULL)
-			json->fault = array_literal(json, column, raw, value);
+			json->fault = array_literal(json, column, array, value);
 		if (json->fault != NULL)
 			return 0;
 	}

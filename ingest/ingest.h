@@ -221,6 +221,7 @@ typedef struct Config
 	int n_flags;
 	char **flags;
 	bool once, progress;
+	int64_t n_shown;		  /* rows to print instead of storing any; 0: none */
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
 	struct Metrics *metrics;  /* of the stream; config_load() makes them, config_free() frees them */

@@ -94,7 +94,7 @@ build(Pipeline *pipeline)
 {
 	Config *config = pipeline->config;
 
-	pipeline->batch.max_rows = config->max_rows;
+	pipeline->batch.max_rows = config->n_shown > 0 ? config->n_shown : config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	pipeline->mapping.batch = &pipeline->batch;
 	pipeline->writer = writer_open(config, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
@@ -431,16 +431,80 @@ turn(Pipeline *pipeline)
 	return drain(pipeline);
 }
 
+/* ---- --show ---- */
+
+/* One row as COPY would get it, with what it came from before it. */
+static void
+show_row(const Pipeline *pipeline, const Row *row, Buffer *out)
+{
+	const Position *position = &pipeline->batch.positions.list[row->position];
+	const CopyColumns *columns = &pipeline->mapping.copy;
+	const char *at = row->copy, *end = row->copy + row->copy_bytes;
+
+	buffer_printf(out, "%s", position->topic);
+	if (pipeline->kafka != NULL)
+		buffer_printf(out, "[%" PRId32 "]", position->partition);
+	buffer_printf(out, " %" PRId64, row->offset);
+	if (row->dead != NULL)
+	{
+		buffer_printf(out, "\tdead letter of stage %s: %s\n", row->dead->stage, row->dead->reason);
+		return;
+	}
+	for (int i = 0; i < columns->n_columns; i++)
+	{
+		int bit = columns->default_bit[i];
+
+		buffer_printf(out, "\t%s=", columns->columns[i]->name);
+		if (bit >= 0 && (row->omitted & UINT64_C(1) << bit))
+		{
+			buffer_printf(out, "DEFAULT");
+			continue;
+		}
+		const char *tab = memchr(at, '\t', (size_t) (end - at));
+		buffer_add(out, at, (size_t) ((tab ? tab : end - 1) - at));
+		at = tab ? tab + 1 : end;
+	}
+	buffer_add(out, "\n", 1);
+}
+
+/* Prints the first rows that are there; nothing is stored, and no session of it may write. */
+static ExitCode
+show(Pipeline *pipeline)
+{
+	SourceStatus status = SOURCE_MORE;
+	ExitCode code = EXIT_DONE;
+	Buffer out = {0};
+
+	/* Files that wait to be stored are all that is there. */
+	while (!stop_requested() && status != SOURCE_END && !batch_is_full(&pipeline->batch) &&
+		   !(status == SOURCE_IDLE && pipeline->files != NULL))
+	{
+		status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, IDLE_MS, &code)
+								 : file_source_poll(pipeline->files, IDLE_MS, &code);
+		if (status == SOURCE_FAILED)
+			return code;
+	}
+	for (int i = 0; i < pipeline->batch.n_rows && i < pipeline->config->n_shown; i++)
+		show_row(pipeline, &pipeline->batch.rows[i], &out);
+	fwrite(out.data, 1, out.n_bytes, stdout);
+	buffer_free(&out);
+	return EXIT_DONE;
+}
+
 static void *
 read_stream(void *argument)
 {
 	Pipeline *pipeline = argument;
 	const Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
-	ExitCode code = build(pipeline);
-	bool is_built = code == EXIT_DONE;
 
-	if (is_built)
+	pthread_setname_np(pthread_self(), "reader");
+	ExitCode code = build(pipeline);
+	bool is_built = code == EXIT_DONE, shows = pipeline->config->n_shown > 0;
+
+	if (is_built && shows)
+		code = show(pipeline);
+	else if (is_built)
 	{
 		code = turn(pipeline);
 		if (code != EXIT_DONE)
@@ -453,7 +517,7 @@ read_stream(void *argument)
 	kafka_source_close(pipeline->kafka);
 	file_source_close(pipeline->files);
 	writer_close(pipeline->writer);
-	if (is_built)
+	if (is_built && !shows)
 	{
 		sink_metrics(pipeline->sink, true);
 		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
@@ -551,7 +615,7 @@ watch(Pipeline *streams, int n_streams)
 {
 	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
 	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
-	bool shows = shows_progress(streams[0].config), is_cancelled = false;
+	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0, is_cancelled = false;
 	ExitCode code = EXIT_DONE;
 
 	while (join_ended(streams, n_streams, &code) > 0)

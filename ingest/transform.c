@@ -723,6 +723,19 @@ event_time(const Mapping *mapping, const Value *value)
 	return has_zone || mapping->is_utc ? time_us : NO_TIME;
 }
 
+/* As the server reads it.  A stream that has seen such a time takes everything behind it for late. */
+static bool
+is_infinite(const Value *time)
+{
+	const char *at = time->data, *end = at + time->n_bytes;
+
+	if (time->kind != VALUE_TEXT)
+		return false;
+	while (at < end && (*at == ' ' || *at == '-' || *at == '+'))
+		at++;
+	return end - at >= 8 && strncasecmp(at, "infinity", 8) == 0;
+}
+
 /* The row's event time, or the text of it that the server is to read. */
 static void
 row_time(Mapping *mapping, Row *row)
@@ -730,7 +743,14 @@ row_time(Mapping *mapping, Row *row)
 	const Value *time = &mapping->values[mapping->time_index];
 
 	row->time_us = event_time(mapping, time);
-	if (row->time_us != NO_TIME || !mapping->table->is_routed)
+	if (row->time_us != NO_TIME)
+		return;
+	if (is_infinite(time))
+	{
+		row_kill(mapping->batch, row, "partition", "", "event time is infinite");
+		return;
+	}
+	if (!mapping->table->is_routed)
 		return;
 	row->is_defaulted = time->kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
 	if (time->kind == VALUE_TEXT)

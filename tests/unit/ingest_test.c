@@ -562,6 +562,8 @@ test_infinity(void **state)
 	assert_int_equal(chain->batch.n_rows, 3);
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(chain->batch.rows[i].leaf, LEAF_PARENT);
+	assert_string_equal(chain->batch.rows[0].dead->reason, "event time is infinite");
+	assert_null(chain->batch.rows[1].dead);
 	chain_close(chain);
 }
 
