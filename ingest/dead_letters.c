@@ -303,7 +303,7 @@ dead_letters(int argc, char **argv)
 	if (code == EXIT_DONE && is_replay)
 	{
 		config.replay = &arguments.filter;
-		code = pipeline_run(&config);
+		code = pipeline_run(&config, 1);
 	}
 	else if (code == EXIT_DONE)
 		code = list(&config, &arguments);

@@ -98,6 +98,11 @@ void stop_after_drain(void);
 void stop(void);	 /* as SIGTERM does */
 void stop_now(void); /* nobody tries again from now on */
 void signals_install(void);
+void signals_end_within(int64_t ms); /* the process ends then with EXIT_FORCED, whatever it does */
+void signals_take_reload(void);		 /* from now on SIGHUP no longer ends the process */
+bool reload_requested(void);		 /* SIGHUP came since the last call */
+void wait_for_wake(int64_t ms);		 /* main thread: ends early at a signal, and at wake_main() */
+void wake_main(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
 const char *name_nearest(const char *name, const char *const *choices, int n_choices);
@@ -202,7 +207,7 @@ typedef struct Config
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
-	int64_t max_rows, max_bytes, max_age_ms;
+	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
 	int64_t log_level;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
@@ -212,6 +217,8 @@ typedef struct Config
 	/* command line only */
 	const LetterFilter *replay; /* these are the source; NULL: the source is */
 	const char *file;
+	int n_flags;
+	char **flags;
 	bool once, progress;
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
@@ -225,6 +232,10 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Reports what two files that run in one process cannot have both; at config's place. */
+void config_agree(Config *config, const Config *first);
+/* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
+void config_apply(Config *config, const Config *fresh);
 void config_help(FILE *out);
 void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
 bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
@@ -302,7 +313,8 @@ void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
-ExitCode pipeline_run(Config *config);
+/* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
+ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
 
 /* ---- batch.c ---- */
@@ -616,7 +628,7 @@ typedef enum WriterState
 
 /*
  * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
- * reader's thread, but for writer_cancel().
+ * reader's thread.
  */
 Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
 /* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
@@ -645,9 +657,6 @@ Batch *writer_held(Writer *writer); /* the batch of WRITER_CHANGED and WRITER_FE
 void writer_resume(Writer *writer);
 /* Drops the batch that is held. */
 void writer_forget(Writer *writer);
-/* Any thread: the statement that is running fails. */
-void writer_cancel(Writer *writer);
-
 /* ---- transform.c ---- */
 
 typedef enum ValueKind
@@ -833,6 +842,44 @@ void kafka_source_stored(KafkaSource *source, const Positions *stored);
  */
 ExitCode kafka_source_resync(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- records.c ---- */
+
+/* The records of files, one after the other.  The first three are set by who wants other than the default. */
+typedef struct Records
+{
+	int format;			 /* Format; -1: by the first byte of the first file */
+	const char *columns; /* names of CSV fields, separated by commas; NULL: the files have a header */
+	char **files;		 /* "-": standard input */
+	int n_files, file;	 /* file: the one being read */
+	struct gzFile_s *stream;
+	Buffer input;
+	size_t at; /* in input */
+	bool is_all, has_failed;
+	Decoder *splitter;
+	char **names; /* CSV, known with the first record */
+	int n_names;
+	Buffer header;		 /* CSV, without its line end; empty: none */
+	const Value *fields; /* CSV, of the record that was split last */
+	int n_fields;
+	int64_t n_skipped;
+} Records;
+
+/* files and the csv_ members of csv must live as long. */
+void records_open(Records *records, char **files, int n_files, const Config *csv);
+void records_close(Records *records);
+/* The next record without its line end, split if it is CSV; false behind the last, or has_failed (logged). */
+bool records_next(Records *records, const char **record, size_t *n_bytes);
+void records_rewind(Records *records);
+/* Sets fields; false when they are not as many as names. */
+bool records_split(Records *records, const char *record, size_t n_bytes);
+void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
+const char *records_file(const Records *records);
+
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
 
 /* ---- produce.c ---- */
 
