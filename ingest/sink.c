@@ -1645,9 +1645,10 @@ sift(Sink *sink, Group *group, int *order, int n_rows, bool is_refused)
 				return status;
 			n_since += named;
 			n_gap = n_vain <= most_vain ? INT_MAX : n_since > 0 && n_since < INT_MAX / 2 ? 2 * n_since : 1;
-			n_since = -named; /* they are still to be stored */
+			n_since = -named; /* they are yet to be stored */
 			n_guilty = 0;
-			n_try = named > 0 ? named : n_rows;
+			/* Rows that refer to each other are best stored by one statement. */
+			n_try = named > 0 && sink->self_reference != ANSWER_YES ? named : n_rows;
 		}
 		if (n_try > n_gap)
 			n_try = n_gap;
@@ -1674,7 +1675,7 @@ store_group(Sink *sink, Group *group, bool is_refused)
 {
 	int n_rows = group_order(sink, group, sink->order);
 	SinkStatus status = SINK_OK;
-	bool has_changed;
+	bool has_changed, is_tree;
 
 	if (is_refused && !sink->is_checked)
 	{
@@ -1686,6 +1687,8 @@ store_group(Sink *sink, Group *group, bool is_refused)
 		if (status == SINK_OK && has_changed)
 			status = SINK_CHANGED;
 	}
+	if (status == SINK_OK)
+		status = is_self_referencing(sink, &is_tree);
 	return status == SINK_OK ? sift(sink, group, sink->order, n_rows, is_refused) : status;
 }
 

@@ -16,7 +16,7 @@ run() { # run OPTION …; its status is the answer; sets n_copies
 	n_copies=$(($(copies) - n_before))
 	return $status
 }
-copies() { grep -c 'COPY public' "$work/cluster/log"; }
+copies() { grep -c 'LOG:  statement: .*COPY public' "$work/cluster/log"; }
 start() { "$millrace" run "$work/in.ini" --once "$@" >"$work/log" 2>&1 & pid=$!; }
 clean() { value 'TRUNCATE t, millrace.dead_letters, millrace.ingest_offsets' && rm -f "$work"/in/*; }
 at_all() { value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters)'; }
@@ -50,7 +50,7 @@ path = $work/in
 
 [target]
 table = t
-retry = 1s
+retry = 300ms
 INI
 
 # ---- what one bad row of 50,000 costs ----
@@ -101,16 +101,15 @@ at_most $((n_copies - 5)) 2 "COPYs more than one a partition"
 value 'CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree)'
 tree() { value 'SELECT count(*), (SELECT count(*) FROM millrace.dead_letters) FROM tree'; }
 clean
-{ echo id,parent; seq 1 2000 | awk '{ print $1 "," 2001 - $1 }' | sed '700s/.*/bad,1/'; } >"$work/in/a.csv"
+{ echo id,parent; seq 1 1999 | sed -e 's/$/,2000/' -e '700s/.*/bad,2000/'; echo 2000,; } >"$work/in/a.csv"
 run --target.table=tree
-is "$? $(tree) $(dead)" "0 1998|2 bad,1|store|22P02
-1301,700|store|23503" "one bad row among rows that refer to each other costs itself and what refers to it"
+is "$? $(tree) $(dead)" "0 1999|1 bad,2000|store|22P02" "one bad row among rows that refer to the last one costs itself"
+at_most "$n_copies" 3 "COPYs"
 value 'TRUNCATE tree'
 clean
-{ echo id,parent; seq 1 3000 | awk '{ print $1 "," $1 + 1 }' | sed -e '500s/.*/500,/' -e '3000s/.*/3000,/' -e '1000s/.*/1000,77777/'; } >"$work/in/a.csv"
+{ echo id,parent; seq 1 600 | awk '{ print $1 "," $1 + 1 }' | sed -e '100s/.*/100,/' -e '600s/.*/600,/' -e '200s/.*/200,77777/'; } >"$work/in/a.csv"
 run --target.table=tree
-is "$? $(tree)" "0 2500|500" "a chain that has no end loses just the rows before the end"
-at_most "$n_copies" 4000 "COPYs"
+is "$? $(tree)" "0 500|100" "of a chain that is broken just the rows are lost that hang on nothing"
 
 # ---- only the data makes dead letters ----
 
@@ -135,10 +134,10 @@ for when in "BEFORE INSERT ON t FOR EACH ROW" "AFTER INSERT ON t FOR EACH ROW" "
 	nothing $? "a key of another table"
 	value 'DROP TRIGGER z ON t'
 done
-value 'ALTER TABLE t ADD CHECK (1 / (id - id) IS NULL) NOT VALID'
+value 'ALTER TABLE t ADD CONSTRAINT divides CHECK (1 / (id - id) IS NULL) NOT VALID'
 run
 nothing $? "a CHECK that divides by zero"
-value 'ALTER TABLE t DROP CONSTRAINT t_check'
+value 'ALTER TABLE t DROP CONSTRAINT divides'
 value "ALTER TABLE t ADD seen int DEFAULT 1 / (random() * 0)::int"
 run
 nothing $? "a DEFAULT that does"
@@ -231,7 +230,7 @@ if [ "$(id -u)" = 0 ] && mkdir "$work/disk" && mount -t tmpfs -o size=4m tmpfs "
 	mount -o remount,size=64m "$work/disk"
 	wait $pid
 	is "$? $(value 'SELECT count(*) FROM full_up') $(dead)" "0 50000 " "when there is room the rows are stored, without a restart"
-	value 'DROP TABLE full_up, filler; DROP TABLESPACE small'
+	value 'DROP TABLE full_up, filler' && value 'DROP TABLESPACE small'
 else
 	ok 0 "a full disk # SKIP no tmpfs can be mounted here"
 fi
@@ -244,20 +243,20 @@ printf 'id,name,parent\n1,one,\n2,two,8\nx,three,\n4,"f"our,\n5,five,9\n6,six,\n
 printf 'name,id\nseven,7\neight,y\n' >"$work/in/b.csv"
 run
 is "$? $(at_all)" "0 3|5" "five rows of two files with different headers are refused"
-is "$(letters list "$work/in.ini" --payload | cut -f3- | tr '\t' ' ')" 'a.csv[0]@30 store 23503 insert or update on table "t" violates foreign key constraint "t_parent_fkey"; Key (parent)=(8) is not present in table "other". 2,two,8
-a.csv[0]@38 store 22P02 invalid input syntax for type integer: "x" x,three,
-a.csv[0]@47 decode - text behind the closing quote of a field 4,"f"our,
-a.csv[0]@57 store 23503 insert or update on table "t" violates foreign key constraint "t_parent_fkey"; Key (parent)=(9) is not present in table "other". 5,five,9
-b.csv[0]@18 store 22P02 invalid input syntax for type integer: "y" eight,y' "they are listed with their bytes"
-is "$(letters list "$work/in.ini" --sqlstate=22P02 --limit=1 | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@38 store 22P02' "or some of them"
+is "$(letters list "$work/in.ini" --payload | cut -f3- | tr '\t' ' ')" 'a.csv[0]@22 store 23503 insert or update on table "t" violates foreign key constraint "t_parent_fkey"; Key (parent)=(8) is not present in table "other". 2,two,8
+a.csv[0]@30 store 22P02 invalid input syntax for type integer: "x" x,three,
+a.csv[0]@39 decode - text behind the closing quote of a field 4,"f"our,
+a.csv[0]@49 store 23503 insert or update on table "t" violates foreign key constraint "t_parent_fkey"; Key (parent)=(9) is not present in table "other". 5,five,9
+b.csv[0]@16 store 22P02 invalid input syntax for type integer: "y" eight,y' "they are listed with their bytes"
+is "$(letters list "$work/in.ini" --sqlstate=22P02 --limit=1 | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@30 store 22P02' "or some of them"
 rm "$work"/in/*
 value 'INSERT INTO other VALUES (8)'
 letters replay "$work/in.ini"
 is "$? $(at_all) $(value 'SELECT id, name, parent FROM t ORDER BY id' | tr '\n' ' ')" "0 4|4 1|one| 2|two|8 6|six| 7|seven| " "replay stores what is accepted now, although the file is gone"
-is "$(letters list "$work/in.ini" | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@38 store 22P02
-a.csv[0]@47 decode -
-a.csv[0]@57 store 23503
-b.csv[0]@18 store 22P02' "the others stay"
+is "$(letters list "$work/in.ini" | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@30 store 22P02
+a.csv[0]@39 decode -
+a.csv[0]@49 store 23503
+b.csv[0]@16 store 22P02' "the others stay"
 value "ALTER TABLE t ALTER id TYPE text"
 letters replay "$work/in.ini" --stage=store --sqlstate=22P02
 is "$? $(at_all)" "0 6|2" "only some, with the table as it is now"
@@ -275,7 +274,7 @@ value "INSERT INTO millrace.dead_letters (source, topic, partition, \"offset\", 
 	SELECT '$(realpath "$work/in")', 'f.csv', 0, g, convert_to(g || ',fine', 'UTF8'), 'id,name', 'store', 'once' FROM generate_series(1, 20000) g"
 for i in 1 2 3; do "$millrace" dead-letters replay "$work/in.ini" --batch.max_rows=500 >"$work/log$i" 2>&1 & pids[i]=$!; done
 for i in 1 2 3; do wait "${pids[i]}"; done
-until [ "$(value 'SELECT count(*) FROM millrace.dead_letters')" = 0 ]; do letters replay "$work/in.ini" --batch.max_rows=5000; done
+letters replay "$work/in.ini"
 is "$(value 'SELECT count(*), count(DISTINCT id), sum(id) FROM t')" "20000|20000|200010000" "three replays at once store each letter once"
 
 # What Kafka gave besides the message.
@@ -327,8 +326,9 @@ run
 is "$? $(value 'SELECT id, count(*) FROM t GROUP BY 1 ORDER BY 1' | tr '\n' ' ')" "0 1|1 2|2 3|2 " "and it goes on from there"
 "$millrace" offsets "$work/in.ini" --set a.csv=5 >"$work/log" 2>&1
 is "$? $(cat "$work/log")" '2 command line: "a.csv=5" is not of the form TOPIC:PARTITION=OFFSET' "a wrong one: status 2"
+sed -i /^name/d "$work/k.ini"
 for table in events public.events '"public"."events"'; do
-	"$millrace" offsets "$work/k.ini" --source.name= --target.table="$table" --set e:0=5
+	"$millrace" offsets "$work/k.ini" --target.table="$table" --set e:0=5
 done >"$work/log" 2>&1
 is "$(value "SELECT source FROM millrace.ingest_offsets WHERE topic = 'e'")" "millrace-public.events" "the name of a stream does not depend on how its table is spelled"
 
