@@ -245,9 +245,9 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
-/* Reports what two files that run in one process cannot have both; at config's place. */
 /* False, and an error, when two streams have one name; a name that is not known yet is none. */
 bool config_names_differ(Config *config, const Config *first);
+/* Reports what two files that run in one process cannot have both; at config's place. */
 void config_agree(Config *config, const Config *first);
 /* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
 void config_apply(Config *config, const Config *fresh);

@@ -2617,7 +2617,8 @@ sink_set_offset(Sink *sink, const char *topic, const char *partition, const char
 			" WHERE source = $1 AND topic = $2 AND partition = $3::int),"
 			" new AS (INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
 			" VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT (source, topic, partition)"
-			" DO UPDATE SET next_offset = excluded.next_offset, updated = now())"
+			" DO UPDATE SET next_offset = excluded.next_offset, updated = now(), file_size = NULL,"
+			" file_fingerprint = NULL, file_defect = NULL)"
 			" SELECT next_offset FROM old",
 			4, params, &result);
 
