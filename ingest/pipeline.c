@@ -507,6 +507,8 @@ read_stream(void *argument)
 	Pipeline *pipeline = argument;
 	const Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
+
+	pthread_setname_np(pthread_self(), "reader");
 	ExitCode code = build(pipeline);
 	bool is_built = code == EXIT_DONE, shows = pipeline->config->n_shown > 0;
 

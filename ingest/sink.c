@@ -473,12 +473,15 @@ array_number(Buffer *out, int64_t number)
 static void
 check_privileges(Sink *sink, Config *config, const Table *table)
 {
-	const char *params[] = {table->name, config->dead_limit > 0 ? "1" : "0"};
+	/* Positions of files that are gone are deleted. */
+	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE",
+							config->dead_limit > 0 ? "1" : "0"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			"SELECT DISTINCT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
 			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.ingest_offsets', $2),"
 			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
 			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
 			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
@@ -488,13 +491,13 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
 			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
 			" UNION ALL SELECT 'SELECT (source) on millrace.dead_letters, which dead_letters.limit needs'"
-			" WHERE $2 = '1'"
+			" WHERE $3 = '1'"
 			" AND NOT pg_catalog.has_column_privilege('millrace.dead_letters', 'source', 'SELECT')"
 			" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			2, params, &result);
+			3, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),

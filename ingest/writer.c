@@ -108,6 +108,7 @@ work(void *argument)
 {
 	Writer *writer = argument;
 
+	pthread_setname_np(pthread_self(), "writer");
 	stop_after_drain();
 	pthread_mutex_lock(&writer->lock);
 	for (;;)

@@ -207,8 +207,12 @@ def case_ingest(work):
             report("ingest", f"{what} / psql copy", f"rows/s, {n_bytes:.0f} bytes each", ROWS / median(kind, 0), ROWS / median("copy", 0), target,
                    [b[0] / a[0] for a, b in zip(figures[kind], figures["copy"])])
         report("ingest", "CPU of the ingester", "us a message", median("plain", 1) * 1e6 / ROWS, 3, "<= 1")
-        for thread in sorted({name for figure in figures["plain"] for name in figure[3]}):
-            report("ingest", f"  of it in thread {thread}", "us a message", statistics.median(figure[3].get(thread, 0) for figure in figures["plain"]) * 1e6 / ROWS, 3)
+        of = {thread: statistics.median(figure[3].get(thread, 0) for figure in figures["plain"]) * 1e6 / ROWS for thread in ("rdk", "reader", "writer", "millrace")}
+        run("make", "-C", str(ROOT / "tests/bench"), "-f", "ingest_core.mk")
+        decode, encode = (int(figure) / 1000 for figure in run(str(ROOT / "tests/bench/bin/ingest_core"), str(work / "events_plain.ini"), str(work / "events.json")).split())
+        for part, us in (("librdkafka: network", of["rdk"]), ("decode", decode), ("encode", encode), ("rest of the reader: fetch, copies", of["reader"] - decode - encode),
+                         ("send", of["writer"]), ("start, signals", of["millrace"])):
+            report("ingest", f"  of it {part}", "us a message", us, 3)
         report("ingest", "resident memory at most", "MiB", max(figure[2] for kind in ("plain", "derived") for figure in figures[kind]) / 2**20, 256, "<= 1")
         try:
             n = ROWS // 2
