@@ -626,7 +626,7 @@ watch(Pipeline *streams, int n_streams)
 {
 	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
 	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
-	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0, is_cancelled = false;
+	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0;
 	ExitCode code = EXIT_DONE;
 
 	while (join_ended(streams, n_streams, &code) > 0)
@@ -641,9 +641,9 @@ watch(Pipeline *streams, int n_streams)
 			drained_us = now_us + drain_ms * 1000;
 			signals_end_within(drain_ms + GRACE_MS);
 		}
-		if (drained_us > 0 && now_us >= drained_us && !is_cancelled)
+		if (drained_us > 0 && now_us >= drained_us)
 		{
-			is_cancelled = true;
+			/* At each turn: between two statements there is nothing to cancel, and the next one may wait again. */
 			stop_now();
 			for (int i = 0; i < n_streams; i++)
 				if (!streams[i].is_done)
