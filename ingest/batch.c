@@ -48,6 +48,7 @@ batch_reset(Batch *batch)
 	arena_reset(&batch->arena);
 	batch->n_rows = batch->n_dropped = 0;
 	batch->has_moved = false;
+	batch->letters = NULL;
 }
 
 void
