@@ -48,7 +48,7 @@ typedef enum LogLevel
 	LOG_DEBUG
 } LogLevel;
 
-extern LogLevel log_level;
+extern _Atomic LogLevel log_level;
 void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A line that is written over by the next one on a terminal. */
 void log_progress(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));

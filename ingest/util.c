@@ -15,8 +15,8 @@
 
 /* ---- log ---- */
 
-LogLevel log_level = LOG_INFO;
-static bool progress_is_open; /* the cursor stands behind a progress line; under the lock of stderr */
+_Atomic LogLevel log_level = LOG_INFO;
+static atomic_bool progress_is_open; /* the cursor stands behind a progress line */
 
 void
 log_line(LogLevel level, const char *format, ...)
