@@ -373,7 +373,7 @@ bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
-	const char *data, *key; /* key NULL: none */
+	const char *data, *key; /* NULL: none; without data it is a tombstone */
 	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
 	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
