@@ -525,7 +525,7 @@ bool copy_context_is_plain(const char *context, const char *relation);
 /* True when COPY's own line is the first, and names a column: the input of a value failed. */
 bool copy_context_has_column(const char *context, const char *relation);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
-#define PARENT_BELOW_ROWS 200
+#define PARENT_BELOW_ROWS 1000
 
 /*
  * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
