@@ -97,6 +97,11 @@ void stop_after_drain(void);
 void stop(void);	 /* as SIGTERM does */
 void stop_now(void); /* nobody tries again from now on */
 void signals_install(void);
+void signals_end_within(int64_t ms); /* the process ends then with EXIT_FORCED, whatever it does */
+void signals_take_reload(void);		 /* from now on SIGHUP no longer ends the process */
+bool reload_requested(void);		 /* SIGHUP came since the last call */
+void wait_for_wake(int64_t ms);		 /* main thread: ends early at a signal, and at wake_main() */
+void wake_main(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
 const char *name_nearest(const char *name, const char *const *choices, int n_choices);
@@ -193,7 +198,7 @@ typedef struct Config
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
-	int64_t max_rows, max_bytes, max_age_ms;
+	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
 	int64_t log_level;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
@@ -201,6 +206,8 @@ typedef struct Config
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
+	int n_flags;
+	char **flags;
 	bool once, progress;
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
@@ -214,6 +221,10 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Reports what two files that run in one process cannot have both; at config's place. */
+void config_agree(Config *config, const Config *first);
+/* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
+void config_apply(Config *config, const Config *fresh);
 void config_help(FILE *out);
 void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
 bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
@@ -289,7 +300,8 @@ void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
-ExitCode pipeline_run(Config *config);
+/* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
+ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
 
 /* ---- batch.c ---- */
@@ -568,7 +580,7 @@ typedef enum WriterState
 
 /*
  * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
- * reader's thread, but for writer_cancel().
+ * reader's thread.
  */
 Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
 /* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
@@ -597,9 +609,6 @@ Batch *writer_held(Writer *writer); /* the batch of WRITER_CHANGED and WRITER_FE
 void writer_resume(Writer *writer);
 /* Drops the batch that is held. */
 void writer_forget(Writer *writer);
-/* Any thread: the statement that is running fails. */
-void writer_cancel(Writer *writer);
-
 /* ---- transform.c ---- */
 
 typedef enum ValueKind

@@ -4,10 +4,12 @@
 #include "ingest.h"
 
 #include <errno.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -286,7 +288,8 @@ buffer_free(Buffer *buffer)
 /* ---- clock and signals ---- */
 
 static atomic_int n_stop_signals;
-static atomic_bool is_stopping, is_drained;
+static atomic_bool is_stopping, is_drained, wants_reload;
+static sem_t main_is_woken;
 static _Thread_local bool stops_after_drain;
 
 int64_t
@@ -356,6 +359,62 @@ on_stop_signal(int number)
 	if (atomic_fetch_add(&n_stop_signals, 1) > 0)
 		_exit(EXIT_FORCED);
 	is_stopping = true;
+	wake_main();
+}
+
+static void
+on_reload_signal(int number)
+{
+	(void) number;
+	wants_reload = true;
+	wake_main();
+}
+
+void
+signals_take_reload(void)
+{
+	sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_reload_signal}, NULL);
+}
+
+/* Something hangs that batch.drain does not reach: a server that does not answer. */
+static void
+on_alarm(int number)
+{
+	static const char text[] = "millrace: batch.drain is over, and something still hangs: ended at once\n";
+
+	(void) number;
+	if (write(STDERR_FILENO, text, sizeof text - 1) < 0)
+		_exit(EXIT_FORCED);
+	_exit(EXIT_FORCED);
+}
+
+void
+signals_end_within(int64_t ms)
+{
+	struct itimerval timer = {.it_value = {(time_t) (ms / 1000), (suseconds_t) (ms % 1000) * 1000}};
+
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+bool
+reload_requested(void)
+{
+	return atomic_exchange(&wants_reload, false);
+}
+
+void
+wake_main(void)
+{
+	sem_post(&main_is_woken);
+}
+
+void
+wait_for_wake(int64_t ms)
+{
+	int64_t until_us = clock_us() + ms * 1000;
+	struct timespec until = {(time_t) (until_us / 1000000), (long) (until_us % 1000000) * 1000};
+
+	sem_timedwait(&main_is_woken, &until);
 }
 
 void
@@ -363,6 +422,8 @@ signals_install(void)
 {
 	struct sigaction action = {.sa_handler = on_stop_signal};
 
+	sem_init(&main_is_woken, 0, 0);
+	sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm}, NULL);
 	sigemptyset(&action.sa_mask);
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
