@@ -47,7 +47,18 @@ typedef enum LogLevel
 	LOG_DEBUG
 } LogLevel;
 
+typedef enum LogFormat
+{
+	LOG_TEXT,
+	LOG_JSON /* an object a line: time, level, stream, message */
+} LogFormat;
+
+/* Of the process; set while one thread runs. */
 extern LogLevel log_level;
+extern LogFormat log_format;
+extern bool log_names_streams; /* in text, too */
+/* What the calling thread logs from now on is about this stream; NULL: about the process.  The text is kept by the caller. */
+void log_stream(const char *stream);
 void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A line that is written over by the next one on a terminal. */
 void log_progress(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -193,13 +204,14 @@ typedef struct Config
 	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
 	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t maintain_ms;
 	int64_t on_unknown_field;
 	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
 	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
-	int64_t log_level;
+	int64_t log_level, log_format;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
 	int64_t metrics_interval_ms;
@@ -303,6 +315,14 @@ void metrics_stop(void);
 /* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
 ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
+
+/* ---- maintain.c ---- */
+
+typedef struct Maintainer Maintainer;
+
+/* A thread that does sink_maintain() for each stream every target.maintain, over a connection that is open no longer. */
+Maintainer *maintainer_start(Config *configs, int n_configs);
+void maintainer_stop(Maintainer *maintainer);
 
 /* ---- batch.c ---- */
 
@@ -429,6 +449,7 @@ typedef struct Table
 	bool may_lock;		   /* INSERT on the table, not only on some of its columns */
 	char *signature;	   /* of oid and columns */
 	char *time_column;	   /* NULL: none */
+	int64_t retention_us;  /* no partition is made for what is older; 0: none */
 	Column *columns;
 	int n_columns;
 } Table;
@@ -544,6 +565,13 @@ bool copy_context_has_column(const char *context, const char *relation);
  * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
  */
 void sink_metrics(Sink *sink, bool is_last);
+
+/*
+ * What is to be done from time to time: millrace.maintain(), and dropping the partitions that are older than the table's
+ * retention; each if the role may, and if no other process is at it.  Takes as long as others hold locks; sink_cancel()
+ * ends it.  What goes wrong is logged, and done the next time.
+ */
+void sink_maintain(Sink *sink);
 
 /* ---- partition.c: on the writer's thread ---- */
 

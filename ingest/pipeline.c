@@ -85,6 +85,7 @@ shows_progress(const Config *config)
 static void
 set_log_level(const Config *config)
 {
+	log_format = (LogFormat) config->log_format;
 	log_level =
 		shows_progress(config) && !config->log_level_given ? LOG_WARNING : (LogLevel) config->log_level;
 }
@@ -408,6 +409,8 @@ read_stream(void *argument)
 	Pipeline *pipeline = argument;
 	const Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
+
+	log_stream(pipeline->config->name);
 	ExitCode code = build(pipeline);
 	bool is_built = code == EXIT_DONE;
 
@@ -567,6 +570,7 @@ pipeline_run(Config *configs, int n_configs)
 
 	signals_take_reload();
 	set_log_level(&configs[0]);
+	log_names_streams = n_configs > 1;
 	for (int i = 0; i < n_configs; i++)
 		metrics_publish(configs[i].metrics);
 	ExitCode code = metrics_serve(&configs[0]);
@@ -579,7 +583,9 @@ pipeline_run(Config *configs, int n_configs)
 	{
 		for (int i = 0; i < n_configs; i++)
 			start(&streams[i]);
+		Maintainer *maintainer = maintainer_start(configs, n_configs);
 		code = watch(streams, n_configs);
+		maintainer_stop(maintainer);
 	}
 	for (int i = 0; i < n_configs; i++)
 		release(&streams[i]);

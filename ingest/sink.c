@@ -563,10 +563,11 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 {
 	const char *params[] = {oid};
 	PGresult *result;
-	SinkStatus status =
-		run(sink,
-			"SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid",
-			1, params, &result);
+	SinkStatus status = run(sink,
+							"SELECT time_column, partition_interval IS NOT NULL,"
+							" coalesce(extract(epoch FROM now() - (now() - retention)) * 1000000, 0)::bigint"
+							" FROM millrace.sources WHERE source = $1::oid",
+							1, params, &result);
 
 	if (status != SINK_OK)
 		return status;
@@ -577,6 +578,7 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
 	table->is_routed = is_partitioned && registered != NULL && strcmp(registered, chosen) == 0;
 	table->makes_partitions = table->is_routed && PQgetvalue(result, 0, 1)[0] == 't';
+	table->retention_us = table->is_routed ? strtoll(PQgetvalue(result, 0, 2), NULL, 10) : 0;
 	PQclear(result);
 	for (int i = 0; chosen != NULL && i < table->n_columns; i++)
 		if (strcmp(table->columns[i].name, table->time_column) == 0)
@@ -2283,6 +2285,183 @@ sink_metrics(Sink *sink, bool is_last)
 	run(sink, sql, 2 + N_SAMPLE_ARRAYS, params, NULL);
 	for (int i = 0; i < N_SAMPLE_ARRAYS; i++)
 		buffer_free(&arrays[i]);
+}
+
+/* ---- maintenance ---- */
+
+static void
+on_maintenance_notice(void *context, const PGresult *result)
+{
+	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	(void) context;
+	log_line(severity && strcmp(severity, "WARNING") == 0 ? LOG_WARNING : LOG_DEBUG, "server: %s",
+			 PQresultErrorMessage(result));
+}
+
+/* True when this process is the only one that does it from now on, until the connection ends. */
+static bool
+may_begin(Sink *sink, const char *what)
+{
+	const char *params[] = {what};
+	PGresult *result;
+
+	if (run(sink, "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))", 1, params,
+			&result) != SINK_OK)
+		return false;
+	bool is_first = PQgetvalue(result, 0, 0)[0] == 't';
+	PQclear(result);
+	return is_first;
+}
+
+/* One statement about a partition: verb, its name, rest.  Locks are waited for no longer than lock_timeout. */
+static SinkStatus
+about_partition(Sink *sink, const char *lock_timeout, const char *verb, const char *partition,
+				const char *rest)
+{
+	const char *params[] = {lock_timeout};
+	SinkStatus status = run(sink, "SELECT pg_catalog.set_config('lock_timeout', $1, false)", 1, params, NULL);
+
+	if (status != SINK_OK)
+		return status;
+	char *sql = mem_printf("%s %s %s", verb, partition, rest);
+	status = run(sink, sql, 0, NULL, NULL);
+	free(sql);
+	return status;
+}
+
+#define SHORT_WAIT "2s" /* for a lock that keeps others waiting behind it */
+#define LONG_WAIT "0"	/* for one that does not */
+
+/* Detached partitions are dropped, also those of a run that was interrupted: they are known by their comment. */
+static SinkStatus
+drop_detached(Sink *sink, const char *detach, const char *mark)
+{
+	const char *params[] = {mark};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relispartition"
+			" FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid"
+			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid"
+			" WHERE d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
+			" AND d.description = $1 AND (NOT c.relispartition OR i.inhdetachpending)"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE')",
+			1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status != SINK_LOST; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+
+		status = PQgetvalue(result, i, 1)[0] == 't'
+			? about_partition(sink, LONG_WAIT, detach, partition, "FINALIZE")
+			: SINK_OK;
+		if (status == SINK_OK)
+			status = about_partition(sink, SHORT_WAIT, "DROP TABLE", partition, "");
+		if (status != SINK_OK)
+			continue;
+		sink->config->metrics->n_expired++;
+		log_line(LOG_INFO, "partition %s is older than the retention of its table: dropped", partition);
+	}
+	PQclear(result);
+	return status;
+}
+
+static SinkStatus
+detach_expired(Sink *sink, const char *oid, const char *detach, const char *mark)
+{
+	const char *params[] = {oid, mark};
+	PGresult *result;
+	SinkStatus status = run(sink,
+							"SELECT partition, pg_catalog.quote_literal($2)"
+							" FROM millrace.expired_partitions($1::oid::pg_catalog.regclass)",
+							2, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status == SINK_OK; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+		char *comment = mem_printf("IS %s", PQgetvalue(result, i, 1));
+
+		/* Before it is detached: who finds it later knows what it is. */
+		status = about_partition(sink, SHORT_WAIT, "COMMENT ON TABLE", partition, comment);
+		free(comment);
+		if (status == SINK_OK)
+			status = about_partition(sink, LONG_WAIT, detach, partition, "CONCURRENTLY");
+	}
+	PQclear(result);
+	return status;
+}
+
+/* A table with a default partition: nothing can be detached concurrently. */
+static void
+drop_expired(Sink *sink, const char *oid)
+{
+	const char *params[] = {oid};
+	PGresult *result;
+
+	if (run(sink, "SELECT millrace.drop_expired_partitions($1::oid::pg_catalog.regclass)", 1, params,
+			&result) != SINK_OK)
+		return;
+	int64_t n_dropped = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	PQclear(result);
+	sink->config->metrics->n_expired += n_dropped;
+	if (n_dropped > 0)
+		log_line(LOG_INFO, "%" PRId64 " partitions are older than the retention of their table: dropped",
+				 n_dropped);
+}
+
+static void
+apply_retention(Sink *sink, const char *oid, const char *table, bool has_default)
+{
+	char *lock = mem_printf("millrace retention of %s", oid);
+	char *detach = mem_printf("ALTER TABLE %s DETACH PARTITION", table);
+	char *mark = mem_printf("Expired partition of %s, which millrace is about to drop", table);
+
+	if (!may_begin(sink, lock))
+		goto done;
+	if (drop_detached(sink, detach, mark) == SINK_LOST)
+		goto done;
+	if (has_default)
+		drop_expired(sink, oid);
+	else if (detach_expired(sink, oid, detach, mark) != SINK_LOST)
+		drop_detached(sink, detach, mark);
+done:
+	free(lock);
+	free(detach);
+	free(mark);
+}
+
+void
+sink_maintain(Sink *sink)
+{
+	const char *params[] = {sink->config->table};
+	PGresult *result;
+
+	PQsetNoticeReceiver(sink->connection, on_maintenance_notice, NULL);
+	if (run(sink,
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),"
+			" pg_catalog.has_function_privilege('millrace.maintain(text)', 'EXECUTE'),"
+			" s.retention IS NOT NULL AND p.partrelid IS NOT NULL"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE'), p.partdefid <> 0"
+			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN millrace.sources s ON s.source = c.oid"
+			" LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid"
+			" WHERE c.oid = pg_catalog.to_regclass($1)",
+			1, params, &result) != SINK_OK)
+		return;
+	/* Streams first: what is marked to be computed again is, while its rows are there. */
+	bool is_known = PQntuples(result) == 1, is_lost = false;
+	if (is_known && PQgetvalue(result, 0, 2)[0] == 't' && may_begin(sink, "millrace maintenance"))
+		is_lost = run(sink, "CALL millrace.maintain()", 0, NULL, NULL) == SINK_LOST;
+	if (is_known && !is_lost && PQgetvalue(result, 0, 3)[0] == 't')
+		apply_retention(sink, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 1),
+						PQgetvalue(result, 0, 4)[0] == 't');
+	PQclear(result);
 }
 
 /* ---- trying again ---- */

@@ -113,6 +113,7 @@ work(void *argument)
 	Writer *writer = argument;
 
 	stop_after_drain();
+	log_stream(writer->config->name);
 	pthread_mutex_lock(&writer->lock);
 	for (;;)
 	{
