@@ -273,7 +273,7 @@ typedef struct Metrics
 	_Atomic int64_t n_files, n_files_total;		/* of the directory: read, and there */
 	_Atomic int64_t open_rows;					/* in the batch that fills */
 	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
-	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_reading;					/* set up */
 	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
 	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
 	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
@@ -497,7 +497,9 @@ typedef struct CopyColumns
 
 typedef struct Sink Sink;
 
+/* With an error of the configuration the connection may be there all the same, for more to be checked. */
 ExitCode sink_open(Config *config, Sink **sink);
+bool sink_is_open(const Sink *sink);
 void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);

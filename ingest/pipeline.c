@@ -65,9 +65,9 @@ prepare(Pipeline *pipeline, bool checks_broker)
 		code = first_of(code, kafka_source_check(config));
 	if (config->table == NULL || config->table[0] == '\0')
 		return code;
-	ExitCode opened = sink_open(config, &pipeline->sink);
-	if (opened != EXIT_DONE)
-		return first_of(code, opened);
+	code = first_of(code, sink_open(config, &pipeline->sink));
+	if (!sink_is_open(pipeline->sink))
+		return code;
 	ExitCode described = sink_describe(pipeline->sink, config, &pipeline->table);
 	code = first_of(code, described);
 	if (pipeline->table.columns == NULL)
@@ -389,7 +389,6 @@ turn(Pipeline *pipeline)
 			writer_give(pipeline->writer, &pipeline->batch);
 			pipeline->must_give = false;
 		}
-		pipeline->config->metrics->is_reading = true;
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
@@ -407,13 +406,14 @@ static void *
 read_stream(void *argument)
 {
 	Pipeline *pipeline = argument;
-	const Metrics *metrics = pipeline->config->metrics;
+	Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
 
 	log_stream(pipeline->config->name);
 	ExitCode code = build(pipeline);
 	bool is_built = code == EXIT_DONE;
 
+	metrics->is_reading = is_built;
 	if (is_built)
 		code = turn(pipeline);
 	kafka_source_close(pipeline->kafka);

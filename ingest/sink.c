@@ -161,7 +161,10 @@ static const char our_session[] =
 	" ('client_connection_check_interval', '10s'), ('idle_in_transaction_session_timeout', '1min'))"
 	" v(name, value) JOIN pg_catalog.pg_settings s USING (name) WHERE s.source = 'default'";
 
-/* True when connected and set up; otherwise the reason is logged and the connection closed. */
+/*
+ * True when connected and set up, but perhaps for the time zone; otherwise the reason is logged and the connection
+ * closed.
+ */
 static bool
 sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
@@ -198,7 +201,7 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
-	if (is_set)
+	if (is_set || *is_zone_wrong)
 	{
 		PQclear(PQexec(sink->connection, our_session));
 		set_cancel(sink, PQgetCancel(sink->connection));
@@ -210,20 +213,19 @@ failed:
 	return false;
 }
 
-/* A parse error of libpq may quote the string, and with it the password: then only the fact is told. */
+/* Most parse errors of libpq quote the string, and with it perhaps the password: then only the fact is told. */
 static bool
 connection_is_valid(Config *config)
 {
 	char *error = NULL;
 	bool is_pair = strchr(config->connection, '=') != NULL || strstr(config->connection, "://") != NULL;
 	PQconninfoOption *parsed = is_pair ? PQconninfoParse(config->connection, &error) : NULL;
-	bool may_hold_secret =
-		strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
+	static const char harmless[] = "invalid connection option";
+	bool is_told = error != NULL && strncmp(error, harmless, sizeof harmless - 1) == 0;
 
 	if (is_pair && parsed == NULL)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
-						may_hold_secret || error == NULL ? "" : ": ",
-						may_hold_secret || error == NULL ? "" : error);
+						is_told ? ": " : "", is_told ? error : "");
 	bool is_valid = !is_pair || parsed != NULL;
 	for (const PQconninfoOption *option = parsed; option != NULL && option->keyword != NULL; option++)
 		if (strncmp(option->keyword, "host", 4) == 0 && option->val != NULL && strchr(option->val, '@'))
@@ -250,12 +252,18 @@ sink_open(Config *config, Sink **sink)
 	(*sink)->config = config;
 	(*sink)->most_rows = INT_MAX;
 	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
-	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
-		return EXIT_DONE;
-	if (!is_zone_wrong)
+	if (!sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_CONNECTION;
+	if (!is_zone_wrong)
+		return EXIT_DONE;
 	config_error_at(config, "target.timezone", "the server knows no time zone \"%s\"", config->timezone);
 	return EXIT_USAGE;
+}
+
+bool
+sink_is_open(const Sink *sink)
+{
+	return sink != NULL && sink->connection != NULL;
 }
 
 void
@@ -2494,7 +2502,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 			*exit_code = EXIT_DONE;
 			return false;
 		}
-		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
+		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong) && !is_zone_wrong)
 		{
 			sink->config->metrics->n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");
