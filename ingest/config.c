@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef enum OptionKind
 {
@@ -35,6 +36,7 @@ typedef struct Option
 
 static const char *const source_types[] = {"directory", "file", "stdin", "kafka", NULL};
 static const char *const formats[] = {"csv", "json", NULL};
+static const char *const clean_policies[] = {"off", "archive", "delete", NULL};
 static const char *const lost_policies[] = {"stop", "skip", NULL};
 static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
 static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
@@ -55,6 +57,24 @@ static const Option options[] = {
 	 "Files of the directory to read, as a shell pattern.  Names that begin with a dot are never read."},
 	{"source.poll", OPTION_DURATION, AT(poll_ms), "1s", 10, 3600000, NULL,
 	 "How often the directory is searched for new files."},
+	{"source.max_files_per_batch", OPTION_NUMBER, AT(max_files_per_batch), "1", 1, 100000, NULL,
+	 "Directory: so many files go together in one batch, fewer when no more are there."},
+	{"source.latest_first", OPTION_CHOICE, AT(latest_first), "false", 0, 0, booleans,
+	 "Directory: the file changed last is read first.  Otherwise in the order of their names."},
+	{"source.max_file_age", OPTION_DURATION, AT(max_file_age_ms), "0", 0, INT64_C(31557600000000), NULL,
+	 "Directory: a file last changed longer ago than this is not begun, and its position is forgotten once "
+	 "it "
+	 "is gone.  0: read at any age, remembered for ever."},
+	{"source.min_age", OPTION_DURATION, AT(min_age_ms), "0s", 0, INT64_C(31557600000), NULL,
+	 "Directory: a file is not read until it has not been changed for this long."},
+	{"source.last_line_age", OPTION_DURATION, AT(last_line_age_ms), "10s", 0, INT64_C(31557600000), NULL,
+	 "Directory: a last line without a line end is read when the file has not been changed for this long; "
+	 "with --once at once."},
+	{"source.clean_source", OPTION_CHOICE, AT(clean_source), "off", 0, 0, clean_policies,
+	 "Directory: what becomes of a file that is stored to its end and has not been changed for "
+	 "source.last_line_age (with --once: at once)."},
+	{"source.archive", OPTION_TEXT, AT(archive), NULL, 0, 0, NULL,
+	 "Directory, on the same file system, that clean_source = archive moves files into."},
 	{"source.format", OPTION_CHOICE, AT(format), NULL, 0, 0, formats,
 	 "One CSV record, or one JSON value a line or message.  Default: json for Kafka, otherwise csv."},
 	{"source.max_record", OPTION_BYTES, AT(max_record_bytes), "16MB", 1024, 512 << 20, NULL,
@@ -490,8 +510,8 @@ load_flag(Config *config, const char *flag)
 
 	if (strncmp(flag, "--", 2) != 0 || dot == NULL || (value != NULL && dot > value))
 	{
-		const char *words[] = {"--once", "--progress", "--help", "--version"};
-		const char *nearest = name_nearest(flag, words, 4);
+		const char *words[] = {"--once", "--progress", "--show", "--help", "--version"};
+		const char *nearest = name_nearest(flag, words, 5);
 
 		/* What stands behind the =, or alone, may be a password. */
 		if (strncmp(flag, "--", 2) != 0)
@@ -627,6 +647,10 @@ check_source(Config *config)
 	static const char *const kafka_only[] = {"source.brokers",	"source.topic",	  "source.group",
 											 "source.start",	"source.on_lost", "source.revoke_wait",
 											 "source.reconnect"};
+	static const char *const directory_only[] = {
+		"source.max_files_per_batch", "source.latest_first", "source.max_file_age", "source.min_age",
+		"source.last_line_age",		  "source.clean_source", "source.archive",
+	};
 
 	switch (config->type)
 	{
@@ -642,6 +666,13 @@ check_source(Config *config)
 		default:
 			break;
 	}
+	for (size_t i = 0;
+		 config->type != SOURCE_DIRECTORY && i < sizeof directory_only / sizeof directory_only[0]; i++)
+		if (is_set(config, directory_only[i]))
+			config_error_at(config, directory_only[i], "\"%s\" belongs to type = directory",
+							strchr(directory_only[i], '.') + 1);
+	if (config->type == SOURCE_DIRECTORY && config->clean_source == CLEAN_ARCHIVE)
+		require(config, "source.archive", ": where clean_source = archive moves files");
 	if (config->type == SOURCE_KAFKA)
 		return;
 	for (size_t i = 0; i < sizeof kafka_only / sizeof kafka_only[0]; i++)
@@ -743,6 +774,32 @@ derive(Config *config)
 	}
 }
 
+static void
+load_shown(Config *config, const char *text)
+{
+	if (!parse_number(text, no_units, &config->n_shown) || config->n_shown < 1 || config->n_shown > 1000000)
+		report_at(config, "command line", 0, "--show needs a number of rows: --show 10");
+}
+
+/*
+ * Rows are shown to somebody who waits: those that are there, with errors only, without a port, and by a Kafka group of
+ * its own, so that the partitions of those at work stay where they are.
+ */
+static void
+only_show(Config *config)
+{
+	config->once = true;
+	free(config->metrics_listen);
+	config->metrics_listen = NULL;
+	if (!config->log_level_given)
+		config->log_level = LOG_WARNING;
+	if (config->type == SOURCE_KAFKA)
+	{
+		free(config->group);
+		config->group = mem_printf("millrace-show-%" PRId64 "-%d", clock_us(), (int) getpid());
+	}
+}
+
 ExitCode
 config_load(Config *config, const char *file, int n_flags, char **flags)
 {
@@ -758,6 +815,10 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 			config->once = true;
 		else if (strcmp(flags[i], "--progress") == 0)
 			config->progress = true;
+		else if (strcmp(flags[i], "--show") == 0 && i + 1 < n_flags)
+			load_shown(config, flags[++i]);
+		else if (strncmp(flags[i], "--show=", 7) == 0)
+			load_shown(config, flags[i] + 7);
 		else
 			load_flag(config, flags[i]);
 	}
@@ -766,6 +827,8 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->log_level_given = is_set(config, "log.level");
 	check_values(config);
 	derive(config);
+	if (config->n_shown > 0)
+		only_show(config);
 	config->metrics = metrics_open(config->name);
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }

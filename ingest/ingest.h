@@ -124,8 +124,9 @@ const char *text_defect(const char *text, size_t n_bytes, size_t *at);
  * is applied; otherwise the time is read as UTC.
  */
 bool time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone);
-int64_t start_of_day(int64_t time_us);							/* UTC; rounds down, also before 1970 */
-void time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00" */
+int64_t start_of_day(int64_t time_us); /* UTC; rounds down, also before 1970 */
+void
+time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00", or "... BC" */
 
 /* ---- config.c ---- */
 
@@ -142,6 +143,14 @@ typedef enum Format
 	FORMAT_CSV,
 	FORMAT_JSON
 } Format;
+
+/* What becomes of a file of the directory when it is stored to its end. */
+typedef enum CleanSource
+{
+	CLEAN_OFF,
+	CLEAN_ARCHIVE,
+	CLEAN_DELETE
+} CleanSource;
 
 /* Where a stream begins that has no position yet. */
 typedef enum Start
@@ -195,6 +204,9 @@ typedef struct Config
 	int64_t type, format;
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
+	int64_t max_files_per_batch, latest_first, max_file_age_ms, min_age_ms, last_line_age_ms, clean_source;
+	char *archive; /* directory for CLEAN_ARCHIVE */
+
 	char *start_text;
 	Start start;
 	int64_t start_us; /* of START_TIME */
@@ -221,6 +233,7 @@ typedef struct Config
 	int n_flags;
 	char **flags;
 	bool once, progress;
+	int64_t n_shown;		  /* rows to print instead of storing any; 0: none */
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
 	struct Metrics *metrics;  /* of the stream; config_load() makes them, config_free() frees them */
@@ -329,12 +342,13 @@ void maintainer_stop(Maintainer *maintainer);
 /* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
 typedef struct FileMark
 {
-	char id[44];		 /* inode and time of birth; "": not a regular file */
-	int64_t modified_us; /* when its end was reached */
-	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
-	char fingerprint
-		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
-	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+	uint64_t inode;				 /* 0: not a regular file */
+	int64_t born_ns;			 /* its birth; 0: the file system does not know */
+	int64_t modified_us;		 /* as it was opened */
+	int64_t size_bytes;			 /* on disk, when its end was reached; -1: not yet */
+	uint32_t head_crc, tail_crc; /* CRC-32 of its first KiB, and of the last KiB before the position */
+	bool has_prints;			 /* these are known */
+	const char *defect;			 /* why it cannot be read on: lives as long as the process; NULL: it can */
 } FileMark;
 
 /* How far a stream has read one file or Kafka partition. */
@@ -436,7 +450,9 @@ typedef struct Column
 	char *name, *quoted;
 	uint32_t type_oid;
 	bool is_json, has_default;
-	char *expression; /* of the DEFAULT; NULL: none */
+	bool is_json_array;	  /* an array of json or jsonb */
+	char array_delimiter; /* of an array's literal; 0: no array */
+	char *expression;	  /* of the DEFAULT; NULL: none */
 } Column;
 
 typedef struct Table
@@ -663,43 +679,103 @@ typedef enum FieldKind
 	FIELD_PARTITION,
 	FIELD_OFFSET,
 	FIELD_KEY,
-	FIELD_TIMESTAMP
+	FIELD_TIMESTAMP,
+	FIELD_HEADER,  /* one, by name */
+	FIELD_HEADERS, /* all, as a JSON object */
+	FIELD_REST	   /* fields that no column takes, as a JSON object */
 } FieldKind;
+
+typedef enum TimeFormat
+{
+	FORMAT_NONE,  /* the server reads it */
+	FORMAT_ISO,	  /* ISO 8601 and nothing else */
+	FORMAT_EPOCH, /* a number, of unit_us */
+	FORMAT_PATTERN
+} TimeFormat;
 
 /* One target column: what fills it. */
 typedef struct Mapped
 {
 	const Column *column;
 	FieldKind kind;
-	char *field;	  /* name or path, for FIELD_NAMED */
+	char *field;	  /* name or path, or $ and what follows */
 	char *fallback;	  /* for a missing field; NULL: none */
 	const Pair *rule; /* the [columns] line; NULL: implicit, by name */
+	TimeFormat format;
+	char *pattern;	 /* for FORMAT_PATTERN */
+	int64_t unit_us; /* for FORMAT_EPOCH */
+	bool drops_zone; /* the column has none, so what format gives has none, either: it is UTC */
 } Mapped;
+
+#define VALUE_ROOM 64 /* for a number or a time that is made here */
 
 typedef struct Mapping
 {
 	Mapped *columns;
 	int n_columns;
 	int time_index;	   /* -1: no time column among them */
+	int rest_index;	   /* of FIELD_REST; -1: none */
+	bool has_headers;  /* some FIELD_HEADER */
+	bool is_named;	   /* every column takes its field as it is */
 	bool is_utc;	   /* a time without a zone is UTC */
 	bool ignores_zone; /* time column without time zone: PostgreSQL drops the zone */
 	bool is_date;
 	CopyColumns copy;
 	const Table *table;
 	Batch *batch;
-	Value *values; /* scratch, one per column, filled by decode.c */
+	Value *values; /* of one message, one per column; filled by decode.c, changed by transform_row() */
+	char (*texts)[VALUE_ROOM]; /* made values, one per column */
+	Row *again;				   /* the row that is decoded again; NULL: rows are added */
+	int64_t number;			   /* of the mapping_build(), in this process */
 } Mapping;
 
 /* Reports every wrong [columns] line. */
 ExitCode mapping_build(Mapping *mapping, Config *config, const Table *table);
-void mapping_free(Mapping *mapping);
+void mapping_free(Mapping *mapping); /* the batch stays, for the next mapping_build() */
 /*
- * values[i] belongs to columns[i]; the bytes must be valid UTF-8 without NUL.  Adds one row or dead letter.  The leaf is
- * the writer's: here only time_us, or time_text where the server has to read it.
+ * Makes a row, or a dead letter, of mapping->values.  values[i] belongs to columns[i]; the bytes must be valid UTF-8
+ * without NUL.  The leaf is the writer's: here only time_us, or time_text where the server has to read it.
  */
-void transform_row(Mapping *mapping, const Message *message, const Value *values);
+void transform_row(Mapping *mapping, const Message *message);
+/* The message becomes a dead letter of stage decode. */
+Row *transform_refuse(Mapping *mapping, const Message *message, const char *reason);
 /* COPY text of a value; out has room for 2 * n_bytes.  Returns the end. */
 char *copy_escape(char *out, const char *text, size_t n_bytes);
+
+/* Fields that no column takes, under on_unknown_field = add_column or dead_letter.  Zeroed but for the first two. */
+typedef struct Growth
+{
+	const Config *config;
+	const Table *table;
+	NewColumns wanted; /* not yet handed out */
+	NewColumns asked;  /* handed out before */
+	NewColumns given;  /* the end of asked: what was handed out last */
+} Growth;
+
+/*
+ * Such a field, and the type of a column for it; NULL: it tells nothing.  Writes why the message cannot be stored, if it
+ * cannot, or not yet, to reason: it is a dead letter until it is decoded again.
+ */
+void growth_field(Growth *growth, const char *name, size_t n_bytes, const char *type, char *reason,
+				  size_t reason_bytes);
+/* What is wanted, once; NULL: nothing.  Valid until the next call. */
+const NewColumns *growth_take(Growth *growth);
+void growth_free(Growth *growth);
+
+/* ---- decode_json.c ---- */
+
+typedef struct JsonReader JsonReader;
+
+JsonReader *decode_json_open(const Config *config, Mapping *mapping, Growth *growth);
+void decode_json_close(JsonReader *json);
+/* After mapping_build(). */
+void decode_json_remap(JsonReader *json);
+/*
+ * Both fill mapping->values, which begin as missing; return what is wrong with the message, or NULL.  Headers come
+ * first.  The message must be valid UTF-8 without NUL.
+ */
+const char *decode_json_headers(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
+const char *decode_json_read(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
 
 /* ---- decode.c ---- */
 
@@ -722,10 +798,11 @@ size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_
 					int64_t offset);
 
 /*
- * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL.  The caller adds them, describes the
- * table and builds the mapping anew, and decodes the rows again; no name is asked for twice.
+ * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL; valid until the next call.  To be
+ * asked after each poll and each decode_again(), before a batch is sealed.  The caller adds them, describes the table and
+ * builds the mapping anew, and decodes the rows again.  No name is given twice.
  */
-const NewColumns *decode_wants(const Decoder *decoder);
+const NewColumns *decode_wants(Decoder *decoder);
 /*
  * After mapping_free() and mapping_build() of the decoder's mapping: each row of the batch (the open one, or one that
  * waits) that is not dropped is decoded anew from its raw bytes, whatever became of it before, CSV by the header it was

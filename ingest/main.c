@@ -15,6 +15,8 @@ usage(FILE *out)
 		"millrace: events from Kafka or files into PostgreSQL, exactly once\n"
 		"\n"
 		"  millrace run FILE.ini... [--once] [--progress] [--section.key=value ...]\n"
+		"  millrace run FILE.ini... --show N    prints the next N rows as they would be stored, and stores "
+		"none\n"
 		"  millrace check FILE.ini... [--section.key=value ...]\n"
 		"  millrace check --suggest-table FILE  proposes a table for a sample of CSV or JSON lines\n"
 		"  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"

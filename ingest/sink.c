@@ -204,6 +204,8 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	if (is_set || *is_zone_wrong)
 	{
 		PQclear(PQexec(sink->connection, our_session));
+		if (sink->config->n_shown > 0)
+			PQclear(PQexec(sink->connection, "SET default_transaction_read_only = on"));
 		set_cancel(sink, PQgetCancel(sink->connection));
 		return true;
 	}
@@ -462,12 +464,14 @@ array_number(Buffer *out, int64_t number)
 static void
 check_privileges(Sink *sink, Config *config, const Table *table)
 {
-	const char *params[] = {table->name};
+	/* Positions of files that are gone are deleted. */
+	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			"SELECT DISTINCT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
 			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.ingest_offsets', $2),"
 			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
 			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
 			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
@@ -480,7 +484,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			1, params, &result);
+			2, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -539,11 +543,15 @@ read_columns(Sink *sink, Table *table, const char *oid)
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT a.attname, pg_catalog.quote_ident(a.attname), coalesce(nullif(t.typbasetype, 0), t.oid),"
-			" coalesce(nullif(t.typbasetype, 0), t.oid) IN ('json'::regtype, 'jsonb'::regtype),"
+			"SELECT a.attname, pg_catalog.quote_ident(a.attname), b.oid,"
+			" b.oid IN ('json'::regtype, 'jsonb'::regtype),"
 			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,"
-			" pg_catalog.pg_get_expr(d.adbin, d.adrelid)"
+			" pg_catalog.pg_get_expr(d.adbin, d.adrelid),"
+			" CASE WHEN b.typcategory = 'A' THEN e.typdelim END,"
+			" coalesce(nullif(e.typbasetype, 0), e.oid) IN ('json'::regtype, 'jsonb'::regtype)"
 			" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+			" JOIN pg_catalog.pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)"
+			" LEFT JOIN pg_catalog.pg_type e ON e.oid = b.typelem"
 			" LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
 			" WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
 			" ORDER BY a.attnum",
@@ -561,6 +569,8 @@ read_columns(Sink *sink, Table *table, const char *oid)
 			.is_json = PQgetvalue(result, i, 3)[0] == 't',
 			.has_default = PQgetvalue(result, i, 4)[0] == 't',
 			.expression = PQgetisnull(result, i, 5) ? NULL : mem_string(PQgetvalue(result, i, 5)),
+			.array_delimiter = PQgetvalue(result, i, 6)[0],
+			.is_json_array = PQgetvalue(result, i, 7)[0] == 't',
 		};
 	PQclear(result);
 	return SINK_OK;
@@ -950,18 +960,25 @@ sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *
 	" file_defect IS NOT NULL"
 
 static FileMark
-read_mark(const PGresult *result, int row, int column)
+read_mark(const PGresult *result, int row, int column, int64_t next)
 {
+	int64_t printed = -1;
 	FileMark mark = {
 		.size_bytes = strtoll(PQgetvalue(result, row, column + 1), NULL, 10),
 		.modified_us = strtoll(PQgetvalue(result, row, column + 2), NULL, 10),
 		.defect = PQgetvalue(result, row, column + 4)[0] == 't' ? "damaged" : NULL,
 	};
 
-	snprintf(mark.id, sizeof mark.id, "%s", PQgetvalue(result, row, column));
-	snprintf(mark.fingerprint, sizeof mark.fingerprint, "%s", PQgetvalue(result, row, column + 3));
+	sscanf(PQgetvalue(result, row, column), "%" SCNu64 "/%" SCNd64, &mark.inode, &mark.born_ns);
+	mark.has_prints = sscanf(PQgetvalue(result, row, column + 3), "%" SCNd64 ":%8" SCNx32 ":%8" SCNx32,
+							 &printed, &mark.head_crc, &mark.tail_crc) == 3 &&
+		printed == next;
 	return mark;
 }
+
+#define ONE_POSITION                                                    \
+	"SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets" \
+	" WHERE source = $1 AND topic = $2 AND partition = $3::int"
 
 SinkStatus
 sink_position(Sink *sink, Position *position, int64_t first)
@@ -973,7 +990,7 @@ sink_position(Sink *sink, Position *position, int64_t first)
 
 	snprintf(partition, sizeof partition, "%" PRId32, position->partition);
 	snprintf(first_text, sizeof first_text, "%" PRId64, first);
-	status = first == NO_OFFSET
+	status = first == NO_OFFSET || sink->config->n_shown > 0
 		? SINK_OK
 		: run(sink,
 			  "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
@@ -981,20 +998,18 @@ sink_position(Sink *sink, Position *position, int64_t first)
 			  4, params, NULL);
 	if (status != SINK_OK)
 		return status;
-	status = run(sink,
-				 "SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
-				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
-				 3, params, &result);
+	status =
+		run(sink, sink->config->n_shown > 0 ? ONE_POSITION : ONE_POSITION " FOR UPDATE", 3, params, &result);
 	if (status != SINK_OK)
 		return status;
 	if (PQntuples(result) == 1)
 	{
 		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
-		position->file = read_mark(result, 0, 1);
+		position->file = read_mark(result, 0, 1, position->next);
 		position->is_new = false;
 	}
-	else if (first == NO_OFFSET)
-		position->stored = position->next = NO_OFFSET;
+	else if (first == NO_OFFSET || sink->config->n_shown > 0)
+		position->stored = position->next = first;
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
@@ -1006,6 +1021,8 @@ sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int6
 {
 	Buffer array = {0};
 
+	if (sink->config->n_shown > 0)
+		return SINK_OK;
 	buffer_add(&array, "{", 1);
 	for (int i = 0; i < n_partitions; i++)
 		array_number(&array, firsts[i]);
@@ -1039,11 +1056,15 @@ sink_positions(Sink *sink, Positions *positions)
 	positions->n_positions = PQntuples(result);
 	positions->list = mem_alloc(sizeof(Position) * (size_t) (positions->n_positions + 1));
 	for (int i = 0; i < positions->n_positions; i++)
+	{
+		int64_t stored = strtoll(PQgetvalue(result, i, 1), NULL, 10);
+
 		positions->list[i] = (Position){
 			.topic = mem_string(PQgetvalue(result, i, 0)),
-			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
-			.file = read_mark(result, i, 2),
+			.stored = stored,
+			.file = read_mark(result, i, 2, stored),
 		};
+	}
 	PQclear(result);
 	return SINK_OK;
 }
@@ -1053,6 +1074,8 @@ sink_forget(Sink *sink, const Positions *positions)
 {
 	Buffer topics = {0}, stored = {0};
 
+	if (sink->config->n_shown > 0)
+		return SINK_OK;
 	buffer_add(&topics, "{", 1);
 	buffer_add(&stored, "{", 1);
 	for (int i = 0; i < positions->n_positions; i++)
@@ -1916,18 +1939,25 @@ enum
 };
 
 static void
-mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark)
+mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark, int64_t next)
 {
-	char modified[40];
+	char modified[40] = "", id[48] = "", prints[48] = "";
 
-	time_format(mark->modified_us, modified, sizeof modified);
-	array_text_or_null(&arrays[ARRAY_ID], mark->id[0] ? mark->id : NULL);
-	if (mark->id[0] && mark->size_bytes >= 0)
+	if (mark->inode != 0)
+	{
+		time_format(mark->modified_us, modified, sizeof modified);
+		snprintf(id, sizeof id, "%" PRIu64 "/%" PRId64, mark->inode, mark->born_ns);
+	}
+	if (mark->has_prints)
+		snprintf(prints, sizeof prints, "%" PRId64 ":%08" PRIx32 ":%08" PRIx32, next, mark->head_crc,
+				 mark->tail_crc);
+	array_text_or_null(&arrays[ARRAY_ID], id[0] ? id : NULL);
+	if (mark->inode != 0 && mark->size_bytes >= 0)
 		array_number(&arrays[ARRAY_SIZE], mark->size_bytes);
 	else
 		array_text_or_null(&arrays[ARRAY_SIZE], NULL);
-	array_text_or_null(&arrays[ARRAY_MODIFIED], mark->id[0] ? modified : NULL);
-	array_text_or_null(&arrays[ARRAY_FINGERPRINT], mark->fingerprint[0] ? mark->fingerprint : NULL);
+	array_text_or_null(&arrays[ARRAY_MODIFIED], modified[0] ? modified : NULL);
+	array_text_or_null(&arrays[ARRAY_FINGERPRINT], prints[0] ? prints : NULL);
 	array_text_or_null(&arrays[ARRAY_DEFECT], mark->defect);
 }
 
@@ -1951,7 +1981,7 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
 		array_number(&arrays[ARRAY_NEW], position->is_new);
-		mark_arrays(arrays, &position->file);
+		mark_arrays(arrays, &position->file, position->next);
 		n_positions++;
 	}
 	for (int g = 0; g < sink->n_groups; g++)
@@ -2024,8 +2054,9 @@ move_positions(Sink *sink)
 static bool
 mark_is_same(const FileMark *a, const FileMark *b)
 {
-	return strcmp(a->id, b->id) == 0 && strcmp(a->fingerprint, b->fingerprint) == 0 &&
-		(a->id[0] == '\0' || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
+	return a->inode == b->inode && a->born_ns == b->born_ns && a->head_crc == b->head_crc &&
+		a->tail_crc == b->tail_crc &&
+		(a->inode == 0 || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
 }
 
 /* COMMIT was sent and not answered: did it happen?  *is_stored says. */

@@ -43,6 +43,7 @@ chain_open(Format format, int n_rules, Pair *rules)
 	chain->config.format = format;
 	chain->config.csv_delimiter = ",";
 	chain->config.csv_null = "";
+	chain->config.csv_quote = chain->config.csv_escape = "\"";
 	chain->config.csv_header = 1;
 	chain->config.timezone = "UTC";
 	chain->config.max_record_bytes = 4096;
@@ -561,6 +562,8 @@ test_infinity(void **state)
 	assert_int_equal(chain->batch.n_rows, 3);
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(chain->batch.rows[i].leaf, LEAF_PARENT);
+	assert_string_equal(chain->batch.rows[0].dead->reason, "event time is infinite");
+	assert_null(chain->batch.rows[1].dead);
 	chain_close(chain);
 }
 

@@ -178,6 +178,7 @@ is "$? $(value "SELECT string_agg(id::text, ' ') FROM ev WHERE file = 'far.csv'"
 is "$(value "SELECT stage, regexp_replace(reason, '^event time [^ ]* [^ ]* ', '') FROM millrace.dead_letters WHERE source = 'far' AND stage = 'partition' ORDER BY \"offset\"")" \
 	'partition|is further in the future than target.max_future
 partition|is before target.min_time
+partition|event time is infinite
 partition|is older than the retention of the table
 partition|is further in the future than target.max_future' "they are dead letters that say why"
 
@@ -187,7 +188,7 @@ expire() { value "SELECT millrace.create_source('ev', 'at', retention => '$1')" 
 n_left() { answers "SELECT count(*) FROM millrace.partitions('ev')" "$1"; }
 keep() { # keep OPTION …: an ingester that has nothing to read and maintains all the time
 	maker idle
-	timeout 120 "$millrace" run "$work/idle.ini" --target.maintain=100ms "$@" >>"$work/idle.log" 2>&1 &
+	"$millrace" run "$work/idle.ini" --target.maintain=100ms "$@" >>"$work/idle.log" 2>&1 &
 	keeper=$!
 }
 n_windows=$(value 'SELECT count(*) FROM per_day')
@@ -223,9 +224,7 @@ is "$(grep -c 'older than the retention of its table: dropped' "$work/idle.log")
 expire '30 days'
 psql -qX -c 'BEGIN' -c 'SELECT count(*) FROM ev' -c 'SELECT pg_sleep(600)' >/dev/null 2>&1 &
 until_true answers "SELECT count(*) FROM pg_locks WHERE relation = 'ev'::regclass AND mode = 'AccessShareLock' AND granted" 1
-value 'DROP TABLE ev_rest' 2>/dev/null &
-keep --batch.drain=1s
-value "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'DROP TABLE ev_rest%' AND pid <> pg_backend_pid()" >/dev/null
+keep
 until_true grep -q 'are in use' "$work/idle.log"
 ok $? "a table that is in use is not locked for long: tried again later"
 kill -TERM $keeper
@@ -259,7 +258,7 @@ for i in 1 2 3; do
 	until_true answers 'SELECT count(*) FROM t' $i
 done
 ok $? "of two hosts the one that takes writes is used, although it is the second"
-is "$(value 'SELECT DISTINCT name, value FROM session ORDER BY name COLLATE "C"')" 'TimeZone|UTC
+is "$(value 'SELECT name, value FROM session GROUP BY 1, 2 ORDER BY name COLLATE "C"')" 'TimeZone|UTC
 client_connection_check_interval|10000
 idle_in_transaction_session_timeout|60000
 tcp_keepalives_idle|30' "the server's side of the connection does not outlive the ingester"
