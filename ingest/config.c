@@ -997,13 +997,16 @@ config_help(FILE *out)
 	}
 	fputs("  --source.kafka.PROPERTY=VALUE\n", out);
 	config_print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
-	fputs("  --columns.COLUMN=FIELD\n", out);
+	fputs("  --columns.COLUMN=FIELD [format:FORMAT] [default:TEXT]\n", out);
 	config_print_wrapped(
 		out,
 		"What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
-		"whole message), $topic, "
-		"$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
-		"the server.  FIELD "
-		"default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
-		"field of its own name.");
+		"whole message), "
+		"$topic, $file, $partition, $offset, $key, $timestamp, $headers, $header.NAME, $rest (the "
+		"fields that "
+		"no column takes, as JSON); nothing after the = leaves the column to the server.  FORMAT "
+		"reads a time: "
+		"iso, epoch_s, epoch_ms, epoch_us, or a pattern such as %d.%m.%Y %H:%M:%S.%f %z.  TEXT is "
+		"taken where "
+		"the field is missing.  A column without a line takes the field of its own name.");
 }

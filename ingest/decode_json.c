@@ -22,7 +22,8 @@ typedef struct Node
 	struct Node *first, *after; /* guesses: its first known key, and the known key behind it */
 	int *columns;				/* in the mapping, that take this value */
 	int n_columns;
-	bool wants_raw, wants_text; /* by the columns' types; an array column wants both */
+	int only;		 /* the column, where there is one and it takes any value as text; else -1 */
+	bool wants_text; /* some column takes it unescaped */
 } Node;
 
 typedef struct Level
@@ -51,6 +52,7 @@ struct JsonReader
 {
 	const Config *config;
 	Mapping *mapping;
+	Value *values; /* of the mapping */
 	Growth *growth;
 	Node root, header_root;
 	yajl_handle parser;
@@ -142,8 +144,8 @@ node_add_column(Node *node, int i, const Column *column)
 {
 	node->columns = mem_grow(node->columns, (size_t) node->n_columns + 1, sizeof(int));
 	node->columns[node->n_columns++] = i;
-	node->wants_raw |= column->is_json || column->array_delimiter != 0;
 	node->wants_text |= !column->is_json;
+	node->only = node->n_columns == 1 && !column->is_json && column->array_delimiter == 0 ? i : -1;
 }
 
 /* ---- arrays ---- */
@@ -408,10 +410,15 @@ array_of_one(JsonReader *json, Value raw)
 static int
 node_assign(JsonReader *json, const Node *node, Value text, Value raw)
 {
+	if (node->only >= 0)
+	{
+		json->values[node->only] = text;
+		return 1;
+	}
 	for (int i = 0; i < node->n_columns; i++)
 	{
 		const Column *column = json->mapping->columns[node->columns[i]].column;
-		Value *value = &json->mapping->values[node->columns[i]];
+		Value *value = &json->values[node->columns[i]];
 
 		*value = column->is_json ? raw : text;
 		if (column->array_delimiter == 0 || raw.kind != VALUE_TEXT)
@@ -804,6 +811,7 @@ decode_json_remap(JsonReader *json)
 {
 	const Mapping *mapping = json->mapping;
 
+	json->values = mapping->values;
 	node_free(json->root.child);
 	node_free(json->header_root.child);
 	memset(&json->root, 0, sizeof json->root);

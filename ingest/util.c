@@ -282,7 +282,7 @@ buffer_room(Buffer *buffer, size_t n_bytes)
 {
 	if (n_bytes > SIZE_MAX / 4 || buffer->n_bytes > SIZE_MAX / 4)
 		out_of_memory(n_bytes);
-	if (buffer->capacity - buffer->n_bytes < n_bytes)
+	if (buffer->data == NULL || buffer->capacity - buffer->n_bytes < n_bytes)
 	{
 		size_t capacity = buffer->capacity ? buffer->capacity : 256;
 
@@ -552,6 +552,13 @@ utf8_length(const unsigned char *c, size_t n_bytes)
 	return length;
 }
 
+/* Not 0 when a byte is NUL or above 127; perhaps also behind such a byte. */
+static inline uint64_t
+has_zero_or_high(uint64_t word)
+{
+	return (word | (word - EVERY_BYTE(0x01))) & EVERY_BYTE(0x80);
+}
+
 const char *
 text_defect(const char *text, size_t n_bytes, size_t *at)
 {
@@ -560,13 +567,23 @@ text_defect(const char *text, size_t n_bytes, size_t *at)
 
 	while (i < n_bytes)
 	{
-		uint64_t word;
+		uint64_t words[4];
 
-		/* Eight ASCII bytes at a time, none of them NUL. */
+		/* ASCII bytes, none of them NUL: by 32, and by 8. */
+		while (n_bytes - i >= 32)
+		{
+			memcpy(words, bytes + i, 32);
+			if ((has_zero_or_high(words[0]) | has_zero_or_high(words[1]) | has_zero_or_high(words[2]) |
+				 has_zero_or_high(words[3])) != 0)
+				break;
+			i += 32;
+		}
+		if (i == n_bytes)
+			break;
 		if (n_bytes - i >= 8)
 		{
-			memcpy(&word, bytes + i, 8);
-			if (((word | (word - EVERY_BYTE(0x01))) & EVERY_BYTE(0x80)) == 0)
+			memcpy(words, bytes + i, 8);
+			if (has_zero_or_high(words[0]) == 0)
 			{
 				i += 8;
 				continue;
