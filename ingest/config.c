@@ -83,7 +83,7 @@ static const Option options[] = {
 	{"source.topic", OPTION_TEXT, AT(topic), NULL, 0, 0, NULL, "Kafka: topic."},
 	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
 	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the "
-	 "table."},
+	 "table with its schema."},
 	{"source.start", OPTION_TEXT, AT(start_text), "earliest", 0, 0, NULL,
 	 "Kafka: where a topic is begun that the stream has no position of: earliest, latest, a time as "
 	 "2024-03-01 "
@@ -152,6 +152,9 @@ static const Option options[] = {
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
 	{"batch.drain", OPTION_DURATION, AT(drain_ms), "10s", 0, 3600000, NULL,
 	 "How long a stop by SIGTERM waits until what has been read is stored."},
+	{"dead_letters.limit", OPTION_NUMBER, AT(dead_limit), "0", 0, INT64_C(1) << 40, NULL,
+	 "Stop with status 9 when more dead letters of the stream than this are kept in millrace.dead_letters, "
+	 "and do not start before some are replayed or deleted.  0: no limit."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
 	{"log.format", OPTION_CHOICE, AT(log_format), "text", 0, 0, log_formats,
@@ -753,9 +756,8 @@ derive(Config *config)
 		config->max_rows = config->type == SOURCE_KAFKA || config->type == SOURCE_STDIN ? 50000 : INT32_MAX;
 	if (config->type == SOURCE_KAFKA)
 		config->csv_header = 0;
-	if (config->group == NULL)
-		config->group = mem_printf("millrace-%s", config->table ? config->table : "");
-	if (config->name != NULL)
+	/* Without a group the name is that of the table, which only the database knows for certain: sink_describe(). */
+	if (config->name != NULL || (config->type == SOURCE_KAFKA && config->group == NULL))
 		return;
 	if (config->type == SOURCE_KAFKA)
 		config->name = mem_string(config->group);
@@ -829,7 +831,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	derive(config);
 	if (config->n_shown > 0)
 		only_show(config);
-	config->metrics = metrics_open(config->name);
+	config->metrics = metrics_open(config->name ? config->name : "");
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
@@ -894,9 +896,18 @@ config_agree(Config *config, const Config *first)
 								first->file);
 	if (config->type == SOURCE_STDIN && first->type == SOURCE_STDIN)
 		config_error_at(config, "source.type", "standard input is read by %s", first->file);
-	else if (strcmp(config->name, first->name) == 0)
-		config_error_at(config, "source.name", "stream \"%s\" is read by %s: give one of them another name",
-						config->name, first->file);
+	else
+		config_names_differ(config, first);
+}
+
+bool
+config_names_differ(Config *config, const Config *first)
+{
+	if (config->name == NULL || !is_same_text(config->name, first->name))
+		return true;
+	config_error_at(config, "source.name", "stream \"%s\" is read by %s: give one of them another name",
+					config->name, first->file);
+	return false;
 }
 
 static bool

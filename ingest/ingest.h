@@ -34,7 +34,8 @@ typedef enum ExitCode
 	EXIT_TARGET = 5,	 /* table or column unknown, extension missing */
 	EXIT_FENCED = 6,	 /* another ingester has moved the position of this stream */
 	EXIT_REFUSED = 7,	 /* the server refuses for a reason that is not in the data */
-	EXIT_FORCED = 8		 /* second signal: stopped at once; the open batch is rolled back by the server */
+	EXIT_FORCED = 8,	 /* second signal: stopped at once; the open batch is rolled back by the server */
+	EXIT_LIMIT = 9		 /* more dead letters than dead_letters.limit */
 } ExitCode;
 
 /* ---- util.c ---- */
@@ -53,10 +54,10 @@ typedef enum LogFormat
 	LOG_JSON /* an object a line: time, level, stream, message */
 } LogFormat;
 
-/* Of the process; set while one thread runs. */
-extern LogLevel log_level;
-extern LogFormat log_format;
-extern bool log_names_streams; /* in text, too */
+/* Of the process. */
+extern _Atomic LogLevel log_level;
+extern _Atomic LogFormat log_format;
+extern bool log_names_streams; /* in text, too; set while one thread runs */
 /* What the calling thread logs from now on is about this stream; NULL: about the process.  The text is kept by the caller. */
 void log_stream(const char *stream);
 void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -199,6 +200,14 @@ typedef struct Pairs
 	int n_pairs;
 } Pairs;
 
+/* Which dead letters of the stream: millrace dead-letters. */
+typedef struct LetterFilter
+{
+	const char *ids;			  /* int8multirange; NULL: any */
+	const char *stage, *sqlstate; /* NULL: any */
+	int64_t limit;
+} LetterFilter;
+
 typedef struct Config
 {
 	int64_t type, format;
@@ -228,7 +237,9 @@ typedef struct Config
 	char *metrics_listen; /* host:port; NULL: off */
 	int64_t metrics_interval_ms;
 	Pairs columns, kafka;
+	int64_t dead_limit;
 	/* command line only */
+	const LetterFilter *replay; /* these are the source; NULL: the source is */
 	const char *file;
 	int n_flags;
 	char **flags;
@@ -246,6 +257,8 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* False, and an error, when two streams have one name; a name that is not known yet is none. */
+bool config_names_differ(Config *config, const Config *first);
 /* Reports what two files that run in one process cannot have both; at config's place. */
 void config_agree(Config *config, const Config *first);
 /* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
@@ -297,6 +310,8 @@ typedef struct Metrics
 } Metrics;
 
 /* The stream's name is copied. */
+/* The stream has another name; the text is copied. */
+void metrics_rename(Metrics *metrics, const char *stream);
 Metrics *metrics_open(const char *stream);
 void metrics_close(Metrics *metrics);
 /* From now on they are served, until metrics_close(). */
@@ -378,7 +393,7 @@ bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
-	const char *data, *key; /* key NULL: none */
+	const char *data, *key; /* NULL: none; without data it is a tombstone */
 	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
 	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
@@ -423,7 +438,8 @@ typedef struct Batch
 	int64_t number;	   /* of the batch in this run, from 1 */
 	int64_t opened_us; /* monotonic time of the first row */
 	int64_t max_rows, max_bytes;
-	bool has_moved; /* a position moved even without a row: a header, a blank line */
+	bool has_moved;	  /* a position moved even without a row: a header, a blank line */
+	int64_t *letters; /* replay: the dead letter that rows[i] was, in the arena; NULL: none was one */
 	Positions positions;
 } Batch;
 
@@ -492,7 +508,8 @@ typedef enum SinkStatus
 	SINK_CHANGED, /* the table has other columns than the rows were made for */
 	SINK_DENIED,  /* a privilege is missing */
 	SINK_FENCED,  /* the position is not what this process last saw */
-	SINK_BROKEN	  /* every row is refused, so the fault is not in the rows */
+	SINK_BROKEN,  /* every row is refused, so the fault is not in the rows */
+	SINK_LIMIT	  /* more dead letters than dead_letters.limit; what was given is stored, or not touched */
 } SinkStatus;
 
 /* Budgets of one operation; zero it before the first try. */
@@ -575,6 +592,39 @@ int64_t copy_context_line(const char *context, const char *relation);
 bool copy_context_is_plain(const char *context, const char *relation);
 /* True when COPY's own line is the first, and names a column: the input of a value failed. */
 bool copy_context_has_column(const char *context, const char *relation);
+/*
+ * While a handler refuses a whole batch: a row of the open one may show that it does not refuse every row.  Reader's thread,
+ * at any time.
+ */
+void sink_offer(Sink *sink, const Batch *open);
+
+/* A dead letter as it is kept; everything lives as long as the result it comes from. */
+typedef struct Letter
+{
+	int64_t id;
+	Message message; /* without position */
+	const char *topic;
+	int32_t partition;
+	const char *csv_header; /* NULL: none */
+	const char *stage, *sqlstate, *reason, *created;
+} Letter;
+
+typedef void (*LetterCall)(void *context, const Letter *letter, int number, int n_letters);
+
+/*
+ * Letters of the stream with after < id <= *until, by id, at most n_most and with payloads of some max_bytes; *until 0: set
+ * to the last there is.  *n_letters 0: there are no more.
+ */
+SinkStatus sink_letters(Sink *sink, const LetterFilter *filter, int64_t after, int64_t *until, int64_t n_most,
+						int64_t max_bytes, LetterCall call, void *context, int *n_letters);
+
+typedef void (*OffsetCall)(void *context, const char *topic, const char *partition, const char *next_offset,
+						   const char *updated);
+/* Every position of the stream, by topic and partition. */
+SinkStatus sink_offsets(Sink *sink, OffsetCall call, void *context);
+/* Sets one; *old, which the caller frees, is what it was, NULL: there was none. */
+SinkStatus
+sink_set_offset(Sink *sink, const char *topic, const char *partition, const char *next_offset, char **old);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
 #define PARENT_BELOW_ROWS 1000
 
@@ -848,6 +898,12 @@ void json_walker_close(JsonWalker *walker);
 /* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
 bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
 
+/* ---- dead_letters.c ---- */
+
+/* millrace dead-letters and millrace offsets; argv[0] is that word.  Returns the exit status. */
+int dead_letters(int argc, char **argv);
+int offsets(int argc, char **argv);
+
 /* ---- source_file.c, source_kafka.c ---- */
 
 typedef enum SourceStatus
@@ -861,6 +917,12 @@ typedef enum SourceStatus
 
 typedef struct FileSource FileSource;
 typedef struct KafkaSource KafkaSource;
+typedef struct LetterSource LetterSource;
+
+/* Dead letters are the source: each chunk of them is a batch, which takes them from the table as it is stored. */
+LetterSource *letter_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);
+SourceStatus letter_source_poll(LetterSource *source, ExitCode *exit_code);
+void letter_source_close(LetterSource *source); /* says what was left out */
 
 ExitCode file_source_check(Config *config);
 FileSource *file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);

@@ -76,6 +76,15 @@ metrics_close(Metrics *metrics)
 }
 
 void
+metrics_rename(Metrics *metrics, const char *stream)
+{
+	pthread_mutex_lock(&lock);
+	free((char *) metrics->stream);
+	metrics->stream = mem_string(stream);
+	pthread_mutex_unlock(&lock);
+}
+
+void
 metrics_publish(Metrics *metrics)
 {
 	Metrics **link = &published;

@@ -31,6 +31,7 @@ typedef struct Pipeline
 	Writer *writer;
 	FileSource *files;
 	KafkaSource *kafka;
+	LetterSource *letters;
 	bool must_give;			  /* the source has come to a good place to end the batch */
 	bool at_end;			  /* it has nothing more */
 	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
@@ -59,7 +60,9 @@ prepare(Pipeline *pipeline, bool checks_broker)
 	Config *config = pipeline->config;
 	ExitCode code = config->n_errors ? EXIT_USAGE : EXIT_DONE;
 
-	if (config->type == SOURCE_DIRECTORY || config->type == SOURCE_FILE)
+	if (config->replay != NULL)
+		; /* what was read once need not be there any more */
+	else if (config->type == SOURCE_DIRECTORY || config->type == SOURCE_FILE)
 		code = first_of(code, file_source_check(config));
 	else if (config->type == SOURCE_KAFKA && checks_broker && config->topic && config->brokers)
 		code = first_of(code, kafka_source_check(config));
@@ -78,7 +81,7 @@ prepare(Pipeline *pipeline, bool checks_broker)
 static bool
 shows_progress(const Config *config)
 {
-	return config->progress || isatty(STDERR_FILENO);
+	return config->log_format == LOG_TEXT && (config->progress || isatty(STDERR_FILENO));
 }
 
 /* With a progress line only warnings: it says as much as the batches' lines do. */
@@ -100,6 +103,11 @@ build(Pipeline *pipeline)
 	pipeline->mapping.batch = &pipeline->batch;
 	pipeline->writer = writer_open(config, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
 	pipeline->decoder = decoder_open(config, &pipeline->mapping);
+	if (config->replay != NULL)
+	{
+		pipeline->letters = letter_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch);
+		return EXIT_DONE;
+	}
 	if (config->type == SOURCE_KAFKA)
 		return kafka_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch,
 								 &pipeline->kafka);
@@ -143,7 +151,7 @@ take_stored(Pipeline *pipeline)
 	pipeline->n_fenced = 0;
 	if (pipeline->files != NULL)
 		file_source_stored(pipeline->files, &stored);
-	else
+	else if (pipeline->kafka != NULL)
 		kafka_source_stored(pipeline->kafka, &stored);
 	positions_clear(&stored);
 }
@@ -399,7 +407,8 @@ turn(Pipeline *pipeline)
 
 			pipeline->blocked_since_us = 0;
 			status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, wait, &code)
-									 : file_source_poll(pipeline->files, wait, &code);
+				: pipeline->files	 ? file_source_poll(pipeline->files, wait, &code)
+									 : letter_source_poll(pipeline->letters, &code);
 			pipeline->at_end = status == SOURCE_END;
 			pipeline->must_give = status == SOURCE_FLUSH || status == SOURCE_END;
 		}
@@ -420,6 +429,7 @@ turn(Pipeline *pipeline)
 			give(pipeline);
 			pipeline->must_give = false;
 		}
+		sink_offer(pipeline->sink, &pipeline->batch);
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
@@ -516,6 +526,7 @@ read_stream(void *argument)
 		look_around(pipeline);
 		tell_lost(pipeline);
 	}
+	letter_source_close(pipeline->letters);
 	kafka_source_close(pipeline->kafka);
 	file_source_close(pipeline->files);
 	writer_close(pipeline->writer);
@@ -678,6 +689,10 @@ pipeline_run(Config *configs, int n_configs)
 	{
 		streams[i].config = &configs[i];
 		code = first_of(code, prepare(&streams[i], false));
+		/* Some have their name only now. */
+		for (int j = 0; code == EXIT_DONE && j < i; j++)
+			if (!config_names_differ(&configs[i], &configs[j]))
+				code = EXIT_USAGE;
 	}
 	if (code == EXIT_DONE)
 	{

@@ -16,11 +16,11 @@
 
 /* ---- log ---- */
 
-LogLevel log_level = LOG_INFO;
-LogFormat log_format = LOG_TEXT;
+_Atomic LogLevel log_level = LOG_INFO;
+_Atomic LogFormat log_format = LOG_TEXT;
 bool log_names_streams;
 static _Thread_local const char *log_about;
-static bool progress_is_open; /* the cursor stands behind a progress line; under the lock of stderr */
+static atomic_bool progress_is_open; /* the cursor stands behind a progress line */
 
 void
 log_stream(const char *stream)
