@@ -669,8 +669,11 @@ time_format(int64_t time_us, char *out, size_t out_bytes)
 	at = put_digits(at, rest / 1000000 % 60, 2);
 	*at++ = '.';
 	at = put_digits(at, rest % 1000000, 6);
-	memcpy(at, year > 0 ? "+00" : "+00 BC", year > 0 ? 4 : 7);
-	snprintf(out, out_bytes, "%s", text);
+	memcpy(at, "+00 BC", 6);
+	at += year > 0 ? 3 : 6;
+	size_t n_bytes = (size_t) (at - text) < out_bytes ? (size_t) (at - text) : out_bytes - 1;
+	memcpy(out, text, n_bytes);
+	out[n_bytes] = '\0';
 }
 
 /* Reads n digits at *at into *value; false when there are fewer. */
