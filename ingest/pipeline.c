@@ -68,9 +68,9 @@ prepare(Pipeline *pipeline, bool checks_broker)
 		code = first_of(code, kafka_source_check(config));
 	if (config->table == NULL || config->table[0] == '\0')
 		return code;
-	ExitCode opened = sink_open(config, &pipeline->sink);
-	if (opened != EXIT_DONE)
-		return first_of(code, opened);
+	code = first_of(code, sink_open(config, &pipeline->sink));
+	if (!sink_is_open(pipeline->sink))
+		return code;
 	ExitCode described = sink_describe(pipeline->sink, config, &pipeline->table);
 	code = first_of(code, described);
 	if (pipeline->table.columns == NULL)
@@ -81,13 +81,14 @@ prepare(Pipeline *pipeline, bool checks_broker)
 static bool
 shows_progress(const Config *config)
 {
-	return config->progress || isatty(STDERR_FILENO);
+	return config->log_format == LOG_TEXT && (config->progress || isatty(STDERR_FILENO));
 }
 
 /* With a progress line only warnings: it says as much as the batches' lines do. */
 static void
 set_log_level(const Config *config)
 {
+	log_format = (LogFormat) config->log_format;
 	log_level =
 		shows_progress(config) && !config->log_level_given ? LOG_WARNING : (LogLevel) config->log_level;
 }
@@ -460,7 +461,6 @@ turn(Pipeline *pipeline)
 			pipeline->must_give = false;
 		}
 		sink_offer(pipeline->sink, &pipeline->batch);
-		pipeline->config->metrics->is_reading = true;
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
@@ -536,13 +536,15 @@ static void *
 read_stream(void *argument)
 {
 	Pipeline *pipeline = argument;
-	const Metrics *metrics = pipeline->config->metrics;
+	Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
 
 	pthread_setname_np(pthread_self(), "reader");
+	log_stream(pipeline->config->name);
 	ExitCode code = build(pipeline);
 	bool is_built = code == EXIT_DONE, shows = pipeline->config->n_shown > 0;
 
+	metrics->is_reading = is_built;
 	if (is_built && shows)
 		code = show(pipeline);
 	else if (is_built)
@@ -711,6 +713,7 @@ pipeline_run(Config *configs, int n_configs)
 
 	signals_take_reload();
 	set_log_level(&configs[0]);
+	log_names_streams = n_configs > 1;
 	for (int i = 0; i < n_configs; i++)
 		metrics_publish(configs[i].metrics);
 	ExitCode code = metrics_serve(&configs[0]);
@@ -727,7 +730,9 @@ pipeline_run(Config *configs, int n_configs)
 	{
 		for (int i = 0; i < n_configs; i++)
 			start(&streams[i]);
+		Maintainer *maintainer = maintainer_start(configs, n_configs);
 		code = watch(streams, n_configs);
+		maintainer_stop(maintainer);
 	}
 	for (int i = 0; i < n_configs; i++)
 		release(&streams[i]);

@@ -110,6 +110,7 @@ work(void *argument)
 
 	pthread_setname_np(pthread_self(), "writer");
 	stop_after_drain();
+	log_stream(writer->config->name);
 	pthread_mutex_lock(&writer->lock);
 	for (;;)
 	{
