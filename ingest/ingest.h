@@ -352,6 +352,7 @@ typedef struct Positions
 } Positions;
 
 int position_find(Positions *positions, const char *topic, int32_t partition); /* adds it when new */
+int position_add(Positions *positions, const char *topic, int32_t partition);
 void positions_clear(Positions *positions);
 /* The batch moves it. */
 bool position_is_touched(const Position *position);
