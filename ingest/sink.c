@@ -456,12 +456,14 @@ array_number(Buffer *out, int64_t number)
 static void
 check_privileges(Sink *sink, Config *config, const Table *table)
 {
-	const char *params[] = {table->name};
+	/* Positions of files that are gone are deleted. */
+	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			"SELECT DISTINCT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
 			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.ingest_offsets', $2),"
 			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
 			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
 			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
@@ -474,7 +476,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			1, params, &result);
+			2, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
