@@ -1441,6 +1441,27 @@ file_source_stored(FileSource *source, const Positions *stored)
 	}
 }
 
+static bool
+is_in_database(const FileSource *source, const Known *known)
+{
+	(void) source;
+	return known->is_row && known->is_stored;
+}
+
+void
+file_source_positions(FileSource *source, Positions *positions)
+{
+	Walk walk = known_choose(source, is_in_database);
+
+	for (int i = 0; i < walk.n_known; i++)
+	{
+		positions->list = mem_grow(positions->list, (size_t) positions->n_positions + 1, sizeof(Position));
+		positions->list[positions->n_positions++] = (Position){
+			.topic = mem_string(walk.list[i]->name), .stored = walk.list[i]->next, .is_assigned = true};
+	}
+	free(walk.list);
+}
+
 void
 file_source_progress(FileSource *source)
 {
