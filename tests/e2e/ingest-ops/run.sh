@@ -74,6 +74,13 @@ like "$? $(cat "$work/log")" '^2 command line: "nonsense" is no address' "a wron
 "$millrace" run "$work/live.ini" --metrics.listen=127.0.0.1:"$PGPORT" >"$work/log" 2>&1 </dev/null
 like "$? $(cat "$work/log")" '^2 command line: cannot listen on' "a port that is in use: status 2"
 
+value 'CREATE ROLE plain LOGIN; GRANT USAGE ON SCHEMA millrace TO plain; GRANT SELECT ON millrace.sources TO plain; GRANT INSERT ON t, millrace.dead_letters TO plain;
+	GRANT SELECT, INSERT, UPDATE ON millrace.ingest_offsets TO plain; GRANT USAGE ON SEQUENCE millrace.dead_letters_id_seq TO plain'
+"$millrace" check "$work/live.ini" --target.connection=user=plain >"$work/log" 2>&1
+is "$? $(sort "$work/log" | sed 's/.*plain //' | tr '\n' ' ')" "5 lacks DELETE on millrace.ingest_metrics lacks INSERT on millrace.ingest_metrics lacks UPDATE on millrace.ingest_metrics " "rights that are missing for the figures"
+"$millrace" run "$work/live.ini" --target.connection=user=plain --metrics.interval=0 --source.name=plain --target.maintain=10ms >"$work/log" 2>&1 <<<'{"id": 5}'
+is "$? $(value 'SELECT count(*) FROM t') $(grep -c 'warning\|error' "$work/log")" "0 5 0" "are not needed without them, and maintenance that it may not do is left alone"
+
 # ---- JSON log, two streams ----
 
 value 'TRUNCATE t'
