@@ -489,7 +489,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 {
 	/* Positions of files that are gone are deleted. */
 	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE",
-							config->dead_limit > 0 ? "1" : "0"};
+							config->dead_limit > 0 ? "1" : "0", config->metrics_interval_ms > 0 ? "1" : "0"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
@@ -502,6 +502,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			"w(what)"
 			" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
 			" ELSE pg_catalog.has_table_privilege(rel, what0) END"
+			" AND (rel <> 'millrace.ingest_metrics' OR $4 = '1')"
 			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
 			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
 			" UNION ALL SELECT 'SELECT (source) on millrace.dead_letters, which dead_letters.limit needs'"
@@ -511,7 +512,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			3, params, &result);
+			4, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
