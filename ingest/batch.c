@@ -94,7 +94,14 @@ row_kill(Batch *batch, Row *row, const char *stage, const char *sqlstate, const 
 
 	*dead = (DeadLetter){.stage = stage}; /* a literal; the arena's memory holds what earlier batches left */
 	snprintf(dead->sqlstate, sizeof dead->sqlstate, "%s", sqlstate);
-	dead->reason = arena_copy(&batch->arena, reason, strlen(reason) + 1);
+	/* A reason that was cut off may end within a character. */
+	size_t n_bytes = strlen(reason), at;
+	if (text_defect(reason, n_bytes, &at) != NULL)
+		n_bytes = at;
+	char *copy = arena_alloc(&batch->arena, n_bytes + 1);
+	memcpy(copy, reason, n_bytes);
+	copy[n_bytes] = '\0';
+	dead->reason = copy;
 	row->dead = dead;
 	return dead;
 }

@@ -35,6 +35,7 @@ typedef struct Option
 
 static const char *const source_types[] = {"directory", "file", "stdin", "kafka", NULL};
 static const char *const formats[] = {"csv", "json", NULL};
+static const char *const clean_policies[] = {"off", "archive", "delete", NULL};
 static const char *const lost_policies[] = {"stop", "skip", NULL};
 static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
 static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
@@ -54,6 +55,24 @@ static const Option options[] = {
 	 "Files of the directory to read, as a shell pattern.  Names that begin with a dot are never read."},
 	{"source.poll", OPTION_DURATION, AT(poll_ms), "1s", 10, 3600000, NULL,
 	 "How often the directory is searched for new files."},
+	{"source.max_files_per_batch", OPTION_NUMBER, AT(max_files_per_batch), "1", 1, 100000, NULL,
+	 "Directory: so many files go together in one batch, fewer when no more are there."},
+	{"source.latest_first", OPTION_CHOICE, AT(latest_first), "false", 0, 0, booleans,
+	 "Directory: the file changed last is read first.  Otherwise in the order of their names."},
+	{"source.max_file_age", OPTION_DURATION, AT(max_file_age_ms), "0", 0, INT64_C(31557600000000), NULL,
+	 "Directory: a file last changed longer ago than this is not begun, and its position is forgotten once "
+	 "it "
+	 "is gone.  0: read at any age, remembered for ever."},
+	{"source.min_age", OPTION_DURATION, AT(min_age_ms), "0s", 0, INT64_C(31557600000), NULL,
+	 "Directory: a file is not read until it has not been changed for this long."},
+	{"source.last_line_age", OPTION_DURATION, AT(last_line_age_ms), "10s", 0, INT64_C(31557600000), NULL,
+	 "Directory: a last line without a line end is read when the file has not been changed for this long; "
+	 "with --once at once."},
+	{"source.clean_source", OPTION_CHOICE, AT(clean_source), "off", 0, 0, clean_policies,
+	 "Directory: what becomes of a file that is stored to its end and has not been changed for "
+	 "source.last_line_age (with --once: at once)."},
+	{"source.archive", OPTION_TEXT, AT(archive), NULL, 0, 0, NULL,
+	 "Directory, on the same file system, that clean_source = archive moves files into."},
 	{"source.format", OPTION_CHOICE, AT(format), NULL, 0, 0, formats,
 	 "One CSV record, or one JSON value a line or message.  Default: json for Kafka, otherwise csv."},
 	{"source.max_record", OPTION_BYTES, AT(max_record_bytes), "16MB", 1024, 512 << 20, NULL,
@@ -125,6 +144,8 @@ static const Option options[] = {
 	 "Memory a batch.  A file that needs more is read in several batches."},
 	{"batch.max_age", OPTION_DURATION, AT(max_age_ms), "1s", 1, 3600000, NULL,
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
+	{"batch.drain", OPTION_DURATION, AT(drain_ms), "10s", 0, 3600000, NULL,
+	 "How long a stop by SIGTERM waits until what has been read is stored."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
 	{"metrics.listen", OPTION_TEXT, AT(metrics_listen), NULL, 0, 0, NULL,
@@ -147,9 +168,19 @@ static const char *const kafka_reserved[][2] = {
 	{"auto.offset.reset", "positions live in the database"},
 };
 
-static char *values[N_OPTIONS];
-static const char *value_origins[N_OPTIONS];
-static int value_lines[N_OPTIONS];
+/* Taken over by a stream that runs, when SIGHUP has the file read again.  All are numbers. */
+static const char *const reloaded[] = {
+	"log.level",		"batch.max_rows", "batch.max_bytes",   "batch.max_age", "batch.drain",
+	"target.reconnect", "target.retry",	  "target.max_future", "source.poll",
+};
+
+/* One option as it was given; zeroed: it was not. */
+typedef struct Setting
+{
+	char *value;
+	const char *origin;
+	int line;
+} Setting;
 
 static int
 option_find(const char *name)
@@ -191,8 +222,9 @@ config_error_at(Config *config, const char *option, const char *format, ...)
 	int i = option_find(option);
 	va_list args;
 
+	Setting none = {0}, *setting = i >= 0 && config->settings ? &config->settings[i] : &none;
 	va_start(args, format);
-	report(config, i >= 0 ? value_origins[i] : NULL, i >= 0 ? value_lines[i] : 0, format, args);
+	report(config, setting->origin, setting->line, format, args);
 	va_end(args);
 }
 
@@ -287,12 +319,11 @@ put(Config *config, const char *section, const char *key, const char *value, con
 		report_unknown(config, section, key, origin, line);
 		return;
 	}
-	if (values[i] != NULL && line > 0 && value_lines[i] > 0)
-		report_at(config, origin, line, "\"%s\" is set twice, first in line %d", key, value_lines[i]);
-	free(values[i]);
-	values[i] = mem_string(value);
-	value_origins[i] = origin;
-	value_lines[i] = line;
+	Setting *setting = &config->settings[i];
+	if (setting->value != NULL && line > 0 && setting->line > 0)
+		report_at(config, origin, line, "\"%s\" is set twice, first in line %d", key, setting->line);
+	free(setting->value);
+	*setting = (Setting){mem_string(value), origin, line};
 }
 
 /* ---- the file ---- */
@@ -529,7 +560,8 @@ static void
 parse_option(Config *config, int i)
 {
 	const Option *option = &options[i];
-	const char *text = values[i] ? values[i] : option->initial;
+	const Setting *setting = &config->settings[i];
+	const char *text = setting->value ? setting->value : option->initial;
 	const char *key = strchr(option->name, '.') + 1;
 	char *member = (char *) config + option->at;
 	int64_t number = -1;
@@ -557,7 +589,7 @@ parse_option(Config *config, int i)
 
 			for (int c = 0; option->choices[c]; c++)
 				buffer_printf(&list, "%s%s", c ? ", " : "", option->choices[c]);
-			report_at(config, value_origins[i], value_lines[i], "\"%s\" is no value of \"%s\": use one of %s",
+			report_at(config, setting->origin, setting->line, "\"%s\" is no value of \"%s\": use one of %s",
 					  text, key, list.data);
 			buffer_free(&list);
 		}
@@ -568,13 +600,13 @@ parse_option(Config *config, int i)
 			: option->kind == OPTION_DURATION			 ? time_units
 														 : no_units;
 		if (!parse_number(text, units, &number))
-			report_at(config, value_origins[i], value_lines[i], "\"%s\" is not a valid value of \"%s\"%s",
-					  text, key,
+			report_at(config, setting->origin, setting->line, "\"%s\" is not a valid value of \"%s\"%s", text,
+					  key,
 					  option->kind == OPTION_BYTES			? ": write 1000, 64kB, 64MB or 1GB"
 						  : option->kind == OPTION_DURATION ? ": write 500ms, 10s, 5min, 2h or 30d"
 															: ": write a whole number");
 		else if (number < option->least || number > option->most)
-			report_at(config, value_origins[i], value_lines[i],
+			report_at(config, setting->origin, setting->line,
 					  "%s of \"%s\" is outside %" PRId64 " to %" PRId64, text, key, option->least,
 					  option->most);
 	}
@@ -582,17 +614,17 @@ parse_option(Config *config, int i)
 }
 
 static bool
-is_set(const char *name)
+is_set(const Config *config, const char *name)
 {
 	int i = option_find(name);
 
-	return i >= 0 && values[i] != NULL && values[i][0] != '\0';
+	return i >= 0 && config->settings[i].value != NULL && config->settings[i].value[0] != '\0';
 }
 
 static void
 require(Config *config, const char *name, const char *reason)
 {
-	if (!is_set(name))
+	if (!is_set(config, name))
 		config_error_at(config, name, "\"%s\" is missing in [%.*s]%s", strchr(name, '.') + 1,
 						(int) strcspn(name, "."), name, reason);
 }
@@ -603,6 +635,10 @@ check_source(Config *config)
 	static const char *const kafka_only[] = {"source.brokers",	"source.topic",	  "source.group",
 											 "source.start",	"source.on_lost", "source.revoke_wait",
 											 "source.reconnect"};
+	static const char *const directory_only[] = {
+		"source.max_files_per_batch", "source.latest_first", "source.max_file_age", "source.min_age",
+		"source.last_line_age",		  "source.clean_source", "source.archive",
+	};
 
 	switch (config->type)
 	{
@@ -618,10 +654,17 @@ check_source(Config *config)
 		default:
 			break;
 	}
+	for (size_t i = 0;
+		 config->type != SOURCE_DIRECTORY && i < sizeof directory_only / sizeof directory_only[0]; i++)
+		if (is_set(config, directory_only[i]))
+			config_error_at(config, directory_only[i], "\"%s\" belongs to type = directory",
+							strchr(directory_only[i], '.') + 1);
+	if (config->type == SOURCE_DIRECTORY && config->clean_source == CLEAN_ARCHIVE)
+		require(config, "source.archive", ": where clean_source = archive moves files");
 	if (config->type == SOURCE_KAFKA)
 		return;
 	for (size_t i = 0; i < sizeof kafka_only / sizeof kafka_only[0]; i++)
-		if (is_set(kafka_only[i]))
+		if (is_set(config, kafka_only[i]))
 			config_error_at(config, kafka_only[i], "\"%s\" belongs to type = kafka",
 							strchr(kafka_only[i], '.') + 1);
 	for (int i = 0; i < config->kafka.n_pairs; i++)
@@ -656,7 +699,7 @@ check_values(Config *config)
 
 	require(config, "source.type", ": directory, file, stdin or kafka");
 	require(config, "target.table", "");
-	if (is_set("source.type"))
+	if (is_set(config, "source.type"))
 		check_source(config);
 	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
 		memcpy(config->csv_delimiter, "\t", 2);
@@ -721,6 +764,9 @@ ExitCode
 config_load(Config *config, const char *file, int n_flags, char **flags)
 {
 	config->file = file;
+	config->n_flags = n_flags;
+	config->flags = flags;
+	config->settings = mem_alloc(sizeof(Setting) * N_OPTIONS);
 	load_file(config);
 	load_environment(config);
 	for (int i = 0; i < n_flags; i++)
@@ -734,7 +780,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	}
 	for (int i = 0; i < N_OPTIONS; i++)
 		parse_option(config, i);
-	config->log_level_given = is_set("log.level");
+	config->log_level_given = is_set(config, "log.level");
 	check_values(config);
 	derive(config);
 	config->metrics = metrics_open(config->name);
@@ -760,10 +806,8 @@ config_free(Config *config)
 	{
 		char *member;
 
-		free(values[i]);
-		values[i] = NULL;
-		value_origins[i] = NULL;
-		value_lines[i] = 0;
+		if (config->settings != NULL)
+			free(config->settings[i].value);
 		if (options[i].kind != OPTION_TEXT)
 			continue;
 		memcpy(&member, (char *) config + options[i].at, sizeof member);
@@ -772,7 +816,89 @@ config_free(Config *config)
 	pairs_free(&config->columns);
 	pairs_free(&config->kafka);
 	metrics_close(config->metrics);
+	free(config->settings);
 	memset(config, 0, sizeof *config);
+}
+
+/* ---- several files, and the same file again ---- */
+
+static bool
+is_same_text(const char *a, const char *b)
+{
+	return a == b || (a != NULL && b != NULL && strcmp(a, b) == 0);
+}
+
+static const char *
+option_text(const Config *config, int i)
+{
+	return config->settings[i].value ? config->settings[i].value : options[i].initial;
+}
+
+void
+config_agree(Config *config, const Config *first)
+{
+	static const char *const prefixes[] = {"log.", "metrics.listen"};
+
+	for (int i = 0; i < N_OPTIONS; i++)
+		for (size_t p = 0; p < sizeof prefixes / sizeof prefixes[0]; p++)
+			if (strncmp(options[i].name, prefixes[p], strlen(prefixes[p])) == 0 &&
+				!is_same_text(option_text(config, i), option_text(first, i)))
+				config_error_at(config, options[i].name,
+								"\"%s\" is of the whole process: it is another in %s", options[i].name,
+								first->file);
+	if (config->type == SOURCE_STDIN && first->type == SOURCE_STDIN)
+		config_error_at(config, "source.type", "standard input is read by %s", first->file);
+	else if (strcmp(config->name, first->name) == 0)
+		config_error_at(config, "source.name", "stream \"%s\" is read by %s: give one of them another name",
+						config->name, first->file);
+}
+
+static bool
+is_reloaded(const char *name)
+{
+	for (size_t i = 0; i < sizeof reloaded / sizeof reloaded[0]; i++)
+		if (strcmp(reloaded[i], name) == 0)
+			return true;
+	return false;
+}
+
+static bool
+are_same_pairs(const Pairs *a, const Pairs *b)
+{
+	bool are_same = a->n_pairs == b->n_pairs;
+
+	for (int i = 0; are_same && i < a->n_pairs; i++)
+		are_same =
+			strcmp(a->list[i].name, b->list[i].name) == 0 && strcmp(a->list[i].value, b->list[i].value) == 0;
+	return are_same;
+}
+
+void
+config_apply(Config *config, const Config *fresh)
+{
+	for (int i = 0; i < N_OPTIONS; i++)
+	{
+		const Option *option = &options[i];
+
+		if (is_same_text(option_text(config, i), option_text(fresh, i)))
+			continue;
+		if (!is_reloaded(option->name))
+		{
+			log_line(LOG_WARNING, "%s: another \"%s\" is used only after a restart", config->file,
+					 option->name);
+			continue;
+		}
+		memcpy((char *) config + option->at, (const char *) fresh + option->at, sizeof(int64_t));
+		free(config->settings[i].value);
+		config->settings[i] = fresh->settings[i];
+		if (fresh->settings[i].value != NULL)
+			config->settings[i].value = mem_string(fresh->settings[i].value);
+		log_line(LOG_INFO, "%s: \"%s\" is %s now", config->file, option->name, option_text(config, i));
+	}
+	if (!are_same_pairs(&config->columns, &fresh->columns))
+		log_line(LOG_WARNING, "%s: other [columns] are used only after a restart", config->file);
+	if (!are_same_pairs(&config->kafka, &fresh->kafka))
+		log_line(LOG_WARNING, "%s: other \"kafka.*\" are used only after a restart", config->file);
 }
 
 /* ---- help ---- */

@@ -1,64 +1,42 @@
 /*
  * CSV records and JSON values to fields.  What is not well-formed becomes a dead letter with its bytes unchanged.
  *
- * CSV is RFC 4180 with a choice of delimiter.  A record with a fault in its quoting costs the line it begins on, so a
- * stray quote cannot swallow the lines behind it.  JSON is read by yajl (SAX); numbers and nested values keep their
- * text.  Nothing is allocated per record: fields point into the caller's bytes, or into one scratch buffer.
+ * CSV is RFC 4180 with a choice of delimiter, quote and escape.  A record with a fault in its quoting costs the line it
+ * begins on, so a stray quote cannot swallow the lines behind it.  Nothing is allocated per record: fields point into the
+ * caller's bytes, or into one scratch buffer.
  */
 #include "ingest.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <yajl/yajl_parse.h>
+#include <yajl/yajl_gen.h>
 
-#define MAX_JSON_DEPTH 1000
 #define MAX_UNKNOWN_FIELDS (1 << 14) /* of a record whose number of fields is not known before */
-
-/* A key on the way to a mapped field; "a.b" is node a with child b. */
-typedef struct Node
-{
-	char *name;
-	size_t n_bytes;
-	struct Node *child, *sibling;
-	int *columns; /* in the mapping, that take this value */
-	int n_columns;
-} Node;
-
-typedef struct Level
-{
-	Node *node;	   /* whose children the keys of this object are; NULL: nobody looks */
-	Node *capture; /* takes the text of this object or array; NULL: nobody */
-	size_t start;  /* of that text */
-} Level;
 
 struct Decoder
 {
 	const Config *config;
 	Mapping *mapping;
-	Batch *batch;
-	Value *values;	/* of the mapping */
-	Buffer scratch; /* unescaped fields of one record */
+	int64_t mapped; /* number of the mapping that the fields were last looked up for */
+	Growth growth;
+	JsonReader *json; /* also for the headers of CSV messages; NULL: not needed */
+	Buffer scratch;	  /* unescaped CSV fields of one record */
 
 	/* CSV */
+	char delimiter, quote, escape; /* quote NUL: fields are never quoted */
 	Value *fields;
 	int n_fields; /* of the record just read; those behind n_expected are counted only */
 	int n_expected;
 	int *field_of; /* per mapped column: index into fields, -1: none */
 	bool needs_header, is_skipping;
 	char *file_name;
-
-	/* JSON */
-	yajl_handle parser;
-	Node root;
-	Level levels[MAX_JSON_DEPTH + 2];
-	int depth, n_values;
-	Node *pending;	  /* node of the key just read */
-	size_t token_end; /* of the key just read */
-	const char *json; /* the message */
-	size_t n_json_bytes;
-	const char *fault; /* why a callback stopped the parser */
-	bool is_object;
+	Buffer header;	/* the header record of the file being read */
+	Value *unknown; /* per field: its name when no column takes it, else data NULL */
+	Buffer unknown_names;
+	bool has_unknown;
+	char unknown_reason[160]; /* why no record of this header can be stored; "": they can */
+	yajl_gen rest;
 };
 
 /* ---- CSV ---- */
@@ -86,26 +64,52 @@ csv_field(Decoder *decoder, const char *data, size_t n_bytes, bool is_quoted)
 }
 
 /*
+ * The first quote or escape in at .. end, or NULL.
+ */
+static const char *
+csv_next_quote(const Decoder *decoder, const char *at, const char *end)
+{
+	const char *quote = memchr(at, decoder->quote, (size_t) (end - at));
+
+	if (decoder->escape == decoder->quote)
+		return quote;
+	const char *escape = memchr(at, decoder->escape, (size_t) ((quote ? quote : end) - at));
+	return escape ? escape : quote;
+}
+
+/*
  * The quoted field whose opening quote is at[-1].  Returns what follows the closing quote, or NULL when the bytes end
  * before it.
  */
 static const char *
 csv_quoted(Decoder *decoder, const char *at, const char *end)
 {
-	const char *start = at, *quote = memchr(at, '"', (size_t) (end - at));
+	const char *start = at, *quote = csv_next_quote(decoder, at, end);
 	char *out = NULL, *out_start = NULL;
 
-	while (quote != NULL && quote + 1 < end && quote[1] == '"')
+	while (quote != NULL)
 	{
-		/* A doubled quote: from here on the field lives in the scratch buffer, which has room for the whole record. */
-		size_t n_bytes = (size_t) (quote + 1 - at);
+		bool is_escaped = *quote == decoder->escape && quote + 1 < end &&
+			(quote[1] == decoder->quote || quote[1] == decoder->escape);
+
+		if (!is_escaped && *quote == decoder->quote)
+			break;
+		if (!is_escaped)
+		{
+			/* An escape before something else stands for itself. */
+			quote = csv_next_quote(decoder, quote + 1, end);
+			continue;
+		}
+		/* From here on the field lives in the scratch buffer, which has room for the whole record. */
+		size_t n_bytes = (size_t) (quote - at);
 
 		if (out == NULL)
 			out = out_start = decoder->scratch.data + decoder->scratch.n_bytes;
 		memcpy(out, at, n_bytes);
 		out += n_bytes;
+		*out++ = quote[1];
 		at = quote + 2;
-		quote = memchr(at, '"', (size_t) (end - at));
+		quote = csv_next_quote(decoder, at, end);
 	}
 	if (quote == NULL)
 		return NULL;
@@ -138,13 +142,13 @@ static CsvResult
 csv_record(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size_t *used, const char **reason)
 {
 	const char *at = data, *end = data + n_bytes;
-	char delimiter = decoder->config->csv_delimiter[0];
+	char delimiter = decoder->delimiter;
 
 	decoder->n_fields = 0;
 	decoder->scratch.n_bytes = 0;
 	for (;;)
 	{
-		if (at < end && *at == '"')
+		if (at < end && *at == decoder->quote && decoder->quote != '\0')
 		{
 			at = csv_quoted(decoder, at + 1, end);
 			if (at == NULL && at_end)
@@ -183,6 +187,39 @@ csv_record(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size
 	}
 }
 
+/* Which fields no column takes. */
+static void
+csv_find_unknown(Decoder *decoder, const Value *names, int n_names)
+{
+	const Mapping *mapping = decoder->mapping;
+	size_t n_bytes = 0;
+
+	decoder->has_unknown = false;
+	decoder->unknown_reason[0] = '\0';
+	decoder->unknown = mem_grow(decoder->unknown, (size_t) n_names + 1, sizeof(Value));
+	decoder->unknown_names.n_bytes = 0;
+	for (int f = 0; f < n_names; f++)
+		n_bytes += names[f].n_bytes + 1;
+	buffer_room(&decoder->unknown_names, n_bytes);
+	for (int f = 0; f < n_names; f++)
+	{
+		bool is_taken = false;
+
+		for (int i = 0; i < mapping->n_columns; i++)
+			is_taken |= decoder->field_of[i] == f;
+		decoder->unknown[f] = (Value){NULL, 0, VALUE_MISSING};
+		if (is_taken)
+			continue;
+		decoder->has_unknown = true;
+		/* The names may stand in the scratch buffer, which is used for the records. */
+		decoder->unknown[f].data = decoder->unknown_names.data + decoder->unknown_names.n_bytes;
+		decoder->unknown[f].n_bytes = names[f].n_bytes;
+		buffer_add(&decoder->unknown_names, names[f].data, names[f].n_bytes);
+		growth_field(&decoder->growth, names[f].data, names[f].n_bytes, "text", decoder->unknown_reason,
+					 sizeof decoder->unknown_reason);
+	}
+}
+
 /* The names are in fields[].  Sets field_of; *missing is a column whose [columns] line names a field that is not there. */
 static bool
 csv_resolve(Decoder *decoder, const Value *names, int n_names, const Mapped **missing)
@@ -191,6 +228,7 @@ csv_resolve(Decoder *decoder, const Value *names, int n_names, const Mapped **mi
 	bool found_any = false;
 
 	*missing = NULL;
+	decoder->field_of = mem_grow(decoder->field_of, (size_t) mapping->n_columns + 1, sizeof(int));
 	for (int i = 0; i < mapping->n_columns; i++)
 	{
 		const Mapped *mapped = &mapping->columns[i];
@@ -217,6 +255,7 @@ csv_resolve(Decoder *decoder, const Value *names, int n_names, const Mapped **mi
 		else if (mapped->rule != NULL && mapped->fallback == NULL && *missing == NULL)
 			*missing = mapped;
 	}
+	csv_find_unknown(decoder, names, n_names);
 	return found_any;
 }
 
@@ -259,32 +298,28 @@ csv_without_header(Decoder *decoder)
 	free(names);
 }
 
-size_t
-decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, ExitCode *status)
+/* Looks up the names of a header record.  False when it is none, or a field is missing: logged. */
+static bool
+csv_read_header(Decoder *decoder, const char *data, size_t n_bytes)
 {
 	const Mapped *missing;
 	const char *reason = NULL;
-	size_t used = 0, at, skip = 0;
+	size_t used = 0, at;
 
-	*status = EXIT_DONE;
-	if (!decoder->needs_header || (n_bytes < 3 && !at_end) || n_bytes == 0)
-		return 0;
 	if (n_bytes >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0)
-		skip = 3; /* spreadsheets write a byte-order mark */
-	if (n_bytes == skip && at_end)
-		return skip; /* nothing behind the mark: an empty file */
+	{
+		data += 3; /* spreadsheets write a byte-order mark */
+		n_bytes -= 3;
+	}
 	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
 	buffer_room(&decoder->scratch, n_bytes);
-	CsvResult result = csv_record(decoder, data + skip, n_bytes - skip, at_end, &used, &reason);
-	if (result == CSV_MORE)
-		return 0;
-	if (result == CSV_FAULT || text_defect(data, skip + used, &at) != NULL ||
+	CsvResult result = csv_record(decoder, data, n_bytes, true, &used, &reason);
+	if (result == CSV_FAULT || text_defect(data, n_bytes, &at) != NULL ||
 		decoder->n_fields > decoder->n_expected)
 	{
 		log_line(LOG_ERROR, "%s: header cannot be read: %s", decoder->file_name,
 				 reason ? reason : "not UTF-8, or too many fields");
-		*status = EXIT_SOURCE;
-		return 0;
+		return false;
 	}
 	bool found_any = csv_resolve(decoder, decoder->fields, decoder->n_fields, &missing);
 	if (missing != NULL)
@@ -293,25 +328,82 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 	else if (!found_any)
 		log_line(LOG_ERROR, "%s: no field of the header has the name of a column; is it a header at all?",
 				 decoder->file_name);
-	if (missing != NULL || !found_any)
-		*status = EXIT_SOURCE;
 	csv_expect(decoder, decoder->n_fields);
+	return missing == NULL && found_any;
+}
+
+size_t
+decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, ExitCode *status)
+{
+	const char *reason = NULL;
+	size_t used = 0, skip = 0;
+
+	*status = EXIT_DONE;
+	if (!decoder->needs_header || (n_bytes < 3 && !at_end) || n_bytes == 0)
+		return 0;
+	if (n_bytes >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0)
+		skip = 3;
+	if (n_bytes == skip && at_end)
+		return skip; /* nothing behind the mark: an empty file */
+	csv_expect(decoder, 0);
+	buffer_room(&decoder->scratch, n_bytes);
+	CsvResult result = csv_record(decoder, data + skip, n_bytes - skip, at_end, &used, &reason);
+	if (result == CSV_MORE)
+		return 0;
+	decoder->header.n_bytes = 0;
+	buffer_add(&decoder->header, data + skip, used);
+	if (!csv_read_header(decoder, decoder->header.data, used))
+		*status = EXIT_SOURCE;
 	decoder->needs_header = false;
-	return skip + used;
+	return *status == EXIT_DONE ? skip + used : 0;
+}
+
+/* Members of $rest: the fields that no column takes, as a JSON object. */
+static void
+csv_rest(Decoder *decoder)
+{
+	const unsigned char *text;
+	size_t n_bytes;
+
+	if (decoder->rest == NULL && (decoder->rest = yajl_gen_alloc(NULL)) == NULL)
+	{
+		fprintf(stderr, "millrace: out of memory\n");
+		exit(EXIT_INTERNAL);
+	}
+	yajl_gen_clear(decoder->rest);
+	yajl_gen_reset(decoder->rest, NULL);
+	yajl_gen_map_open(decoder->rest);
+	for (int f = 0; f < decoder->n_expected; f++)
+	{
+		const Value *name = &decoder->unknown[f], *field = &decoder->fields[f];
+
+		if (name->data == NULL)
+			continue;
+		yajl_gen_string(decoder->rest, (const unsigned char *) name->data, name->n_bytes);
+		if (field->kind == VALUE_TEXT)
+			yajl_gen_string(decoder->rest, (const unsigned char *) field->data, field->n_bytes);
+		else
+			yajl_gen_null(decoder->rest);
+	}
+	yajl_gen_map_close(decoder->rest);
+	yajl_gen_get_buf(decoder->rest, &text, &n_bytes);
+	decoder->mapping->values[decoder->mapping->rest_index] =
+		(Value){(const char *) text, (uint32_t) n_bytes, VALUE_TEXT};
 }
 
 /* Returns false, and does nothing, when the record spans several lines and has the wrong number of fields. */
 static bool
 csv_row(Decoder *decoder, const Message *message, bool may_split)
 {
-	char reason[120];
+	Mapping *mapping = decoder->mapping;
+	char reason[200];
 	size_t at = 0;
-	const char *defect = text_defect(message->data, message->n_bytes, &at);
+	const char *defect = text_defect(message->data, message->n_bytes, &at), *fault = NULL;
 
 	if (defect != NULL)
 	{
 		snprintf(reason, sizeof reason, "%s at byte %zu", defect, at);
-		batch_dead_letter(decoder->batch, message, "decode", "", reason);
+		transform_refuse(mapping, message, reason);
 		return true;
 	}
 	if (decoder->n_fields != decoder->n_expected)
@@ -321,356 +413,78 @@ csv_row(Decoder *decoder, const Message *message, bool may_split)
 			return false;
 		snprintf(reason, sizeof reason, "%d fields where %d are expected", decoder->n_fields,
 				 decoder->n_expected);
-		batch_dead_letter(decoder->batch, message, "decode", "", reason);
+		transform_refuse(mapping, message, reason);
 		return true;
 	}
-	for (int i = 0; i < decoder->mapping->n_columns; i++)
+	for (int i = 0; i < mapping->n_columns; i++)
 	{
 		int field = decoder->field_of[i];
 
-		decoder->values[i] = field >= 0 ? decoder->fields[field] : (Value){NULL, 0, VALUE_MISSING};
+		mapping->values[i] = field >= 0 ? decoder->fields[field] : (Value){NULL, 0, VALUE_MISSING};
 	}
-	transform_row(decoder->mapping, message, decoder->values);
+	if (decoder->has_unknown && decoder->unknown_reason[0] != '\0')
+		fault = decoder->unknown_reason;
+	else if (mapping->has_headers)
+		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
+	if (fault != NULL)
+	{
+		transform_refuse(mapping, message, fault);
+		return true;
+	}
+	if (decoder->has_unknown && mapping->rest_index >= 0)
+		csv_rest(decoder);
+	transform_row(mapping, message);
 	return true;
 }
 
 /* ---- JSON ---- */
 
-static Node *
-node_find(const Node *parent, const char *name, size_t n_bytes)
-{
-	for (Node *node = parent->child; node != NULL; node = node->sibling)
-		if (node->n_bytes == n_bytes && memcmp(node->name, name, n_bytes) == 0)
-			return node;
-	return NULL;
-}
-
-/* The path's node, made with those before it.  Without splits the path is one name, dots and all. */
-static Node *
-node_make(Node *root, const char *path, bool splits)
-{
-	Node *node = root;
-
-	for (;;)
-	{
-		size_t n_bytes = splits ? strcspn(path, ".") : strlen(path);
-		Node *next = node_find(node, path, n_bytes);
-
-		if (next == NULL)
-		{
-			Node **link = &node->child;
-
-			next = mem_alloc(sizeof(Node));
-			next->name = mem_alloc(n_bytes + 1);
-			memcpy(next->name, path, n_bytes);
-			next->n_bytes = n_bytes;
-			while (*link != NULL)
-				link = &(*link)->sibling;
-			*link = next;
-		}
-		node = next;
-		if (path[n_bytes] == '\0')
-			return node;
-		path += n_bytes + 1;
-	}
-}
-
-static void
-node_free(Node *node)
-{
-	while (node != NULL)
-	{
-		Node *sibling = node->sibling;
-
-		node_free(node->child);
-		free(node->name);
-		free(node->columns);
-		free(node);
-		node = sibling;
-	}
-}
-
-/* text: the value as a text column takes it; raw: as it stands in the message. */
-static void
-node_assign(Decoder *decoder, const Node *node, Value text, Value raw)
-{
-	for (int i = 0; i < node->n_columns; i++)
-	{
-		int column = node->columns[i];
-
-		decoder->values[column] = decoder->mapping->columns[column].column->is_json ? raw : text;
-	}
-}
-
-/* A value begins: whose is it? */
-static Node *
-json_target(Decoder *decoder)
-{
-	Node *node = decoder->pending;
-
-	decoder->pending = NULL;
-	if (decoder->depth == 0)
-		decoder->n_values++;
-	return node && node->n_columns > 0 ? node : NULL;
-}
-
-static int
-json_scalar(Decoder *decoder, const char *data, size_t n_bytes)
-{
-	Node *node = json_target(decoder);
-	Value value = {data, (uint32_t) n_bytes, VALUE_TEXT};
-
-	if (node != NULL)
-		node_assign(decoder, node, value, value);
-	return 1;
-}
-
-static int
-on_null(void *context)
-{
-	Node *node = json_target(context);
-	Value null = {NULL, 0, VALUE_NULL};
-
-	if (node != NULL)
-		node_assign(context, node, null, null);
-	return 1;
-}
-
-static int
-on_boolean(void *context, int value)
-{
-	return json_scalar(context, value ? "true" : "false", value ? 4 : 5);
-}
-
-static int
-on_number(void *context, const char *text, size_t n_bytes)
-{
-	return json_scalar(context, text, n_bytes);
-}
-
-static unsigned
-hex4(const char *text)
-{
-	unsigned value = 0;
-
-	for (int i = 0; i < 4; i++)
-	{
-		unsigned char c = (unsigned char) text[i];
-
-		value = value * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
-	}
-	return value;
-}
-
-/* yajl turns lone surrogates into question marks; here they are a fault.  raw: a JSON string with valid escapes. */
-static const char *
-escape_defect(const char *raw, size_t n_bytes)
-{
-	const char *end = raw + n_bytes;
-
-	while ((raw = memchr(raw, '\\', (size_t) (end - raw))) != NULL)
-	{
-		unsigned code = end - raw >= 6 && raw[1] == 'u' ? hex4(raw + 2) : 1;
-
-		if (code == 0)
-			return "\\u0000 cannot be stored in text";
-		if (code >= 0xD800 && code <= 0xDBFF && end - raw >= 12 && raw[6] == '\\' && raw[7] == 'u')
-		{
-			unsigned low = hex4(raw + 8);
-
-			if (low < 0xDC00 || low > 0xDFFF)
-				return "lone surrogate in a string";
-			raw += 12;
-			continue;
-		}
-		if (code >= 0xD800 && code <= 0xDFFF)
-			return "lone surrogate in a string";
-		raw += 2;
-	}
-	return NULL;
-}
-
-static int
-on_string(void *context, const unsigned char *data, size_t n_bytes)
-{
-	Decoder *decoder = context;
-	Node *node = json_target(decoder);
-	Value text = {(const char *) data, (uint32_t) n_bytes, VALUE_TEXT};
-	size_t end = yajl_get_bytes_consumed(decoder->parser), start = decoder->token_end;
-	bool is_escaped = text.data < decoder->json || text.data >= decoder->json + decoder->n_json_bytes;
-
-	if (node == NULL || end > decoder->n_json_bytes)
-		return 1;
-	while (start < end && decoder->json[start] != '"')
-		start++;
-	Value raw = {decoder->json + start, (uint32_t) (end - start), VALUE_TEXT};
-	if (is_escaped)
-	{
-		bool is_all_raw = true;
-
-		for (int i = 0; i < node->n_columns; i++)
-			is_all_raw &= decoder->mapping->columns[node->columns[i]].column->is_json;
-		if (!is_all_raw && (decoder->fault = escape_defect(raw.data, raw.n_bytes)) != NULL)
-			return 0;
-		/* yajl's buffer is used again for the next string; what is unescaped is never longer than the message. */
-		char *copy = decoder->scratch.data + decoder->scratch.n_bytes;
-		if (n_bytes > decoder->scratch.capacity - decoder->scratch.n_bytes)
-			return 0;
-		memcpy(copy, data, n_bytes);
-		decoder->scratch.n_bytes += n_bytes;
-		text.data = copy;
-	}
-	node_assign(decoder, node, text, raw);
-	return 1;
-}
-
-static int
-json_open(Decoder *decoder, bool is_object)
-{
-	Node *node = decoder->depth == 0 ? &decoder->root : decoder->pending;
-	Node *capture = json_target(decoder);
-
-	if (decoder->depth == 0)
-		decoder->is_object = is_object;
-	if (decoder->depth >= MAX_JSON_DEPTH)
-	{
-		decoder->fault = "nested too deep";
-		return 0;
-	}
-	decoder->levels[decoder->depth++] = (Level){
-		.node = is_object && node && node->child ? node : NULL,
-		.capture = capture,
-		.start = capture ? yajl_get_bytes_consumed(decoder->parser) - 1 : 0,
-	};
-	return 1;
-}
-
-static int
-on_map_start(void *context)
-{
-	return json_open(context, true);
-}
-
-static int
-on_array_start(void *context)
-{
-	return json_open(context, false);
-}
-
-static int
-on_key(void *context, const unsigned char *name, size_t n_bytes)
-{
-	Decoder *decoder = context;
-	Node *node = decoder->levels[decoder->depth - 1].node;
-
-	decoder->pending = node ? node_find(node, (const char *) name, n_bytes) : NULL;
-	decoder->token_end = yajl_get_bytes_consumed(decoder->parser);
-	return 1;
-}
-
-static int
-on_end(void *context)
-{
-	Decoder *decoder = context;
-	Level *level = &decoder->levels[--decoder->depth];
-
-	decoder->pending = NULL;
-	if (level->capture != NULL)
-	{
-		size_t end = yajl_get_bytes_consumed(decoder->parser);
-		Value value = {decoder->json + level->start, (uint32_t) (end - level->start), VALUE_TEXT};
-
-		node_assign(decoder, level->capture, value, value);
-	}
-	return 1;
-}
-
-static const yajl_callbacks callbacks = {on_null,	on_boolean,		NULL,		  NULL,
-										 on_number, on_string,		on_map_start, on_key,
-										 on_end,	on_array_start, on_end};
-
-/* One parser serves all messages; after a fault its state is unknown, so it is made anew. */
-static void
-json_parser(Decoder *decoder)
-{
-	if (decoder->parser != NULL)
-		yajl_free(decoder->parser);
-	decoder->parser = yajl_alloc(&callbacks, NULL, decoder);
-	if (decoder->parser == NULL || !yajl_config(decoder->parser, yajl_allow_multiple_values, 1) ||
-		!yajl_config(decoder->parser, yajl_dont_validate_strings, 1))
-	{
-		fprintf(stderr, "millrace: cannot make a JSON parser\n");
-		exit(EXIT_INTERNAL);
-	}
-}
-
-/* Parses the message into values[]; returns what is wrong with it, or NULL. */
-static const char *
-json_parse(Decoder *decoder, const Message *message, char *text, size_t text_bytes)
-{
-	size_t at = 0;
-	const char *defect = text_defect(message->data, message->n_bytes, &at);
-
-	if (message->n_bytes == 0)
-		return "empty message";
-	if (defect != NULL)
-	{
-		snprintf(text, text_bytes, "%s at byte %zu", defect, at);
-		return text;
-	}
-	decoder->json = message->data;
-	decoder->n_json_bytes = message->n_bytes;
-	decoder->depth = decoder->n_values = 0;
-	decoder->pending = NULL;
-	decoder->fault = NULL;
-	decoder->is_object = false;
-	decoder->scratch.n_bytes = 0;
-	buffer_room(&decoder->scratch, message->n_bytes);
-	yajl_status status = yajl_parse(decoder->parser, (const unsigned char *) message->data, message->n_bytes);
-	/* A bare number ends only where something follows. */
-	if (status == yajl_status_ok && decoder->n_values == 0)
-		status = yajl_parse(decoder->parser, (const unsigned char *) "\n", 1);
-	if (status == yajl_status_ok && decoder->n_values == 1 && decoder->depth == 0)
-	{
-		/* Text may hang behind the value that yajl takes for the beginning of a next one. */
-		status = yajl_parse(decoder->parser, (const unsigned char *) "\n", 1);
-		if (status == yajl_status_ok && decoder->n_values == 1)
-			return NULL;
-	}
-	if (decoder->fault != NULL)
-		snprintf(text, text_bytes, "%s", decoder->fault);
-	else if (decoder->n_values > 1)
-		snprintf(text, text_bytes, "not JSON: more than one value");
-	else if (status == yajl_status_ok)
-		snprintf(text, text_bytes, "not JSON: it ends too early");
-	else
-	{
-		unsigned char *why = yajl_get_error(decoder->parser, 0, NULL, 0);
-
-		snprintf(text, text_bytes, "not JSON: %.*s", (int) strcspn((char *) why, "\n"), (char *) why);
-		yajl_free_error(decoder->parser, why);
-	}
-	json_parser(decoder);
-	return text;
-}
-
 static void
 json_row(Decoder *decoder, const Message *message)
 {
+	Mapping *mapping = decoder->mapping;
 	char reason[200];
+	size_t at = 0;
+	const char *fault = text_defect(message->data, message->n_bytes, &at);
 
-	for (int i = 0; i < decoder->mapping->n_columns; i++)
-		decoder->values[i] = (Value){NULL, 0, VALUE_MISSING};
-	const char *fault = json_parse(decoder, message, reason, sizeof reason);
-	if (fault == NULL && !decoder->is_object && decoder->root.child != NULL)
-		fault = "not a JSON object";
+	memset(mapping->values, 0, sizeof(Value) * (size_t) mapping->n_columns);
 	if (fault != NULL)
-		batch_dead_letter(decoder->batch, message, "decode", "", fault);
+	{
+		snprintf(reason, sizeof reason, "%s at byte %zu", fault, at);
+		fault = reason;
+	}
+	else if (message->n_bytes == 0)
+		fault = "empty message";
+	else if (mapping->has_headers)
+		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
+	if (fault == NULL)
+		fault = decode_json_read(decoder->json, message, reason, sizeof reason);
+	if (fault != NULL)
+		transform_refuse(mapping, message, fault);
 	else
-		transform_row(decoder->mapping, message, decoder->values);
+		transform_row(mapping, message);
 }
 
 /* ---- both ---- */
+
+/* After mapping_build(): which field is whose. */
+static void
+decoder_remap(Decoder *decoder)
+{
+	const Config *config = decoder->config;
+
+	decoder->mapped = decoder->mapping->number;
+	decoder->growth.table = decoder->mapping->table;
+	if (config->format == FORMAT_JSON || decoder->mapping->has_headers)
+	{
+		if (decoder->json == NULL)
+			decoder->json = decode_json_open(config, decoder->mapping, &decoder->growth);
+		else
+			decode_json_remap(decoder->json);
+	}
+	if (config->format == FORMAT_CSV && !config->csv_header)
+		csv_without_header(decoder);
+}
 
 Decoder *
 decoder_open(const Config *config, Mapping *mapping)
@@ -679,26 +493,11 @@ decoder_open(const Config *config, Mapping *mapping)
 
 	decoder->config = config;
 	decoder->mapping = mapping;
-	decoder->batch = mapping->batch;
-	decoder->values = mapping->values;
-	decoder->field_of = mem_alloc(sizeof(int) * (size_t) (mapping->n_columns + 1));
-	if (config->format == FORMAT_CSV)
-	{
-		if (!config->csv_header)
-			csv_without_header(decoder);
-		return decoder;
-	}
-	for (int i = 0; i < mapping->n_columns; i++)
-	{
-		const Mapped *mapped = &mapping->columns[i];
-
-		if (mapped->kind != FIELD_NAMED)
-			continue;
-		Node *node = node_make(&decoder->root, mapped->field, mapped->rule != NULL);
-		node->columns = mem_grow(node->columns, (size_t) node->n_columns + 1, sizeof(int));
-		node->columns[node->n_columns++] = i;
-	}
-	json_parser(decoder);
+	decoder->growth.config = config;
+	decoder->delimiter = config->csv_delimiter[0];
+	decoder->quote = config->csv_quote[0];
+	decoder->escape = config->csv_escape[0];
+	decoder_remap(decoder);
 	return decoder;
 }
 
@@ -708,6 +507,9 @@ decoder_open_split(const Config *config)
 	Decoder *decoder = mem_alloc(sizeof(Decoder));
 
 	decoder->config = config;
+	decoder->delimiter = config->csv_delimiter[0];
+	decoder->quote = config->csv_quote[0];
+	decoder->escape = config->csv_escape[0];
 	csv_expect(decoder, MAX_UNKNOWN_FIELDS);
 	return decoder;
 }
@@ -733,36 +535,45 @@ decoder_free(Decoder *decoder)
 {
 	if (decoder == NULL)
 		return;
-	if (decoder->parser != NULL)
-		yajl_free(decoder->parser);
-	node_free(decoder->root.child);
+	decode_json_close(decoder->json);
+	growth_free(&decoder->growth);
+	if (decoder->rest != NULL)
+		yajl_gen_free(decoder->rest);
 	buffer_free(&decoder->scratch);
+	buffer_free(&decoder->header);
+	buffer_free(&decoder->unknown_names);
 	free(decoder->fields);
+	free(decoder->unknown);
 	free(decoder->field_of);
 	free(decoder->file_name);
 	free(decoder);
 }
 
-void
-decode_message(Decoder *decoder, const Message *message)
+/* A message that is one CSV record, or a record that was read before. */
+static void
+csv_message(Decoder *decoder, const Message *message)
 {
 	size_t used;
 	const char *reason;
 
-	if (decoder->config->format == FORMAT_JSON)
-	{
-		json_row(decoder, message);
-		return;
-	}
 	buffer_room(&decoder->scratch, message->n_bytes);
 	if (message->n_bytes == 0)
-		batch_dead_letter(decoder->batch, message, "decode", "", "empty message");
+		transform_refuse(decoder->mapping, message, "empty message");
 	else if (csv_record(decoder, message->data, message->n_bytes, true, &used, &reason) == CSV_FAULT)
-		batch_dead_letter(decoder->batch, message, "decode", "", reason);
+		transform_refuse(decoder->mapping, message, reason);
 	else if (used < message->n_bytes)
-		batch_dead_letter(decoder->batch, message, "decode", "", "more than one CSV record");
+		transform_refuse(decoder->mapping, message, "more than one CSV record");
 	else
 		csv_row(decoder, message, false);
+}
+
+void
+decode_message(Decoder *decoder, const Message *message)
+{
+	if (decoder->config->format == FORMAT_JSON)
+		json_row(decoder, message);
+	else
+		csv_message(decoder, message);
 }
 
 void
@@ -799,7 +610,7 @@ skip_long(Decoder *decoder, Message *message, const char *data, size_t n_bytes)
 	size_t used = line_end ? (size_t) (line_end + 1 - data) : n_bytes;
 
 	message->n_bytes = without_line_end(data, used);
-	batch_dead_letter(decoder->batch, message, "read", "",
+	batch_dead_letter(decoder->mapping->batch, message, "read", "",
 					  decoder->is_skipping ? "rest of a record longer than source.max_record"
 										   : "record longer than source.max_record");
 	decoder->is_skipping = line_end == NULL;
@@ -831,9 +642,9 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 		return 0;
 	message->n_bytes = without_line_end(data, used);
 	if (result == CSV_FAULT)
-		batch_dead_letter(decoder->batch, message, "decode", "", reason);
+		transform_refuse(decoder->mapping, message, reason);
 	else if (message->n_bytes == 0 && (!is_csv || decoder->n_expected != 1))
-		decoder->batch->has_moved = true; /* a blank line */
+		decoder->mapping->batch->has_moved = true; /* a blank line */
 	else if (is_csv && !csv_row(decoder, message, true))
 	{
 		char text[120];
@@ -843,7 +654,7 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 		message->n_bytes = without_line_end(data, used);
 		snprintf(text, sizeof text, "%d fields where %d are expected, in a record of several lines",
 				 decoder->n_fields, decoder->n_expected);
-		batch_dead_letter(decoder->batch, message, "decode", "", text);
+		transform_refuse(decoder->mapping, message, text);
 	}
 	else if (!is_csv)
 		json_row(decoder, message);
@@ -857,7 +668,7 @@ decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, in
 	size_t used = 0;
 
 	buffer_room(&decoder->scratch, n_bytes);
-	while (used < n_bytes && !batch_is_full(decoder->batch))
+	while (used < n_bytes && !batch_is_full(decoder->mapping->batch))
 	{
 		Message message = {
 			.data = data + used,
@@ -870,21 +681,62 @@ decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, in
 		if (n == 0)
 			break;
 		used += n;
-		decoder->batch->positions.list[position].next = offset + (int64_t) used;
+		decoder->mapping->batch->positions.list[position].next = offset + (int64_t) used;
 	}
 	return used;
 }
 
 const NewColumns *
-decode_wants(const Decoder *decoder)
+decode_wants(Decoder *decoder)
 {
-	(void) decoder;
-	return NULL;
+	return growth_take(&decoder->growth);
+}
+
+static void
+decode_row_again(Decoder *decoder, Row *row)
+{
+	Message message = {
+		.data = row->raw,
+		.n_bytes = row->raw_bytes,
+		.key = row->key,
+		.n_key_bytes = row->key_bytes,
+		.headers = row->headers,
+		.n_header_bytes = row->header_bytes,
+		.position = row->position,
+		.offset = row->offset,
+		.timestamp_us = row->timestamp_us,
+	};
+
+	decoder->mapping->again = row;
+	decode_message(decoder, &message);
+	decoder->mapping->again = NULL;
 }
 
 void
 decode_again(Decoder *decoder, Batch *batch)
 {
-	(void) decoder;
-	(void) batch;
+	Mapping *mapping = decoder->mapping;
+	Batch *open = mapping->batch;
+	bool has_headers = decoder->config->format == FORMAT_CSV && decoder->config->csv_header;
+	int in_use = -1; /* the position whose header was read last */
+
+	if (decoder->mapped != mapping->number)
+		decoder_remap(decoder);
+	mapping->batch = batch;
+	for (int i = 0; i < batch->n_rows; i++)
+	{
+		Row *row = &batch->rows[i];
+		const char *header = batch->positions.list[row->position].csv_header;
+
+		/* A piece of a record has no fields. */
+		if (row->is_dropped || (row->dead != NULL && strcmp(row->dead->stage, "read") == 0))
+			continue;
+		if (has_headers && header != NULL && row->position != in_use)
+			csv_read_header(decoder, header, strlen(header));
+		in_use = row->position;
+		decode_row_again(decoder, row);
+	}
+	mapping->batch = open;
+	if (has_headers && decoder->header.n_bytes > 0)
+		csv_read_header(decoder, decoder->header.data, decoder->header.n_bytes);
 }

@@ -97,6 +97,11 @@ void stop_after_drain(void);
 void stop(void);	 /* as SIGTERM does */
 void stop_now(void); /* nobody tries again from now on */
 void signals_install(void);
+void signals_end_within(int64_t ms); /* the process ends then with EXIT_FORCED, whatever it does */
+void signals_take_reload(void);		 /* from now on SIGHUP no longer ends the process */
+bool reload_requested(void);		 /* SIGHUP came since the last call */
+void wait_for_wake(int64_t ms);		 /* main thread: ends early at a signal, and at wake_main() */
+void wake_main(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
 const char *name_nearest(const char *name, const char *const *choices, int n_choices);
@@ -108,8 +113,9 @@ const char *text_defect(const char *text, size_t n_bytes, size_t *at);
  * is applied; otherwise the time is read as UTC.
  */
 bool time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone);
-int64_t start_of_day(int64_t time_us);							/* UTC; rounds down, also before 1970 */
-void time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00" */
+int64_t start_of_day(int64_t time_us); /* UTC; rounds down, also before 1970 */
+void
+time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00", or "... BC" */
 
 /* ---- config.c ---- */
 
@@ -126,6 +132,14 @@ typedef enum Format
 	FORMAT_CSV,
 	FORMAT_JSON
 } Format;
+
+/* What becomes of a file of the directory when it is stored to its end. */
+typedef enum CleanSource
+{
+	CLEAN_OFF,
+	CLEAN_ARCHIVE,
+	CLEAN_DELETE
+} CleanSource;
 
 /* Where a stream begins that has no position yet. */
 typedef enum Start
@@ -179,6 +193,9 @@ typedef struct Config
 	int64_t type, format;
 	char *path, *pattern, *topic, *brokers, *group, *name;
 	int64_t poll_ms, max_record_bytes;
+	int64_t max_files_per_batch, latest_first, max_file_age_ms, min_age_ms, last_line_age_ms, clean_source;
+	char *archive; /* directory for CLEAN_ARCHIVE */
+
 	char *start_text;
 	Start start;
 	int64_t start_us; /* of START_TIME */
@@ -193,7 +210,7 @@ typedef struct Config
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
-	int64_t max_rows, max_bytes, max_age_ms;
+	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
 	int64_t log_level;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
@@ -201,6 +218,8 @@ typedef struct Config
 	Pairs columns, kafka;
 	/* command line only */
 	const char *file;
+	int n_flags;
+	char **flags;
 	bool once, progress;
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
@@ -214,6 +233,10 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* Reports what two files that run in one process cannot have both; at config's place. */
+void config_agree(Config *config, const Config *first);
+/* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
+void config_apply(Config *config, const Config *fresh);
 void config_help(FILE *out);
 void config_print_wrapped(FILE *out, const char *text); /* with an indent, at most 100 columns wide */
 bool config_duration(const char *text, int64_t *ms);	/* "500ms", "10s", "-2h"; false: it is none */
@@ -289,7 +312,8 @@ void metrics_stop(void);
 
 /* ---- pipeline.c ---- */
 
-ExitCode pipeline_run(Config *config);
+/* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
+ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
 
 /* ---- batch.c ---- */
@@ -297,12 +321,13 @@ ExitCode pipeline_check(Config *config);
 /* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
 typedef struct FileMark
 {
-	char id[44];		 /* inode and time of birth; "": not a regular file */
-	int64_t modified_us; /* when its end was reached */
-	int64_t size_bytes;	 /* on disk, when its end was reached; -1: not yet */
-	char fingerprint
-		[44];			/* position, CRC-32 of its first KiB, of the last KiB before the position; "": none */
-	const char *defect; /* why what follows the position cannot be read: a literal; NULL: nothing does not */
+	uint64_t inode;				 /* 0: not a regular file */
+	int64_t born_ns;			 /* its birth; 0: the file system does not know */
+	int64_t modified_us;		 /* as it was opened */
+	int64_t size_bytes;			 /* on disk, when its end was reached; -1: not yet */
+	uint32_t head_crc, tail_crc; /* CRC-32 of its first KiB, and of the last KiB before the position */
+	bool has_prints;			 /* these are known */
+	const char *defect;			 /* why it cannot be read on: lives as long as the process; NULL: it can */
 } FileMark;
 
 /* How far a stream has read one file or Kafka partition. */
@@ -404,7 +429,9 @@ typedef struct Column
 	char *name, *quoted;
 	uint32_t type_oid;
 	bool is_json, has_default;
-	char *expression; /* of the DEFAULT; NULL: none */
+	bool is_json_array;	  /* an array of json or jsonb */
+	char array_delimiter; /* of an array's literal; 0: no array */
+	char *expression;	  /* of the DEFAULT; NULL: none */
 } Column;
 
 typedef struct Table
@@ -568,7 +595,7 @@ typedef enum WriterState
 
 /*
  * The writer of a stream.  Everything given must outlive it; it does not own the sink.  All functions below are for the
- * reader's thread, but for writer_cancel().
+ * reader's thread.
  */
 Writer *writer_open(const Config *config, Sink *sink, const Table *table, const CopyColumns *columns);
 /* Has batch.drain's time for the batch it has, if a stop was asked for; otherwise until the batch is stored. */
@@ -597,9 +624,6 @@ Batch *writer_held(Writer *writer); /* the batch of WRITER_CHANGED and WRITER_FE
 void writer_resume(Writer *writer);
 /* Drops the batch that is held. */
 void writer_forget(Writer *writer);
-/* Any thread: the statement that is running fails. */
-void writer_cancel(Writer *writer);
-
 /* ---- transform.c ---- */
 
 typedef enum ValueKind
@@ -624,43 +648,103 @@ typedef enum FieldKind
 	FIELD_PARTITION,
 	FIELD_OFFSET,
 	FIELD_KEY,
-	FIELD_TIMESTAMP
+	FIELD_TIMESTAMP,
+	FIELD_HEADER,  /* one, by name */
+	FIELD_HEADERS, /* all, as a JSON object */
+	FIELD_REST	   /* fields that no column takes, as a JSON object */
 } FieldKind;
+
+typedef enum TimeFormat
+{
+	FORMAT_NONE,  /* the server reads it */
+	FORMAT_ISO,	  /* ISO 8601 and nothing else */
+	FORMAT_EPOCH, /* a number, of unit_us */
+	FORMAT_PATTERN
+} TimeFormat;
 
 /* One target column: what fills it. */
 typedef struct Mapped
 {
 	const Column *column;
 	FieldKind kind;
-	char *field;	  /* name or path, for FIELD_NAMED */
+	char *field;	  /* name or path, or $ and what follows */
 	char *fallback;	  /* for a missing field; NULL: none */
 	const Pair *rule; /* the [columns] line; NULL: implicit, by name */
+	TimeFormat format;
+	char *pattern;	 /* for FORMAT_PATTERN */
+	int64_t unit_us; /* for FORMAT_EPOCH */
+	bool drops_zone; /* the column has none, so what format gives has none, either: it is UTC */
 } Mapped;
+
+#define VALUE_ROOM 64 /* for a number or a time that is made here */
 
 typedef struct Mapping
 {
 	Mapped *columns;
 	int n_columns;
 	int time_index;	   /* -1: no time column among them */
+	int rest_index;	   /* of FIELD_REST; -1: none */
+	bool has_headers;  /* some FIELD_HEADER */
+	bool is_named;	   /* every column takes its field as it is */
 	bool is_utc;	   /* a time without a zone is UTC */
 	bool ignores_zone; /* time column without time zone: PostgreSQL drops the zone */
 	bool is_date;
 	CopyColumns copy;
 	const Table *table;
 	Batch *batch;
-	Value *values; /* scratch, one per column, filled by decode.c */
+	Value *values; /* of one message, one per column; filled by decode.c, changed by transform_row() */
+	char (*texts)[VALUE_ROOM]; /* made values, one per column */
+	Row *again;				   /* the row that is decoded again; NULL: rows are added */
+	int64_t number;			   /* of the mapping_build(), in this process */
 } Mapping;
 
 /* Reports every wrong [columns] line. */
 ExitCode mapping_build(Mapping *mapping, Config *config, const Table *table);
-void mapping_free(Mapping *mapping);
+void mapping_free(Mapping *mapping); /* the batch stays, for the next mapping_build() */
 /*
- * values[i] belongs to columns[i]; the bytes must be valid UTF-8 without NUL.  Adds one row or dead letter.  The leaf is
- * the writer's: here only time_us, or time_text where the server has to read it.
+ * Makes a row, or a dead letter, of mapping->values.  values[i] belongs to columns[i]; the bytes must be valid UTF-8
+ * without NUL.  The leaf is the writer's: here only time_us, or time_text where the server has to read it.
  */
-void transform_row(Mapping *mapping, const Message *message, const Value *values);
+void transform_row(Mapping *mapping, const Message *message);
+/* The message becomes a dead letter of stage decode. */
+Row *transform_refuse(Mapping *mapping, const Message *message, const char *reason);
 /* COPY text of a value; out has room for 2 * n_bytes.  Returns the end. */
 char *copy_escape(char *out, const char *text, size_t n_bytes);
+
+/* Fields that no column takes, under on_unknown_field = add_column or dead_letter.  Zeroed but for the first two. */
+typedef struct Growth
+{
+	const Config *config;
+	const Table *table;
+	NewColumns wanted; /* not yet handed out */
+	NewColumns asked;  /* handed out before */
+	NewColumns given;  /* the end of asked: what was handed out last */
+} Growth;
+
+/*
+ * Such a field, and the type of a column for it; NULL: it tells nothing.  Writes why the message cannot be stored, if it
+ * cannot, or not yet, to reason: it is a dead letter until it is decoded again.
+ */
+void growth_field(Growth *growth, const char *name, size_t n_bytes, const char *type, char *reason,
+				  size_t reason_bytes);
+/* What is wanted, once; NULL: nothing.  Valid until the next call. */
+const NewColumns *growth_take(Growth *growth);
+void growth_free(Growth *growth);
+
+/* ---- decode_json.c ---- */
+
+typedef struct JsonReader JsonReader;
+
+JsonReader *decode_json_open(const Config *config, Mapping *mapping, Growth *growth);
+void decode_json_close(JsonReader *json);
+/* After mapping_build(). */
+void decode_json_remap(JsonReader *json);
+/*
+ * Both fill mapping->values, which begin as missing; return what is wrong with the message, or NULL.  Headers come
+ * first.  The message must be valid UTF-8 without NUL.
+ */
+const char *decode_json_headers(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
+const char *decode_json_read(JsonReader *json, const Message *message, char *reason, size_t reason_bytes);
 
 /* ---- decode.c ---- */
 
@@ -683,10 +767,11 @@ size_t decode_bytes(Decoder *decoder, const char *data, size_t n_bytes, bool at_
 					int64_t offset);
 
 /*
- * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL.  The caller adds them, describes the
- * table and builds the mapping anew, and decodes the rows again; no name is asked for twice.
+ * Columns that rows of the open batch want (on_unknown_field = add_column), or NULL; valid until the next call.  To be
+ * asked after each poll and each decode_again(), before a batch is sealed.  The caller adds them, describes the table and
+ * builds the mapping anew, and decodes the rows again.  No name is given twice.
  */
-const NewColumns *decode_wants(const Decoder *decoder);
+const NewColumns *decode_wants(Decoder *decoder);
 /*
  * After mapping_free() and mapping_build() of the decoder's mapping: each row of the batch (the open one, or one that
  * waits) that is not dropped is decoded anew from its raw bytes, whatever became of it before, CSV by the header it was
@@ -773,6 +858,44 @@ void kafka_source_stored(KafkaSource *source, const Positions *stored);
  */
 ExitCode kafka_source_resync(KafkaSource *source);
 void kafka_source_close(KafkaSource *source);
+
+/* ---- records.c ---- */
+
+/* The records of files, one after the other.  The first three are set by who wants other than the default. */
+typedef struct Records
+{
+	int format;			 /* Format; -1: by the first byte of the first file */
+	const char *columns; /* names of CSV fields, separated by commas; NULL: the files have a header */
+	char **files;		 /* "-": standard input */
+	int n_files, file;	 /* file: the one being read */
+	struct gzFile_s *stream;
+	Buffer input;
+	size_t at; /* in input */
+	bool is_all, has_failed;
+	Decoder *splitter;
+	char **names; /* CSV, known with the first record */
+	int n_names;
+	Buffer header;		 /* CSV, without its line end; empty: none */
+	const Value *fields; /* CSV, of the record that was split last */
+	int n_fields;
+	int64_t n_skipped;
+} Records;
+
+/* files and the csv_ members of csv must live as long. */
+void records_open(Records *records, char **files, int n_files, const Config *csv);
+void records_close(Records *records);
+/* The next record without its line end, split if it is CSV; false behind the last, or has_failed (logged). */
+bool records_next(Records *records, const char **record, size_t *n_bytes);
+void records_rewind(Records *records);
+/* Sets fields; false when they are not as many as names. */
+bool records_split(Records *records, const char *record, size_t n_bytes);
+void records_skip(Records *records, const char *reason); /* counts a record that cannot be used */
+const char *records_file(const Records *records);
+
+/* ---- suggest.c ---- */
+
+/* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
+ExitCode suggest_table(int argc, char **argv);
 
 /* ---- produce.c ---- */
 

@@ -11,20 +11,22 @@
 static void
 usage(FILE *out)
 {
-	fputs("millrace: events from Kafka or files into PostgreSQL, exactly once\n"
-		  "\n"
-		  "  millrace run FILE.ini [--once] [--progress] [--section.key=value ...]\n"
-		  "  millrace check FILE.ini [--section.key=value ...]\n"
-		  "  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
-		  "  millrace --help | --version          millrace run --help lists all options\n"
-		  "\n"
-		  "run reads the source into the table until it is stopped by SIGTERM or SIGINT.\n"
-		  "check validates the file, the source, the database, the table and the columns, and reads no "
-		  "message.\n"
-		  "\n"
-		  "  --once      stop when everything that is there has been read\n"
-		  "  --progress  show rows, rows/s and files or lag; always shown on a terminal\n",
-		  out);
+	fputs(
+		"millrace: events from Kafka or files into PostgreSQL, exactly once\n"
+		"\n"
+		"  millrace run FILE.ini... [--once] [--progress] [--section.key=value ...]\n"
+		"  millrace check FILE.ini... [--section.key=value ...]\n"
+		"  millrace check --suggest-table FILE  proposes a table for a sample of CSV or JSON lines\n"
+		"  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
+		"  millrace --help | --version          millrace run --help lists all options\n"
+		"\n"
+		"run reads each file's source into its table until SIGTERM or SIGINT; SIGHUP reads the files again.\n"
+		"check validates the file, the source, the database, the table and the columns, and reads no "
+		"message.\n"
+		"\n"
+		"  --once      stop when everything that is there has been read\n"
+		"  --progress  show rows, rows/s and files or lag; always shown on a terminal\n",
+		out);
 }
 
 static void
@@ -39,7 +41,9 @@ exit_codes(FILE *out)
 		  "  5  extension, table, column or privilege missing in the database\n"
 		  "  6  another ingester has moved the position of this stream\n"
 		  "  7  the server refuses for a reason that is not in the data, for longer than target.retry\n"
-		  "  8  second signal: stopped at once; the server rolls the open batch back\n",
+		  "  8  second signal, or something hangs after batch.drain: stopped at once; the server rolls the "
+		  "open "
+		  "batch back\n",
 		  out);
 }
 
@@ -58,7 +62,7 @@ help(FILE *out)
 static ExitCode
 command(bool is_run, int argc, char **argv)
 {
-	Config config = {0};
+	int n_files = 0;
 
 	for (int i = 0; i < argc; i++)
 		if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
@@ -66,19 +70,38 @@ command(bool is_run, int argc, char **argv)
 			help(stdout);
 			return EXIT_DONE;
 		}
-	if (argc < 1 || argv[0][0] == '-')
+	while (n_files < argc && argv[n_files][0] != '-')
+		n_files++;
+	if (n_files == 0)
 	{
 		fprintf(stderr, "millrace: %s needs a configuration file: millrace %s FILE.ini\n",
 				is_run ? "run" : "check", is_run ? "run" : "check");
 		return EXIT_USAGE;
 	}
-	config_load(&config, argv[0], argc - 1, argv + 1);
-	ExitCode code = is_run && config.n_errors ? EXIT_USAGE
-		: is_run							  ? pipeline_run(&config)
-											  : pipeline_check(&config);
-	if (!is_run && code == EXIT_DONE)
-		printf("%s: no errors\n", argv[0]);
-	config_free(&config);
+	Config *configs = mem_alloc(sizeof(Config) * (size_t) n_files);
+	ExitCode code = EXIT_DONE;
+	for (int i = 0; i < n_files; i++)
+	{
+		config_load(&configs[i], argv[i], argc - n_files, argv + n_files);
+		for (int k = 0; k < i; k++)
+			config_agree(&configs[i], &configs[k]);
+		if (configs[i].n_errors)
+			code = EXIT_USAGE;
+	}
+	if (is_run && code == EXIT_DONE)
+		code = pipeline_run(configs, n_files);
+	for (int i = 0; i < n_files && !is_run; i++)
+	{
+		ExitCode found = pipeline_check(&configs[i]);
+
+		if (found == EXIT_DONE)
+			printf("%s: no errors\n", argv[i]);
+		if (code == EXIT_DONE)
+			code = found;
+	}
+	for (int i = 0; i < n_files; i++)
+		config_free(&configs[i]);
+	free(configs);
 	return code;
 }
 
@@ -90,6 +113,8 @@ main(int argc, char **argv)
 
 	signals_install();
 	srandom((unsigned) time(NULL) ^ (unsigned) getpid());
+	if (strcmp(word, "check") == 0 && argc > 2 && strncmp(argv[2], "--suggest-table", 15) == 0)
+		return suggest_table(argc - 1, argv + 1);
 	if (strcmp(word, "run") == 0 || strcmp(word, "check") == 0)
 		return command(strcmp(word, "run") == 0, argc - 2, argv + 2);
 	if (strcmp(word, "produce") == 0)

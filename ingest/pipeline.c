@@ -1,15 +1,23 @@
 /*
  * Builds the chain from source to sink, and turns it: poll the source, give the batch to the writer when it is due.
+ *
+ * The main thread prepares all streams and then only watches: it ends what a signal or a failed stream wants ended,
+ * reads the files again at SIGHUP, and shows the progress line.  Each stream has a reader's thread, which runs turn()
+ * and owns everything in Pipeline but what is said to be the main thread's.
  */
 #include "ingest.h"
 
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#define PROGRESS_MS 200
 #define IDLE_MS 200	   /* how long a poll waits when no batch is open; also how soon a signal is seen */
 #define BUSY_MS 5	   /* how long it waits when the batch is due and the writer has one */
 #define BLOCKED_MS 100 /* how long the reader waits for the writer at a time when the batch is full */
+#define GRACE_MS 3000  /* how long after batch.drain the process ends, whatever hangs */
 #define MOST_FENCED 3  /* so many times in a row without a stored batch: somebody else reads this stream */
 
 typedef struct Pipeline
@@ -27,8 +35,15 @@ typedef struct Pipeline
 	bool at_end;			  /* it has nothing more */
 	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
 	int n_fenced;			  /* since a batch was stored */
-	bool shows_progress;
-	int64_t started_us, shown_us, shown_rows;
+	int64_t looked_us;		  /* when lag or files were looked at */
+	ExitCode code;			  /* of the reader's thread, once it is done */
+
+	_Atomic(Config *) fresh; /* the file as SIGHUP found it; whoever takes it out owns it */
+	atomic_bool is_done;
+	/* main thread */
+	pthread_t thread;
+	bool is_joined;
+	int64_t shown_rows;
 } Pipeline;
 
 static ExitCode
@@ -60,6 +75,20 @@ prepare(Pipeline *pipeline, bool checks_broker)
 	return first_of(code, mapping_build(&pipeline->mapping, config, &pipeline->table));
 }
 
+static bool
+shows_progress(const Config *config)
+{
+	return config->progress || isatty(STDERR_FILENO);
+}
+
+/* With a progress line only warnings: it says as much as the batches' lines do. */
+static void
+set_log_level(const Config *config)
+{
+	log_level =
+		shows_progress(config) && !config->log_level_given ? LOG_WARNING : (LogLevel) config->log_level;
+}
+
 static ExitCode
 build(Pipeline *pipeline)
 {
@@ -77,12 +106,17 @@ build(Pipeline *pipeline)
 	return EXIT_DONE;
 }
 
+/* The main thread's part, when the reader's thread has ended. */
 static void
 release(Pipeline *pipeline)
 {
-	kafka_source_close(pipeline->kafka);
-	file_source_close(pipeline->files);
-	writer_close(pipeline->writer);
+	Config *fresh = atomic_exchange(&pipeline->fresh, NULL);
+
+	if (fresh != NULL)
+	{
+		config_free(fresh);
+		free(fresh);
+	}
 	decoder_free(pipeline->decoder);
 	mapping_free(&pipeline->mapping);
 	table_free(&pipeline->table);
@@ -113,9 +147,11 @@ take_stored(Pipeline *pipeline)
 	positions_clear(&stored);
 }
 
+static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns);
+
 /*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
- * into the table; both keep their addresses, which writer and decoder know.
+ * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
  */
 static ExitCode
 reload(Pipeline *pipeline)
@@ -123,32 +159,77 @@ reload(Pipeline *pipeline)
 	Config *config = pipeline->config;
 	Sink *sink = writer_sink(pipeline->writer);
 	Batch *held = writer_held(pipeline->writer);
+	Mapping mapping = {.batch = &pipeline->batch};
 	Table table = {0};
 	Retry retry = {0};
 	ExitCode code, given_up;
 
 	if (sink == NULL)
 		return EXIT_DONE; /* it has failed: turn() sees it */
-	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION &&
-		   sink_again(sink, &retry, SINK_LOST, &given_up))
-		table_free(&table);
-	if (code != EXIT_DONE)
+	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION)
 	{
 		table_free(&table);
-		return code == EXIT_CONNECTION ? given_up : code;
+		if (!sink_again(sink, &retry, SINK_LOST, &given_up))
+			return given_up;
+	}
+	if (code == EXIT_DONE)
+		code = mapping_build(&mapping, config, &table);
+	if (code != EXIT_DONE)
+	{
+		mapping_free(&mapping);
+		table_free(&table);
+		config->n_errors = 0;
+		return code;
 	}
 	mapping_free(&pipeline->mapping);
 	table_free(&pipeline->table);
 	pipeline->table = table;
-	if ((code = mapping_build(&pipeline->mapping, config, &pipeline->table)) != EXIT_DONE)
-		return code;
+	pipeline->mapping = mapping;
+	pipeline->mapping.table = &pipeline->table;
+	decode_again(pipeline->decoder, &pipeline->batch);
 	if (held != NULL)
 		decode_again(pipeline->decoder, held);
-	decode_again(pipeline->decoder, &pipeline->batch);
-	pipeline->config->metrics->n_reloads++;
-	log_line(LOG_INFO, "table %s: its columns are read anew", pipeline->table.name);
+	config->metrics->n_reloads++;
+	log_line(LOG_INFO, "table %s: its columns were read anew", pipeline->table.name);
+	/* A column may be gone for which rows of the waiting batch have a value. */
+	const NewColumns *columns = decode_wants(pipeline->decoder);
+	if (columns != NULL)
+		return add_columns(pipeline, columns);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
+}
+
+/* Columns that on_unknown_field = add_column wants. */
+static ExitCode
+add_columns(Pipeline *pipeline, const NewColumns *columns)
+{
+	Sink *sink = columns ? writer_sink(pipeline->writer) : NULL;
+	Retry retry = {0};
+	SinkStatus status;
+	ExitCode code;
+
+	if (sink == NULL)
+		return EXIT_DONE;
+	do
+		status = sink_add_columns(sink, &pipeline->table, columns);
+	while (sink_again(sink, &retry, status, &code));
+	return status == SINK_OK ? reload(pipeline) : code;
+}
+
+/* After SIGHUP.  What cannot be, as the file or the table are now, is logged, and the stream goes on as before. */
+static void
+take_fresh(Pipeline *pipeline)
+{
+	Config *fresh = atomic_exchange(&pipeline->fresh, NULL), *config = pipeline->config;
+
+	config_apply(config, fresh);
+	config_free(fresh);
+	free(fresh);
+	pipeline->batch.max_rows = config->max_rows;
+	pipeline->batch.max_bytes = config->max_bytes;
+	set_log_level(config);
+	if (reload(pipeline) != EXIT_DONE)
+		log_line(LOG_WARNING, "table %s: its columns could not be read anew", pipeline->table.name);
 }
 
 /* Another ingester has moved a position.  Kafka's can be asked for again; a file has one reader. */
@@ -186,32 +267,13 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 	return code;
 }
 
+/* For the metrics and the progress line. */
 static void
-show_progress(Pipeline *pipeline, bool final)
+look_around(Pipeline *pipeline)
 {
-	const Metrics *metrics = pipeline->config->metrics;
-	int64_t now_us = monotonic_us(), since_us = now_us - (final ? pipeline->started_us : pipeline->shown_us);
-	int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
-	Buffer more = {0};
-
-	if (!pipeline->shows_progress || (!final && since_us < (isatty(STDERR_FILENO) ? 200000 : 1000000)))
-		return;
-	buffer_printf(&more, "%s", "");
+	pipeline->looked_us = monotonic_us();
 	if (pipeline->files != NULL)
 		file_source_progress(pipeline->files);
-	if (pipeline->kafka != NULL)
-		buffer_printf(&more, ", lag %" PRId64, metrics->lag);
-	else if (pipeline->config->type == SOURCE_DIRECTORY)
-		buffer_printf(&more, ", %" PRId64 " of %" PRId64 " files", metrics->n_files, metrics->n_files_total);
-	if (n_dead_letters > 0)
-		buffer_printf(&more, ", %" PRId64 " dead letters", n_dead_letters);
-	log_progress(final, "%" PRId64 " rows, %.0f rows/s%s", n_rows,
-				 (double) (n_rows - (final ? 0 : pipeline->shown_rows)) * 1e6 /
-					 (double) (since_us > 0 ? since_us : 1),
-				 more.data);
-	buffer_free(&more);
-	pipeline->shown_us = now_us;
-	pipeline->shown_rows = n_rows;
 }
 
 static bool
@@ -252,6 +314,15 @@ wait_for_writer(Pipeline *pipeline, ExitCode *code)
 	return kafka_source_blocked(pipeline->kafka, (now_us - pipeline->blocked_since_us) / 1000, code);
 }
 
+/* Waits while the writer works.  False: it holds its batch. */
+static bool
+give(Pipeline *pipeline)
+{
+	writer_sink(pipeline->writer);
+	take_stored(pipeline);
+	return writer_give(pipeline->writer, &pipeline->batch);
+}
+
 /* Gives the open batch, waiting while the writer has one. */
 static ExitCode
 flush(Pipeline *pipeline)
@@ -261,7 +332,7 @@ flush(Pipeline *pipeline)
 
 	while (is_open(&pipeline->batch) && !is_over)
 	{
-		if (writer_give(pipeline->writer, &pipeline->batch))
+		if (give(pipeline))
 			return EXIT_DONE;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE)
 			return code;
@@ -314,8 +385,11 @@ turn(Pipeline *pipeline)
 		}
 		if (status == SOURCE_FAILED)
 			return code;
-		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over)
+		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
+			(code = add_columns(pipeline, decode_wants(pipeline->decoder))) != EXIT_DONE)
 			return code;
+		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
+			take_fresh(pipeline);
 		/* All rows of an open batch may have been dropped with their partitions. */
 		if (pipeline->batch.n_rows > 0 && !is_open(&pipeline->batch))
 			batch_reset(&pipeline->batch);
@@ -323,51 +397,205 @@ turn(Pipeline *pipeline)
 			pipeline->must_give = false;
 		else if (is_due(pipeline) && writer_is_idle(pipeline->writer))
 		{
-			writer_give(pipeline->writer, &pipeline->batch);
+			give(pipeline);
 			pipeline->must_give = false;
 		}
 		pipeline->config->metrics->is_reading = true;
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
-		if (writer_is_idle(pipeline->writer))
-			sink_metrics(pipeline->sink, false);
-		show_progress(pipeline, false);
+		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
+		{
+			look_around(pipeline);
+			if (writer_is_idle(pipeline->writer))
+				sink_metrics(pipeline->sink, false);
+		}
 	}
-	if (stop_requested())
-		stop_now();
-	return drain(pipeline);
+	code = drain(pipeline);
+	look_around(pipeline);
+	return code;
+}
+
+static void *
+read_stream(void *argument)
+{
+	Pipeline *pipeline = argument;
+	const Metrics *metrics = pipeline->config->metrics;
+	int64_t started_us = monotonic_us();
+	ExitCode code = build(pipeline);
+	bool is_built = code == EXIT_DONE;
+
+	if (is_built)
+		code = turn(pipeline);
+	kafka_source_close(pipeline->kafka);
+	file_source_close(pipeline->files);
+	writer_close(pipeline->writer);
+	if (is_built)
+	{
+		sink_metrics(pipeline->sink, true);
+		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
+				 code != EXIT_DONE		? "stopped by an error"
+					 : stop_requested() ? "stopped"
+										: "done",
+				 metrics->n_rows, metrics->n_dead_letters, metrics->n_batches,
+				 (double) (monotonic_us() - started_us) / 1e6);
+	}
+	pipeline->code = code;
+	pipeline->is_done = true;
+	wake_main();
+	return NULL;
+}
+
+/* ---- the process ---- */
+
+static void
+show_progress(Pipeline *streams, int n_streams, int64_t since_us, bool is_final)
+{
+	Buffer line = {0};
+
+	for (int i = 0; i < n_streams; i++)
+	{
+		const Config *config = streams[i].config;
+		const Metrics *metrics = config->metrics;
+		int64_t n_rows = metrics->n_rows, n_dead_letters = metrics->n_dead_letters;
+
+		if (n_streams > 1)
+			buffer_printf(&line, "%s%s: ", i > 0 ? "; " : "", config->name);
+		buffer_printf(&line, "%" PRId64 " rows, %.0f rows/s", n_rows,
+					  (double) (n_rows - (is_final ? 0 : streams[i].shown_rows)) * 1e6 /
+						  (double) (since_us > 0 ? since_us : 1));
+		if (config->type == SOURCE_KAFKA)
+			buffer_printf(&line, ", lag %" PRId64, metrics->lag);
+		else if (config->type == SOURCE_DIRECTORY)
+			buffer_printf(&line, ", %" PRId64 " of %" PRId64 " files", metrics->n_files,
+						  metrics->n_files_total);
+		if (n_dead_letters > 0)
+			buffer_printf(&line, ", %" PRId64 " dead letters", n_dead_letters);
+		streams[i].shown_rows = n_rows;
+	}
+	log_progress(is_final, "%s", line.data);
+	buffer_free(&line);
+}
+
+static void
+read_files_again(Pipeline *streams, int n_streams)
+{
+	for (int i = 0; i < n_streams; i++)
+	{
+		Config *config = streams[i].config, *fresh = mem_alloc(sizeof(Config));
+
+		if (config_load(fresh, config->file, config->n_flags, config->flags) == EXIT_DONE)
+		{
+			log_line(LOG_INFO, "%s was read again", config->file);
+			fresh = atomic_exchange(&streams[i].fresh, fresh);
+		}
+		else
+			log_line(LOG_WARNING, "%s has errors: the stream goes on as before", config->file);
+		if (fresh == NULL)
+			continue;
+		config_free(fresh);
+		free(fresh);
+	}
+}
+
+/* Joins the threads that have ended; the first that failed ends the others.  Returns how many run. */
+static int
+join_ended(Pipeline *streams, int n_streams, ExitCode *code)
+{
+	int n_running = 0;
+
+	for (int i = 0; i < n_streams; i++)
+	{
+		Pipeline *stream = &streams[i];
+
+		if (!stream->is_done)
+			n_running++;
+		else if (!stream->is_joined)
+		{
+			pthread_join(stream->thread, NULL);
+			stream->is_joined = true;
+			*code = first_of(*code, stream->code);
+			if (stream->code != EXIT_DONE)
+				stop();
+		}
+	}
+	return n_running;
+}
+
+/* Until every stream has ended. */
+static ExitCode
+watch(Pipeline *streams, int n_streams)
+{
+	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
+	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
+	bool shows = shows_progress(streams[0].config), is_cancelled = false;
+	ExitCode code = EXIT_DONE;
+
+	while (join_ended(streams, n_streams, &code) > 0)
+	{
+		int64_t now_us = monotonic_us();
+
+		if (stop_requested() && drained_us == 0)
+		{
+			for (int i = 0; i < n_streams; i++)
+				if (streams[i].config->drain_ms > drain_ms)
+					drain_ms = streams[i].config->drain_ms;
+			drained_us = now_us + drain_ms * 1000;
+			signals_end_within(drain_ms + GRACE_MS);
+		}
+		if (drained_us > 0 && now_us >= drained_us && !is_cancelled)
+		{
+			is_cancelled = true;
+			stop_now();
+			for (int i = 0; i < n_streams; i++)
+				if (!streams[i].is_done)
+					sink_cancel(streams[i].sink);
+		}
+		if (reload_requested())
+			read_files_again(streams, n_streams);
+		if (shows && now_us - shown_us >= pause_ms * 1000)
+		{
+			show_progress(streams, n_streams, now_us - shown_us, false);
+			shown_us = now_us;
+		}
+		wait_for_wake(PROGRESS_MS);
+	}
+	if (shows)
+		show_progress(streams, n_streams, monotonic_us() - started_us, true);
+	return code;
+}
+
+static void
+start(Pipeline *stream)
+{
+	if (pthread_create(&stream->thread, NULL, read_stream, stream) == 0)
+		return;
+	log_line(LOG_ERROR, "cannot start a thread");
+	exit(EXIT_INTERNAL);
 }
 
 ExitCode
-pipeline_run(Config *config)
+pipeline_run(Config *configs, int n_configs)
 {
-	Pipeline pipeline = {.config = config};
-	ExitCode code;
+	Pipeline *streams = mem_alloc(sizeof(Pipeline) * (size_t) n_configs);
 
-	pipeline.shows_progress = config->progress || isatty(STDERR_FILENO);
-	log_level = (LogLevel) config->log_level;
-	if (pipeline.shows_progress && !config->log_level_given)
-		log_level = LOG_WARNING; /* the line says as much as the batches' lines do */
-	metrics_publish(config->metrics);
-	code = metrics_serve(config);
-	if (code == EXIT_DONE)
-		code = prepare(&pipeline, false);
-	if (code == EXIT_DONE)
-		code = build(&pipeline);
+	signals_take_reload();
+	set_log_level(&configs[0]);
+	for (int i = 0; i < n_configs; i++)
+		metrics_publish(configs[i].metrics);
+	ExitCode code = metrics_serve(&configs[0]);
+	for (int i = 0; i < n_configs && (code == EXIT_DONE || i > 0); i++)
+	{
+		streams[i].config = &configs[i];
+		code = first_of(code, prepare(&streams[i], false));
+	}
 	if (code == EXIT_DONE)
 	{
-		pipeline.started_us = pipeline.shown_us = monotonic_us();
-		code = turn(&pipeline);
-		sink_metrics(pipeline.sink, true);
-		show_progress(&pipeline, true);
-		const Metrics *metrics = config->metrics;
-		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
-				 code != EXIT_DONE		? "stopped by an error"
-					 : stop_requested() ? "stopped by a signal"
-										: "done",
-				 metrics->n_rows, metrics->n_dead_letters, metrics->n_batches,
-				 (double) (monotonic_us() - pipeline.started_us) / 1e6);
+		for (int i = 0; i < n_configs; i++)
+			start(&streams[i]);
+		code = watch(streams, n_configs);
 	}
-	release(&pipeline);
+	for (int i = 0; i < n_configs; i++)
+		release(&streams[i]);
+	free(streams);
 	metrics_stop();
 	return code;
 }

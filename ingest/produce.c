@@ -18,11 +18,8 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include <zlib.h>
 
-#define ANSWER_MS 10000 /* how long one question to the broker may take */
-#define READ_BYTES 65536
-#define MAX_RECORD_BYTES ((size_t) 512 << 20)
+#define ANSWER_MS 10000		/* how long one question to the broker may take */
 #define CATCH_UP_US 1000000 /* who is further behind a rate than this does not make up for it */
 
 /* ---- options ---- */
@@ -613,24 +610,14 @@ typedef struct Producer
 	uint64_t chance;
 
 	/* input */
-	int format, output_format; /* Format */
-	int file;				   /* being read */
-	gzFile stream;
-	Buffer input;
-	size_t at; /* in input */
-	bool is_all;
-	Decoder *splitter;
-	const Value *fields; /* of the record taken apart last; CSV */
-	int n_fields;
-	char **names; /* CSV columns */
-	int n_names;
+	Records records;
+	int output_format;	 /* Format */
+	bool has_begun;		 /* the first record was seen */
 	int column[N_ROLES]; /* CSV; -1: none */
-	Buffer header;		 /* as it stands in the files, without the line end */
 	JsonWalker *walker;
 	const char *wanted[N_ROLES]; /* column names; NULL: none */
 	Found found[N_ROLES], whole;
 	Buffer texts;
-	int64_t n_skipped;
 
 	/* sample */
 	void *by_value; /* tree of Stratum */
@@ -691,212 +678,13 @@ static void __attribute__((format(printf, 2, 3))) fail(Producer *producer, const
 	producer->failure = EXIT_SOURCE;
 }
 
-/* ---- input ---- */
-
-static const char *
-file_name(const Producer *producer)
-{
-	const char *name = producer->settings->files[producer->file];
-
-	return strcmp(name, "-") == 0 ? "standard input" : name;
-}
-
-/* Reads more behind what is there; false at the end of the file. */
-static bool
-read_more(Producer *producer)
-{
-	Buffer *input = &producer->input;
-
-	if (producer->at > 0)
-	{
-		memmove(input->data, input->data + producer->at, input->n_bytes - producer->at);
-		input->n_bytes -= producer->at;
-		producer->at = 0;
-	}
-	if (input->n_bytes > MAX_RECORD_BYTES)
-	{
-		fail(producer, "%s: a record is longer than 512 MB", file_name(producer));
-		return false;
-	}
-	int n = gzread(producer->stream, buffer_room(input, READ_BYTES + input->n_bytes / 2), READ_BYTES);
-	int code;
-	const char *text = gzerror(producer->stream, &code);
-	if (n < 0 || (n == 0 && code == Z_BUF_ERROR))
-		fail(producer, "%s: cannot read: %s", file_name(producer),
-			 code == Z_ERRNO		   ? strerror(errno)
-				 : code == Z_BUF_ERROR ? "the gzipped file ends too early"
-									   : text);
-	if (n <= 0)
-		return false;
-	input->n_bytes += (size_t) n;
-	return true;
-}
-
-static size_t
-without_line_end(const char *data, size_t n_bytes)
-{
-	if (n_bytes > 0 && data[n_bytes - 1] == '\n')
-		n_bytes--;
-	if (n_bytes > 0 && data[n_bytes - 1] == '\r')
-		n_bytes--;
-	return n_bytes;
-}
-
-/* The next record without its line end; false at the end of the file.  It lives until the next call. */
-static bool
-read_record(Producer *producer, const char **record, size_t *n_bytes)
-{
-	Buffer *input = &producer->input;
-
-	while (producer->failure == EXIT_DONE)
-	{
-		const char *data = input->data + producer->at, *reason = NULL, *line_end;
-		size_t n_there = input->n_bytes - producer->at, used = 0;
-		bool is_complete = false;
-
-		if (n_there > 0 && producer->format == FORMAT_CSV)
-		{
-			producer->n_fields = decode_split(producer->splitter, data, n_there, producer->is_all, &used,
-											  &producer->fields, &reason);
-			is_complete = producer->n_fields != 0;
-		}
-		else if (n_there > 0)
-		{
-			line_end = memchr(data, '\n', n_there);
-			is_complete = line_end != NULL || producer->is_all;
-			used = line_end ? (size_t) (line_end + 1 - data) : n_there;
-		}
-		if (is_complete)
-		{
-			producer->at += used;
-			*record = data;
-			*n_bytes = without_line_end(data, used);
-			if (reason == NULL && *n_bytes > 0)
-				return true;
-			if (reason != NULL && producer->n_skipped++ == 0)
-				log_line(LOG_WARNING, "%s: a record is left out: %s", file_name(producer), reason);
-		}
-		else if (producer->is_all)
-			return false;
-		else
-			producer->is_all = !read_more(producer);
-	}
-	return false;
-}
-
-static int
-column_named(Producer *producer, const char *name)
-{
-	for (int i = 0; i < producer->n_names; i++)
-		if (strcmp(producer->names[i], name) == 0)
-			return i;
-	fail(producer, "%s: there is no column \"%s\"", file_name(producer), name);
-	return -1;
-}
-
-static void
-add_name(Producer *producer, const char *name, size_t n_bytes)
-{
-	producer->names = mem_grow(producer->names, (size_t) producer->n_names + 1, sizeof(char *));
-	producer->names[producer->n_names++] = mem_printf("%.*s", (int) n_bytes, name);
-}
-
-/* Names of the CSV columns from the header, which all files share, or from --columns. */
-static void
-take_header(Producer *producer)
-{
-	const char *list = producer->settings->columns, *record;
-	bool is_first = producer->n_names == 0;
-	size_t n_bytes;
-
-	if (list == NULL)
-	{
-		if (!read_record(producer, &record, &n_bytes))
-			return;
-		if (!is_first &&
-			(n_bytes != producer->header.n_bytes || memcmp(record, producer->header.data, n_bytes) != 0))
-			fail(producer, "%s: its header is not that of the file before", file_name(producer));
-		for (int i = 0; is_first && i < producer->n_fields; i++)
-			add_name(producer, producer->fields[i].data, producer->fields[i].n_bytes);
-		if (is_first)
-			buffer_add(&producer->header, record, n_bytes);
-	}
-	while (is_first && list != NULL && *list)
-	{
-		size_t n_name = strcspn(list, ",");
-
-		add_name(producer, list, n_name);
-		list += n_name + (list[n_name] == ',');
-	}
-	for (int i = 0; is_first && i < N_ROLES; i++)
-		producer->column[i] = producer->wanted[i] ? column_named(producer, producer->wanted[i]) : -1;
-}
-
-static void
-decide_format(Producer *producer)
-{
-	const Buffer *input = &producer->input;
-	size_t at = producer->at;
-
-	while (at < input->n_bytes && strchr(" \t\r\n", input->data[at]))
-		at++;
-	producer->format = producer->settings->format >= 0	? producer->settings->format
-		: at < input->n_bytes && input->data[at] == '{' ? FORMAT_JSON
-														: FORMAT_CSV;
-	producer->output_format =
-		producer->settings->output_format >= 0 ? producer->settings->output_format : producer->format;
-	if (producer->format == FORMAT_JSON && producer->output_format == FORMAT_CSV)
-		fail(producer, "%s: JSON cannot be sent as CSV", file_name(producer));
-}
-
-static void
-open_file(Producer *producer)
-{
-	const char *name = producer->settings->files[producer->file];
-	bool is_first = producer->format < 0;
-
-	/* What zlib does not know as gzip it hands through. */
-	producer->stream = strcmp(name, "-") == 0 ? gzdopen(dup(STDIN_FILENO), "rb") : gzopen(name, "rb");
-	producer->input.n_bytes = producer->at = 0;
-	producer->is_all = false;
-	if (producer->stream == NULL)
-	{
-		fail(producer, "%s: cannot read: %s", name, strerror(errno));
-		return;
-	}
-	producer->is_all = !read_more(producer);
-	if (producer->input.n_bytes >= 3 && memcmp(producer->input.data, "\xEF\xBB\xBF", 3) == 0)
-		producer->at = 3; /* spreadsheets write a byte-order mark */
-	if (is_first && producer->failure == EXIT_DONE)
-		decide_format(producer);
-	if (producer->format == FORMAT_CSV && producer->failure == EXIT_DONE)
-		take_header(producer);
-}
-
-static void
-rewind_input(Producer *producer)
-{
-	if (producer->stream != NULL)
-		gzclose(producer->stream);
-	producer->stream = NULL;
-	producer->file = 0;
-}
-
-/* The next record of all files; false behind the last. */
 static bool
 next_record(Producer *producer, const char **record, size_t *n_bytes)
 {
-	while (producer->failure == EXIT_DONE && producer->file < producer->settings->n_files)
-	{
-		if (producer->stream == NULL)
-			open_file(producer);
-		if (producer->failure == EXIT_DONE && read_record(producer, record, n_bytes))
-			return true;
-		if (producer->stream != NULL)
-			gzclose(producer->stream);
-		producer->stream = NULL;
-		producer->file++;
-	}
+	if (records_next(&producer->records, record, n_bytes))
+		return true;
+	if (producer->records.has_failed)
+		producer->failure = EXIT_SOURCE; /* it has been logged */
 	return false;
 }
 
@@ -929,28 +717,47 @@ on_member(void *context, const JsonMember *member)
 		producer->whole = (Found){.raw = member->raw, .n_raw_bytes = member->n_raw_bytes, .is_there = true};
 }
 
-/* Fills found[], and for CSV fields[]; false when the record cannot be taken apart. */
+/* What the first record tells: format and columns. */
+static void
+see_first(Producer *producer)
+{
+	Records *records = &producer->records;
+
+	producer->has_begun = true;
+	if (producer->output_format < 0)
+		producer->output_format = records->format;
+	if (records->format == FORMAT_JSON && producer->output_format == FORMAT_CSV)
+		fail(producer, "%s: JSON cannot be sent as CSV", records_file(records));
+	for (int i = 0; i < N_ROLES && records->format == FORMAT_CSV; i++)
+	{
+		for (int n = 0; producer->wanted[i] != NULL && n < records->n_names; n++)
+			if (strcmp(records->names[n], producer->wanted[i]) == 0)
+				producer->column[i] = n;
+		if (producer->wanted[i] != NULL && producer->column[i] < 0)
+			fail(producer, "%s: there is no column \"%s\"", records_file(records), producer->wanted[i]);
+	}
+}
+
+/* Fills found[] from the record, which is split if it is CSV; false when it cannot be taken apart. */
 static bool
 look(Producer *producer, const char *record, size_t n_bytes)
 {
-	const char *reason;
 	bool is_needed = false;
-	size_t used;
 
+	if (!producer->has_begun)
+		see_first(producer);
 	memset(producer->found, 0, sizeof producer->found);
 	producer->whole.is_there = false;
 	producer->texts.n_bytes = 0;
 	for (int i = 0; i < N_ROLES; i++)
 		is_needed |= producer->wanted[i] != NULL;
-	if (producer->format == FORMAT_JSON)
+	if (producer->records.format == FORMAT_JSON)
 		return !is_needed || (json_walk(producer->walker, record, n_bytes) && producer->whole.is_there);
-	producer->n_fields =
-		decode_split(producer->splitter, record, n_bytes, true, &used, &producer->fields, &reason);
-	if (producer->n_fields != producer->n_names)
+	if (producer->records.n_fields != producer->records.n_names)
 		return false;
 	for (int i = 0; i < N_ROLES; i++)
 	{
-		const Value *field = &producer->fields[producer->column[i] >= 0 ? producer->column[i] : 0];
+		const Value *field = &producer->records.fields[producer->column[i] >= 0 ? producer->column[i] : 0];
 
 		if (producer->column[i] < 0)
 			continue;
@@ -1059,7 +866,7 @@ count_strata(Producer *producer)
 			stratum_of(producer)->n_rows++;
 			n_rows++;
 		}
-	rewind_input(producer);
+	records_rewind(&producer->records);
 	divide_sample(producer, n_rows);
 }
 
@@ -1292,7 +1099,7 @@ changed_field(const Producer *producer, int i, bool has_time)
 		return (Value){producer->id_text, (uint32_t) strlen(producer->id_text), VALUE_TEXT};
 	if (i == producer->column[ROLE_TIME] && has_time)
 		return (Value){producer->time_text.data, (uint32_t) producer->time_text.n_bytes, VALUE_TEXT};
-	return producer->fields[i];
+	return producer->records.fields[i];
 }
 
 static void
@@ -1306,7 +1113,7 @@ write_from_csv(Producer *producer, const char *record, size_t n_bytes, bool has_
 		buffer_add(out, record, n_bytes);
 		return;
 	}
-	for (int i = 0; i < producer->n_fields; i++)
+	for (int i = 0; i < producer->records.n_fields; i++)
 	{
 		Value field = changed_field(producer, i, has_time);
 
@@ -1317,7 +1124,7 @@ write_from_csv(Producer *producer, const char *record, size_t n_bytes, bool has_
 			continue;
 		}
 		buffer_add(out, i ? ", " : "{", i ? 2 : 1);
-		add_json_string(out, producer->names[i], strlen(producer->names[i]));
+		add_json_string(out, producer->records.names[i], strlen(producer->records.names[i]));
 		buffer_add(out, ": ", 2);
 		if (field.kind == VALUE_NULL)
 			buffer_add(out, "null", 4);
@@ -1745,13 +1552,15 @@ emit(Producer *producer, const char *record, size_t n_bytes)
 	if (settings->id != NULL)
 		new_id(producer);
 	producer->message.n_bytes = 0;
-	if (producer->format == FORMAT_CSV)
+	if (producer->records.format == FORMAT_CSV)
 		write_from_csv(producer, record, n_bytes, has_time);
 	else
 		write_from_json(producer, record, n_bytes, has_time, form);
 	const Buffer *key = take_key(producer, has_time) ? &producer->key : NULL;
-	if (producer->wants_header && producer->output_format == FORMAT_CSV && producer->header.n_bytes > 0)
-		fprintf(producer->out, "%.*s\n", (int) producer->header.n_bytes, producer->header.data);
+	if (producer->wants_header && producer->output_format == FORMAT_CSV &&
+		producer->records.header.n_bytes > 0)
+		fprintf(producer->out, "%.*s\n", (int) producer->records.header.n_bytes,
+				producer->records.header.data);
 	producer->wants_header = false;
 	if (happens(&producer->chance, settings->bad))
 	{
@@ -1793,7 +1602,9 @@ emit_shuffled(Producer *producer)
 		producer->order[j] = swapped;
 	}
 	for (int64_t i = 0; i < producer->n_kept && !is_over(producer); i++)
-		if (look(producer, producer->order[i].data, producer->order[i].n_bytes))
+		if ((producer->records.format == FORMAT_JSON ||
+			 records_split(&producer->records, producer->order[i].data, producer->order[i].n_bytes)) &&
+			look(producer, producer->order[i].data, producer->order[i].n_bytes))
 			emit(producer, producer->order[i].data, producer->order[i].n_bytes);
 	producer->n_kept = 0;
 	arena_reset(&producer->kept);
@@ -1814,9 +1625,9 @@ replay(Producer *producer)
 	{
 		if (!look(producer, record, n_bytes))
 		{
-			if (producer->n_skipped++ == 0)
-				log_line(LOG_WARNING, "%s: a record is left out: %s", file_name(producer),
-						 producer->format == FORMAT_CSV ? "wrong number of fields" : "not a JSON object");
+			records_skip(&producer->records,
+						 producer->records.format == FORMAT_CSV ? "wrong number of fields"
+																: "not a JSON object");
 			continue;
 		}
 		if (!is_chosen(producer))
@@ -1827,7 +1638,7 @@ replay(Producer *producer)
 		else
 			emit(producer, record, n_bytes);
 	}
-	rewind_input(producer);
+	records_rewind(&producer->records);
 	if (producer->settings->shuffles && producer->failure == EXIT_DONE)
 		emit_shuffled(producer);
 	return n_taken;
@@ -1868,9 +1679,9 @@ log_summary(const Producer *producer)
 											: "done",
 			 producer->n_arrived, producer->n_late, producer->n_duplicates, producer->n_bad,
 			 (double) (monotonic_us() - producer->started_us) / 1e6, producer->settings->seed);
-	if (producer->n_skipped > 0)
+	if (producer->records.n_skipped > 0)
 		log_line(LOG_WARNING, "%" PRId64 " records could not be taken apart and were left out",
-				 producer->n_skipped);
+				 producer->records.n_skipped);
 }
 
 static void
@@ -1910,12 +1721,8 @@ release(Producer *producer)
 	}
 	if (producer->out != NULL && producer->out != stdout)
 		fclose(producer->out);
-	rewind_input(producer);
-	decoder_free(producer->splitter);
+	records_close(&producer->records);
 	json_walker_close(producer->walker);
-	for (int i = 0; i < producer->n_names; i++)
-		free(producer->names[i]);
-	free(producer->names);
 	for (int i = 0; i < producer->n_strata; i++)
 	{
 		tdelete(producer->strata[i], &producer->by_value, compare_strata);
@@ -1925,8 +1732,6 @@ release(Producer *producer)
 	free(producer->strata);
 	free(producer->order);
 	arena_free(&producer->kept);
-	buffer_free(&producer->input);
-	buffer_free(&producer->header);
 	buffer_free(&producer->texts);
 	buffer_free(&producer->message);
 	buffer_free(&producer->key);
@@ -1976,7 +1781,8 @@ produce(int argc, char **argv)
 		Producer producer = {
 			.settings = &settings,
 			.chance = settings.seed,
-			.format = -1,
+			.records = {.format = settings.format, .columns = settings.columns},
+			.output_format = settings.output_format,
 			.next_id = settings.first_id,
 			.shows_progress = settings.progress || isatty(STDERR_FILENO),
 			.wanted = {[ROLE_ID] = settings.id,
@@ -1987,7 +1793,7 @@ produce(int argc, char **argv)
 
 		for (int i = 0; i < N_ROLES; i++)
 			producer.column[i] = -1;
-		producer.splitter = decoder_open_split(&settings.csv);
+		records_open(&producer.records, settings.files, settings.n_files, &settings.csv);
 		producer.walker = json_walker_open(on_member, &producer);
 		produce_all(&producer);
 		code = producer.failure;

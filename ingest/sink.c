@@ -531,11 +531,15 @@ read_columns(Sink *sink, Table *table, const char *oid)
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT a.attname, pg_catalog.quote_ident(a.attname), coalesce(nullif(t.typbasetype, 0), t.oid),"
-			" coalesce(nullif(t.typbasetype, 0), t.oid) IN ('json'::regtype, 'jsonb'::regtype),"
+			"SELECT a.attname, pg_catalog.quote_ident(a.attname), b.oid,"
+			" b.oid IN ('json'::regtype, 'jsonb'::regtype),"
 			" a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,"
-			" pg_catalog.pg_get_expr(d.adbin, d.adrelid)"
+			" pg_catalog.pg_get_expr(d.adbin, d.adrelid),"
+			" CASE WHEN b.typcategory = 'A' THEN e.typdelim END,"
+			" coalesce(nullif(e.typbasetype, 0), e.oid) IN ('json'::regtype, 'jsonb'::regtype)"
 			" FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+			" JOIN pg_catalog.pg_type b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)"
+			" LEFT JOIN pg_catalog.pg_type e ON e.oid = b.typelem"
 			" LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
 			" WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
 			" ORDER BY a.attnum",
@@ -553,6 +557,8 @@ read_columns(Sink *sink, Table *table, const char *oid)
 			.is_json = PQgetvalue(result, i, 3)[0] == 't',
 			.has_default = PQgetvalue(result, i, 4)[0] == 't',
 			.expression = PQgetisnull(result, i, 5) ? NULL : mem_string(PQgetvalue(result, i, 5)),
+			.array_delimiter = PQgetvalue(result, i, 6)[0],
+			.is_json_array = PQgetvalue(result, i, 7)[0] == 't',
 		};
 	PQclear(result);
 	return SINK_OK;
@@ -940,16 +946,19 @@ sink_read_times(Sink *sink, const Table *table, int n_texts, const char *const *
 	" file_defect IS NOT NULL"
 
 static FileMark
-read_mark(const PGresult *result, int row, int column)
+read_mark(const PGresult *result, int row, int column, int64_t next)
 {
+	int64_t printed = -1;
 	FileMark mark = {
 		.size_bytes = strtoll(PQgetvalue(result, row, column + 1), NULL, 10),
 		.modified_us = strtoll(PQgetvalue(result, row, column + 2), NULL, 10),
 		.defect = PQgetvalue(result, row, column + 4)[0] == 't' ? "damaged" : NULL,
 	};
 
-	snprintf(mark.id, sizeof mark.id, "%s", PQgetvalue(result, row, column));
-	snprintf(mark.fingerprint, sizeof mark.fingerprint, "%s", PQgetvalue(result, row, column + 3));
+	sscanf(PQgetvalue(result, row, column), "%" SCNu64 "/%" SCNd64, &mark.inode, &mark.born_ns);
+	mark.has_prints = sscanf(PQgetvalue(result, row, column + 3), "%" SCNd64 ":%8" SCNx32 ":%8" SCNx32,
+							 &printed, &mark.head_crc, &mark.tail_crc) == 3 &&
+		printed == next;
 	return mark;
 }
 
@@ -980,7 +989,7 @@ sink_position(Sink *sink, Position *position, int64_t first)
 	if (PQntuples(result) == 1)
 	{
 		position->stored = position->next = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
-		position->file = read_mark(result, 0, 1);
+		position->file = read_mark(result, 0, 1, position->next);
 		position->is_new = false;
 	}
 	else if (first == NO_OFFSET)
@@ -1029,11 +1038,15 @@ sink_positions(Sink *sink, Positions *positions)
 	positions->n_positions = PQntuples(result);
 	positions->list = mem_alloc(sizeof(Position) * (size_t) (positions->n_positions + 1));
 	for (int i = 0; i < positions->n_positions; i++)
+	{
+		int64_t stored = strtoll(PQgetvalue(result, i, 1), NULL, 10);
+
 		positions->list[i] = (Position){
 			.topic = mem_string(PQgetvalue(result, i, 0)),
-			.stored = strtoll(PQgetvalue(result, i, 1), NULL, 10),
-			.file = read_mark(result, i, 2),
+			.stored = stored,
+			.file = read_mark(result, i, 2, stored),
 		};
+	}
 	PQclear(result);
 	return SINK_OK;
 }
@@ -1906,18 +1919,25 @@ enum
 };
 
 static void
-mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark)
+mark_arrays(Buffer arrays[N_ARRAYS], const FileMark *mark, int64_t next)
 {
-	char modified[40];
+	char modified[40] = "", id[48] = "", prints[48] = "";
 
-	time_format(mark->modified_us, modified, sizeof modified);
-	array_text_or_null(&arrays[ARRAY_ID], mark->id[0] ? mark->id : NULL);
-	if (mark->id[0] && mark->size_bytes >= 0)
+	if (mark->inode != 0)
+	{
+		time_format(mark->modified_us, modified, sizeof modified);
+		snprintf(id, sizeof id, "%" PRIu64 "/%" PRId64, mark->inode, mark->born_ns);
+	}
+	if (mark->has_prints)
+		snprintf(prints, sizeof prints, "%" PRId64 ":%08" PRIx32 ":%08" PRIx32, next, mark->head_crc,
+				 mark->tail_crc);
+	array_text_or_null(&arrays[ARRAY_ID], id[0] ? id : NULL);
+	if (mark->inode != 0 && mark->size_bytes >= 0)
 		array_number(&arrays[ARRAY_SIZE], mark->size_bytes);
 	else
 		array_text_or_null(&arrays[ARRAY_SIZE], NULL);
-	array_text_or_null(&arrays[ARRAY_MODIFIED], mark->id[0] ? modified : NULL);
-	array_text_or_null(&arrays[ARRAY_FINGERPRINT], mark->fingerprint[0] ? mark->fingerprint : NULL);
+	array_text_or_null(&arrays[ARRAY_MODIFIED], modified[0] ? modified : NULL);
+	array_text_or_null(&arrays[ARRAY_FINGERPRINT], prints[0] ? prints : NULL);
 	array_text_or_null(&arrays[ARRAY_DEFECT], mark->defect);
 }
 
@@ -1941,7 +1961,7 @@ position_arrays(Sink *sink, Buffer arrays[N_ARRAYS], int *n_leaves)
 		array_number(&arrays[ARRAY_STORED], position->stored);
 		array_number(&arrays[ARRAY_NEXT], position->next);
 		array_number(&arrays[ARRAY_NEW], position->is_new);
-		mark_arrays(arrays, &position->file);
+		mark_arrays(arrays, &position->file, position->next);
 		n_positions++;
 	}
 	for (int g = 0; g < sink->n_groups; g++)
@@ -2014,8 +2034,9 @@ move_positions(Sink *sink)
 static bool
 mark_is_same(const FileMark *a, const FileMark *b)
 {
-	return strcmp(a->id, b->id) == 0 && strcmp(a->fingerprint, b->fingerprint) == 0 &&
-		(a->id[0] == '\0' || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
+	return a->inode == b->inode && a->born_ns == b->born_ns && a->head_crc == b->head_crc &&
+		a->tail_crc == b->tail_crc &&
+		(a->inode == 0 || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
 }
 
 /* COMMIT was sent and not answered: did it happen?  *is_stored says. */

@@ -4,34 +4,36 @@
 #include "ingest.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_DEFAULT_BITS 64
-#define TIMESTAMP_OID 1114
+#define BYTEA_OID 17
 #define DATE_OID 1082
+#define TIME_OID 1083
+#define TIMESTAMP_OID 1114
 #define MAX_ROW_BYTES ((size_t) 1 << 30) /* PostgreSQL's own limit of a line of COPY */
 
 /* ---- mapping ---- */
 
+static const char *const field_names[] = {
+	[FIELD_WHOLE] = "$",		  [FIELD_TOPIC] = "$topic", [FIELD_PARTITION] = "$partition",
+	[FIELD_OFFSET] = "$offset",	  [FIELD_KEY] = "$key",		[FIELD_TIMESTAMP] = "$timestamp",
+	[FIELD_HEADERS] = "$headers", [FIELD_REST] = "$rest",
+};
+
 static FieldKind
 field_kind(const char *field)
 {
-	static const struct
-	{
-		const char *name;
-		FieldKind kind;
-	} kinds[] = {{"$", FIELD_WHOLE},
-				 {"$topic", FIELD_TOPIC},
-				 {"$file", FIELD_TOPIC},
-				 {"$partition", FIELD_PARTITION},
-				 {"$offset", FIELD_OFFSET},
-				 {"$key", FIELD_KEY},
-				 {"$timestamp", FIELD_TIMESTAMP}};
-
-	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
-		if (strcmp(kinds[i].name, field) == 0)
-			return kinds[i].kind;
+	if (strcmp(field, "$file") == 0)
+		return FIELD_TOPIC;
+	if (strncmp(field, "$header.", 8) == 0 && field[8])
+		return FIELD_HEADER;
+	for (size_t i = 0; i < sizeof field_names / sizeof field_names[0]; i++)
+		if (field_names[i] != NULL && strcmp(field_names[i], field) == 0)
+			return (FieldKind) i;
 	return FIELD_NAMED;
 }
 
@@ -44,37 +46,125 @@ rule_of(const Config *config, const char *column)
 	return NULL;
 }
 
+/* Letters of a pattern that strptime() reads without a locale or a zone of its own, and %f. */
+#define PATTERN_LETTERS "YmdHMSfzIpbBhaAyjeDFTRtn%"
+
+static bool
+pattern_is_good(const char *pattern)
+{
+	int n_fractions = 0;
+
+	if (strchr(pattern, '%') == NULL)
+		return false;
+	for (; (pattern = strchr(pattern, '%')) != NULL; pattern += 2)
+	{
+		if (pattern[1] == '\0' || strchr(PATTERN_LETTERS, pattern[1]) == NULL)
+			return false;
+		n_fractions += pattern[1] == 'f';
+	}
+	return n_fractions <= 1;
+}
+
+static void
+map_format(Mapped *mapped, Config *config, const char *format)
+{
+	if (strcmp(format, "iso") == 0)
+		mapped->format = FORMAT_ISO;
+	else if (strncmp(format, "epoch_", 6) == 0)
+	{
+		mapped->format = FORMAT_EPOCH;
+		mapped->unit_us = strcmp(format + 6, "s") == 0 ? 1000000
+			: strcmp(format + 6, "ms") == 0			   ? 1000
+			: strcmp(format + 6, "us") == 0			   ? 1
+													   : 0;
+	}
+	else
+	{
+		mapped->format = FORMAT_PATTERN;
+		mapped->pattern = mem_string(format);
+	}
+	if ((mapped->format == FORMAT_EPOCH && mapped->unit_us == 0) ||
+		(mapped->format == FORMAT_PATTERN && !pattern_is_good(format)))
+		config_error_pair(config, mapped->rule,
+						  "\"%s\" is no format: use iso, epoch_s, epoch_ms, epoch_us or a pattern of %%%s",
+						  format, "Y %m %d %H %M %S %f %z %I %p %b %a %y %j %e %D %F %T %R %%");
+}
+
+/* Cuts " word:REST" off text and returns REST, or NULL. */
+static char *
+cut_option(char *text, const char *word)
+{
+	char *at = strstr(text, word), *rest = at + strlen(word);
+
+	if (at == NULL)
+		return NULL;
+	while (at > text && at[-1] == ' ')
+		at--;
+	*at = '\0';
+	return rest;
+}
+
+static bool
+takes_rest(const Config *config, const Column *column)
+{
+	return config->on_unknown_field == UNKNOWN_JSONB && config->unknown_column != NULL &&
+		strcmp(config->unknown_column, column->name) == 0;
+}
+
 static void
 map_column(Mapping *mapping, Config *config, const Column *column)
 {
 	const Pair *rule = rule_of(config, column->name);
 	Mapped *mapped = &mapping->columns[mapping->n_columns];
-	char *field = mem_string(rule ? rule->value : column->name);
-	char *fallback = rule ? strstr(field, "default:") : NULL;
+	char *field = mem_string(rule ? rule->value : takes_rest(config, column) ? "$rest" : column->name);
+	const char *fallback = rule ? cut_option(field, " default:") : NULL;
+	const char *format = rule ? cut_option(field, " format:") : NULL;
 
-	memset(mapped, 0, sizeof *mapped);
-	if (fallback != NULL && fallback > field && fallback[-1] == ' ')
-	{
-		mapped->fallback = mem_string(fallback + strlen("default:"));
-		do
-			*fallback-- = '\0';
-		while (fallback >= field && *fallback == ' ');
-	}
 	if (rule != NULL && field[0] == '\0')
 	{
 		free(field); /* "column =": left to the server */
-		free(mapped->fallback);
 		return;
 	}
+	memset(mapped, 0, sizeof *mapped);
 	mapped->column = column;
 	mapped->rule = rule;
 	mapped->field = field;
-	mapped->kind = rule ? field_kind(field) : FIELD_NAMED;
+	mapped->fallback = fallback ? mem_string(fallback) : NULL;
+	mapped->kind = rule || takes_rest(config, column) ? field_kind(field) : FIELD_NAMED;
+	mapped->drops_zone =
+		column->type_oid == TIMESTAMP_OID || column->type_oid == DATE_OID || column->type_oid == TIME_OID;
+	if (format != NULL)
+		map_format(mapped, config, format);
 	if (rule && field[0] == '$' && mapped->kind == FIELD_NAMED)
 		config_error_pair(config, rule,
-						  "\"%s\" is unknown: use $, $topic, $file, $partition, $offset, $key or $timestamp",
+						  "\"%s\" is unknown: use $, $topic, $file, $partition, $offset, $key, $timestamp, "
+						  "$headers, $header.NAME or $rest",
 						  field);
+	if (rule && mapped->kind != FIELD_REST && takes_rest(config, column))
+		config_error_pair(config, rule, "target.unknown_column has \"%s\" filled with $rest", column->name);
 	mapping->n_columns++;
+}
+
+/* on_unknown_field, and who takes what it asks for. */
+static void
+check_growth(Mapping *mapping, Config *config, const Table *table)
+{
+	const char *option = "target.on_unknown_field";
+	int n_rests = 0;
+
+	for (int i = 0; i < mapping->n_columns; i++)
+		n_rests += mapping->columns[i].kind == FIELD_REST;
+	if (n_rests > 1)
+		config_error_at(config, "target.unknown_column", "$rest fills %d columns, one is possible", n_rests);
+	if (n_rests > 0 && config->on_unknown_field > UNKNOWN_JSONB)
+		config_error_at(config, option, "nothing is unknown when $rest fills a column: use jsonb");
+	if (config->unknown_column != NULL && config->on_unknown_field != UNKNOWN_JSONB)
+		config_error_at(config, "target.unknown_column", "\"unknown_column\" needs on_unknown_field = jsonb");
+	else if (config->on_unknown_field == UNKNOWN_JSONB && n_rests == 0)
+		config_error_at(config, option,
+						config->unknown_column ? "table %s has no column \"%s\" that can be written"
+											   : "%s: \"unknown_column\" says which column takes them",
+						table->name, config->unknown_column);
 }
 
 static void
@@ -148,6 +238,7 @@ check_fields(const Mapping *mapping, Config *config, const Table *table)
 ExitCode
 mapping_build(Mapping *mapping, Config *config, const Table *table)
 {
+	static _Atomic int64_t n_built;
 	int n_before = config->n_errors, n_bits = 0;
 
 	mapping->table = table;
@@ -156,12 +247,17 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 	for (int i = 0; i < table->n_columns; i++)
 		map_column(mapping, config, &table->columns[i]);
 	check_fields(mapping, config, table);
+	check_growth(mapping, config, table);
 	mapping->values = mem_alloc(sizeof(Value) * (size_t) (mapping->n_columns + 1));
+	mapping->texts = mem_alloc(VALUE_ROOM * (size_t) (mapping->n_columns + 1));
 	mapping->copy.columns = mem_alloc(sizeof(Column *) * (size_t) (mapping->n_columns + 1));
 	mapping->copy.default_bit = mem_alloc(sizeof(int) * (size_t) (mapping->n_columns + 1));
 	mapping->copy.n_columns = mapping->n_columns;
-	mapping->time_index = -1;
+	mapping->time_index = mapping->rest_index = -1;
 	mapping->is_utc = strcasecmp(config->timezone, "UTC") == 0;
+	mapping->is_named = true;
+	mapping->has_headers = false;
+	mapping->number = ++n_built;
 	for (int i = 0; i < mapping->n_columns; i++)
 	{
 		const Mapped *mapped = &mapping->columns[i];
@@ -169,6 +265,11 @@ mapping_build(Mapping *mapping, Config *config, const Table *table)
 		mapping->copy.columns[i] = mapped->column;
 		mapping->copy.default_bit[i] =
 			mapped->column->has_default && mapped->fallback == NULL ? n_bits++ : -1;
+		if (mapped->kind == FIELD_REST)
+			mapping->rest_index = i;
+		mapping->has_headers |= mapped->kind == FIELD_HEADER;
+		mapping->is_named &= (mapped->kind == FIELD_NAMED || mapped->kind == FIELD_HEADER) &&
+			mapped->fallback == NULL && mapped->format == FORMAT_NONE;
 		if (table->time_column == NULL || strcmp(table->time_column, mapped->column->name) != 0)
 			continue;
 		mapping->time_index = i;
@@ -193,15 +294,123 @@ mapping_free(Mapping *mapping)
 	{
 		free(mapping->columns[i].field);
 		free(mapping->columns[i].fallback);
+		free(mapping->columns[i].pattern);
 	}
 	free(mapping->columns);
 	free(mapping->values);
+	free(mapping->texts);
 	free(mapping->copy.columns);
 	free(mapping->copy.default_bit);
-	mapping->columns = NULL;
-	mapping->values = NULL;
-	mapping->copy = (CopyColumns){0};
-	mapping->n_columns = 0;
+	*mapping = (Mapping){.table = mapping->table, .batch = mapping->batch};
+}
+
+/* ---- growth ---- */
+
+#define MOST_COLUMNS \
+	1000 /* of a table to which columns are added; PostgreSQL has room for 1600, dropped ones too */
+#define MOST_NAME_BYTES 63 /* PostgreSQL cuts off the rest */
+
+static NewColumn *
+new_column_find(const NewColumns *columns, const char *name)
+{
+	for (int i = 0; i < columns->n_columns; i++)
+		if (strcmp(columns->list[i].name, name) == 0)
+			return &columns->list[i];
+	return NULL;
+}
+
+static void
+new_columns_clear(NewColumns *columns)
+{
+	for (int i = 0; i < columns->n_columns; i++)
+		free(columns->list[i].name);
+	free(columns->list);
+	*columns = (NewColumns){NULL, 0};
+}
+
+/* A type for values of both types. */
+static const char *
+common_type(const char *a, const char *b)
+{
+	if (strcmp(a, b) == 0)
+		return a;
+	return strcmp(a, "jsonb") == 0 || strcmp(b, "jsonb") == 0 ? "jsonb" : "text";
+}
+
+/* Why no column can be added for the field, or NULL. */
+static const char *
+growth_obstacle(const Growth *growth, const char *name, size_t n_bytes)
+{
+	static const char *const system_names[] = {"tableoid", "ctid", "xmin", "cmin", "xmax", "cmax"};
+
+	if (n_bytes == 0 || n_bytes > MOST_NAME_BYTES)
+		return "its name is empty, too long, or no text";
+	for (size_t i = 0; i < sizeof system_names / sizeof system_names[0]; i++)
+		if (strcmp(system_names[i], name) == 0)
+			return "it has the name of a system column";
+	if (new_column_find(&growth->asked, name) != NULL)
+		return "one was asked for before";
+	if (growth->table->n_columns + growth->wanted.n_columns >= MOST_COLUMNS)
+		return "the table has too many";
+	return NULL;
+}
+
+void
+growth_field(Growth *growth, const char *name, size_t n_bytes, const char *type, char *reason,
+			 size_t reason_bytes)
+{
+	char text[MOST_NAME_BYTES + 1];
+
+	if (growth->config->on_unknown_field < UNKNOWN_ADD_COLUMN)
+		return;
+	snprintf(text, sizeof text, "%.*s", (int) n_bytes, name);
+	if (growth->config->on_unknown_field == UNKNOWN_DEAD_LETTER)
+	{
+		snprintf(reason, reason_bytes, "unknown field \"%s\"", text);
+		return;
+	}
+	/* What the table has, and [columns] fills with something else, is left out on purpose. */
+	for (int i = 0; i < growth->table->n_columns; i++)
+		if (strcmp(growth->table->columns[i].name, text) == 0)
+			return;
+	if (type == NULL)
+		return;
+	NewColumn *known = new_column_find(&growth->wanted, text);
+	const char *obstacle = known ? NULL : growth_obstacle(growth, text, n_bytes);
+	/* Should the row have to be stored before the column is there, nothing of it is lost. */
+	snprintf(reason, reason_bytes, "no column for field \"%s\": %s", text,
+			 obstacle ? obstacle : "it is to be added");
+	if (known != NULL)
+		known->type = common_type(known->type, type);
+	if (known != NULL || obstacle != NULL)
+		return;
+	growth->wanted.list =
+		mem_grow(growth->wanted.list, (size_t) growth->wanted.n_columns + 1, sizeof(NewColumn));
+	growth->wanted.list[growth->wanted.n_columns++] = (NewColumn){mem_string(text), type};
+}
+
+const NewColumns *
+growth_take(Growth *growth)
+{
+	int n_before = growth->asked.n_columns, n_new = growth->wanted.n_columns;
+
+	if (n_new == 0)
+		return NULL;
+	/* What is handed out is the end of the list of all that ever was. */
+	growth->asked.list = mem_grow(growth->asked.list, (size_t) (n_before + n_new), sizeof(NewColumn));
+	memcpy(growth->asked.list + n_before, growth->wanted.list, sizeof(NewColumn) * (size_t) n_new);
+	growth->asked.n_columns += n_new;
+	free(growth->wanted.list);
+	growth->wanted = (NewColumns){NULL, 0};
+	growth->given = (NewColumns){growth->asked.list + n_before, n_new};
+	return &growth->given;
+}
+
+void
+growth_free(Growth *growth)
+{
+	new_columns_clear(&growth->wanted);
+	new_columns_clear(&growth->asked);
 }
 
 /* ---- COPY text ---- */
@@ -253,41 +462,250 @@ copy_escape(char *out, const char *text, size_t n_bytes)
 	return out;
 }
 
-/* ---- rows ---- */
+/* ---- values ---- */
 
-/* Fields that come with the message instead of in it.  text: room for a number or a time. */
 static Value
-metadata(const Mapping *mapping, FieldKind kind, const Message *message, char text[64])
+text_value(const char *text, size_t n_bytes)
+{
+	return (Value){text, (uint32_t) n_bytes, VALUE_TEXT};
+}
+
+/* text: room of VALUE_ROOM; the digits stand at its end. */
+static Value
+number_value(int64_t number, char *text)
+{
+	uint64_t rest = number < 0 ? -(uint64_t) number : (uint64_t) number;
+	char *end = text + VALUE_ROOM, *at = end;
+
+	do
+		*--at = (char) ('0' + rest % 10);
+	while ((rest /= 10) > 0);
+	if (number < 0)
+		*--at = '-';
+	return text_value(at, (size_t) (end - at));
+}
+
+/* As bytea reads it. */
+static Value
+bytes_value(Arena *arena, const char *data, size_t n_bytes)
+{
+	static const char digits[] = "0123456789abcdef";
+	char *text = arena_reserve(arena, 2 * n_bytes + 2), *out = text;
+
+	*out++ = '\\';
+	*out++ = 'x';
+	for (size_t i = 0; i < n_bytes; i++)
+	{
+		*out++ = digits[(unsigned char) data[i] >> 4];
+		*out++ = digits[(unsigned char) data[i] & 15];
+	}
+	arena_take(arena, (size_t) (out - text));
+	return text_value(text, (size_t) (out - text));
+}
+
+/* False when the key cannot be stored in that column. */
+static bool
+key_value(const Mapping *mapping, const Mapped *mapped, const Message *message, Value *value)
+{
+	size_t at;
+
+	*value = (Value){NULL, 0, VALUE_NULL};
+	if (message->key == NULL)
+		return true;
+	*value = text_value(message->key, message->n_key_bytes);
+	if (mapped->column->type_oid == BYTEA_OID)
+		*value = bytes_value(&mapping->batch->arena, message->key, message->n_key_bytes);
+	else
+		return text_defect(message->key, message->n_key_bytes, &at) == NULL;
+	return true;
+}
+
+/* Fields that come with the message instead of in it.  Returns what is wrong with one, or NULL. */
+static const char *
+metadata(const Mapping *mapping, const Mapped *mapped, const Message *message, char *text, Value *value)
 {
 	const Position *position = &mapping->batch->positions.list[message->position];
-	Value value = {text, 0, VALUE_TEXT};
 
-	switch (kind)
+	switch (mapped->kind)
 	{
 		case FIELD_WHOLE:
-			return (Value){message->data, (uint32_t) message->n_bytes, VALUE_TEXT};
+			/* A column of type json has it already where something in it was replaced. */
+			if (value->kind == VALUE_MISSING)
+				*value = text_value(message->data, message->n_bytes);
+			break;
 		case FIELD_TOPIC:
-			return (Value){position->topic, (uint32_t) strlen(position->topic), VALUE_TEXT};
+			*value = text_value(position->topic, strlen(position->topic));
+			break;
 		case FIELD_KEY:
-			if (message->key == NULL)
-				return (Value){NULL, 0, VALUE_NULL};
-			return (Value){message->key, (uint32_t) message->n_key_bytes, VALUE_TEXT};
+			return key_value(mapping, mapped, message, value) ? NULL : "key is not valid UTF-8";
 		case FIELD_PARTITION:
-			snprintf(text, 64, "%" PRId32, position->partition);
+			*value = number_value(position->partition, text);
 			break;
 		case FIELD_OFFSET:
-			snprintf(text, 64, "%" PRId64, message->offset);
+			*value = number_value(message->offset, text);
 			break;
 		case FIELD_TIMESTAMP:
+			*value = (Value){NULL, 0, VALUE_NULL};
 			if (message->timestamp_us == NO_TIME)
-				return (Value){NULL, 0, VALUE_NULL};
-			time_format(message->timestamp_us, text, 64);
+				break;
+			time_format(message->timestamp_us, text, VALUE_ROOM);
+			*value = text_value(text, strlen(text));
 			break;
-		default:
-			return (Value){NULL, 0, VALUE_MISSING};
+		case FIELD_HEADERS:
+			*value = message->headers ? text_value(message->headers, message->n_header_bytes)
+									  : (Value){NULL, 0, VALUE_NULL};
+			break;
+		case FIELD_NAMED:
+		case FIELD_HEADER:
+		case FIELD_REST:
+			break;
 	}
-	value.n_bytes = (uint32_t) strlen(text);
-	return value;
+	return NULL;
+}
+
+#define MOST_TIME_US INT64_C(9000000000000000000)
+
+/* A count of units since 1970, as a number or as text. */
+static bool
+epoch_parse(const char *text, int64_t unit_us, int64_t *time_us)
+{
+	size_t n_digits = strspn(text + (text[0] == '-'), "0123456789");
+	char *end;
+
+	if (n_digits > 0 && n_digits <= 18 && text[n_digits + (text[0] == '-')] == '\0')
+		return !__builtin_mul_overflow(strtoll(text, NULL, 10), unit_us, time_us) &&
+			*time_us > -MOST_TIME_US && *time_us < MOST_TIME_US;
+	if (text[strspn(text, "0123456789+-.eE")] != '\0' || text[0] == '\0')
+		return false;
+	double number = strtod(text, &end) * (double) unit_us;
+	if (*end != '\0' || !(fabs(number) < (double) MOST_TIME_US))
+		return false;
+	*time_us = llround(number);
+	return true;
+}
+
+/* text becomes the time in ISO form, with the zone that pattern reads, if it reads one. */
+static bool
+pattern_parse(const char *pattern, char text[VALUE_ROOM])
+{
+	struct tm parts = {.tm_year = 70, .tm_mday = 1};
+	char reduced[256], fraction[10] = "0";
+	const char *at = strstr(pattern, "%f"), *end;
+
+	if (strlen(pattern) >= sizeof reduced)
+		return false;
+	snprintf(reduced, sizeof reduced, "%s", pattern);
+	if (at != NULL)
+	{
+		/* What stands before the fraction tells where it is; then it is left out of both. */
+		size_t n_before = (size_t) (at - pattern), n_digits;
+
+		reduced[n_before] = '\0';
+		char *digits = strptime(text, reduced, &parts);
+		if (digits == NULL || (n_digits = strspn(digits, "0123456789")) == 0 || n_digits > 9)
+			return false;
+		snprintf(fraction, sizeof fraction, "%.*s", (int) n_digits, digits);
+		memmove(digits, digits + n_digits, strlen(digits + n_digits) + 1);
+		snprintf(reduced + n_before, sizeof reduced - n_before, "%s", at + 2);
+		parts = (struct tm){.tm_year = 70, .tm_mday = 1};
+	}
+	end = strptime(text, reduced, &parts);
+	if (end == NULL || *end != '\0' || parts.tm_year < -1899 || parts.tm_year > 8099)
+		return false;
+	int written =
+		snprintf(text, VALUE_ROOM, "%04d-%02d-%02d %02d:%02d:%02d.%s", parts.tm_year + 1900, parts.tm_mon + 1,
+				 parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, fraction);
+	long offset = parts.tm_gmtoff;
+	if (strstr(pattern, "%z") != NULL)
+		snprintf(text + written, VALUE_ROOM - (size_t) written, "%c%02ld:%02ld", offset < 0 ? '-' : '+',
+				 labs(offset) / 3600, labs(offset) / 60 % 60);
+	return true;
+}
+
+/* The value as its format reads it; false when it does not fit. */
+static bool
+format_value(const Mapped *mapped, char *text, Value *value)
+{
+	int64_t time_us;
+	bool has_zone = true;
+
+	if (mapped->format == FORMAT_ISO)
+		return time_parse(value->data, value->n_bytes, &time_us, &has_zone);
+	if (value->n_bytes >= VALUE_ROOM)
+		return false;
+	memmove(text, value->data, value->n_bytes);
+	text[value->n_bytes] = '\0';
+	if (mapped->format == FORMAT_EPOCH && !epoch_parse(text, mapped->unit_us, &time_us))
+		return false;
+	if (mapped->format == FORMAT_PATTERN &&
+		(!pattern_parse(mapped->pattern, text) || !time_parse(text, strlen(text), &time_us, &has_zone)))
+		return false;
+	if (has_zone)
+		time_format(time_us, text, VALUE_ROOM);
+	char *zone = has_zone && mapped->drops_zone ? strstr(text, "+00") : NULL;
+	if (zone != NULL)
+		memmove(zone, zone + 3, strlen(zone + 3) + 1);
+	*value = text_value(text, strlen(text));
+	return true;
+}
+
+/* What decode.c cannot know: returns what is wrong with the message, or NULL. */
+static const char *
+complete(Mapping *mapping, const Message *message, char *reason, size_t reason_bytes)
+{
+	for (int i = 0; i < mapping->n_columns; i++)
+	{
+		const Mapped *mapped = &mapping->columns[i];
+		Value *value = &mapping->values[i];
+		const char *fault = metadata(mapping, mapped, message, mapping->texts[i], value);
+
+		if (fault != NULL)
+			return fault;
+		if (value->kind == VALUE_MISSING && mapped->fallback != NULL)
+			*value = text_value(mapped->fallback, strlen(mapped->fallback));
+		else if (value->kind == VALUE_TEXT && mapped->format != FORMAT_NONE &&
+				 !format_value(mapped, mapping->texts[i], value))
+		{
+			snprintf(reason, reason_bytes, "field \"%s\" does not fit %s", mapped->field,
+					 mapped->rule->value + strlen(mapped->field));
+			return reason;
+		}
+	}
+	return NULL;
+}
+
+/* ---- rows ---- */
+
+static Row *
+row_begin(Mapping *mapping, const Message *message)
+{
+	Row *row = mapping->again;
+
+	if (row == NULL)
+		return batch_add(mapping->batch, message);
+	*row = (Row){
+		.raw = row->raw,
+		.raw_bytes = row->raw_bytes,
+		.key = row->key,
+		.key_bytes = row->key_bytes,
+		.headers = row->headers,
+		.header_bytes = row->header_bytes,
+		.timestamp_us = row->timestamp_us,
+		.offset = row->offset,
+		.position = row->position,
+		.leaf = LEAF_PARENT,
+		.time_us = NO_TIME,
+	};
+	return row;
+}
+
+Row *
+transform_refuse(Mapping *mapping, const Message *message, const char *reason)
+{
+	Row *row = row_begin(mapping, message);
+
+	row_kill(mapping->batch, row, "decode", "", reason);
+	return row;
 }
 
 /* Event time of the row, or NO_TIME when only the server can read it. */
@@ -305,70 +723,58 @@ event_time(const Mapping *mapping, const Value *value)
 	return has_zone || mapping->is_utc ? time_us : NO_TIME;
 }
 
-void
-transform_row(Mapping *mapping, const Message *message, const Value *values)
+/* The row's event time, or the text of it that the server is to read. */
+static void
+row_time(Mapping *mapping, Row *row)
 {
-	char texts[3][64]; /* $partition, $offset, $timestamp */
-	size_t at, room = 1;
-	Value *all = mapping->values, time = {NULL, 0, VALUE_NULL};
+	const Value *time = &mapping->values[mapping->time_index];
+
+	row->time_us = event_time(mapping, time);
+	if (row->time_us != NO_TIME || !mapping->table->is_routed)
+		return;
+	row->is_defaulted = time->kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
+	if (time->kind == VALUE_TEXT)
+	{
+		row->time_text = arena_copy(&mapping->batch->arena, time->data, time->n_bytes);
+		row->time_bytes = time->n_bytes;
+	}
+}
+
+void
+transform_row(Mapping *mapping, const Message *message)
+{
+	const Value *values = mapping->values;
+	char reason[200];
+	const char *fault = mapping->is_named ? NULL : complete(mapping, message, reason, sizeof reason);
+	size_t room = 1;
 	int n_sent = 0;
 
 	for (int i = 0; i < mapping->n_columns; i++)
+		room += 3 + 2 * (size_t) (values[i].kind == VALUE_TEXT ? values[i].n_bytes : 0);
+	if (fault == NULL && room > MAX_ROW_BYTES)
+		fault = "the row is longer than 1 GB";
+	if (fault != NULL)
 	{
-		const Mapped *mapped = &mapping->columns[i];
-		Value value = values[i];
-
-		if (mapped->kind != FIELD_NAMED)
-		{
-			char *text = texts[mapped->kind == FIELD_PARTITION ? 0 : mapped->kind == FIELD_OFFSET ? 1 : 2];
-
-			value = metadata(mapping, mapped->kind, message, text);
-			if (mapped->kind == FIELD_KEY && value.kind == VALUE_TEXT &&
-				text_defect(value.data, value.n_bytes, &at) != NULL)
-			{
-				batch_dead_letter(mapping->batch, message, "decode", "", "key is not valid UTF-8");
-				return;
-			}
-		}
-		if (value.kind == VALUE_MISSING && mapped->fallback != NULL)
-			value = (Value){mapped->fallback, (uint32_t) strlen(mapped->fallback), VALUE_TEXT};
-		all[i] = value;
-		room += 3 + 2 * (size_t) (value.kind == VALUE_TEXT ? value.n_bytes : 0);
-	}
-	if (room > MAX_ROW_BYTES)
-	{
-		batch_dead_letter(mapping->batch, message, "decode", "", "the row is longer than 1 GB");
+		transform_refuse(mapping, message, fault);
 		return;
 	}
+	Row *row = row_begin(mapping, message);
 	if (mapping->time_index >= 0)
-		time = all[mapping->time_index];
-
-	Row *row = batch_add(mapping->batch, message);
-	row->time_us = mapping->time_index >= 0 ? event_time(mapping, &time) : NO_TIME;
-	if (row->time_us == NO_TIME && mapping->time_index >= 0 && mapping->table->is_routed)
-	{
-		row->is_defaulted = time.kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
-		if (time.kind == VALUE_TEXT)
-		{
-			row->time_text = arena_copy(&mapping->batch->arena, time.data, time.n_bytes);
-			row->time_bytes = time.n_bytes;
-		}
-	}
-	row->omitted = 0;
+		row_time(mapping, row);
 	char *start = arena_reserve(&mapping->batch->arena, room), *out = start;
 	for (int i = 0; i < mapping->n_columns; i++)
 	{
 		int bit = mapping->copy.default_bit[i];
 
-		if (all[i].kind == VALUE_MISSING && bit >= 0)
+		if (values[i].kind == VALUE_MISSING && bit >= 0)
 		{
 			row->omitted |= UINT64_C(1) << bit;
 			continue;
 		}
 		if (n_sent++ > 0)
 			*out++ = '\t';
-		if (all[i].kind == VALUE_TEXT)
-			out = copy_escape(out, all[i].data, all[i].n_bytes);
+		if (values[i].kind == VALUE_TEXT)
+			out = copy_escape(out, values[i].data, values[i].n_bytes);
 		else
 		{
 			*out++ = '\\';

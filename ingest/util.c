@@ -4,10 +4,12 @@
 #include "ingest.h"
 
 #include <errno.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -286,7 +288,8 @@ buffer_free(Buffer *buffer)
 /* ---- clock and signals ---- */
 
 static atomic_int n_stop_signals;
-static atomic_bool is_stopping, is_drained;
+static atomic_bool is_stopping, is_drained, wants_reload;
+static sem_t main_is_woken;
 static _Thread_local bool stops_after_drain;
 
 int64_t
@@ -356,6 +359,62 @@ on_stop_signal(int number)
 	if (atomic_fetch_add(&n_stop_signals, 1) > 0)
 		_exit(EXIT_FORCED);
 	is_stopping = true;
+	wake_main();
+}
+
+static void
+on_reload_signal(int number)
+{
+	(void) number;
+	wants_reload = true;
+	wake_main();
+}
+
+void
+signals_take_reload(void)
+{
+	sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_reload_signal}, NULL);
+}
+
+/* Something hangs that batch.drain does not reach: a server that does not answer. */
+static void
+on_alarm(int number)
+{
+	static const char text[] = "millrace: batch.drain is over, and something still hangs: ended at once\n";
+
+	(void) number;
+	if (write(STDERR_FILENO, text, sizeof text - 1) < 0)
+		_exit(EXIT_FORCED);
+	_exit(EXIT_FORCED);
+}
+
+void
+signals_end_within(int64_t ms)
+{
+	struct itimerval timer = {.it_value = {(time_t) (ms / 1000), (suseconds_t) (ms % 1000) * 1000}};
+
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+bool
+reload_requested(void)
+{
+	return atomic_exchange(&wants_reload, false);
+}
+
+void
+wake_main(void)
+{
+	sem_post(&main_is_woken);
+}
+
+void
+wait_for_wake(int64_t ms)
+{
+	int64_t until_us = clock_us() + ms * 1000;
+	struct timespec until = {(time_t) (until_us / 1000000), (long) (until_us % 1000000) * 1000};
+
+	sem_timedwait(&main_is_woken, &until);
 }
 
 void
@@ -363,6 +422,8 @@ signals_install(void)
 {
 	struct sigaction action = {.sa_handler = on_stop_signal};
 
+	sem_init(&main_is_woken, 0, 0);
+	sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm}, NULL);
 	sigemptyset(&action.sa_mask);
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
@@ -505,21 +566,49 @@ days_from_civil(int64_t year, int month, int day)
 	return era * 146097 + in_era * 365 + in_era / 4 - in_era / 100 + day_of_year - 719468;
 }
 
+/* At least n digits; returns their end. */
+static char *
+put_digits(char *out, int64_t value, int n)
+{
+	char digits[20];
+	int n_digits = 0;
+
+	for (; value > 0 || n_digits < n; value /= 10)
+		digits[n_digits++] = (char) ('0' + value % 10);
+	while (n_digits > 0)
+		*out++ = digits[--n_digits];
+	return out;
+}
+
 void
 time_format(int64_t time_us, char *out, size_t out_bytes)
 {
-	int64_t seconds = time_us / 1000000, rest = time_us % 1000000;
-	struct tm parts;
+	int64_t day_us = start_of_day(time_us), rest = time_us - day_us;
+	/* Days since 1 March of year 0, by eras of 400 years. */
+	int64_t days = day_us / DAY_US + 719468, era = (days >= 0 ? days : days - 146096) / 146097;
+	int64_t in_era = days - era * 146097;
+	int64_t year_in_era = (in_era - in_era / 1460 + in_era / 36524 - in_era / 146096) / 365;
+	int64_t day_of_year = in_era - (365 * year_in_era + year_in_era / 4 - year_in_era / 100);
+	int64_t month_from_march = (5 * day_of_year + 2) / 153;
+	int64_t day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+	int64_t month = month_from_march + (month_from_march < 10 ? 3 : -9);
+	int64_t year = year_in_era + era * 400 + (month <= 2);
+	char text[64], *at = put_digits(text, year > 0 ? year : 1 - year, 4);
 
-	if (rest < 0)
-	{
-		rest += 1000000;
-		seconds--;
-	}
-	time_t as_time = (time_t) seconds;
-	gmtime_r(&as_time, &parts);
-	snprintf(out, out_bytes, "%04d-%02d-%02d %02d:%02d:%02d.%06d+00", parts.tm_year + 1900, parts.tm_mon + 1,
-			 parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec, (int) rest);
+	*at++ = '-';
+	at = put_digits(at, month, 2);
+	*at++ = '-';
+	at = put_digits(at, day, 2);
+	*at++ = ' ';
+	at = put_digits(at, rest / 3600000000, 2);
+	*at++ = ':';
+	at = put_digits(at, rest / 60000000 % 60, 2);
+	*at++ = ':';
+	at = put_digits(at, rest / 1000000 % 60, 2);
+	*at++ = '.';
+	at = put_digits(at, rest % 1000000, 6);
+	memcpy(at, year > 0 ? "+00" : "+00 BC", year > 0 ? 4 : 7);
+	snprintf(out, out_bytes, "%s", text);
 }
 
 /* Reads n digits at *at into *value; false when there are fewer. */

@@ -293,6 +293,7 @@ writer_resume(Writer *writer)
 {
 	lock_when_not_given(writer);
 	writer->needs_leaves = true;
+	writer->router.max_future_us = writer->config->max_future_ms * 1000;
 	writer->state = WRITER_GOOD;
 	if (writer->phase == PHASE_HELD)
 		writer->phase = PHASE_GIVEN;
@@ -308,10 +309,4 @@ writer_forget(Writer *writer)
 	writer->state = WRITER_GOOD;
 	writer->phase = PHASE_IDLE;
 	pthread_mutex_unlock(&writer->lock);
-}
-
-void
-writer_cancel(Writer *writer)
-{
-	sink_cancel(writer->sink);
 }

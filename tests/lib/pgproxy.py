@@ -24,7 +24,7 @@ import threading
 
 POINTS = ["connect", "partition", "before-copy", "mid-copy", "before-offsets", "before-commit", "commit-sent",
           "commit-lost", "after-commit", "settle"]
-COPY = re.compile(rb"\s*COPY\s.*FROM\s+STDIN", re.I | re.S)
+COPY = re.compile(rb"(^|;)\s*COPY\s.*FROM\s+STDIN", re.I | re.S)  # also behind a savepoint
 COMMIT = re.compile(rb"\s*COMMIT\b", re.I)
 PARTITION = re.compile(rb"millrace\.ensure_partitions\(")
 OFFSETS = re.compile(rb"UPDATE\s+millrace\.ingest_offsets", re.I)
@@ -88,7 +88,7 @@ class Connection:
         proxy = self.proxy
         if PARTITION.search(sql):
             proxy.reach(self, "partition")
-        elif COPY.match(sql):
+        elif COPY.search(sql):
             proxy.reach(self, "before-copy")
             self.has_copied = True
         elif OFFSETS.search(sql) and self.has_copied:

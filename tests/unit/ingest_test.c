@@ -43,6 +43,7 @@ chain_open(Format format, int n_rules, Pair *rules)
 	chain->config.format = format;
 	chain->config.csv_delimiter = ",";
 	chain->config.csv_null = "";
+	chain->config.csv_quote = chain->config.csv_escape = "\"";
 	chain->config.csv_header = 1;
 	chain->config.timezone = "UTC";
 	chain->config.max_record_bytes = 4096;

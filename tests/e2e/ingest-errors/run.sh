@@ -133,7 +133,7 @@ value "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFO
 { echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/d.csv"
 run --once
 is "$?" 7 "a handler that fails for every row: status 7"
-is "$(value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters), (SELECT sum(next_offset) FROM millrace.ingest_offsets)')" "0|0|0" "and no dead letter"
+is "$(value 'SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM millrace.dead_letters), (SELECT coalesce(sum(next_offset), 0) FROM millrace.ingest_offsets)')" "0|0|0" "and no dead letter"
 like "$(cat "$work/log")" "the fault is not in the data: division by zero" "with the reason"
 value "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM * FROM nowhere; RETURN NULL; END'"
 run --once
@@ -262,7 +262,7 @@ is "$? $(value 'SELECT array_agg(id ORDER BY id) FROM t')" "0 {1,2}" "a name tha
 like "$(cat "$work/log")" "is not UTF-8: it is not read" "with a warning"
 printf 'id,name\n' >"$work/in/a.csv"
 run --once
-like "$? $(cat "$work/log")" "^0 .*\"a.csv\" is shorter than what was read from it" "a file that became shorter: a warning"
+like "$? $(grep -a 'a.csv' "$work/log")" "^0 .*\"a.csv\" is another one than was read up to byte 14" "a file that became shorter is another one, with a warning"
 clean
 printf 'id,name\n21,"a\n22,b\n23,",z\n24,d\n' >"$work/in/a.csv"
 run --once

@@ -134,6 +134,37 @@ n_late=$(value "SELECT count(DISTINCT id) FROM events WHERE event_time < kafka_t
 [ "$n_late" -gt $((late * 9 / 10)) ] && [ "$n_late" -le "$late" ]
 ok $? "$late of them are late"
 
+# ---- a table for a sample ----
+
+# Makes the table that is proposed for a file, and brings the file in with the proposed [columns].
+by_suggestion() { # by_suggestion FILE TABLE FORMAT
+	"$millrace" check --suggest-table "$1" --table="$2" >"$work/suggested.sql" || return 1
+	psql -qAtX -v ON_ERROR_STOP=1 -f "$work/suggested.sql" >/dev/null || return 1
+	{
+		printf '[source]\ntype = file\npath = %s\nformat = %s\n[target]\ntable = %s\n' "$1" "$3" "$2"
+		sed -n '/^-- \[columns\]/,$s/^-- //p' "$work/suggested.sql"
+	} >"$work/suggested.ini"
+	"$millrace" run "$work/suggested.ini" --once 2>"$work/log"
+}
+types() { value "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod) || CASE WHEN attnotnull THEN ' not null' ELSE '' END, ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '$1'::regclass AND attnum > 0"; }
+
+by_suggestion "$work/events.csv" from_csv csv
+is $? 0 "the table proposed for CSV takes the CSV"
+is "$(types from_csv)" "id bigint, event_time timestamp with time zone not null, kind text, note_with_a_comma text, price numeric, code text" "with the types it needs; a code that begins with 0 is text"
+is "$(value "SELECT count(*) FROM ((SELECT id::text, event_time, kind, note_with_a_comma, price, code FROM from_csv EXCEPT ALL TABLE file) UNION ALL (TABLE file EXCEPT ALL SELECT id::text, event_time, kind, note_with_a_comma, price, code FROM from_csv)) d")" 0 \
+	"and all rows"
+is "$(value "SELECT partition_interval FROM millrace.sources WHERE source = 'from_csv'::regclass")" "1 day" "it is partitioned by the event time, and a source"
+cat >"$work/sample.json" <<'JSON'
+{"id": 1, "user": {"ID": 12345678901, "tags": ["a", "b"]}, "order": true, "price": 12.50, "session": "74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3e", "day": "2024-03-01", "at": "2024-03-01T10:00:00Z", "code": "12", "ratio": 1e-3, "any": {"x": 1}}
+{"id": 2, "user": {"ID": 7, "tags": []}, "order": false, "price": 3, "session": "74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3f", "day": "2024-03-02", "at": "2024-03-01 10:00:01", "code": "7", "ratio": 2, "any": 5, "note": null}
+JSON
+by_suggestion "$work/sample.json" from_json json
+is $? 0 "the table proposed for JSON takes the JSON"
+is "$(types from_json)" 'id bigint, user_id bigint, user_tags jsonb, order boolean, price numeric, session uuid, day date, at timestamp with time zone not null, code text, ratio double precision, any jsonb, note text' \
+	"with types and nested values as columns"
+is "$(value "SELECT * FROM from_json ORDER BY id")" '1|12345678901|["a", "b"]|t|12.50|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3e|2024-03-01|2024-03-01 10:00:00+00|12|0.001|{"x": 1}|
+2|7|[]|f|3|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3f|2024-03-02|2024-03-01 10:00:01+00|7|2|5|' "and all rows"
+
 # ---- pace ----
 
 start=$(date +%s%N)
