@@ -61,13 +61,16 @@ struct KafkaSource
 	bool was_assigned; /* it is known what there is to read */
 	bool has_started;  /* source.start was applied */
 	bool is_paused, is_closing;
+	bool may_cooperate;					   /* so it is configured */
+	bool was_given;						   /* partitions, or none of them, at any time */
 	int64_t unsettled_us;				   /* since when something is to be answered; 0: nothing is */
 	int64_t broker_lost_us, topic_lost_us; /* since when; 0: they are there */
 	int64_t watched_us, asked_lag_us;
 	/* To keep librdkafka fetching. */
 	int64_t queue_bytes, queue_messages; /* its limits */
 	int64_t mean_bytes;					 /* of a message */
-	size_t peak;						 /* most messages in its queue since it was woken */
+	int64_t heartbeat_ms;
+	size_t peak; /* most messages in its queue since it was woken */
 	ExitCode failure;
 	bool has_failed;
 };
@@ -527,6 +530,7 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 	if (event == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
 	{
 		source->given = rd_kafka_topic_partition_list_copy(partitions);
+		source->was_given = true;
 		source->since_us = source->again_us = 0;
 	}
 	else
@@ -539,6 +543,40 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 			answer_taken(source);
 	}
 	rd_kafka_yield(client);
+}
+
+/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
+static void
+set_paused(KafkaSource *source, bool is_paused)
+{
+	if (source->is_paused == is_paused)
+		return;
+	rd_kafka_topic_partition_list_t *list = assigned_list(source);
+	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
+										  : rd_kafka_resume_partitions(source->client, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
+	source->is_paused = source->config->metrics->is_paused = is_paused;
+}
+
+static bool
+hold(KafkaSource *source, int64_t wait)
+{
+	rd_kafka_message_t *message = rd_kafka_consumer_poll(source->client, (int) wait);
+
+	if (message != NULL)
+		source->held[source->n_held++] = message;
+	return message != NULL;
+}
+
+/* The group must hear of this member although it reads nothing, and this member of the group. */
+static void
+stay_alive(KafkaSource *source, int64_t wait)
+{
+	set_paused(source, true);
+	while (source->n_held < (int) (sizeof source->held / sizeof source->held[0]) && hold(source, wait))
+		wait = 0;
 }
 
 /* Reads all positions again, and seeks: others have moved them, or the broker has lost what they stand for. */
@@ -590,7 +628,14 @@ settle(KafkaSource *source, int64_t wait, SourceStatus *status)
 		*status = SOURCE_FLUSH;
 		return false;
 	}
-	if (now_us < source->again_us || !writer_wait(source->writer, wait))
+	if (now_us < source->again_us)
+	{
+		int64_t pause_ms = (source->again_us - now_us) / 1000 + 1;
+
+		stay_alive(source, pause_ms < wait ? pause_ms : wait);
+		return false;
+	}
+	if (!writer_wait(source->writer, wait))
 		return false;
 	if (source->must_resync && !read_positions_again(source))
 		return false;
@@ -648,13 +693,24 @@ kafka_source_check(Config *config)
 	return conf == NULL ? EXIT_USAGE : client == NULL ? EXIT_SOURCE : EXIT_DONE;
 }
 
-static int64_t
-conf_number(rd_kafka_conf_t *conf, const char *name)
+/* What librdkafka was told of itself. */
+static void
+read_conf(KafkaSource *source, const rd_kafka_conf_t *conf)
 {
-	char text[32];
-	size_t n_bytes = sizeof text;
+	static const char *const names[] = {"queued.max.messages.kbytes", "queued.min.messages",
+										"heartbeat.interval.ms", "partition.assignment.strategy"};
+	char texts[4][256] = {""};
 
-	return rd_kafka_conf_get(conf, name, text, &n_bytes) == RD_KAFKA_CONF_OK ? strtoll(text, NULL, 10) : 0;
+	for (int i = 0; i < 4; i++)
+	{
+		size_t n_bytes = sizeof texts[i];
+
+		rd_kafka_conf_get(conf, names[i], texts[i], &n_bytes);
+	}
+	source->queue_bytes = strtoll(texts[0], NULL, 10) * 1024;
+	source->queue_messages = strtoll(texts[1], NULL, 10);
+	source->heartbeat_ms = strtoll(texts[2], NULL, 10);
+	source->may_cooperate = strstr(texts[3], "cooperative") != NULL;
 }
 
 ExitCode
@@ -670,8 +726,7 @@ kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch
 	if (conf == NULL)
 		return EXIT_USAGE;
 	rd_kafka_conf_set_opaque(conf, source);
-	source->queue_bytes = conf_number(conf, "queued.max.messages.kbytes") * 1024;
-	source->queue_messages = conf_number(conf, "queued.min.messages");
+	read_conf(source, conf);
 	rd_kafka_conf_set_rebalance_cb(conf, on_rebalance);
 	source->client = make_client(config, conf);
 	if (source->client == NULL)
@@ -876,16 +931,6 @@ keep_fetching(KafkaSource *source)
 	source->peak = n_messages;
 }
 
-static bool
-hold(KafkaSource *source, int wait)
-{
-	rd_kafka_message_t *message = rd_kafka_consumer_poll(source->client, wait);
-
-	if (message != NULL)
-		source->held[source->n_held++] = message;
-	return message != NULL;
-}
-
 /* Waits for a message, then takes what else is there: half the work for each of one message at a time. */
 static void
 receive(KafkaSource *source, int64_t wait)
@@ -893,7 +938,7 @@ receive(KafkaSource *source, int64_t wait)
 	int64_t n_bytes = 0;
 
 	source->at_held = source->n_held = 0;
-	if (!hold(source, (int) wait) || source->taken != NULL || source->given != NULL)
+	if (!hold(source, wait) || source->taken != NULL || source->given != NULL)
 		return;
 	ssize_t n_more = rd_kafka_consume_batch_queue(source->queue, 0, source->held + 1, MESSAGES_A_POLL - 1);
 	if (n_more > 0)
@@ -1024,30 +1069,6 @@ watch(KafkaSource *source)
 		look_for_topic(source);
 }
 
-/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
-static void
-set_paused(KafkaSource *source, bool is_paused)
-{
-	if (source->is_paused == is_paused)
-		return;
-	rd_kafka_topic_partition_list_t *list = assigned_list(source);
-	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
-										  : rd_kafka_resume_partitions(source->client, list);
-	rd_kafka_topic_partition_list_destroy(list);
-	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
-	source->is_paused = source->config->metrics->is_paused = is_paused;
-}
-
-/* The group must hear of this member although it reads nothing, and this member of the group. */
-static void
-stay_alive(KafkaSource *source)
-{
-	set_paused(source, true);
-	while (source->n_held < (int) (sizeof source->held / sizeof source->held[0]) && hold(source, 0))
-		;
-}
-
 /* ---- for the pipeline ---- */
 
 SourceStatus
@@ -1069,7 +1090,7 @@ kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code)
 	else if (source->unsettled_us == 0)
 		source->unsettled_us = monotonic_us();
 	else if (monotonic_us() - source->unsettled_us > PAUSE_AFTER_MS * 1000)
-		stay_alive(source);
+		stay_alive(source, 0);
 	watch(source);
 	if (source->has_failed)
 	{
@@ -1087,7 +1108,7 @@ kafka_source_blocked(KafkaSource *source, int64_t for_ms, ExitCode *exit_code)
 	if (source->taken != NULL && (source->is_lost || monotonic_us() >= source->until_us))
 		answer_taken(source);
 	if (for_ms >= PAUSE_AFTER_MS)
-		stay_alive(source);
+		stay_alive(source, 0);
 	watch(source);
 	*exit_code = source->failure;
 	return source->has_failed ? SOURCE_FAILED : SOURCE_IDLE;
@@ -1106,6 +1127,8 @@ kafka_source_resync(KafkaSource *source)
 {
 	drop_held(source, true);
 	source->must_resync = true;
+	/* Who was stopped and has woken up learns with the next heartbeat that the partitions are no longer his. */
+	source->again_us = monotonic_us() + source->heartbeat_ms * 1000 + AGAIN_US;
 	return EXIT_DONE;
 }
 
@@ -1126,7 +1149,12 @@ kafka_source_close(KafkaSource *source)
 
 		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 			log_line(LOG_DEBUG, "kafka: close: %s", rd_kafka_err2str(error));
-		rd_kafka_destroy(source->client);
+		/*
+		 * librdkafka 2.0 aborts in rd_kafka_destroy() where a member of a cooperative group was never given anything.  It
+		 * has left the group by now, and the process ends.
+		 */
+		if (source->was_given || !source->may_cooperate)
+			rd_kafka_destroy(source->client);
 	}
 	list_free(&source->given);
 	if (source->headers != NULL)

@@ -14,7 +14,7 @@ start_kafka group.min.session.timeout.ms=500 log.cleaner.backoff.ms=100 message.
 psql -qAtX -v ON_ERROR_STOP=1 <<'SQL' >/dev/null || exit 1
 CREATE EXTENSION millrace;
 CREATE TABLE messages (topic text, partition int, "offset" bigint, id text, key text, headers jsonb, sent timestamptz);
-CREATE TABLE slow (topic text, partition int, "offset" bigint, id text);
+CREATE TABLE slow (LIKE messages);
 CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
 CREATE TRIGGER slowly AFTER INSERT ON slow EXECUTE FUNCTION slowly();
 CREATE TABLE at_broker (topic text, partition int, "offset" bigint, id text);
@@ -63,6 +63,7 @@ run() { # run LOG TOPIC [FLAG …]: an ingester in the background, $pid
 	shift 2
 	"$millrace" run "$work/messages.ini" --source.topic="$topic" --source.group="$topic" "$@" 2>>"$work/$log" &
 	pid=$!
+	until_true grep -q '^SigCgt:.*[4-7c-f]...$' /proc/$pid/status # it handles SIGTERM
 }
 once() { # once LOG TOPIC [FLAG …]: reads all there is; its status
 	local log=$1 topic=$2
@@ -72,7 +73,7 @@ once() { # once LOG TOPIC [FLAG …]: reads all there is; its status
 end() { # end PID …: SIGTERM; succeeds if each ends with status 0
 	local status=0 one
 	kill -TERM "$@"
-	for one; do wait "$one" || { status=$?; echo "# $one: status $status"; }; done
+	for one; do wait "$one" 2>/dev/null || { status=$?; echo "# $one: status $status"; }; done
 	return $status
 }
 n_stored() { value "SELECT count(*) FROM messages WHERE topic = '$1'"; }
@@ -132,235 +133,263 @@ storm() { # storm TOPIC STRATEGY
 	echo "# $topic:$acts; $(cat "$work/log.$topic".* | grep -c 'taken away') times a partition was taken away, $(cat "$work/log.$topic".* | grep -c 'has moved the position') batches were fenced"
 	is_exact "$topic" "$n_storm" "$strategy: each message is stored exactly once"
 }
-storm storm-eager range
-storm storm-cooperative cooperative-sticky
+part_storms() {
+	[ -n "${COOP:-}" ] || storm storm-eager range
+	storm storm-cooperative cooperative-sticky
+}
 
 # ---- what is read is stored before its partition goes ----
 
-topic given 4
-send given 1 400
-run log.given.1 given --batch.max_age=1h
-first=$pid
-until_true at_least open_rows 400
-is "$(n_stored given)" 0 "400 messages are read and not yet due"
-run log.given.2 given --batch.max_age=1h
-until_true has_stored given 400
-is $? 0 "when partitions are taken away, what was read of them is stored first"
-until_true grep -q 'reading from' "$work/log.given.2"
-end $first $pid
-is $? 0 "both end with status 0"
-ok "$(! grep -q 'has moved the position' "$work"/log.given.*; echo $?)" "and nobody was fenced"
-is_exact given 400 "each message once"
+part_revoke() {
+	topic given 4
+	send given 1 400
+	run log.given.1 given --batch.max_age=1h
+	first=$pid
+	until_true at_least open_rows 400
+	is "$(n_stored given)" 0 "400 messages are read and not yet due"
+	run log.given.2 given --batch.max_age=1h
+	until_true has_stored given 400
+	is $? 0 "when partitions are taken away, what was read of them is stored first"
+	until_true grep -q 'reading from' "$work/log.given.2"
+	end $first $pid
+	is $? 0 "both end with status 0"
+	ok "$(! grep -q 'has moved the position' "$work"/log.given.*; echo $?)" "and nobody was fenced"
+	is_exact given 400 "each message once"
 
-topic dropped 4
-send dropped 1 400
-run log.dropped.1 dropped --source.name=dropped --batch.max_age=1h --source.revoke_wait=0s
-first=$pid
-until_true eval '[ "$(figure open_rows dropped)" = 400 ]'
-run log.dropped.2 dropped --source.name=dropped --batch.max_age=1h --source.revoke_wait=0s
-until_true grep -q 'reading from' "$work/log.dropped.2"
-is "$(n_stored dropped)" 0 "with no time for it they are dropped"
-until_true eval '[ "$(figure open_rows dropped)" = 400 ]'
-end $first $pid
-is_exact dropped 400 "and read again by their next owners, each once"
+	topic dropped 4
+	send dropped 1 400
+	run log.dropped.1 dropped --source.name=dropped --batch.max_age=1h --source.revoke_wait=0s
+	first=$pid
+	until_true eval '[ "$(figure open_rows dropped)" = 400 ]'
+	run log.dropped.2 dropped --source.name=dropped --batch.max_age=1h --source.revoke_wait=0s
+	until_true grep -q 'reading from' "$work/log.dropped.2"
+	is "$(n_stored dropped)" 0 "with no time for it they are dropped"
+	until_true eval '[ "$(figure open_rows dropped)" = 400 ]'
+	end $first $pid
+	is_exact dropped 400 "and read again by their next owners, each once"
+}
 
 # ---- a zombie ----
 
-topic zombie 1
-send zombie 1 2000
-run log.zombie.1 zombie --target.table=slow --batch.max_rows=100
-zombie=$pid
-until_true eval '[ "$(tail -n 1 "$work/log.zombie.1" | grep -c "copying")" = 1 ] && [ "$(grep -c committed "$work/log.zombie.1")" -ge 2 ]'
-kill -STOP $zombie
-before=$(value 'SELECT count(*) FROM slow')
-run log.zombie.2 zombie --target.table=slow --batch.max_rows=100
-until_true eval '[ "$(grep -c committed "$work/log.zombie.2")" -ge 2 ]'
-is $? 0 "a member is stopped in mid-batch; after the session timeout another one goes on at row $((before + 1))"
-kill -CONT $zombie
-until_true grep -q 'taken away' "$work/log.zombie.1"
-ok "$(grep -q 'has moved the position' "$work/log.zombie.1"; echo $?)" "the zombie's batch is refused when it wakes up"
-until_true eval '[ "$(value "SELECT count(*) FROM slow")" -ge 2000 ]'
-end $zombie $pid
-is $? 0 "neither ends by itself"
-is_exact zombie 2000 "each message once" slow
+part_zombie() {
+	topic zombie 1
+	send zombie 1 2000
+	run log.zombie.1 zombie --target.table=slow --batch.max_rows=100
+	zombie=$pid
+	until_true eval '[ "$(tail -n 1 "$work/log.zombie.1" | grep -c "copying")" = 1 ] && [ "$(grep -c committed "$work/log.zombie.1")" -ge 2 ]'
+	kill -STOP $zombie
+	before=$(value 'SELECT count(*) FROM slow')
+	run log.zombie.2 zombie --target.table=slow --batch.max_rows=100
+	until_true eval '[ "$(grep -c committed "$work/log.zombie.2")" -ge 2 ]'
+	is $? 0 "a member is stopped in mid-batch; after the session timeout another one goes on at row $((before + 1))"
+	kill -CONT $zombie
+	until_true grep -q 'taken away' "$work/log.zombie.1"
+	ok "$(grep -q 'has moved the position' "$work/log.zombie.1"; echo $?)" "the zombie's batch is refused when it wakes up"
+	until_true eval '[ "$(value "SELECT count(*) FROM slow")" -ge 2000 ]'
+	end $zombie $pid
+	is $? 0 "neither ends by itself"
+	is_exact zombie 2000 "each message once" slow
+}
 
 # ---- transactions ----
 
-topic transactions 1
-n=0
-transaction() { # transaction FIRST LAST commit|abort
+transaction() { # transaction FIRST LAST commit|abort; $n counts the offsets
 	(seq -f '{"id": %.0f}' "$1" "$2"; [ "$3" = commit ] || sleep 60) | kcat -P -b "$BROKERS" -t transactions -X transactional.id=t 2>/dev/null &
 	local kcat=$!
-	n=$((n + $2 - $1 + 2))
 	if [ "$3" = abort ]; then
 		# The messages are at the broker; only the end of the transaction is missing.
-		until_true eval '[ "$(kcat -Q -b "$BROKERS" -X isolation.level=read_uncommitted -t transactions:0:-1 | sed "s/.* //")" = $((n - 1)) ]'
+		until_true eval '[ "$(kcat -C -e -q -b "$BROKERS" -X isolation.level=read_uncommitted -t transactions -o beginning 2>/dev/null | grep -c . )" = '"$2"' ]'
 		kill -INT $kcat
 	fi
 	wait $kcat
-	until_true eval '[ "$(kcat -Q -b "$BROKERS" -X isolation.level=read_uncommitted -t transactions:0:-1 | sed "s/.* //")" = '$n' ]'
+	n=$((n + $2 - $1 + 2))
+	until_true eval '[ "$(kcat -Q -b "$BROKERS" -t transactions:0:-1 | sed "s/.* //")" = '$n' ]'
 }
-run log.transactions transactions
-transaction 1 10 commit
-transaction 11 30 abort
-transaction 31 40 commit
-transaction 41 45 abort
-until_true eval '[ "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '"'transactions'"'")" = '$n' ]'
-is $? 0 "the position is behind the last transaction, an aborted one"
-until_true eval '[ "$(figure lag)" = 0 ]'
-is $? 0 "and nothing waits"
-end $pid
-is_exact transactions 20 "what was committed is stored, once; what was aborted is not"
-is "$(value "SELECT string_agg(id, ' ' ORDER BY \"offset\") FROM messages WHERE topic = 'transactions'")" "$(echo $(seq 1 10) $(seq 31 40))" "in order"
+part_transactions() {
+	n=0
+	topic transactions 1
+	run log.transactions transactions
+	transaction 1 10 commit
+	transaction 11 30 abort
+	transaction 31 40 commit
+	transaction 41 45 abort
+	until_true eval '[ "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '"'transactions'"'")" = '$n' ]'
+	is $? 0 "the position is behind the last transaction, an aborted one"
+	until_true eval '[ "$(figure lag)" = 0 ]'
+	is $? 0 "and nothing waits"
+	end $pid
+	is_exact transactions 20 "what was committed is stored, once; what was aborted is not"
+	is "$(value "SELECT string_agg(id, ' ' ORDER BY \"offset\") FROM messages WHERE topic = 'transactions'")" "$(echo $(seq 1 10) $(seq 31 40))" "in order"
+}
 
 # ---- a compacted topic ----
 
-"$lib/kafka" topic "$work/kafka" compacted 1 cleanup.policy=compact segment.ms=200 min.cleanable.dirty.ratio=0.01 delete.retention.ms=100
-for round in 1 2 3; do
-	seq -f "%.0f:{\"id\": $round%.0f}" 0 9 | kcat -P -b "$BROKERS" -t compacted -K:
-	sleep 0.3
-done
-seq -f '{"id": 9%.0f}' 0 2 | kcat -P -b "$BROKERS" -t compacted -k last
-until_true eval '[ "$(kcat -C -e -q -b "$BROKERS" -t compacted -o beginning | wc -l)" -lt 33 ]'
-once log.compacted compacted
-is $? 0 "a compacted topic is read to its end"
-is_exact compacted "$(kcat -C -e -q -b "$BROKERS" -t compacted -o beginning | wc -l)" "what it still has, once"
-is "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'compacted'")" 33 "the position counts what is gone"
+part_compacted() {
+	"$lib/kafka" topic "$work/kafka" compacted 1 cleanup.policy=compact segment.ms=200 min.cleanable.dirty.ratio=0.01 delete.retention.ms=100
+	for round in 1 2 3; do
+		seq -f "%.0f:{\"id\": $round%.0f}" 0 9 | kcat -P -b "$BROKERS" -t compacted -K:
+		sleep 0.3
+	done
+	seq -f '{"id": 9%.0f}' 0 2 | kcat -P -b "$BROKERS" -t compacted -k last
+	until_true eval '[ "$(kcat -C -e -q -b "$BROKERS" -t compacted -o beginning | wc -l)" -lt 33 ]'
+	once log.compacted compacted
+	is $? 0 "a compacted topic is read to its end"
+	is_exact compacted "$(kcat -C -e -q -b "$BROKERS" -t compacted -o beginning | wc -l)" "what it still has, once"
+	is "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'compacted'")" 33 "the position counts what is gone"
+}
 
 # ---- messages that are gone ----
 
-topic gone 1
-send gone 1 100
-once log.gone gone
-"$lib/kafka" retain "$work/kafka" gone 1
-send gone 101 200
-"$lib/kafka" retain "$work/kafka" gone 150
-once log.gone gone
-is $? 3 "messages were deleted before they were read: status 3"
-like "$(tail -n 2 "$work/log.gone")" 'the database wants offset 100, the broker has 150 to 200 \(messages were deleted before they were read\)' "and the log says which"
-once log.gone gone --source.on_lost=skip
-is $? 0 "on_lost = skip: goes on"
-is "$(n_stored gone), $(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'gone'")" "150, 200" "with what is left"
-like "$(cat "$work/log.gone")" 'going on from its oldest message' "the log says so"
-run log.gone gone --source.on_lost=skip --metrics.interval=100ms
-until_true eval '[ "$(grep -c "reading from offset 200" "$work/log.gone")" = 1 ]'
-end $pid
+part_gone() {
+	topic gone 1
+	send gone 1 100
+	once log.gone gone
+	"$lib/kafka" retain "$work/kafka" gone 1
+	send gone 101 200
+	"$lib/kafka" retain "$work/kafka" gone 150
+	once log.gone gone
+	is $? 3 "messages were deleted before they were read: status 3"
+	like "$(tail -n 2 "$work/log.gone")" 'the database wants offset 100, the broker has 150 to 200 \(messages were deleted before they were read\)' "and the log says which"
+	once log.gone gone --source.on_lost=skip
+	is $? 0 "on_lost = skip: goes on"
+	is "$(n_stored gone), $(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'gone'")" "150, 200" "with what is left"
+	like "$(cat "$work/log.gone")" 'going on from its oldest message' "the log says so"
+	run log.gone gone --source.on_lost=skip --metrics.interval=100ms
+	until_true eval '[ "$(grep -c "reading from offset 200" "$work/log.gone")" = 1 ]'
+	end $pid
+}
 
 # ---- a topic made anew ----
 
-topic anew 2
-send anew 1 100
-once log.anew anew
-run log.anew.1 anew
-running=$pid
-until_true grep -q 'reading from' "$work/log.anew.1"
-"$lib/kafka" drop "$work/kafka" anew
-topic anew 2
-send anew 1001 1030
-wait $running
-is $? 3 "the topic is made anew under a running ingester: status 3"
-once log.anew anew
-is $? 3 "and after another start"
-like "$(tail -n 3 "$work/log.anew")" 'was the topic made anew' "the log says what may have happened"
-once log.anew anew --source.on_lost=skip
-is $? 0 "on_lost = skip: goes on with the new one"
-is "$(n_stored anew), $(value "SELECT count(*) FROM messages WHERE topic = 'anew' AND id::int > 1000")" "130, 30" "all of it is read"
-run log.anew.2 anew --source.on_lost=skip
-running=$pid
-until_true grep -q 'reading from' "$work/log.anew.2"
-"$lib/kafka" drop "$work/kafka" anew
-topic anew 2
-send anew 2001 2010
-until_true has_stored anew 140
-is $? 0 "and so it does while it is running"
-end $running
-is $? 0 "with status 0"
+part_anew() {
+	topic anew 2
+	send anew 1 100
+	once log.anew anew
+	run log.anew.1 anew
+	running=$pid
+	until_true grep -q 'reading from' "$work/log.anew.1"
+	"$lib/kafka" drop "$work/kafka" anew
+	topic anew 2
+	send anew 1001 1030
+	wait $running
+	is $? 3 "the topic is made anew under a running ingester: status 3"
+	once log.anew anew
+	is $? 3 "and after another start"
+	like "$(tail -n 3 "$work/log.anew")" 'was the topic made anew' "the log says what may have happened"
+	once log.anew anew --source.on_lost=skip
+	is $? 0 "on_lost = skip: goes on with the new one"
+	is "$(n_stored anew), $(value "SELECT count(*) FROM messages WHERE topic = 'anew' AND id::int > 1000")" "130, 30" "all of it is read"
+	run log.anew.2 anew --source.on_lost=skip
+	running=$pid
+	until_true grep -q 'reading from' "$work/log.anew.2"
+	"$lib/kafka" drop "$work/kafka" anew
+	topic anew 2
+	send anew 2001 2010
+	until_true has_stored anew 140
+	is $? 0 "and so it does while it is running"
+	end $running
+	is $? 0 "with status 0"
+}
 
 # ---- new partitions ----
 
-topic growing 1
-send growing 1 50
-run log.growing growing --source.start=latest
-until_true grep -q 'reading from offset 50' "$work/log.growing"
-send growing 51 60
-until_true has_stored growing 10
-is $? 0 "start = latest: only what comes later"
-"$lib/kafka" partitions "$work/kafka" growing 3
-send growing 61 160
-until_true has_stored growing 110
-is $? 0 "new partitions are picked up, and read from their first message"
-end $pid
-is "$(value "SELECT count(DISTINCT id), min(id::int), count(DISTINCT partition) FROM messages WHERE topic = 'growing'")" "110|51|3" "each message once"
+part_growing() {
+	topic growing 1
+	send growing 1 50
+	run log.growing growing --source.start=latest
+	until_true grep -q 'reading from offset 50' "$work/log.growing"
+	send growing 51 60
+	until_true has_stored growing 10
+	is $? 0 "start = latest: only what comes later"
+	"$lib/kafka" partitions "$work/kafka" growing 3
+	send growing 61 160
+	until_true has_stored growing 110
+	is $? 0 "new partitions are picked up, and read from their first message"
+	end $pid
+	is "$(value "SELECT count(DISTINCT id), min(id::int), count(DISTINCT partition) FROM messages WHERE topic = 'growing'")" "110|51|3" "each message once"
+}
 
 # ---- where to start ----
 
-topic begun 2
-send begun 1 10
-sleep 1
-middle=$(date -u +%Y-%m-%dT%H:%M:%S.%6NZ)
-sleep 0.1
-send begun 11 30
-once log.begun begun --source.start=stored
-is $? 3 "start = stored: a partition without a position is an error"
-like "$(cat "$work/log.begun")" 'no position of stream "groups" is stored' "that the log names"
-is "$(value "SELECT count(*) FROM millrace.ingest_offsets WHERE topic = 'begun'")" 0 "and none is made"
-once log.begun begun --source.name=by-time --source.start="$middle"
-is "$?, $(value "SELECT count(*), min(id::int) FROM messages WHERE topic = 'begun'")" "0, 20|11" "start = a time: from the first message of that time"
-value "DELETE FROM messages WHERE topic = 'begun'" >/dev/null
-once log.begun begun --source.name=by-time --source.start=earliest
-is "$?, $(n_stored begun)" "0, 0" "a stored position is worth more than start"
-once log.begun begun --source.name=by-future --source.start=2100-01-01
-is "$?, $(n_stored begun)" "0, 0" "a time that no message has: from the end"
-once log.begun begun --source.name=by-time --source.start=stored
-is $? 0 "start = stored: goes on where there is a position"
-once log.begun begun
-is_exact begun 30 "start = earliest, the default: everything"
+part_begin() {
+	topic begun 2
+	send begun 1 10
+	sleep 1
+	middle=$(date -u +%Y-%m-%dT%H:%M:%S.%6NZ)
+	sleep 0.1
+	send begun 11 30
+	once log.begun begun --source.start=stored
+	is $? 3 "start = stored: a partition without a position is an error"
+	like "$(cat "$work/log.begun")" 'no position of stream "groups" is stored' "that the log names"
+	is "$(value "SELECT count(*) FROM millrace.ingest_offsets WHERE topic = 'begun'")" 0 "and none is made"
+	once log.begun begun --source.name=by-time --source.start="$middle"
+	is "$?, $(value "SELECT count(*), min(id::int) FROM messages WHERE topic = 'begun'")" "0, 20|11" "start = a time: from the first message of that time"
+	value "DELETE FROM messages WHERE topic = 'begun'" >/dev/null
+	once log.begun begun --source.name=by-time --source.start=earliest
+	is "$?, $(n_stored begun)" "0, 0" "a stored position is worth more than start"
+	once log.begun begun --source.name=by-future --source.start=2100-01-01
+	is "$?, $(n_stored begun)" "0, 0" "a time that no message has: from the end"
+	once log.begun begun --source.name=by-time --source.start=stored
+	is $? 0 "start = stored: goes on where there is a position"
+	once log.begun begun
+	is_exact begun 30 "start = earliest, the default: everything"
+}
 
 # ---- odd messages ----
 
-topic odd 1
-printf '{"id": 1}' | kcat -P -b "$BROKERS" -t odd -k schlüssel -H source=web -H empty= -H 'tags=a' -H 'tags="b"' -H none -H bytes=$'\xff\x01' -H 'größe=1'
-printf '{"id": 2}' | kcat -P -b "$BROKERS" -t odd
-printf 'x' | kcat -P -b "$BROKERS" -t odd -Z -k tombstone -D x
-python3 -c 'import sys; sys.stdout.write("{\"id\": \"" + "x" * 10_000_000 + "\"}")' >"$work/large"
-kcat -P -b "$BROKERS" -t odd -X message.max.bytes=20000000 "$work/large"
-printf '{"id": oops}' | kcat -P -b "$BROKERS" -t odd -H why=bad -H why=worse
-once log.odd odd
-is $? 0 "headers, a message without a value, one of 10 MB, a bad one"
-is "$(value "SELECT key, headers FROM messages WHERE topic = 'odd' AND id = '1'")" \
-	'schlüssel|{"none": null, "tags": ["a", "\"b\""], "bytes": "\\xff01", "empty": "", "größe": "1", "source": "web"}' "headers are one JSON object"
-is "$(value "SELECT headers IS NULL, key IS NULL, now() - sent < '1 min' FROM messages WHERE topic = 'odd' AND id = '2'")" "t|t|t" "a message without any has none; it has a time"
-is "$(value "SELECT length(id) FROM messages WHERE topic = 'odd' AND length(id) > 2")" 10000000 "the large one is stored"
-is "$(value "SELECT key, octet_length(payload), reason, headers FROM millrace.dead_letters WHERE topic = 'odd' ORDER BY \"offset\"" | sed 's/not JSON:.*|/not JSON|/')" \
-	'\x746f6d6273746f6e65||no value (a tombstone)|
-|12|not JSON|{"why": ["bad", "worse"]}' "the others are dead letters, with their headers"
+part_odd() {
+	topic odd 1
+	printf '{"id": 1}' | kcat -P -b "$BROKERS" -t odd -k schlüssel -H source=web -H empty= -H 'tags=a' -H 'tags="b"' -H none -H bytes=$'\xff\x01' -H 'größe=1'
+	printf '{"id": 2}' | kcat -P -b "$BROKERS" -t odd
+	printf 'x' | kcat -P -b "$BROKERS" -t odd -Z -k tombstone -D x
+	python3 -c 'import sys; sys.stdout.write("{\"id\": \"" + "x" * 10_000_000 + "\"}")' >"$work/large"
+	kcat -P -b "$BROKERS" -t odd -X message.max.bytes=20000000 "$work/large"
+	printf '{"id": oops}' | kcat -P -b "$BROKERS" -t odd -H why=bad -H why=worse
+	once log.odd odd
+	is $? 0 "headers, a message without a value, one of 10 MB, a bad one"
+	is "$(value "SELECT key, headers FROM messages WHERE topic = 'odd' AND id = '1'")" \
+		'schlüssel|{"none": null, "tags": ["a", "\"b\""], "bytes": "\\xff01", "empty": "", "größe": "1", "source": "web"}' "headers are one JSON object"
+	is "$(value "SELECT headers IS NULL, key IS NULL, now() - sent < '1 min' FROM messages WHERE topic = 'odd' AND id = '2'")" "t|t|t" "a message without any has none; it has a time"
+	is "$(value "SELECT length(id) FROM messages WHERE topic = 'odd' AND length(id) > 2")" 10000000 "the large one is stored"
+	is "$(value "SELECT key, octet_length(payload), reason, headers FROM millrace.dead_letters WHERE topic = 'odd' ORDER BY \"offset\"" | sed 's/not JSON:.*|/not JSON|/')" \
+		'\x746f6d6273746f6e65||no value (a tombstone)|
+	|12|not JSON|{"why": ["bad", "worse"]}' "the others are dead letters, with their headers"
+}
 
 # ---- the database is slower, or away ----
 
-topic held 4
-run log.held held --source.kafka.max.poll.interval.ms=3000
-until_true eval '[ "$(grep -c "reading from" "$work/log.held")" = 4 ]'
-psql -qX -c "BEGIN" -c "LOCK TABLE messages" -c "SELECT pg_sleep(7)" -c "COMMIT" >/dev/null &
-locker=$!
-until_true eval '[ "$(value "SELECT count(*) FROM pg_locks WHERE relation = '"'messages'::regclass"' AND mode = '"'AccessExclusiveLock'"' AND granted")" = 1 ]'
-send held 1 30000
-wait $locker
-until_true has_stored held 30000
-is $? 0 "a table that is locked for longer than max.poll.interval.ms"
-ok "$(! grep -q 'taken away' "$work/log.held"; echo $?)" "does not cost the member its partitions"
-end $pid
-is_exact held 30000 "each message once"
+part_held() {
+	topic held 4
+	run log.held held --source.kafka.max.poll.interval.ms=3000
+	until_true eval '[ "$(grep -c "reading from" "$work/log.held")" = 4 ]'
+	psql -qX -c "BEGIN" -c "LOCK TABLE messages" -c "SELECT pg_sleep(7)" -c "COMMIT" >/dev/null &
+	locker=$!
+	until_true eval '[ "$(value "SELECT count(*) FROM pg_locks WHERE relation = '"'messages'::regclass"' AND mode = '"'AccessExclusiveLock'"' AND granted")" = 1 ]'
+	send held 1 30000
+	wait $locker
+	until_true has_stored held 30000
+	is $? 0 "a table that is locked for longer than max.poll.interval.ms"
+	ok "$(! grep -q 'taken away' "$work/log.held"; echo $?)" "does not cost the member its partitions"
+	end $pid
+	is_exact held 30000 "each message once"
+}
 
 # ---- no broker ----
 
-topic lonely 1
-run log.lonely lonely --source.reconnect=2s
-until_true grep -q 'reading from' "$work/log.lonely"
-"$lib/kafka" kill "$work/kafka"
-wait $pid
-is $? 3 "no broker for longer than source.reconnect: status 3"
-like "$(cat "$work/log.lonely")" 'no broker of .* answers within source.reconnect' "the log says so"
-once log.lonely lonely
-is $? 3 "and at the start"
-#DEBUG
+part_lonely() {
+	topic lonely 1
+	run log.lonely lonely --source.reconnect=2s
+	until_true grep -q 'reading from' "$work/log.lonely"
+	"$lib/kafka" kill "$work/kafka"
+	wait $pid
+	is $? 3 "no broker for longer than source.reconnect: status 3"
+	like "$(cat "$work/log.lonely")" 'no broker of .* answers within source.reconnect' "the log says so"
+	once log.lonely lonely
+	is $? 3 "and at the start"
+}
+
+# All parts, or those that are named.
+[ $# -gt 0 ] || set -- storms revoke zombie transactions compacted gone anew growing begin odd held lonely
+for part; do "part_$part"; done
+[ -z "${MILLRACE_LOGS:-}" ] || cp "$work"/log.* "$MILLRACE_LOGS"
 done_testing
