@@ -29,12 +29,11 @@
 /* What the reader knows of a partition; batch->positions has the rest. */
 typedef struct Partition
 {
-	int32_t position;		/* in batch->positions; -1: never given */
-	int64_t stored;			/* next offset as the database has it */
-	int64_t end;			/* high watermark when it was given: where --once stops */
-	int64_t high;			/* newest one known */
-	bool at_end;			/* everything before `end` is read */
-	int64_t doubt_since_us; /* the position lies behind the end; 0: it does not */
+	int32_t position; /* in batch->positions; -1: never given */
+	int64_t stored;	  /* next offset as the database has it */
+	int64_t end;	  /* high watermark when it was given: where --once stops */
+	int64_t high;	  /* newest one known */
+	bool at_end;	  /* everything before `end` is read */
 } Partition;
 
 struct KafkaSource
@@ -53,13 +52,14 @@ struct KafkaSource
 	int at_held, n_held;
 	/* What callbacks have noted; NULL: nothing. */
 	rd_kafka_topic_partition_list_t *taken, *given;
-	bool is_lost;	   /* `taken` belongs to somebody else already */
-	int64_t until_us;  /* when `taken` is answered at the latest */
-	bool must_resync;  /* the positions are to be read again */
-	int64_t since_us;  /* a question about `given` or must_resync failed for the first time; 0: none did */
-	int64_t again_us;  /* not to be asked again before */
-	bool was_assigned; /* it is known what there is to read */
-	bool has_started;  /* source.start was applied */
+	bool is_lost;	  /* `taken` belongs to somebody else already */
+	int64_t until_us; /* when `taken` is answered at the latest */
+	bool must_resync; /* the positions are to be read again */
+	int64_t since_us; /* a question about `given` or must_resync failed for the first time; 0: none did */
+	int64_t again_us; /* not to be asked again before */
+	int64_t doubt_since_us; /* a position lies behind the end; 0: none does */
+	bool was_assigned;		/* it is known what there is to read */
+	bool has_started;		/* source.start was applied */
 	bool is_paused, is_closing;
 	bool may_cooperate;					   /* so it is configured */
 	bool was_given;						   /* partitions, or none of them, at any time */
@@ -364,18 +364,26 @@ start_stream(KafkaSource *source, Sink *sink)
 											   : ask_again(source, "no first offsets", error);
 }
 
-/* The position is not among the messages that the broker has.  True when it was moved there. */
-static bool
-jump(KafkaSource *source, Position *position, int64_t low, int64_t high)
+/* What take() learns of a partition. */
+typedef struct Taken
 {
+	int index; /* in the batch's positions */
+	int64_t low, high;
+} Taken;
+
+/* The position is not among the messages that the broker has: goes to the oldest one, if that is allowed. */
+static bool
+jump(KafkaSource *source, const Taken *taken)
+{
+	Position *position = &source->batch->positions.list[taken->index];
 	bool may_skip = source->config->on_lost == LOST_SKIP;
 
 	log_line(may_skip ? LOG_WARNING : LOG_ERROR,
 			 "%s[%" PRId32 "]: the database wants offset %" PRId64 ", the broker has %" PRId64 " to %" PRId64
 			 " (%s); %s",
-			 position->topic, position->partition, position->stored, low, high,
-			 position->stored < low ? "messages were deleted before they were read"
-									: "was the topic made anew?",
+			 position->topic, position->partition, position->stored, taken->low, taken->high,
+			 position->stored < taken->low ? "messages were deleted before they were read"
+										   : "was the topic made anew?",
 			 may_skip ? "going on from its oldest message"
 					  : "set millrace.ingest_offsets, or source.on_lost = skip, to go on");
 	if (!may_skip)
@@ -383,52 +391,69 @@ jump(KafkaSource *source, Position *position, int64_t low, int64_t high)
 		fail(source, EXIT_SOURCE);
 		return false;
 	}
-	source->config->metrics->n_skipped += position->stored < low ? low - position->stored : 1;
-	move_position(source->batch, position, low);
+	source->config->metrics->n_skipped += position->stored < taken->low ? taken->low - position->stored : 1;
+	move_position(source->batch, position, taken->low);
 	return true;
 }
 
-/* Reads the stored position of one partition.  False: it cannot be read now. */
+/* Reads the stored position of one partition. */
 static bool
-take_partition(KafkaSource *source, Sink *sink, rd_kafka_topic_partition_t *about, int64_t low, int64_t high)
+read_position(KafkaSource *source, Sink *sink, const rd_kafka_topic_partition_t *about, Taken *taken)
 {
-	int index = position_find(&source->batch->positions, about->topic, about->partition);
-	Partition *partition = partition_of(source, about->partition);
-	Position *position = &source->batch->positions.list[index];
 	Retry retry = {0};
 	SinkStatus status;
 	ExitCode code;
 
+	taken->index = position_find(&source->batch->positions, about->topic, about->partition);
+	Position *position = &source->batch->positions.list[taken->index];
 	do
-		status = sink_position(sink, position, source->config->start == START_STORED ? NO_OFFSET : low);
+		status =
+			sink_position(sink, position, source->config->start == START_STORED ? NO_OFFSET : taken->low);
 	while (sink_again(sink, &retry, status, &code));
 	if (status != SINK_OK)
 	{
 		fail(source, code);
 		return false;
 	}
-	if (position->stored == NO_OFFSET)
-	{
-		log_line(LOG_ERROR,
-				 "%s[%" PRId32 "]: no position of stream \"%s\" is stored, and source.start = stored",
-				 position->topic, position->partition, source->config->name);
-		fail(source, EXIT_SOURCE);
+	if (position->stored != NO_OFFSET)
+		return true;
+	log_line(LOG_ERROR, "%s[%" PRId32 "]: no position of stream \"%s\" is stored, and source.start = stored",
+			 position->topic, position->partition, source->config->name);
+	fail(source, EXIT_SOURCE);
+	return false;
+}
+
+/* A broker that has just started may not know its newest messages yet: positions behind the end are doubted for a while. */
+static bool
+is_in_doubt(KafkaSource *source, const Taken *taken, int n_taken)
+{
+	bool is_behind_end = false;
+
+	for (int i = 0; i < n_taken; i++)
+		is_behind_end |= source->batch->positions.list[taken[i].index].stored > taken[i].high;
+	if (!is_behind_end)
+		source->doubt_since_us = 0;
+	else if (source->doubt_since_us == 0)
+		source->doubt_since_us = monotonic_us();
+	return is_behind_end && monotonic_us() - source->doubt_since_us < DOUBT_US;
+}
+
+static bool
+settle_position(KafkaSource *source, rd_kafka_topic_partition_t *about, const Taken *taken)
+{
+	Partition *partition = partition_of(source, about->partition);
+	Position *position = &source->batch->positions.list[taken->index];
+
+	if ((position->stored < taken->low || position->stored > taken->high) && !jump(source, taken))
 		return false;
-	}
-	if (position->stored <= high)
-		partition->doubt_since_us = 0;
-	else if (partition->doubt_since_us == 0)
-		partition->doubt_since_us = monotonic_us();
-	if (position->stored > high && monotonic_us() - partition->doubt_since_us < DOUBT_US)
-		return ask_again(source, "some messages", RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE);
-	if ((position->stored < low || position->stored > high) && !jump(source, position, low, high))
-		return false;
-	partition->doubt_since_us = 0;
-	partition->position = index;
+	partition->position = taken->index;
 	partition->stored = position->stored;
-	partition->end = partition->high = high;
-	partition->at_end = position->next >= high;
+	partition->end = partition->high = taken->high;
+	partition->at_end = position->next >= taken->high;
+	position->is_assigned = true;
 	about->offset = position->next;
+	log_line(LOG_INFO, "%s[%" PRId32 "]: reading from offset %" PRId64, position->topic, position->partition,
+			 position->next);
 	return true;
 }
 
@@ -437,6 +462,7 @@ static bool
 take(KafkaSource *source, rd_kafka_topic_partition_list_t *list)
 {
 	Sink *sink = writer_sink(source->writer);
+	Taken *taken = mem_alloc(sizeof(Taken) * (size_t) (list->cnt + 1));
 	int64_t *low = mem_alloc(sizeof(int64_t) * (size_t) (list->cnt + 1) * 2), *high = low + list->cnt;
 	rd_kafka_resp_err_t error = RD_KAFKA_RESP_ERR_NO_ERROR;
 	bool is_good = sink != NULL && start_stream(source, sink);
@@ -448,16 +474,18 @@ take(KafkaSource *source, rd_kafka_topic_partition_list_t *list)
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		is_good = ask_again(source, "no offsets", error);
 	for (int i = 0; i < list->cnt && is_good; i++)
-		is_good = take_partition(source, sink, &list->elems[i], low[i], high[i]);
-	free(low);
-	for (int i = 0; i < list->cnt && is_good; i++)
 	{
-		Position *position = position_of(source, partition_of(source, list->elems[i].partition));
-
-		position->is_assigned = true;
-		log_line(LOG_INFO, "%s[%" PRId32 "]: reading from offset %" PRId64, position->topic,
-				 position->partition, position->next);
+		taken[i].low = low[i];
+		taken[i].high = high[i];
+		is_good = read_position(source, sink, &list->elems[i], &taken[i]);
 	}
+	if (is_good && is_in_doubt(source, taken, list->cnt))
+		is_good =
+			ask_again(source, "not all messages before the position", RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE);
+	for (int i = 0; i < list->cnt && is_good; i++)
+		is_good = settle_position(source, &list->elems[i], &taken[i]);
+	free(low);
+	free(taken);
 	if (is_good)
 		source->since_us = 0;
 	return is_good;
@@ -479,17 +507,20 @@ log_client_error(const char *what, rd_kafka_error_t *error)
 }
 
 static void
+assign(KafkaSource *source, const rd_kafka_topic_partition_list_t *list)
+{
+	rd_kafka_resp_err_t error;
+
+	if (is_cooperative(source))
+		log_client_error("assign", rd_kafka_incremental_assign(source->client, list));
+	else if ((error = rd_kafka_assign(source->client, list)) != RD_KAFKA_RESP_ERR_NO_ERROR)
+		log_line(LOG_WARNING, "kafka: assign: %s", rd_kafka_err2str(error));
+}
+
+static void
 answer_given(KafkaSource *source)
 {
-	if (is_cooperative(source))
-		log_client_error("assign", rd_kafka_incremental_assign(source->client, source->given));
-	else
-	{
-		rd_kafka_resp_err_t error = rd_kafka_assign(source->client, source->given);
-
-		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-			log_line(LOG_WARNING, "kafka: assign: %s", rd_kafka_err2str(error));
-	}
+	assign(source, source->given);
 	source->was_assigned = true;
 	list_free(&source->given);
 }
@@ -579,7 +610,10 @@ stay_alive(KafkaSource *source, int64_t wait)
 		wait = 0;
 }
 
-/* Reads all positions again, and seeks: others have moved them, or the broker has lost what they stand for. */
+/*
+ * Reads all positions again and goes on from there: others have moved them, or the broker has lost what they stand for.
+ * The partitions are assigned anew: one whose offset was out of range cannot be sought.
+ */
 static bool
 read_positions_again(KafkaSource *source)
 {
@@ -589,13 +623,9 @@ read_positions_again(KafkaSource *source)
 	drop_held(source, true);
 	if (is_good && list->cnt > 0)
 	{
-		rd_kafka_error_t *error = rd_kafka_seek_partitions(source->client, list, ANSWER_MS);
-
-		is_good = error == NULL;
-		log_client_error("seek", error);
-		for (int i = 0; i < list->cnt && is_good; i++)
-			if (list->elems[i].err != RD_KAFKA_RESP_ERR_NO_ERROR)
-				is_good = ask_again(source, "no seek", list->elems[i].err);
+		if (is_cooperative(source))
+			log_client_error("revoke", rd_kafka_incremental_unassign(source->client, list));
+		assign(source, list);
 	}
 	rd_kafka_topic_partition_list_destroy(list);
 	source->must_resync = !is_good;

@@ -76,6 +76,10 @@ end() { # end PID …: SIGTERM; succeeds if each ends with status 0
 	for one; do wait "$one" 2>/dev/null || { status=$?; echo "# $one: status $status"; }; done
 	return $status
 }
+status_of() { # status_of PID: of one that ends by itself; 137 if it does not
+	until_true eval "! kill -0 $1 2>/dev/null" || kill -KILL "$1"
+	wait "$1" 2>/dev/null
+}
 n_stored() { value "SELECT count(*) FROM messages WHERE topic = '$1'"; }
 has_stored() { [ "$(n_stored "$1")" = "$2" ]; }
 is_exact() { # is_exact TOPIC N NAME [TABLE]: the table has the N messages that a reader of the topic sees, each once
@@ -193,33 +197,20 @@ part_zombie() {
 
 # ---- transactions ----
 
-transaction() { # transaction FIRST LAST commit|abort; $n counts the offsets
-	(seq -f '{"id": %.0f}' "$1" "$2"; [ "$3" = commit ] || sleep 60) | kcat -P -b "$BROKERS" -t transactions -X transactional.id=t 2>/dev/null &
-	local kcat=$!
-	if [ "$3" = abort ]; then
-		# The messages are at the broker; only the end of the transaction is missing.
-		until_true eval '[ "$(kcat -C -e -q -b "$BROKERS" -X isolation.level=read_uncommitted -t transactions -o beginning 2>/dev/null | grep -c . )" = '"$2"' ]'
-		kill -INT $kcat
-	fi
-	wait $kcat
-	n=$((n + $2 - $1 + 2))
-	until_true eval '[ "$(kcat -Q -b "$BROKERS" -t transactions:0:-1 | sed "s/.* //")" = '$n' ]'
-}
 part_transactions() {
-	n=0
 	topic transactions 1
+	cc -o "$work/transactions" "$here/transactions.c" -lrdkafka || exit 1
 	run log.transactions transactions
-	transaction 1 10 commit
-	transaction 11 30 abort
-	transaction 31 40 commit
-	transaction 41 45 abort
-	until_true eval '[ "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '"'transactions'"'")" = '$n' ]'
+	n=$("$work/transactions" "$BROKERS" transactions 10 -20 10 -5) # committed, aborted, …; the number of offsets
+	until_true eval '[ "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '"'transactions'"'")" = '"$n"' ]'
 	is $? 0 "the position is behind the last transaction, an aborted one"
 	until_true eval '[ "$(figure lag)" = 0 ]'
 	is $? 0 "and nothing waits"
 	end $pid
 	is_exact transactions 20 "what was committed is stored, once; what was aborted is not"
 	is "$(value "SELECT string_agg(id, ' ' ORDER BY \"offset\") FROM messages WHERE topic = 'transactions'")" "$(echo $(seq 1 10) $(seq 31 40))" "in order"
+	once log.transactions transactions --source.name=uncommitted --source.kafka.isolation.level=read_uncommitted
+	is "$(n_stored transactions)" 65 "unless isolation.level = read_uncommitted is asked for"
 }
 
 # ---- a compacted topic ----
@@ -227,7 +218,7 @@ part_transactions() {
 part_compacted() {
 	"$lib/kafka" topic "$work/kafka" compacted 1 cleanup.policy=compact segment.ms=200 min.cleanable.dirty.ratio=0.01 delete.retention.ms=100
 	for round in 1 2 3; do
-		seq -f "%.0f:{\"id\": $round%.0f}" 0 9 | kcat -P -b "$BROKERS" -t compacted -K:
+		printf '%s\n' {0..9} | sed "s/.*/&:{\"id\": $round&}/" | kcat -P -b "$BROKERS" -t compacted -K:
 		sleep 0.3
 	done
 	seq -f '{"id": 9%.0f}' 0 2 | kcat -P -b "$BROKERS" -t compacted -k last
@@ -271,7 +262,7 @@ part_anew() {
 	"$lib/kafka" drop "$work/kafka" anew
 	topic anew 2
 	send anew 1001 1030
-	wait $running
+	status_of $running
 	is $? 3 "the topic is made anew under a running ingester: status 3"
 	once log.anew anew
 	is $? 3 "and after another start"
@@ -381,7 +372,7 @@ part_lonely() {
 	run log.lonely lonely --source.reconnect=2s
 	until_true grep -q 'reading from' "$work/log.lonely"
 	"$lib/kafka" kill "$work/kafka"
-	wait $pid
+	status_of $pid
 	is $? 3 "no broker for longer than source.reconnect: status 3"
 	like "$(cat "$work/log.lonely")" 'no broker of .* answers within source.reconnect' "the log says so"
 	once log.lonely lonely
