@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef enum OptionKind
 {
@@ -40,6 +41,7 @@ static const char *const lost_policies[] = {"stop", "skip", NULL};
 static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
 static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
 static const char *const booleans[] = {"false", "true", NULL};
+static const char *const log_formats[] = {"text", "json", NULL}; /* as LogFormat */
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 #define AT(member) offsetof(Config, member)
@@ -81,7 +83,7 @@ static const Option options[] = {
 	{"source.topic", OPTION_TEXT, AT(topic), NULL, 0, 0, NULL, "Kafka: topic."},
 	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
 	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the "
-	 "table."},
+	 "table with its schema."},
 	{"source.start", OPTION_TEXT, AT(start_text), "earliest", 0, 0, NULL,
 	 "Kafka: where a topic is begun that the stream has no position of: earliest, latest, a time as "
 	 "2024-03-01 "
@@ -130,6 +132,10 @@ static const Option options[] = {
 	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, "
 	 "missing "
 	 "table)."},
+	{"target.maintain", OPTION_DURATION, AT(maintain_ms), "1min", 0, INT64_C(31557600000), NULL,
+	 "How often partitions older than the retention of the table are dropped, and millrace.maintain() is "
+	 "called, "
+	 "if the role may.  0: never."},
 	{"target.lock_timeout", OPTION_DURATION, AT(lock_timeout_ms), "2s", 1, 3600000, NULL,
 	 "How long a change of the table may wait for its lock, with other sessions waiting behind it, before it "
 	 "is tried again later."},
@@ -146,8 +152,13 @@ static const Option options[] = {
 	 "Kafka and stdin: a batch is stored this long after its first message at the latest."},
 	{"batch.drain", OPTION_DURATION, AT(drain_ms), "10s", 0, 3600000, NULL,
 	 "How long a stop by SIGTERM waits until what has been read is stored."},
+	{"dead_letters.limit", OPTION_NUMBER, AT(dead_limit), "0", 0, INT64_C(1) << 40, NULL,
+	 "Stop with status 9 when more dead letters of the stream than this are kept in millrace.dead_letters, "
+	 "and do not start before some are replayed or deleted.  0: no limit."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
+	{"log.format", OPTION_CHOICE, AT(log_format), "text", 0, 0, log_formats,
+	 "How: a line of text, or a JSON object with time, level, stream and message."},
 	{"metrics.listen", OPTION_TEXT, AT(metrics_listen), NULL, 0, 0, NULL,
 	 "host:port, or :port for every address, where /metrics, /healthz and /readyz are served by HTTP.  "
 	 "Default: not served."},
@@ -199,7 +210,11 @@ report(Config *config, const char *origin, int line, const char *format, va_list
 	char text[1024];
 
 	vsnprintf(text, sizeof text, format, args);
-	if (line > 0)
+	if (log_format == LOG_JSON && line > 0)
+		log_line(LOG_ERROR, "%s:%d: %s", origin, line, text);
+	else if (log_format == LOG_JSON)
+		log_line(LOG_ERROR, "%s: %s", origin ? origin : config->file, text);
+	else if (line > 0)
 		fprintf(stderr, "%s:%d: %s\n", origin, line, text);
 	else
 		fprintf(stderr, "%s: %s\n", origin ? origin : config->file, text);
@@ -498,8 +513,8 @@ load_flag(Config *config, const char *flag)
 
 	if (strncmp(flag, "--", 2) != 0 || dot == NULL || (value != NULL && dot > value))
 	{
-		const char *words[] = {"--once", "--progress", "--help", "--version"};
-		const char *nearest = name_nearest(flag, words, 4);
+		const char *words[] = {"--once", "--progress", "--show", "--help", "--version"};
+		const char *nearest = name_nearest(flag, words, 5);
 
 		/* What stands behind the =, or alone, may be a password. */
 		if (strncmp(flag, "--", 2) != 0)
@@ -735,13 +750,14 @@ derive(Config *config)
 		config->csv_header = 1;
 	if (config->log_level < 0)
 		config->log_level = LOG_INFO;
+	if (config->log_format < 0)
+		config->log_format = LOG_TEXT;
 	if (config->max_rows == 0)
 		config->max_rows = config->type == SOURCE_KAFKA || config->type == SOURCE_STDIN ? 50000 : INT32_MAX;
 	if (config->type == SOURCE_KAFKA)
 		config->csv_header = 0;
-	if (config->group == NULL)
-		config->group = mem_printf("millrace-%s", config->table ? config->table : "");
-	if (config->name != NULL)
+	/* Without a group the name is that of the table, which only the database knows for certain: sink_describe(). */
+	if (config->name != NULL || (config->type == SOURCE_KAFKA && config->group == NULL))
 		return;
 	if (config->type == SOURCE_KAFKA)
 		config->name = mem_string(config->group);
@@ -760,6 +776,32 @@ derive(Config *config)
 	}
 }
 
+static void
+load_shown(Config *config, const char *text)
+{
+	if (!parse_number(text, no_units, &config->n_shown) || config->n_shown < 1 || config->n_shown > 1000000)
+		report_at(config, "command line", 0, "--show needs a number of rows: --show 10");
+}
+
+/*
+ * Rows are shown to somebody who waits: those that are there, with errors only, without a port, and by a Kafka group of
+ * its own, so that the partitions of those at work stay where they are.
+ */
+static void
+only_show(Config *config)
+{
+	config->once = true;
+	free(config->metrics_listen);
+	config->metrics_listen = NULL;
+	if (!config->log_level_given)
+		config->log_level = LOG_WARNING;
+	if (config->type == SOURCE_KAFKA)
+	{
+		free(config->group);
+		config->group = mem_printf("millrace-show-%" PRId64 "-%d", clock_us(), (int) getpid());
+	}
+}
+
 ExitCode
 config_load(Config *config, const char *file, int n_flags, char **flags)
 {
@@ -775,6 +817,10 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 			config->once = true;
 		else if (strcmp(flags[i], "--progress") == 0)
 			config->progress = true;
+		else if (strcmp(flags[i], "--show") == 0 && i + 1 < n_flags)
+			load_shown(config, flags[++i]);
+		else if (strncmp(flags[i], "--show=", 7) == 0)
+			load_shown(config, flags[i] + 7);
 		else
 			load_flag(config, flags[i]);
 	}
@@ -783,7 +829,9 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->log_level_given = is_set(config, "log.level");
 	check_values(config);
 	derive(config);
-	config->metrics = metrics_open(config->name);
+	if (config->n_shown > 0)
+		only_show(config);
+	config->metrics = metrics_open(config->name ? config->name : "");
 	return config->n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
@@ -848,9 +896,18 @@ config_agree(Config *config, const Config *first)
 								first->file);
 	if (config->type == SOURCE_STDIN && first->type == SOURCE_STDIN)
 		config_error_at(config, "source.type", "standard input is read by %s", first->file);
-	else if (strcmp(config->name, first->name) == 0)
-		config_error_at(config, "source.name", "stream \"%s\" is read by %s: give one of them another name",
-						config->name, first->file);
+	else
+		config_names_differ(config, first);
+}
+
+bool
+config_names_differ(Config *config, const Config *first)
+{
+	if (config->name == NULL || !is_same_text(config->name, first->name))
+		return true;
+	config_error_at(config, "source.name", "stream \"%s\" is read by %s: give one of them another name",
+					config->name, first->file);
+	return false;
 }
 
 static bool
@@ -951,13 +1008,16 @@ config_help(FILE *out)
 	}
 	fputs("  --source.kafka.PROPERTY=VALUE\n", out);
 	config_print_wrapped(out, "Any property of librdkafka, by its own name and with its own checks.");
-	fputs("  --columns.COLUMN=FIELD\n", out);
+	fputs("  --columns.COLUMN=FIELD [format:FORMAT] [default:TEXT]\n", out);
 	config_print_wrapped(
 		out,
 		"What fills a column of the table: a field by name; for JSON a path with dots; $ (the "
-		"whole message), $topic, "
-		"$file, $partition, $offset, $key, $timestamp; nothing after the = leaves the column to "
-		"the server.  FIELD "
-		"default:TEXT gives TEXT where the field is missing.  A column without a line takes the "
-		"field of its own name.");
+		"whole message), "
+		"$topic, $file, $partition, $offset, $key, $timestamp, $headers, $header.NAME, $rest (the "
+		"fields that "
+		"no column takes, as JSON); nothing after the = leaves the column to the server.  FORMAT "
+		"reads a time: "
+		"iso, epoch_s, epoch_ms, epoch_us, or a pattern such as %d.%m.%Y %H:%M:%S.%f %z.  TEXT is "
+		"taken where "
+		"the field is missing.  A column without a line takes the field of its own name.");
 }

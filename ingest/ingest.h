@@ -34,7 +34,8 @@ typedef enum ExitCode
 	EXIT_TARGET = 5,	 /* table or column unknown, extension missing */
 	EXIT_FENCED = 6,	 /* another ingester has moved the position of this stream */
 	EXIT_REFUSED = 7,	 /* the server refuses for a reason that is not in the data */
-	EXIT_FORCED = 8		 /* second signal: stopped at once; the open batch is rolled back by the server */
+	EXIT_FORCED = 8,	 /* second signal: stopped at once; the open batch is rolled back by the server */
+	EXIT_LIMIT = 9		 /* more dead letters than dead_letters.limit */
 } ExitCode;
 
 /* ---- util.c ---- */
@@ -47,7 +48,18 @@ typedef enum LogLevel
 	LOG_DEBUG
 } LogLevel;
 
-extern LogLevel log_level;
+typedef enum LogFormat
+{
+	LOG_TEXT,
+	LOG_JSON /* an object a line: time, level, stream, message */
+} LogFormat;
+
+/* Of the process. */
+extern _Atomic LogLevel log_level;
+extern _Atomic LogFormat log_format;
+extern bool log_names_streams; /* in text, too; set while one thread runs */
+/* What the calling thread logs from now on is about this stream; NULL: about the process.  The text is kept by the caller. */
+void log_stream(const char *stream);
 void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A line that is written over by the next one on a terminal. */
 void log_progress(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -188,6 +200,14 @@ typedef struct Pairs
 	int n_pairs;
 } Pairs;
 
+/* Which dead letters of the stream: millrace dead-letters. */
+typedef struct LetterFilter
+{
+	const char *ids;			  /* int8multirange; NULL: any */
+	const char *stage, *sqlstate; /* NULL: any */
+	int64_t limit;
+} LetterFilter;
+
 typedef struct Config
 {
 	int64_t type, format;
@@ -205,22 +225,26 @@ typedef struct Config
 	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
 	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t maintain_ms;
 	int64_t on_unknown_field;
 	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
 	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
-	int64_t log_level;
+	int64_t log_level, log_format;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
 	int64_t metrics_interval_ms;
 	Pairs columns, kafka;
+	int64_t dead_limit;
 	/* command line only */
+	const LetterFilter *replay; /* these are the source; NULL: the source is */
 	const char *file;
 	int n_flags;
 	char **flags;
 	bool once, progress;
+	int64_t n_shown;		  /* rows to print instead of storing any; 0: none */
 	struct Setting *settings; /* where each option was set */
 	int n_errors;			  /* reported so far */
 	struct Metrics *metrics;  /* of the stream; config_load() makes them, config_free() frees them */
@@ -233,6 +257,8 @@ void config_error_at(Config *config, const char *option, const char *format, ...
 	__attribute__((format(printf, 3, 4)));
 void config_error_pair(Config *config, const Pair *pair, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* False, and an error, when two streams have one name; a name that is not known yet is none. */
+bool config_names_differ(Config *config, const Config *first);
 /* Reports what two files that run in one process cannot have both; at config's place. */
 void config_agree(Config *config, const Config *first);
 /* Takes over what can change while the stream runs, and logs the names of the rest.  fresh stays the caller's. */
@@ -273,7 +299,7 @@ typedef struct Metrics
 	_Atomic int64_t n_files, n_files_total;		/* of the directory: read, and there */
 	_Atomic int64_t open_rows;					/* in the batch that fills */
 	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
-	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_reading;					/* set up */
 	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
 	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
 	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
@@ -284,6 +310,8 @@ typedef struct Metrics
 } Metrics;
 
 /* The stream's name is copied. */
+/* The stream has another name; the text is copied. */
+void metrics_rename(Metrics *metrics, const char *stream);
 Metrics *metrics_open(const char *stream);
 void metrics_close(Metrics *metrics);
 /* From now on they are served, until metrics_close(). */
@@ -315,6 +343,14 @@ void metrics_stop(void);
 /* Runs the streams until all have ended; the code of the first that fails, which ends the others. */
 ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
+
+/* ---- maintain.c ---- */
+
+typedef struct Maintainer Maintainer;
+
+/* A thread that does sink_maintain() for each stream every target.maintain, over a connection that is open no longer. */
+Maintainer *maintainer_start(Config *configs, int n_configs);
+void maintainer_stop(Maintainer *maintainer);
 
 /* ---- batch.c ---- */
 
@@ -357,7 +393,7 @@ bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
-	const char *data, *key; /* key NULL: none */
+	const char *data, *key; /* NULL: none; without data it is a tombstone */
 	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
 	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
@@ -402,7 +438,8 @@ typedef struct Batch
 	int64_t number;	   /* of the batch in this run, from 1 */
 	int64_t opened_us; /* monotonic time of the first row */
 	int64_t max_rows, max_bytes;
-	bool has_moved; /* a position moved even without a row: a header, a blank line */
+	bool has_moved;	  /* a position moved even without a row: a header, a blank line */
+	int64_t *letters; /* replay: the dead letter that rows[i] was, in the arena; NULL: none was one */
 	Positions positions;
 } Batch;
 
@@ -444,6 +481,7 @@ typedef struct Table
 	bool may_lock;		   /* INSERT on the table, not only on some of its columns */
 	char *signature;	   /* of oid and columns */
 	char *time_column;	   /* NULL: none */
+	int64_t retention_us;  /* no partition is made for what is older; 0: none */
 	Column *columns;
 	int n_columns;
 } Table;
@@ -470,7 +508,8 @@ typedef enum SinkStatus
 	SINK_CHANGED, /* the table has other columns than the rows were made for */
 	SINK_DENIED,  /* a privilege is missing */
 	SINK_FENCED,  /* the position is not what this process last saw */
-	SINK_BROKEN	  /* every row is refused, so the fault is not in the rows */
+	SINK_BROKEN,  /* every row is refused, so the fault is not in the rows */
+	SINK_LIMIT	  /* more dead letters than dead_letters.limit; what was given is stored, or not touched */
 } SinkStatus;
 
 /* Budgets of one operation; zero it before the first try. */
@@ -491,7 +530,9 @@ typedef struct CopyColumns
 
 typedef struct Sink Sink;
 
+/* With an error of the configuration the connection may be there all the same, for more to be checked. */
 ExitCode sink_open(Config *config, Sink **sink);
+bool sink_is_open(const Sink *sink);
 void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
@@ -551,14 +592,54 @@ int64_t copy_context_line(const char *context, const char *relation);
 bool copy_context_is_plain(const char *context, const char *relation);
 /* True when COPY's own line is the first, and names a column: the input of a value failed. */
 bool copy_context_has_column(const char *context, const char *relation);
+/*
+ * While a handler refuses a whole batch: a row of the open one may show that it does not refuse every row.  Reader's thread,
+ * at any time.
+ */
+void sink_offer(Sink *sink, const Batch *open);
+
+/* A dead letter as it is kept; everything lives as long as the result it comes from. */
+typedef struct Letter
+{
+	int64_t id;
+	Message message; /* without position */
+	const char *topic;
+	int32_t partition;
+	const char *csv_header; /* NULL: none */
+	const char *stage, *sqlstate, *reason, *created;
+} Letter;
+
+typedef void (*LetterCall)(void *context, const Letter *letter, int number, int n_letters);
+
+/*
+ * Letters of the stream with after < id <= *until, by id, at most n_most and with payloads of some max_bytes; *until 0: set
+ * to the last there is.  *n_letters 0: there are no more.
+ */
+SinkStatus sink_letters(Sink *sink, const LetterFilter *filter, int64_t after, int64_t *until, int64_t n_most,
+						int64_t max_bytes, LetterCall call, void *context, int *n_letters);
+
+typedef void (*OffsetCall)(void *context, const char *topic, const char *partition, const char *next_offset,
+						   const char *updated);
+/* Every position of the stream, by topic and partition. */
+SinkStatus sink_offsets(Sink *sink, OffsetCall call, void *context);
+/* Sets one; *old, which the caller frees, is what it was, NULL: there was none. */
+SinkStatus
+sink_set_offset(Sink *sink, const char *topic, const char *partition, const char *next_offset, char **old);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
-#define PARENT_BELOW_ROWS 200
+#define PARENT_BELOW_ROWS 1000
 
 /*
  * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
  * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
  */
 void sink_metrics(Sink *sink, bool is_last);
+
+/*
+ * What is to be done from time to time: millrace.maintain(), and dropping the partitions that are older than the table's
+ * retention; each if the role may, and if no other process is at it.  Takes as long as others hold locks; sink_cancel()
+ * ends it.  What goes wrong is logged, and done the next time.
+ */
+void sink_maintain(Sink *sink);
 
 /* ---- partition.c: on the writer's thread ---- */
 
@@ -817,6 +898,12 @@ void json_walker_close(JsonWalker *walker);
 /* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
 bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
 
+/* ---- dead_letters.c ---- */
+
+/* millrace dead-letters and millrace offsets; argv[0] is that word.  Returns the exit status. */
+int dead_letters(int argc, char **argv);
+int offsets(int argc, char **argv);
+
 /* ---- source_file.c, source_kafka.c ---- */
 
 typedef enum SourceStatus
@@ -830,6 +917,12 @@ typedef enum SourceStatus
 
 typedef struct FileSource FileSource;
 typedef struct KafkaSource KafkaSource;
+typedef struct LetterSource LetterSource;
+
+/* Dead letters are the source: each chunk of them is a batch, which takes them from the table as it is stored. */
+LetterSource *letter_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);
+SourceStatus letter_source_poll(LetterSource *source, ExitCode *exit_code);
+void letter_source_close(LetterSource *source); /* says what was left out */
 
 ExitCode file_source_check(Config *config);
 FileSource *file_source_open(const Config *config, Writer *writer, Decoder *decoder, Batch *batch);

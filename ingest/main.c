@@ -15,8 +15,12 @@ usage(FILE *out)
 		"millrace: events from Kafka or files into PostgreSQL, exactly once\n"
 		"\n"
 		"  millrace run FILE.ini... [--once] [--progress] [--section.key=value ...]\n"
+		"  millrace run FILE.ini... --show N    prints the next N rows as they would be stored, and stores "
+		"none\n"
 		"  millrace check FILE.ini... [--section.key=value ...]\n"
 		"  millrace check --suggest-table FILE  proposes a table for a sample of CSV or JSON lines\n"
+		"  millrace dead-letters list|replay FILE.ini [options]   millrace dead-letters --help\n"
+		"  millrace offsets FILE.ini [--set TOPIC:PARTITION=OFFSET ...]   millrace offsets --help\n"
 		"  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
 		"  millrace --help | --version          millrace run --help lists all options\n"
 		"\n"
@@ -42,8 +46,8 @@ exit_codes(FILE *out)
 		  "  6  another ingester has moved the position of this stream\n"
 		  "  7  the server refuses for a reason that is not in the data, for longer than target.retry\n"
 		  "  8  second signal, or something hangs after batch.drain: stopped at once; the server rolls the "
-		  "open "
-		  "batch back\n",
+		  "open batch back\n"
+		  "  9  more dead letters than dead_letters.limit\n",
 		  out);
 }
 
@@ -108,7 +112,8 @@ command(bool is_run, int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-	static const char *const words[] = {"run", "check", "produce", "--help", "--version"};
+	static const char *const words[] = {"run",	   "check",	 "dead-letters", "offsets",
+										"produce", "--help", "--version"};
 	const char *word = argc > 1 ? argv[1] : "";
 
 	signals_install();
@@ -119,6 +124,10 @@ main(int argc, char **argv)
 		return command(strcmp(word, "run") == 0, argc - 2, argv + 2);
 	if (strcmp(word, "produce") == 0)
 		return produce(argc - 1, argv + 1);
+	if (strcmp(word, "dead-letters") == 0)
+		return dead_letters(argc - 1, argv + 1);
+	if (strcmp(word, "offsets") == 0)
+		return offsets(argc - 1, argv + 1);
 	if (strcmp(word, "--version") == 0)
 	{
 		puts("millrace " MILLRACE_VERSION);
@@ -132,7 +141,7 @@ main(int argc, char **argv)
 	}
 	if (*word)
 	{
-		const char *nearest = name_nearest(word, words, 5);
+		const char *nearest = name_nearest(word, words, sizeof words / sizeof words[0]);
 
 		fprintf(stderr, "millrace: unknown command \"%s\"%s%s%s\n\n", word,
 				nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");

@@ -31,6 +31,7 @@ typedef struct Pipeline
 	Writer *writer;
 	FileSource *files;
 	KafkaSource *kafka;
+	LetterSource *letters;
 	bool must_give;			  /* the source has come to a good place to end the batch */
 	bool at_end;			  /* it has nothing more */
 	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
@@ -59,15 +60,17 @@ prepare(Pipeline *pipeline, bool checks_broker)
 	Config *config = pipeline->config;
 	ExitCode code = config->n_errors ? EXIT_USAGE : EXIT_DONE;
 
-	if (config->type == SOURCE_DIRECTORY || config->type == SOURCE_FILE)
+	if (config->replay != NULL)
+		; /* what was read once need not be there any more */
+	else if (config->type == SOURCE_DIRECTORY || config->type == SOURCE_FILE)
 		code = first_of(code, file_source_check(config));
 	else if (config->type == SOURCE_KAFKA && checks_broker && config->topic && config->brokers)
 		code = first_of(code, kafka_source_check(config));
 	if (config->table == NULL || config->table[0] == '\0')
 		return code;
-	ExitCode opened = sink_open(config, &pipeline->sink);
-	if (opened != EXIT_DONE)
-		return first_of(code, opened);
+	code = first_of(code, sink_open(config, &pipeline->sink));
+	if (!sink_is_open(pipeline->sink))
+		return code;
 	ExitCode described = sink_describe(pipeline->sink, config, &pipeline->table);
 	code = first_of(code, described);
 	if (pipeline->table.columns == NULL)
@@ -78,13 +81,14 @@ prepare(Pipeline *pipeline, bool checks_broker)
 static bool
 shows_progress(const Config *config)
 {
-	return config->progress || isatty(STDERR_FILENO);
+	return config->log_format == LOG_TEXT && (config->progress || isatty(STDERR_FILENO));
 }
 
 /* With a progress line only warnings: it says as much as the batches' lines do. */
 static void
 set_log_level(const Config *config)
 {
+	log_format = (LogFormat) config->log_format;
 	log_level =
 		shows_progress(config) && !config->log_level_given ? LOG_WARNING : (LogLevel) config->log_level;
 }
@@ -94,11 +98,16 @@ build(Pipeline *pipeline)
 {
 	Config *config = pipeline->config;
 
-	pipeline->batch.max_rows = config->max_rows;
+	pipeline->batch.max_rows = config->n_shown > 0 ? config->n_shown : config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	pipeline->mapping.batch = &pipeline->batch;
 	pipeline->writer = writer_open(config, pipeline->sink, &pipeline->table, &pipeline->mapping.copy);
 	pipeline->decoder = decoder_open(config, &pipeline->mapping);
+	if (config->replay != NULL)
+	{
+		pipeline->letters = letter_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch);
+		return EXIT_DONE;
+	}
 	if (config->type == SOURCE_KAFKA)
 		return kafka_source_open(config, pipeline->writer, pipeline->decoder, &pipeline->batch,
 								 &pipeline->kafka);
@@ -142,19 +151,19 @@ take_stored(Pipeline *pipeline)
 	pipeline->n_fenced = 0;
 	if (pipeline->files != NULL)
 		file_source_stored(pipeline->files, &stored);
-	else
+	else if (pipeline->kafka != NULL)
 		kafka_source_stored(pipeline->kafka, &stored);
 	positions_clear(&stored);
 }
 
-static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns);
+static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over);
 
 /*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
  * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
  */
 static ExitCode
-reload(Pipeline *pipeline)
+reload(Pipeline *pipeline, bool *is_over)
 {
 	Config *config = pipeline->config;
 	Sink *sink = writer_sink(pipeline->writer);
@@ -165,12 +174,14 @@ reload(Pipeline *pipeline)
 	ExitCode code, given_up;
 
 	if (sink == NULL)
-		return EXIT_DONE; /* it has failed: turn() sees it */
+		return EXIT_DONE; /* hear_writer() tells why */
 	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION)
 	{
 		table_free(&table);
-		if (!sink_again(sink, &retry, SINK_LOST, &given_up))
-			return given_up;
+		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+			continue;
+		*is_over = true;
+		return given_up;
 	}
 	if (code == EXIT_DONE)
 		code = mapping_build(&mapping, config, &table);
@@ -194,14 +205,14 @@ reload(Pipeline *pipeline)
 	/* A column may be gone for which rows of the waiting batch have a value. */
 	const NewColumns *columns = decode_wants(pipeline->decoder);
 	if (columns != NULL)
-		return add_columns(pipeline, columns);
+		return add_columns(pipeline, columns, is_over);
 	writer_resume(pipeline->writer);
 	return EXIT_DONE;
 }
 
-/* Columns that on_unknown_field = add_column wants. */
+/* Columns that on_unknown_field = add_column wants.  Rows that want them must not be stored without them. */
 static ExitCode
-add_columns(Pipeline *pipeline, const NewColumns *columns)
+add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over)
 {
 	Sink *sink = columns ? writer_sink(pipeline->writer) : NULL;
 	Retry retry = {0};
@@ -213,7 +224,10 @@ add_columns(Pipeline *pipeline, const NewColumns *columns)
 	do
 		status = sink_add_columns(sink, &pipeline->table, columns);
 	while (sink_again(sink, &retry, status, &code));
-	return status == SINK_OK ? reload(pipeline) : code;
+	if (status == SINK_OK)
+		return reload(pipeline, is_over);
+	*is_over = true;
+	return code;
 }
 
 /* After SIGHUP.  What cannot be, as the file or the table are now, is logged, and the stream goes on as before. */
@@ -221,6 +235,7 @@ static void
 take_fresh(Pipeline *pipeline)
 {
 	Config *fresh = atomic_exchange(&pipeline->fresh, NULL), *config = pipeline->config;
+	bool is_over = false;
 
 	config_apply(config, fresh);
 	config_free(fresh);
@@ -228,7 +243,7 @@ take_fresh(Pipeline *pipeline)
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	set_log_level(config);
-	if (reload(pipeline) != EXIT_DONE)
+	if (reload(pipeline, &is_over) != EXIT_DONE || is_over)
 		log_line(LOG_WARNING, "table %s: its columns could not be read anew", pipeline->table.name);
 }
 
@@ -244,7 +259,7 @@ resync(Pipeline *pipeline)
 	return kafka_source_resync(pipeline->kafka);
 }
 
-/* What the writer has to say; EXIT_DONE with *is_over: it gave up because a stop was asked for. */
+/* What the writer has to say.  *is_over: the stream ends now, with EXIT_DONE when it gave up because of a stop. */
 static ExitCode
 hear_writer(Pipeline *pipeline, bool *is_over)
 {
@@ -257,7 +272,7 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 		case WRITER_GOOD:
 			return EXIT_DONE;
 		case WRITER_CHANGED:
-			return reload(pipeline);
+			return reload(pipeline, is_over);
 		case WRITER_FENCED:
 			return resync(pipeline);
 		case WRITER_FAILED:
@@ -356,6 +371,19 @@ drain(Pipeline *pipeline)
 	return code;
 }
 
+/* What was read and will not be stored by this process. */
+static void
+tell_lost(Pipeline *pipeline)
+{
+	const Batch *held = writer_held(pipeline->writer), *open = &pipeline->batch;
+	int n_rows = open->n_rows - open->n_dropped + (held ? held->n_rows - held->n_dropped : 0);
+
+	if (n_rows > 0 && pipeline->config->type == SOURCE_STDIN)
+		log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored", n_rows);
+	else if (n_rows > 0)
+		log_line(LOG_INFO, "%d rows were read and not stored; they are read again next time", n_rows);
+}
+
 static bool
 is_all_stored(Pipeline *pipeline)
 {
@@ -379,14 +407,15 @@ turn(Pipeline *pipeline)
 
 			pipeline->blocked_since_us = 0;
 			status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, wait, &code)
-									 : file_source_poll(pipeline->files, wait, &code);
+				: pipeline->files	 ? file_source_poll(pipeline->files, wait, &code)
+									 : letter_source_poll(pipeline->letters, &code);
 			pipeline->at_end = status == SOURCE_END;
 			pipeline->must_give = status == SOURCE_FLUSH || status == SOURCE_END;
 		}
 		if (status == SOURCE_FAILED)
 			return code;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
-			(code = add_columns(pipeline, decode_wants(pipeline->decoder))) != EXIT_DONE)
+			(code = add_columns(pipeline, decode_wants(pipeline->decoder), &is_over)) != EXIT_DONE || is_over)
 			return code;
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
@@ -400,7 +429,7 @@ turn(Pipeline *pipeline)
 			give(pipeline);
 			pipeline->must_give = false;
 		}
-		pipeline->config->metrics->is_reading = true;
+		sink_offer(pipeline->sink, &pipeline->batch);
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
@@ -409,26 +438,99 @@ turn(Pipeline *pipeline)
 				sink_metrics(pipeline->sink, false);
 		}
 	}
-	code = drain(pipeline);
-	look_around(pipeline);
-	return code;
+	return drain(pipeline);
+}
+
+/* ---- --show ---- */
+
+/* One row as COPY would get it, with what it came from before it. */
+static void
+show_row(const Pipeline *pipeline, const Row *row, Buffer *out)
+{
+	const Position *position = &pipeline->batch.positions.list[row->position];
+	const CopyColumns *columns = &pipeline->mapping.copy;
+	const char *at = row->copy, *end = row->copy + row->copy_bytes;
+
+	buffer_printf(out, "%s", position->topic);
+	if (pipeline->kafka != NULL)
+		buffer_printf(out, "[%" PRId32 "]", position->partition);
+	buffer_printf(out, " %" PRId64, row->offset);
+	if (row->dead != NULL)
+	{
+		buffer_printf(out, "\tdead letter of stage %s: %s\n", row->dead->stage, row->dead->reason);
+		return;
+	}
+	for (int i = 0; i < columns->n_columns; i++)
+	{
+		int bit = columns->default_bit[i];
+
+		buffer_printf(out, "\t%s=", columns->columns[i]->name);
+		if (bit >= 0 && (row->omitted & UINT64_C(1) << bit))
+		{
+			buffer_printf(out, "DEFAULT");
+			continue;
+		}
+		const char *tab = memchr(at, '\t', (size_t) (end - at));
+		buffer_add(out, at, (size_t) ((tab ? tab : end - 1) - at));
+		at = tab ? tab + 1 : end;
+	}
+	buffer_add(out, "\n", 1);
+}
+
+/* Prints the first rows that are there; nothing is stored, and no session of it may write. */
+static ExitCode
+show(Pipeline *pipeline)
+{
+	SourceStatus status = SOURCE_MORE;
+	ExitCode code = EXIT_DONE;
+	Buffer out = {0};
+
+	/* Files that wait to be stored are all that is there. */
+	while (!stop_requested() && status != SOURCE_END && !batch_is_full(&pipeline->batch) &&
+		   !(status == SOURCE_IDLE && pipeline->files != NULL))
+	{
+		status = pipeline->kafka ? kafka_source_poll(pipeline->kafka, IDLE_MS, &code)
+								 : file_source_poll(pipeline->files, IDLE_MS, &code);
+		if (status == SOURCE_FAILED)
+			return code;
+	}
+	for (int i = 0; i < pipeline->batch.n_rows && i < pipeline->config->n_shown; i++)
+		show_row(pipeline, &pipeline->batch.rows[i], &out);
+	fwrite(out.data, 1, out.n_bytes, stdout);
+	buffer_free(&out);
+	return EXIT_DONE;
 }
 
 static void *
 read_stream(void *argument)
 {
 	Pipeline *pipeline = argument;
-	const Metrics *metrics = pipeline->config->metrics;
+	Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
-	ExitCode code = build(pipeline);
-	bool is_built = code == EXIT_DONE;
 
-	if (is_built)
+	pthread_setname_np(pthread_self(), "reader");
+	log_stream(pipeline->config->name);
+	ExitCode code = build(pipeline);
+	bool is_built = code == EXIT_DONE, shows = pipeline->config->n_shown > 0;
+
+	metrics->is_reading = is_built;
+	if (is_built && shows)
+		code = show(pipeline);
+	else if (is_built)
+	{
 		code = turn(pipeline);
+		if (code != EXIT_DONE)
+			stop();					   /* also so that batch.drain runs for the writer */
+		writer_sink(pipeline->writer); /* a batch that it has is finished, whatever ended the reader */
+		take_stored(pipeline);
+		look_around(pipeline);
+		tell_lost(pipeline);
+	}
+	letter_source_close(pipeline->letters);
 	kafka_source_close(pipeline->kafka);
 	file_source_close(pipeline->files);
 	writer_close(pipeline->writer);
-	if (is_built)
+	if (is_built && !shows)
 	{
 		sink_metrics(pipeline->sink, true);
 		log_line(LOG_INFO, "%s: %" PRId64 " rows and %" PRId64 " dead letters in %" PRId64 " batches, %.1f s",
@@ -526,7 +628,7 @@ watch(Pipeline *streams, int n_streams)
 {
 	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
 	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
-	bool shows = shows_progress(streams[0].config), is_cancelled = false;
+	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0, is_cancelled = false;
 	ExitCode code = EXIT_DONE;
 
 	while (join_ended(streams, n_streams, &code) > 0)
@@ -579,6 +681,7 @@ pipeline_run(Config *configs, int n_configs)
 
 	signals_take_reload();
 	set_log_level(&configs[0]);
+	log_names_streams = n_configs > 1;
 	for (int i = 0; i < n_configs; i++)
 		metrics_publish(configs[i].metrics);
 	ExitCode code = metrics_serve(&configs[0]);
@@ -586,12 +689,18 @@ pipeline_run(Config *configs, int n_configs)
 	{
 		streams[i].config = &configs[i];
 		code = first_of(code, prepare(&streams[i], false));
+		/* Some have their name only now. */
+		for (int j = 0; code == EXIT_DONE && j < i; j++)
+			if (!config_names_differ(&configs[i], &configs[j]))
+				code = EXIT_USAGE;
 	}
 	if (code == EXIT_DONE)
 	{
 		for (int i = 0; i < n_configs; i++)
 			start(&streams[i]);
+		Maintainer *maintainer = maintainer_start(configs, n_configs);
 		code = watch(streams, n_configs);
+		maintainer_stop(maintainer);
 	}
 	for (int i = 0; i < n_configs; i++)
 		release(&streams[i]);

@@ -158,7 +158,7 @@ static const struct
 	[FLAG_SEED] = {"seed", "NUMBER",
 				   "Repeats everything random.  Default: another one each time; it is logged."},
 	[FLAG_ID] = {"id", "COLUMN[:uuid]",
-				 "The column gets a new unique id: the next number, or a random UUID."},
+				 "The column gets a new id: the next number, unique in this run, or a random UUID."},
 	[FLAG_FIRST_ID] = {"first-id", "NUMBER", "First of the numbers.  Default: 1."},
 	[FLAG_TIME] = {"time", "COLUMN", "Column with the event time, in ISO 8601 or as s, ms or us since 1970."},
 	[FLAG_TIMES] = {"times", "keep|now|shift|DURATION",

@@ -70,6 +70,7 @@ struct Sink
 	PGconn *connection;
 	pthread_mutex_t cancel_lock;
 	PGcancel *cancel;		/* of the connection; under cancel_lock */
+	char *session[2];		/* process id and start of the server's side of it; NULL: none was made */
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
 	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
 	Buffer send, sql;
@@ -91,6 +92,10 @@ struct Sink
 	int most_rows;	 /* of one statement; fewer after one took too long */
 	int n_in_turn;	 /* dead letters of handlers since the last row that was accepted */
 	Witness witness; /* the last row that was stored */
+	pthread_mutex_t offer_lock;
+	_Atomic bool wants_offer;
+	Witness offered; /* a row of the open batch; under offer_lock */
+	bool is_counted; /* the dead letters are known to be within dead_letters.limit */
 	Answer self_reference;
 	/* the last data error */
 	char sqlstate[6];
@@ -161,7 +166,10 @@ static const char our_session[] =
 	" ('client_connection_check_interval', '10s'), ('idle_in_transaction_session_timeout', '1min'))"
 	" v(name, value) JOIN pg_catalog.pg_settings s USING (name) WHERE s.source = 'default'";
 
-/* True when connected and set up; otherwise the reason is logged and the connection closed. */
+/*
+ * True when connected and set up, but perhaps for the time zone; otherwise the reason is logged and the connection
+ * closed.
+ */
 static bool
 sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
@@ -192,15 +200,24 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	}
 	PQsetNoticeReceiver(sink->connection, on_notice, NULL);
 	*is_zone_wrong = false;
-	result = PQexecParams(sink->connection, "SELECT pg_catalog.set_config('TimeZone', $1, false)", 1, NULL,
-						  zone, NULL, NULL, 0);
+	result = PQexecParams(sink->connection,
+						  "SELECT pid, backend_start, pg_catalog.set_config('TimeZone', $1, false)"
+						  " FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
+						  1, NULL, zone, NULL, NULL, 0);
 	bool is_set = PQresultStatus(result) == PGRES_TUPLES_OK;
+	for (int i = 0; i < 2 && is_set && PQntuples(result) == 1; i++)
+	{
+		free(sink->session[i]);
+		sink->session[i] = mem_string(PQgetvalue(result, 0, i));
+	}
 	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
-	if (is_set)
+	if (is_set || *is_zone_wrong)
 	{
 		PQclear(PQexec(sink->connection, our_session));
+		if (sink->config->n_shown > 0)
+			PQclear(PQexec(sink->connection, "SET default_transaction_read_only = on"));
 		set_cancel(sink, PQgetCancel(sink->connection));
 		return true;
 	}
@@ -210,20 +227,19 @@ failed:
 	return false;
 }
 
-/* A parse error of libpq may quote the string, and with it the password: then only the fact is told. */
+/* Most parse errors of libpq quote the string, and with it perhaps the password: then only the fact is told. */
 static bool
 connection_is_valid(Config *config)
 {
 	char *error = NULL;
 	bool is_pair = strchr(config->connection, '=') != NULL || strstr(config->connection, "://") != NULL;
 	PQconninfoOption *parsed = is_pair ? PQconninfoParse(config->connection, &error) : NULL;
-	bool may_hold_secret =
-		strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
+	static const char harmless[] = "invalid connection option";
+	bool is_told = error != NULL && strncmp(error, harmless, sizeof harmless - 1) == 0;
 
 	if (is_pair && parsed == NULL)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
-						may_hold_secret || error == NULL ? "" : ": ",
-						may_hold_secret || error == NULL ? "" : error);
+						is_told ? ": " : "", is_told ? error : "");
 	bool is_valid = !is_pair || parsed != NULL;
 	for (const PQconninfoOption *option = parsed; option != NULL && option->keyword != NULL; option++)
 		if (strncmp(option->keyword, "host", 4) == 0 && option->val != NULL && strchr(option->val, '@'))
@@ -250,12 +266,19 @@ sink_open(Config *config, Sink **sink)
 	(*sink)->config = config;
 	(*sink)->most_rows = INT_MAX;
 	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
-	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
-		return EXIT_DONE;
-	if (!is_zone_wrong)
+	pthread_mutex_init(&(*sink)->offer_lock, NULL);
+	if (!sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_CONNECTION;
+	if (!is_zone_wrong)
+		return EXIT_DONE;
 	config_error_at(config, "target.timezone", "the server knows no time zone \"%s\"", config->timezone);
 	return EXIT_USAGE;
+}
+
+bool
+sink_is_open(const Sink *sink)
+{
+	return sink != NULL && sink->connection != NULL;
 }
 
 void
@@ -276,6 +299,10 @@ sink_close(Sink *sink)
 	free(sink->relation);
 	free(sink->suspicion);
 	buffer_free(&sink->witness.line);
+	buffer_free(&sink->offered.line);
+	pthread_mutex_destroy(&sink->offer_lock);
+	free(sink->session[0]);
+	free(sink->session[1]);
 	free(sink);
 }
 
@@ -454,12 +481,15 @@ array_number(Buffer *out, int64_t number)
 static void
 check_privileges(Sink *sink, Config *config, const Table *table)
 {
-	const char *params[] = {table->name};
+	/* Positions of files that are gone are deleted. */
+	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE",
+							config->dead_limit > 0 ? "1" : "0"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
-			"SELECT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
+			"SELECT DISTINCT what FROM (VALUES ($1, 'INSERT'), ('millrace.ingest_offsets', 'SELECT'),"
 			" ('millrace.ingest_offsets', 'INSERT'), ('millrace.ingest_offsets', 'UPDATE'),"
+			" ('millrace.ingest_offsets', $2),"
 			" ('millrace.dead_letters', 'INSERT'), ('millrace.ingest_metrics', 'SELECT'),"
 			" ('millrace.ingest_metrics', 'INSERT'), ('millrace.ingest_metrics', 'UPDATE'),"
 			" ('millrace.ingest_metrics', 'DELETE')) v(rel, what0), LATERAL (SELECT what0 || ' on ' || rel) "
@@ -468,11 +498,14 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" ELSE pg_catalog.has_table_privilege(rel, what0) END"
 			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
 			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
+			" UNION ALL SELECT 'SELECT (source) on millrace.dead_letters, which dead_letters.limit needs'"
+			" WHERE $3 = '1'"
+			" AND NOT pg_catalog.has_column_privilege('millrace.dead_letters', 'source', 'SELECT')"
 			" UNION ALL SELECT 'INSERT on ' || i.inhrelid::pg_catalog.regclass FROM pg_catalog.pg_inherits i"
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			1, params, &result);
+			3, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -569,10 +602,11 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 {
 	const char *params[] = {oid};
 	PGresult *result;
-	SinkStatus status =
-		run(sink,
-			"SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid",
-			1, params, &result);
+	SinkStatus status = run(sink,
+							"SELECT time_column, partition_interval IS NOT NULL,"
+							" coalesce(extract(epoch FROM now() - (now() - retention)) * 1000000, 0)::bigint"
+							" FROM millrace.sources WHERE source = $1::oid",
+							1, params, &result);
 
 	if (status != SINK_OK)
 		return status;
@@ -583,6 +617,7 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
 	table->is_routed = is_partitioned && registered != NULL && strcmp(registered, chosen) == 0;
 	table->makes_partitions = table->is_routed && PQgetvalue(result, 0, 1)[0] == 't';
+	table->retention_us = table->is_routed ? strtoll(PQgetvalue(result, 0, 2), NULL, 10) : 0;
 	PQclear(result);
 	for (int i = 0; chosen != NULL && i < table->n_columns; i++)
 		if (strcmp(table->columns[i].name, table->time_column) == 0)
@@ -626,6 +661,19 @@ sink_has_changed(Sink *sink, const Table *table, bool *has_changed)
 		(table->signature == NULL || strcmp(signature, table->signature) != 0);
 	free(signature);
 	return status;
+}
+
+/* The table's full name, however the configuration spells it: positions are found again by the name of the stream. */
+static void
+name_stream(Config *config, const Table *table)
+{
+	if (config->group == NULL)
+		config->group = mem_printf("millrace-%s", table->name);
+	if (config->name == NULL)
+	{
+		config->name = mem_string(config->group);
+		metrics_rename(config->metrics, config->name);
+	}
 }
 
 ExitCode
@@ -695,6 +743,10 @@ sink_describe(Sink *sink, Config *config, Table *table)
 	}
 	check_growth(sink, config, table, PQgetvalue(result, 0, 3)[0]);
 	PQclear(result);
+	name_stream(config, table);
+	/* A line of COPY text belongs to the columns it was made for. */
+	sink->witness.line.n_bytes = 0;
+	sink->self_reference = ANSWER_UNKNOWN;
 	check_privileges(sink, config, table);
 	return config->n_errors > n_before ? EXIT_TARGET : EXIT_DONE;
 }
@@ -962,6 +1014,10 @@ read_mark(const PGresult *result, int row, int column, int64_t next)
 	return mark;
 }
 
+#define ONE_POSITION                                                    \
+	"SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets" \
+	" WHERE source = $1 AND topic = $2 AND partition = $3::int"
+
 SinkStatus
 sink_position(Sink *sink, Position *position, int64_t first)
 {
@@ -972,7 +1028,7 @@ sink_position(Sink *sink, Position *position, int64_t first)
 
 	snprintf(partition, sizeof partition, "%" PRId32, position->partition);
 	snprintf(first_text, sizeof first_text, "%" PRId64, first);
-	status = first == NO_OFFSET
+	status = first == NO_OFFSET || sink->config->n_shown > 0
 		? SINK_OK
 		: run(sink,
 			  "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
@@ -980,10 +1036,8 @@ sink_position(Sink *sink, Position *position, int64_t first)
 			  4, params, NULL);
 	if (status != SINK_OK)
 		return status;
-	status = run(sink,
-				 "SELECT next_offset, " FILE_COLUMNS " FROM millrace.ingest_offsets"
-				 " WHERE source = $1 AND topic = $2 AND partition = $3::int FOR UPDATE",
-				 3, params, &result);
+	status =
+		run(sink, sink->config->n_shown > 0 ? ONE_POSITION : ONE_POSITION " FOR UPDATE", 3, params, &result);
 	if (status != SINK_OK)
 		return status;
 	if (PQntuples(result) == 1)
@@ -992,8 +1046,8 @@ sink_position(Sink *sink, Position *position, int64_t first)
 		position->file = read_mark(result, 0, 1, position->next);
 		position->is_new = false;
 	}
-	else if (first == NO_OFFSET)
-		position->stored = position->next = NO_OFFSET;
+	else if (first == NO_OFFSET || sink->config->n_shown > 0)
+		position->stored = position->next = first;
 	else
 		status = SINK_RETRY; /* somebody deleted it in between */
 	PQclear(result);
@@ -1005,6 +1059,8 @@ sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int6
 {
 	Buffer array = {0};
 
+	if (sink->config->n_shown > 0)
+		return SINK_OK;
 	buffer_add(&array, "{", 1);
 	for (int i = 0; i < n_partitions; i++)
 		array_number(&array, firsts[i]);
@@ -1056,6 +1112,8 @@ sink_forget(Sink *sink, const Positions *positions)
 {
 	Buffer topics = {0}, stored = {0};
 
+	if (sink->config->n_shown > 0)
+		return SINK_OK;
 	buffer_add(&topics, "{", 1);
 	buffer_add(&stored, "{", 1);
 	for (int i = 0; i < positions->n_positions; i++)
@@ -1437,8 +1495,9 @@ is_self_referencing(Sink *sink, bool *answer)
 }
 
 static SinkStatus
-not_the_data(const Sink *sink)
+not_the_data(Sink *sink)
 {
+	sink->wants_offer = true;
 	log_line(LOG_ERROR, "every row is refused, so the fault is not in the data: %s", sink->suspicion);
 	return SINK_BROKEN;
 }
@@ -1522,6 +1581,21 @@ ask_witness(Sink *sink, const Witness *witness, Answer *answer)
 	return SINK_OK;
 }
 
+/* A row that came later: the handlers accept what is new. */
+static SinkStatus
+ask_offered(Sink *sink, Answer *answer)
+{
+	Witness offered;
+
+	pthread_mutex_lock(&sink->offer_lock);
+	offered = sink->offered;
+	sink->offered = (Witness){0};
+	pthread_mutex_unlock(&sink->offer_lock);
+	SinkStatus status = ask_witness(sink, &offered, answer);
+	buffer_free(&offered.line);
+	return status;
+}
+
 /*
  * Nothing becomes a dead letter because of a handler that accepts no row.  Where it has accepted none of a group, the
  * last row that was stored, or one of the rest of the batch, must show that it accepts any; and that is believed for a few
@@ -1536,9 +1610,11 @@ judge_suspects(Sink *sink, const Group *group)
 	if (group->n_suspects == 0 || group->is_accepting)
 		return SINK_OK;
 	if (sink->n_in_turn + group->n_suspects > MOST_IN_TURN)
-		return not_the_data(sink);
-	if (answer == ANSWER_UNKNOWN)
+		answer = ANSWER_NO;
+	else if (answer == ANSWER_UNKNOWN)
 		status = ask_witness(sink, &sink->witness, &answer);
+	if (status == SINK_OK && answer != ANSWER_YES)
+		status = ask_offered(sink, &answer);
 	if (status != SINK_OK)
 		return status;
 	return answer == ANSWER_YES ? SINK_OK : not_the_data(sink);
@@ -1603,9 +1679,10 @@ sift(Sink *sink, Group *group, int *order, int n_rows, bool is_refused)
 				return status;
 			n_since += named;
 			n_gap = n_vain <= most_vain ? INT_MAX : n_since > 0 && n_since < INT_MAX / 2 ? 2 * n_since : 1;
-			n_since = -named; /* they are still to be stored */
+			n_since = -named; /* they are yet to be stored */
 			n_guilty = 0;
-			n_try = named > 0 ? named : n_rows;
+			/* Rows that refer to each other are best stored by one statement. */
+			n_try = named > 0 && sink->self_reference != ANSWER_YES ? named : n_rows;
 		}
 		if (n_try > n_gap)
 			n_try = n_gap;
@@ -1632,7 +1709,7 @@ store_group(Sink *sink, Group *group, bool is_refused)
 {
 	int n_rows = group_order(sink, group, sink->order);
 	SinkStatus status = SINK_OK;
-	bool has_changed;
+	bool has_changed, is_tree;
 
 	if (is_refused && !sink->is_checked)
 	{
@@ -1644,6 +1721,8 @@ store_group(Sink *sink, Group *group, bool is_refused)
 		if (status == SINK_OK && has_changed)
 			status = SINK_CHANGED;
 	}
+	if (status == SINK_OK)
+		status = is_self_referencing(sink, &is_tree);
 	return status == SINK_OK ? sift(sink, group, sink->order, n_rows, is_refused) : status;
 }
 
@@ -1807,6 +1886,18 @@ add_text(Sink *sink, const char *text)
 	return add_field(sink, text, text ? strlen(text) : 0);
 }
 
+/* The caller frees it.  is_plain: only what is ASCII. */
+static char *
+plain_reason(const DeadLetter *dead, bool is_plain)
+{
+	char *reason = mem_string(dead->reason);
+
+	for (char *c = reason; is_plain && *c; c++)
+		if ((unsigned char) *c >= 0x80)
+			*c = '?';
+	return reason;
+}
+
 /*
  * One row of millrace.dead_letters.  is_plain: the database has refused what was said about them before, so only ASCII of
  * the reason is kept, and neither headers nor the names of CSV fields.
@@ -1839,10 +1930,7 @@ add_letter(Sink *sink, const Row *row, bool is_plain)
 		add_number(out, row->timestamp_us - EPOCH_2000_US, 8);
 	is_sent = is_sent && add_text(sink, is_plain ? NULL : position->csv_header) &&
 		add_text(sink, dead->stage) && add_text(sink, dead->sqlstate[0] ? dead->sqlstate : NULL);
-	char *reason = mem_string(dead->reason);
-	for (char *c = reason; is_plain && *c; c++)
-		if ((unsigned char) *c >= 0x80)
-			*c = '?';
+	char *reason = plain_reason(dead, is_plain);
 	is_sent = is_sent && add_text(sink, reason);
 	free(reason);
 	return is_sent;
@@ -1869,6 +1957,95 @@ copy_letters(Sink *sink, bool is_plain, bool *is_data)
 	return copy_end(sink, is_sent, is_data);
 }
 
+/* The ids of the letters that are stored now, or that are still dead, as an array literal.  Returns their number. */
+static int
+letter_ids(const Batch *batch, bool is_dead, Buffer *ids)
+{
+	int n_ids = 0;
+
+	buffer_add(ids, "{", 1);
+	for (int i = 0; i < batch->n_rows; i++)
+		if ((batch->rows[i].dead != NULL) == is_dead)
+		{
+			array_number(ids, batch->letters[i]);
+			n_ids++;
+		}
+	buffer_add(ids, "}", 2);
+	return n_ids;
+}
+
+static SinkStatus
+letters_taken(const Sink *sink)
+{
+	log_line(
+		LOG_ERROR,
+		"dead letters of stream \"%s\" were taken away by somebody else; nothing of this batch was stored",
+		sink->config->name);
+	return SINK_FENCED;
+}
+
+/* What is still dead stays, with its new reason. */
+static SinkStatus
+update_letters(Sink *sink, bool is_plain, bool *is_data)
+{
+	const Batch *batch = sink->batch;
+	Buffer arrays[4] = {0};
+	PGresult *result;
+
+	int n_ids = letter_ids(batch, true, &arrays[0]);
+	for (int a = 1; a < 4; a++)
+		buffer_add(&arrays[a], "{", 1);
+	for (int i = 0; i < batch->n_rows; i++)
+	{
+		const DeadLetter *dead = batch->rows[i].dead;
+
+		if (dead == NULL)
+			continue;
+		array_text_or_null(&arrays[1], dead->stage);
+		array_text_or_null(&arrays[2], dead->sqlstate[0] ? dead->sqlstate : NULL);
+		char *reason = plain_reason(dead, is_plain);
+		array_text_or_null(&arrays[3], reason);
+		free(reason);
+	}
+	for (int a = 1; a < 4; a++)
+		buffer_add(&arrays[a], "}", 2);
+	const char *params[] = {arrays[0].data, arrays[1].data, arrays[2].data, arrays[3].data};
+	SinkStatus status = run_judged(
+		sink,
+		"UPDATE millrace.dead_letters d SET stage = n.stage, sqlstate = n.sqlstate, reason = n.reason"
+		" FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) n(id, stage, sqlstate, reason)"
+		" WHERE d.id = n.id",
+		4, params, &result, is_data);
+	for (int a = 0; a < 4; a++)
+		buffer_free(&arrays[a]);
+	if (status != SINK_OK)
+		return status;
+	if (strtol(PQcmdTuples(result), NULL, 10) != n_ids)
+		status = letters_taken(sink);
+	PQclear(result);
+	return status;
+}
+
+/* Those that are stored now go, which is the compare-and-set of a replay. */
+static SinkStatus
+delete_letters(Sink *sink)
+{
+	Buffer ids = {0};
+	PGresult *result;
+	int n_ids = letter_ids(sink->batch, false, &ids);
+	const char *params[] = {ids.data};
+	SinkStatus status =
+		run(sink, "DELETE FROM millrace.dead_letters WHERE id = ANY ($1::bigint[])", 1, params, &result);
+
+	buffer_free(&ids);
+	if (status != SINK_OK)
+		return status;
+	if (strtol(PQcmdTuples(result), NULL, 10) != n_ids)
+		status = letters_taken(sink);
+	PQclear(result);
+	return status;
+}
+
 static SinkStatus
 store_dead_letters(Sink *sink)
 {
@@ -1888,7 +2065,8 @@ store_dead_letters(Sink *sink)
 		status = run(sink, is_plain ? "ROLLBACK TO SAVEPOINT millrace_letters" : "SAVEPOINT millrace_letters",
 					 0, NULL, NULL);
 		if (status == SINK_OK)
-			status = copy_letters(sink, is_plain, &is_data);
+			status = batch->letters != NULL ? update_letters(sink, is_plain, &is_data)
+											: copy_letters(sink, is_plain, &is_data);
 		if (!is_data)
 			break;
 		log_line(LOG_WARNING, "millrace.dead_letters refuses: %s (SQLSTATE %s)", sink->reason,
@@ -2039,9 +2217,30 @@ mark_is_same(const FileMark *a, const FileMark *b)
 		(a->inode == 0 || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
 }
 
-/* COMMIT was sent and not answered: did it happen?  *is_stored says. */
+/* The same for a replay: letters that are gone were stored. */
 static SinkStatus
-settle_commit(Sink *sink, bool *is_stored)
+settle_replay(Sink *sink, bool *is_stored)
+{
+	Buffer ids = {0};
+	PGresult *result;
+	int n_ids = letter_ids(sink->batch, false, &ids);
+	const char *params[] = {ids.data};
+	SinkStatus status =
+		run(sink, "SELECT id FROM millrace.dead_letters WHERE id = ANY ($1::bigint[]) FOR UPDATE", 1, params,
+			&result);
+
+	buffer_free(&ids);
+	if (status != SINK_OK)
+		return status;
+	int n_left = PQntuples(result);
+	PQclear(result);
+	/* Where none is stored it does no harm to say again why. */
+	*is_stored = n_ids > 0 && n_left == 0;
+	return n_left == 0 || n_left == n_ids ? SINK_OK : letters_taken(sink);
+}
+
+static SinkStatus
+settle_positions(Sink *sink, bool *is_stored)
 {
 	int n_stored = 0, n_touched = 0;
 
@@ -2072,6 +2271,18 @@ settle_commit(Sink *sink, bool *is_stored)
 		return SINK_FENCED;
 	}
 	*is_stored = n_stored > 0;
+	return SINK_OK;
+}
+
+/* COMMIT was sent and not answered: did it happen?  *is_stored says. */
+static SinkStatus
+settle_commit(Sink *sink, bool *is_stored)
+{
+	SinkStatus status =
+		sink->batch->letters != NULL ? settle_replay(sink, is_stored) : settle_positions(sink, is_stored);
+
+	if (status != SINK_OK)
+		return status;
 	sink->is_commit_unknown = false;
 	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s",
 			 sink->batch->number, *is_stored ? "stored" : "not stored");
@@ -2137,6 +2348,8 @@ store_once(Sink *sink, bool *is_data)
 		status = store_dead_letters(sink);
 	if (status == SINK_OK)
 		status = move_positions(sink);
+	if (status == SINK_OK && sink->batch->letters != NULL)
+		status = delete_letters(sink);
 	if (status == SINK_OK)
 		status = commit(sink, is_data);
 	if (status != SINK_OK && status != SINK_LOST && run(sink, "ROLLBACK", 0, NULL, NULL) == SINK_LOST)
@@ -2144,23 +2357,33 @@ store_once(Sink *sink, bool *is_data)
 	return status;
 }
 
-/* The last row that is short enough may tell next time whether a handler accepts any. */
-static void
-remember_witness(Sink *sink)
+/* The last row that is short enough. */
+static bool
+take_witness(const Batch *batch, Witness *witness)
 {
-	const Batch *batch = sink->batch;
-
 	for (int i = batch->n_rows - 1; i >= 0; i--)
 	{
 		const Row *row = &batch->rows[i];
 
-		if (row->dead != NULL || row->is_dropped || row->copy_bytes > WITNESS_BYTES)
+		if (row->dead != NULL || row->is_dropped || row->copy == NULL || row->copy_bytes > WITNESS_BYTES)
 			continue;
-		sink->witness.line.n_bytes = 0;
-		buffer_add(&sink->witness.line, row->copy, row->copy_bytes);
-		sink->witness.omitted = row->omitted;
-		return;
+		witness->line.n_bytes = 0;
+		buffer_add(&witness->line, row->copy, row->copy_bytes);
+		witness->omitted = row->omitted;
+		return true;
 	}
+	return false;
+}
+
+void
+sink_offer(Sink *sink, const Batch *open)
+{
+	if (!sink->wants_offer || open->n_rows == 0)
+		return;
+	pthread_mutex_lock(&sink->offer_lock);
+	if (take_witness(open, &sink->offered))
+		sink->wants_offer = false;
+	pthread_mutex_unlock(&sink->offer_lock);
 }
 
 static void
@@ -2190,12 +2413,43 @@ stored(Sink *sink, int64_t begun_us)
 		position->stored = position->next;
 		position->is_new = position->is_changed = false;
 	}
+	sink->is_counted &= n_dead == 0;
 	sink->n_in_turn = n_rows > 0 ? 0 : sink->n_in_turn + n_suspects;
 	sink->most_rows = sink->most_rows < INT_MAX / 2 ? sink->most_rows * 2 : INT_MAX;
-	remember_witness(sink);
+	take_witness(batch, &sink->witness);
+	sink->wants_offer = false;
 	metrics_batch(metrics, n_rows, n_bytes, monotonic_us() - begun_us);
 	metrics->n_dead_letters += n_dead;
 	log_line(LOG_INFO, "batch %" PRId64 ": committed %d rows", batch->number, n_rows);
+}
+
+/* SINK_LIMIT when more dead letters of the stream are kept than there may be. */
+static SinkStatus
+check_limit(Sink *sink)
+{
+	char most[24];
+	const char *params[] = {sink->config->name, most};
+	PGresult *result;
+
+	if (sink->config->dead_limit == 0 || sink->batch->letters != NULL || sink->is_counted)
+		return SINK_OK;
+	snprintf(most, sizeof most, "%" PRId64, sink->config->dead_limit + 1);
+	SinkStatus status = run(sink,
+							"SELECT count(*) FROM (SELECT source FROM millrace.dead_letters WHERE source = "
+							"$1 LIMIT $2::bigint) x",
+							2, params, &result);
+	if (status != SINK_OK)
+		return status;
+	sink->is_counted = strtoll(PQgetvalue(result, 0, 0), NULL, 10) <= sink->config->dead_limit;
+	PQclear(result);
+	if (sink->is_counted)
+		return SINK_OK;
+	log_line(LOG_ERROR,
+			 "more than %" PRId64
+			 " dead letters of stream \"%s\" are kept (dead_letters.limit): see millrace "
+			 "dead-letters",
+			 sink->config->dead_limit, sink->config->name);
+	return SINK_LIMIT;
 }
 
 SinkStatus
@@ -2217,6 +2471,8 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		if (!is_stored)
 			revive_suspects(batch);
 	}
+	if (!is_stored && (status = check_limit(sink)) != SINK_OK)
+		return status;
 	while (!is_stored)
 	{
 		int n_rows = group_rows(sink);
@@ -2235,6 +2491,156 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 		sink->is_careful = true;
 	}
 	stored(sink, begun_us);
+	/* It is stored, whatever comes of this. */
+	return check_limit(sink) == SINK_LIMIT ? SINK_LIMIT : SINK_OK;
+}
+
+/* ---- what the commands ask ---- */
+
+/* Letter of one line of the result, which has all as bytes. */
+static Letter
+read_letter(const PGresult *result, int i)
+{
+	const char *values[13];
+	size_t n_bytes[13];
+
+	for (int c = 0; c < 13; c++)
+	{
+		values[c] = PQgetisnull(result, i, c) ? NULL : PQgetvalue(result, i, c);
+		n_bytes[c] = (size_t) PQgetlength(result, i, c);
+	}
+	Letter letter = {
+		.id = strtoll(values[0], NULL, 10),
+		.topic = values[1],
+		.partition = (int32_t) strtol(values[2], NULL, 10),
+		.message = {.offset = strtoll(values[3], NULL, 10),
+					.key = values[4],
+					.n_key_bytes = n_bytes[4],
+					.data = values[5],
+					.n_bytes = n_bytes[5],
+					.headers = values[6],
+					.n_header_bytes = n_bytes[6],
+					.timestamp_us = values[7] ? strtoll(values[7], NULL, 10) : NO_TIME},
+		.csv_header = values[8],
+		.stage = values[9],
+		.sqlstate = values[10],
+		.reason = values[11],
+		.created = values[12],
+	};
+	letter.message.next_offset = letter.message.offset + 1;
+	return letter;
+}
+
+static SinkStatus
+last_letter(Sink *sink, int64_t *until)
+{
+	const char *params[] = {sink->config->name};
+	PGresult *result;
+	SinkStatus status =
+		run(sink, "SELECT max(id) FROM millrace.dead_letters WHERE source = $1", 1, params, &result);
+
+	if (status == SINK_OK)
+	{
+		*until = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+		PQclear(result);
+	}
+	return status;
+}
+
+SinkStatus
+sink_letters(Sink *sink, const LetterFilter *filter, int64_t after, int64_t *until, int64_t n_most,
+			 int64_t max_bytes, LetterCall call, void *context, int *n_letters)
+{
+	char numbers[4][24];
+	const char *params[] = {sink->config->name, numbers[0],		  numbers[1], filter->ids,
+							filter->stage,		filter->sqlstate, numbers[2], numbers[3]};
+	SinkStatus status = SINK_OK;
+
+	*n_letters = 0;
+	if (*until == 0 && (status = last_letter(sink, until)) != SINK_OK)
+		return status;
+	snprintf(numbers[0], sizeof numbers[0], "%" PRId64, after);
+	snprintf(numbers[1], sizeof numbers[1], "%" PRId64, *until);
+	snprintf(numbers[2], sizeof numbers[2], "%" PRId64, n_most);
+	snprintf(numbers[3], sizeof numbers[3], "%" PRId64, max_bytes);
+	if (sink->connection == NULL)
+		return SINK_LOST;
+	/* The sizes of payloads are known without fetching them. */
+	PGresult *result = PQexecParams(
+		sink->connection,
+		"SELECT id::text, topic, partition::text, \"offset\"::text, key, payload, headers::text,"
+		" (extract(epoch FROM message_time) * 1000000)::bigint::text, csv_header, stage, sqlstate, reason,"
+		" created::text FROM millrace.dead_letters WHERE id IN (SELECT id FROM (SELECT id,"
+		" sum(n_bytes) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - n_bytes AS n_before FROM (SELECT id,"
+		" coalesce(pg_catalog.octet_length(payload), 0) AS n_bytes FROM millrace.dead_letters"
+		" WHERE source = $1 AND id > $2::bigint AND id <= $3::bigint"
+		" AND ($4::int8multirange IS NULL OR id <@ $4::int8multirange)"
+		" AND ($5::text IS NULL OR stage = $5) AND ($6::text IS NULL OR sqlstate = $6)"
+		" ORDER BY id LIMIT $7::bigint) x) y WHERE n_before < $8::bigint) ORDER BY millrace.dead_letters.id",
+		8, NULL, params, NULL, NULL, 1);
+	if (PQresultStatus(result) != PGRES_TUPLES_OK)
+	{
+		bool is_data;
+
+		status = judge(sink, result, &is_data);
+		if (is_data)
+			log_line(LOG_WARNING, "server refuses: %s (SQLSTATE %s)", sink->reason, sink->sqlstate);
+		PQclear(result);
+		return status;
+	}
+	*n_letters = PQntuples(result);
+	for (int i = 0; i < *n_letters; i++)
+	{
+		Letter letter = read_letter(result, i);
+
+		call(context, &letter, i, *n_letters);
+	}
+	PQclear(result);
+	return SINK_OK;
+}
+
+SinkStatus
+sink_offsets(Sink *sink, OffsetCall call, void *context)
+{
+	const char *params[] = {sink->config->name};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"SELECT topic, partition, next_offset, updated FROM millrace.ingest_offsets WHERE source = $1"
+			" ORDER BY topic COLLATE \"C\", partition",
+			1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result); i++)
+		call(context, PQgetvalue(result, i, 0), PQgetvalue(result, i, 1), PQgetvalue(result, i, 2),
+			 PQgetvalue(result, i, 3));
+	PQclear(result);
+	return SINK_OK;
+}
+
+SinkStatus
+sink_set_offset(Sink *sink, const char *topic, const char *partition, const char *next_offset, char **old)
+{
+	const char *params[] = {sink->config->name, topic, partition, next_offset};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"WITH old AS (SELECT next_offset FROM millrace.ingest_offsets"
+			" WHERE source = $1 AND topic = $2 AND partition = $3::int),"
+			" new AS (INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+			" VALUES ($1, $2, $3::int, $4::bigint) ON CONFLICT (source, topic, partition)"
+			" DO UPDATE SET next_offset = excluded.next_offset, updated = now(), file_size = NULL,"
+			" file_fingerprint = NULL, file_defect = NULL)"
+			" SELECT next_offset FROM old",
+			4, params, &result);
+
+	*old = NULL;
+	if (status != SINK_OK)
+		return status;
+	if (PQntuples(result) == 1)
+		*old = mem_string(PQgetvalue(result, 0, 0));
+	PQclear(result);
 	return SINK_OK;
 }
 
@@ -2306,6 +2712,183 @@ sink_metrics(Sink *sink, bool is_last)
 		buffer_free(&arrays[i]);
 }
 
+/* ---- maintenance ---- */
+
+static void
+on_maintenance_notice(void *context, const PGresult *result)
+{
+	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	(void) context;
+	log_line(severity && strcmp(severity, "WARNING") == 0 ? LOG_WARNING : LOG_DEBUG, "server: %s",
+			 PQresultErrorMessage(result));
+}
+
+/* True when this process is the only one that does it from now on, until the connection ends. */
+static bool
+may_begin(Sink *sink, const char *what)
+{
+	const char *params[] = {what};
+	PGresult *result;
+
+	if (run(sink, "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))", 1, params,
+			&result) != SINK_OK)
+		return false;
+	bool is_first = PQgetvalue(result, 0, 0)[0] == 't';
+	PQclear(result);
+	return is_first;
+}
+
+/* One statement about a partition: verb, its name, rest.  Locks are waited for no longer than lock_timeout. */
+static SinkStatus
+about_partition(Sink *sink, const char *lock_timeout, const char *verb, const char *partition,
+				const char *rest)
+{
+	const char *params[] = {lock_timeout};
+	SinkStatus status = run(sink, "SELECT pg_catalog.set_config('lock_timeout', $1, false)", 1, params, NULL);
+
+	if (status != SINK_OK)
+		return status;
+	char *sql = mem_printf("%s %s %s", verb, partition, rest);
+	status = run(sink, sql, 0, NULL, NULL);
+	free(sql);
+	return status;
+}
+
+#define SHORT_WAIT "2s" /* for a lock that keeps others waiting behind it */
+#define LONG_WAIT "0"	/* for one that does not */
+
+/* Detached partitions are dropped, also those of a run that was interrupted: they are known by their comment. */
+static SinkStatus
+drop_detached(Sink *sink, const char *detach, const char *mark)
+{
+	const char *params[] = {mark};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relispartition"
+			" FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid"
+			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid"
+			" WHERE d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
+			" AND d.description = $1 AND (NOT c.relispartition OR i.inhdetachpending)"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE')",
+			1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status != SINK_LOST; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+
+		status = PQgetvalue(result, i, 1)[0] == 't'
+			? about_partition(sink, LONG_WAIT, detach, partition, "FINALIZE")
+			: SINK_OK;
+		if (status == SINK_OK)
+			status = about_partition(sink, SHORT_WAIT, "DROP TABLE", partition, "");
+		if (status != SINK_OK)
+			continue;
+		sink->config->metrics->n_expired++;
+		log_line(LOG_INFO, "partition %s is older than the retention of its table: dropped", partition);
+	}
+	PQclear(result);
+	return status;
+}
+
+static SinkStatus
+detach_expired(Sink *sink, const char *oid, const char *detach, const char *mark)
+{
+	const char *params[] = {oid, mark};
+	PGresult *result;
+	SinkStatus status = run(sink,
+							"SELECT partition, pg_catalog.quote_literal($2)"
+							" FROM millrace.expired_partitions($1::oid::pg_catalog.regclass)",
+							2, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status == SINK_OK; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+		char *comment = mem_printf("IS %s", PQgetvalue(result, i, 1));
+
+		/* Before it is detached: who finds it later knows what it is. */
+		status = about_partition(sink, SHORT_WAIT, "COMMENT ON TABLE", partition, comment);
+		free(comment);
+		if (status == SINK_OK)
+			status = about_partition(sink, LONG_WAIT, detach, partition, "CONCURRENTLY");
+	}
+	PQclear(result);
+	return status;
+}
+
+/* A table with a default partition: nothing can be detached concurrently. */
+static void
+drop_expired(Sink *sink, const char *oid)
+{
+	const char *params[] = {oid};
+	PGresult *result;
+
+	if (run(sink, "SELECT millrace.drop_expired_partitions($1::oid::pg_catalog.regclass)", 1, params,
+			&result) != SINK_OK)
+		return;
+	int64_t n_dropped = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	PQclear(result);
+	sink->config->metrics->n_expired += n_dropped;
+	if (n_dropped > 0)
+		log_line(LOG_INFO, "%" PRId64 " partitions are older than the retention of their table: dropped",
+				 n_dropped);
+}
+
+static void
+apply_retention(Sink *sink, const char *oid, const char *table, bool has_default)
+{
+	char *lock = mem_printf("millrace retention of %s", oid);
+	char *detach = mem_printf("ALTER TABLE %s DETACH PARTITION", table);
+	char *mark = mem_printf("Expired partition of %s, which millrace is about to drop", table);
+
+	if (!may_begin(sink, lock))
+		goto done;
+	if (drop_detached(sink, detach, mark) == SINK_LOST)
+		goto done;
+	if (has_default)
+		drop_expired(sink, oid);
+	else if (detach_expired(sink, oid, detach, mark) != SINK_LOST)
+		drop_detached(sink, detach, mark);
+done:
+	free(lock);
+	free(detach);
+	free(mark);
+}
+
+void
+sink_maintain(Sink *sink)
+{
+	const char *params[] = {sink->config->table};
+	PGresult *result;
+
+	PQsetNoticeReceiver(sink->connection, on_maintenance_notice, NULL);
+	if (run(sink,
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),"
+			" pg_catalog.has_function_privilege('millrace.maintain(text)', 'EXECUTE'),"
+			" s.retention IS NOT NULL AND p.partrelid IS NOT NULL"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE'), p.partdefid <> 0"
+			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN millrace.sources s ON s.source = c.oid"
+			" LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid"
+			" WHERE c.oid = pg_catalog.to_regclass($1)",
+			1, params, &result) != SINK_OK)
+		return;
+	/* Streams first: what is marked to be computed again is, while its rows are there. */
+	bool is_known = PQntuples(result) == 1, is_lost = false;
+	if (is_known && PQgetvalue(result, 0, 2)[0] == 't' && may_begin(sink, "millrace maintenance"))
+		is_lost = run(sink, "CALL millrace.maintain()", 0, NULL, NULL) == SINK_LOST;
+	if (is_known && !is_lost && PQgetvalue(result, 0, 3)[0] == 't')
+		apply_retention(sink, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 1),
+						PQgetvalue(result, 0, 4)[0] == 't');
+	PQclear(result);
+}
+
 /* ---- trying again ---- */
 
 /* Waits a little longer each time, up to a limit; a random part keeps many ingesters apart. */
@@ -2318,36 +2901,59 @@ pause_longer(Retry *retry)
 	wait_ms(retry->pause_ms / 2 + random() % (retry->pause_ms / 2 + 1));
 }
 
+/*
+ * What the server still does for the connection that was lost ends: until it notices by itself, it would hold the locks
+ * that this process needs next.  A batch that is being committed is committed or not, and settle_commit() waits for it.
+ */
+static void
+end_old_session(Sink *sink, char *old[2])
+{
+	if (old[0] != NULL)
+		run(sink,
+			"SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_get_activity($1::int)"
+			" WHERE backend_start = $2::timestamptz",
+			2, (const char *const *) old, NULL);
+}
+
 static bool
 reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 {
 	bool is_zone_wrong;
+	char *old[2] = {sink->session[0], sink->session[1]};
 	/* It may be there again and again, and lost again by what is done over it. */
 	bool is_over = retry->lost_since_us != 0 &&
 		monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
+	bool is_given_up = is_over, is_connected = false;
 
+	sink->session[0] = sink->session[1] = NULL;
 	if (retry->lost_since_us == 0)
 		retry->lost_since_us = monotonic_us();
 	while (!is_over)
 	{
 		pause_longer(retry);
-		if (stop_requested())
-		{
+		is_over = stop_requested();
+		if (is_over)
 			*exit_code = EXIT_DONE;
-			return false;
-		}
-		if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
+		else if (sink_connect(sink, LOG_WARNING, &is_zone_wrong) && !is_zone_wrong)
 		{
+			end_old_session(sink, old);
 			sink->config->metrics->n_reconnects++;
 			log_line(LOG_WARNING, "connected to the database again");
-			return true;
+			is_connected = true;
+			break;
 		}
-		is_over = monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
+		else if (monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000)
+			is_over = is_given_up = true;
 	}
-	log_line(LOG_ERROR,
-			 "no connection to the database within target.reconnect; the open batch is not stored");
-	*exit_code = EXIT_CONNECTION;
-	return false;
+	if (is_given_up)
+	{
+		log_line(LOG_ERROR,
+				 "no connection to the database within target.reconnect; the open batch is not stored");
+		*exit_code = EXIT_CONNECTION;
+	}
+	free(old[0]);
+	free(old[1]);
+	return is_connected;
 }
 
 bool
@@ -2370,6 +2976,9 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 			return false;
 		case SINK_FENCED:
 			*exit_code = EXIT_FENCED;
+			return false;
+		case SINK_LIMIT:
+			*exit_code = EXIT_LIMIT;
 			return false;
 		case SINK_MOVED:
 			if (++retry->n_moved <= MAX_MOVED)

@@ -92,7 +92,7 @@ struct FileSource
 	int64_t n_searches, searched_us, search_us, forgot_us; /* monotonic; search_us is a duration */
 	int n_done, n_total, n_batch_files;
 	int64_t lag_bytes; /* of found files, not yet read */
-	bool has_warned_name, has_warned_short, has_warned_old, has_warned_clean, cannot_forget;
+	bool has_warned_name, has_warned_short, has_warned_old, has_warned_clean;
 	bool is_flushing; /* SOURCE_FLUSH until the batch is stored */
 	ExitCode failure; /* to be returned when the batch is stored */
 	/* the open file */
@@ -582,7 +582,7 @@ consider(FileSource *source, const char *name, const FileMark *about, int *n_old
 	}
 	if (age_ms < config->min_age_ms)
 		return;
-	if (config->max_file_age_ms > 0 && age_ms > config->max_file_age_ms &&
+	if (config->max_file_age_ms > 0 && age_ms != INT64_MAX && age_ms > config->max_file_age_ms &&
 		(known == NULL || known->next == 0))
 	{
 		if ((*n_old)++ == 0 && !source->has_warned_old)
@@ -848,8 +848,6 @@ forget(FileSource *source, ExitCode *exit_code)
 	Retry retry = {0};
 	SinkStatus status;
 
-	if (source->cannot_forget)
-		return true;
 	Walk walk = known_choose(source, is_forgotten);
 	if (walk.n_known == 0 ||
 		(walk.n_known < FORGET_ROWS && !source->config->once && source->forgot_us > 0 &&
@@ -870,7 +868,7 @@ forget(FileSource *source, ExitCode *exit_code)
 			(Position){.topic = mem_string(walk.list[i]->name), .stored = walk.list[i]->next};
 	do
 		status = sink_forget(sink, &gone);
-	while (status != SINK_DENIED && sink_again(sink, &retry, status, exit_code));
+	while (sink_again(sink, &retry, status, exit_code));
 	positions_clear(&gone);
 	source->forgot_us = now_us;
 	if (status == SINK_OK)
@@ -880,11 +878,7 @@ forget(FileSource *source, ExitCode *exit_code)
 			known_free(walk.list[i]);
 		}
 	free(walk.list);
-	if (status != SINK_DENIED)
-		return status == SINK_OK;
-	log_line(LOG_WARNING, "the positions of files that are gone stay in millrace.ingest_offsets");
-	source->cannot_forget = true;
-	return true;
+	return status == SINK_OK;
 }
 
 /* ---- the open file ---- */

@@ -247,7 +247,8 @@ make_conf(Config *config)
 	if (rd_kafka_conf_set(conf, "bootstrap.servers", config->brokers, error, sizeof error) !=
 		RD_KAFKA_CONF_OK)
 		config_error_at(config, "source.brokers", "%s", error);
-	if (rd_kafka_conf_set(conf, "group.id", config->group, error, sizeof error) != RD_KAFKA_CONF_OK)
+	if (rd_kafka_conf_set(conf, "group.id", config->group ? config->group : "millrace", error,
+						  sizeof error) != RD_KAFKA_CONF_OK)
 		config_error_at(config, "source.group", "%s", error);
 	rd_kafka_conf_set_log_cb(conf, on_log);
 	rd_kafka_conf_set_error_cb(conf, on_error);
@@ -918,7 +919,7 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 	if (!is_assigned(source, partition) || message->offset < position_of(source, partition)->next)
 		return;
 	Message event = {
-		.data = message->payload ? message->payload : "",
+		.data = message->payload,
 		.n_bytes = message->payload ? message->len : 0,
 		.key = message->key,
 		.n_key_bytes = message->key ? message->key_len : 0,

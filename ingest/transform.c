@@ -94,10 +94,11 @@ map_format(Mapped *mapped, Config *config, const char *format)
 static char *
 cut_option(char *text, const char *word)
 {
-	char *at = strstr(text, word), *rest = at + strlen(word);
+	char *at = strstr(text, word), *rest;
 
 	if (at == NULL)
 		return NULL;
+	rest = at + strlen(word);
 	while (at > text && at[-1] == ' ')
 		at--;
 	*at = '\0';
@@ -426,8 +427,9 @@ needs_escape(uint64_t word)
 	return (((word - EVERY_BYTE(0x20)) & ~word) | ((slash - EVERY_BYTE(0x01)) & ~slash)) & EVERY_BYTE(0x80);
 }
 
-char *
-copy_escape(char *out, const char *text, size_t n_bytes)
+/* Any text; eight bytes at a time as long as none of them needs a backslash. */
+static char *
+escape_slowly(char *out, const char *text, size_t n_bytes)
 {
 	size_t i = 0;
 
@@ -460,6 +462,40 @@ copy_escape(char *out, const char *text, size_t n_bytes)
 		}
 	}
 	return out;
+}
+
+/* Most values need no backslash and are short: they go in words, the last of which overlaps the one before. */
+char *
+copy_escape(char *out, const char *text, size_t n_bytes)
+{
+	uint64_t word;
+
+	if (n_bytes < 4)
+		return escape_slowly(out, text, n_bytes);
+	if (n_bytes < 8)
+	{
+		uint32_t first, last;
+
+		memcpy(&first, text, 4);
+		memcpy(&last, text + n_bytes - 4, 4);
+		if (needs_escape((uint64_t) last << 32 | first))
+			return escape_slowly(out, text, n_bytes);
+		memcpy(out, &first, 4);
+		memcpy(out + n_bytes - 4, &last, 4);
+		return out + n_bytes;
+	}
+	for (size_t i = 0; i < n_bytes - 7; i += 8)
+	{
+		memcpy(&word, text + i, 8);
+		if (needs_escape(word))
+			return escape_slowly(out + i, text + i, n_bytes - i);
+		memcpy(out + i, &word, 8);
+	}
+	memcpy(&word, text + n_bytes - 8, 8);
+	if (needs_escape(word))
+		return escape_slowly(out + n_bytes / 8 * 8, text + n_bytes / 8 * 8, n_bytes % 8);
+	memcpy(out + n_bytes - 8, &word, 8);
+	return out + n_bytes;
 }
 
 /* ---- values ---- */
@@ -723,6 +759,18 @@ event_time(const Mapping *mapping, const Value *value)
 	return has_zone || mapping->is_utc ? time_us : NO_TIME;
 }
 
+/* As the server reads it.  A stream that has seen such a time takes everything behind it for late. */
+static bool
+is_infinite(const Value *time)
+{
+	if (time->kind != VALUE_TEXT)
+		return false;
+	const char *at = time->data, *end = at + time->n_bytes;
+	while (at < end && (*at == ' ' || *at == '-' || *at == '+'))
+		at++;
+	return end - at >= 8 && strncasecmp(at, "infinity", 8) == 0;
+}
+
 /* The row's event time, or the text of it that the server is to read. */
 static void
 row_time(Mapping *mapping, Row *row)
@@ -730,7 +778,14 @@ row_time(Mapping *mapping, Row *row)
 	const Value *time = &mapping->values[mapping->time_index];
 
 	row->time_us = event_time(mapping, time);
-	if (row->time_us != NO_TIME || !mapping->table->is_routed)
+	if (row->time_us != NO_TIME)
+		return;
+	if (is_infinite(time))
+	{
+		row_kill(mapping->batch, row, "partition", "", "event time is infinite");
+		return;
+	}
+	if (!mapping->table->is_routed)
 		return;
 	row->is_defaulted = time->kind == VALUE_MISSING && mapping->copy.default_bit[mapping->time_index] >= 0;
 	if (time->kind == VALUE_TEXT)

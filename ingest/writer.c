@@ -99,11 +99,7 @@ store(Writer *writer, ExitCode *code)
 		return WRITER_FENCED;
 	/* A stop was asked for.  What came from standard input is gone; everything else can be read again. */
 	if (*code == EXIT_DONE && writer->config->type == SOURCE_STDIN)
-	{
 		*code = status == SINK_LOST ? EXIT_CONNECTION : EXIT_REFUSED;
-		log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored",
-				 writer->batch.n_rows);
-	}
 	return WRITER_FAILED;
 }
 
@@ -112,7 +108,9 @@ work(void *argument)
 {
 	Writer *writer = argument;
 
+	pthread_setname_np(pthread_self(), "writer");
 	stop_after_drain();
+	log_stream(writer->config->name);
 	pthread_mutex_lock(&writer->lock);
 	for (;;)
 	{

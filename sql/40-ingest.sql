@@ -60,7 +60,7 @@ COMMENT ON COLUMN millrace.dead_letters.payload IS 'The message or line as it ca
 COMMENT ON COLUMN millrace.dead_letters.headers IS 'Headers of the Kafka message: name and value, an array of values where a name is repeated; NULL where it had none, and for files';
 COMMENT ON COLUMN millrace.dead_letters.message_time IS 'Timestamp of the Kafka message; NULL for files';
 COMMENT ON COLUMN millrace.dead_letters.csv_header IS 'Record with the names of the fields, where a CSV file has one';
-COMMENT ON COLUMN millrace.dead_letters.stage IS 'Where it failed: read (a piece of a record longer than source.max_record), decode (not CSV or JSON), partition (event time out of range), store (refused by the server)';
+COMMENT ON COLUMN millrace.dead_letters.stage IS 'Where it failed: read (a piece of a record longer than source.max_record, or what a damaged file ends with), decode (not CSV or JSON), partition (event time out of range), store (refused by the server)';
 COMMENT ON COLUMN millrace.dead_letters.sqlstate IS 'SQLSTATE of the server''s error; NULL where the ingester found the fault';
 COMMENT ON COLUMN millrace.dead_letters.reason IS 'What is wrong, as the ingester or the server says it';
 COMMENT ON COLUMN millrace.dead_letters.created IS 'Start of the transaction that wrote it';

@@ -24,8 +24,8 @@ import threading
 
 POINTS = ["connect", "partition", "before-copy", "mid-copy", "before-offsets", "before-commit", "commit-sent",
           "commit-lost", "after-commit", "settle"]
-COPY = re.compile(rb"(^|;)\s*COPY\s.*FROM\s+STDIN", re.I | re.S)  # also behind a savepoint
-COMMIT = re.compile(rb"\s*COMMIT\b", re.I)
+COPY = re.compile(rb"(^|;)\s*COPY\s[^;]*FROM\s+STDIN", re.I)
+COMMIT = re.compile(rb"(^|;)\s*COMMIT\b", re.I)
 PARTITION = re.compile(rb"millrace\.ensure_partitions\(")
 OFFSETS = re.compile(rb"UPDATE\s+millrace\.ingest_offsets", re.I)
 SETTLE = re.compile(rb"SELECT.*millrace\.ingest_offsets.*FOR\s+UPDATE", re.I | re.S)
@@ -96,7 +96,7 @@ class Connection:
         elif SETTLE.search(sql) and proxy.is_commit_unknown:
             proxy.is_commit_unknown = False
             proxy.reach(self, "settle")
-        elif COMMIT.match(sql) and self.has_copied:
+        elif COMMIT.search(sql) and self.has_copied:
             self.has_copied = False
             proxy.reach(self, "before-commit")
             stop = proxy.claim("commit-sent")

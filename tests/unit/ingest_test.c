@@ -331,6 +331,150 @@ test_mapping_errors(void **state)
 	mapping_free(&mapping);
 }
 
+/* One message through a chain of its own; "" for wanted: it is stored somehow. */
+static void
+message(Chain *chain, const char *text, const char *headers, const char *wanted)
+{
+	Message sent = {
+		.data = text,
+		.n_bytes = strlen(text),
+		.headers = headers,
+		.n_header_bytes = headers ? strlen(headers) : 0,
+		.timestamp_us = NO_TIME,
+	};
+
+	decode_message(chain->decoder, &sent);
+	char *got = result(chain);
+	assert_string_equal(got, wanted);
+	free(got);
+	/* Decoded again it is the same. */
+	decode_again(chain->decoder, &chain->batch);
+	got = result(chain);
+	assert_string_equal(got, wanted);
+	free(got);
+	batch_reset(&chain->batch);
+}
+
+static void
+test_arrays(void **state)
+{
+	Chain *chain;
+
+	(void) state;
+	columns[1].array_delimiter = ',';
+	chain = chain_open(FORMAT_JSON, 0, NULL);
+	message(chain, "{\"name\": [1, \"a\\\"b\", null, \"\\\\\", true, [], {\"k\": [\"v\"]}]}", NULL,
+			"\\N\t{1,\"a\\\\\"b\",NULL,\"\\\\\\\\\",true,{},\"{\\\\\"k\\\\\": [\\\\\"v\\\\\"]}\"}\t\\N\t\\N");
+	message(chain, "{\"name\": \"{x}\"}", NULL, "\\N\t{x}\t\\N\t\\N");
+	message(chain, "{\"name\": [[[[[[7]]]]]]}", NULL, "\\N\t{{{{{{7}}}}}}\t\\N\t\\N");
+	message(chain, "{\"name\": [[[[[[[7]]]]]]]}", NULL,
+			"!array of more than 6 dimensions!{\"name\": [[[[[[[7]]]]]]]}");
+	chain_close(chain);
+	columns[1].is_json_array = true;
+	chain = chain_open(FORMAT_JSON, 0, NULL);
+	message(chain, "{\"name\": [\"\", 1, [2, {}], null]}", NULL,
+			"\\N\t{\"\\\\\"\\\\\"\",1,\"[2, {}]\",NULL}\t\\N\t\\N");
+	chain_close(chain);
+	columns[1].is_json_array = false;
+	columns[1].array_delimiter = 0;
+}
+
+static void
+test_headers(void **state)
+{
+	Pair rules[] = {{"name", "$header.a.b default:none", "test.ini", 1}, {"doc", "$headers", "test.ini", 2}};
+	Chain *chain = chain_open(FORMAT_JSON, 2, rules);
+
+	(void) state;
+	message(chain, "{\"id\": 1, \"a\": {\"b\": 5}}", "{\"a.b\": \"x\\ty\", \"c\": null}",
+			"1\tx\\ty\t\\N\t{\"a.b\": \"x\\\\ty\", \"c\": null}");
+	message(chain, "{\"id\": 1}", NULL, "1\tnone\t\\N\t\\N");
+	message(chain, "{\"id\": 1}", "{\"a.b\": null}", "1\t\\N\t\\N\t{\"a.b\": null}");
+	message(chain, "{\"id\": 1}", "{\"a.b\": [\"x\", null]}",
+			"1\t[\"x\", null]\t\\N\t{\"a.b\": [\"x\", null]}");
+	chain_close(chain);
+}
+
+static void
+test_nan(void **state)
+{
+	Chain *chain = chain_open(FORMAT_JSON, 0, NULL);
+
+	(void) state;
+	chain->config.json_nan = NAN_TEXT;
+	message(chain, "{\"id\":NaN,\"name\":\"\\\"NaN\",\"doc\":[ -Infinity ]}", NULL,
+			"NaN\t\"NaN\t\\N\t[ \"-Infinity\" ]");
+	message(chain, "{\"id\":-NaN}", NULL,
+			"!not JSON: lexical error: malformed number, a digit is required after the minus "
+			"sign.!{\"id\":-NaN}");
+	chain->config.json_nan = NAN_NULL;
+	message(chain, "{\"id\":Infinity,\"name\":\"Infinity\"}", NULL, "\\N\tInfinity\t\\N\t\\N");
+	chain_close(chain);
+}
+
+/* A value as a rule of the time column reads it. */
+static void
+formatted(const char *rule, const char *value, const char *wanted)
+{
+	Pair rules[] = {{"at", (char *) rule, "test.ini", 1}};
+	Chain *chain = chain_open(FORMAT_JSON, 1, rules);
+	char *text = mem_printf("{\"at\": %s}", value), *all;
+
+	all = wanted ? mem_printf("\\N\t\\N\t%s\t\\N", wanted)
+				 : mem_printf("!field \"at\" does not fit %s!%s", rule + 2, text);
+	message(chain, text, NULL, all);
+	free(text);
+	free(all);
+	chain_close(chain);
+}
+
+static void
+test_formats(void **state)
+{
+	(void) state;
+	formatted("at format:epoch_s", "1323338706", "2011-12-08 10:05:06.000000+00");
+	formatted("at format:epoch_s", "\"-0.5\"", "1969-12-31 23:59:59.500000+00");
+	formatted("at format:epoch_s", "1.323338706123456e9", "2011-12-08 10:05:06.123456+00");
+	formatted("at format:epoch_s", "-62167219200", "0001-01-01 00:00:00.000000+00 BC");
+	formatted("at format:epoch_ms", "1323338706123", "2011-12-08 10:05:06.123000+00");
+	formatted("at format:epoch_ms", "\"\"", NULL);
+	formatted("at format:epoch_ms", "\"1 \"", NULL);
+	formatted("at format:epoch_ms", "true", NULL);
+	formatted("at format:epoch_ms", "9223372036854775807", NULL);
+	formatted("at format:epoch_us", "-1", "1969-12-31 23:59:59.999999+00");
+	formatted("at format:iso", "\"2011-12-08T10:05Z\"", "2011-12-08T10:05Z");
+	formatted("at format:iso", "\"now\"", NULL);
+	formatted("at format:%d/%m/%Y %H:%M", "\"8/12/2011 10:05\"", "2011-12-08 10:05:00.0");
+	formatted("at format:%d/%m/%Y %H:%M", "\"30/2/2011 10:05\"", NULL);
+	formatted("at format:%d/%m/%Y %H:%M", "\"8/12/2011 10:05:06\"", NULL);
+	formatted("at format:%I.%M,%f %p %Y-%m-%d", "\"10.05,250 PM 2011-12-08\"", "2011-12-08 22:05:00.250");
+}
+
+static void
+test_growth(void **state)
+{
+	Chain *chain = chain_open(FORMAT_JSON, 0, NULL);
+	const NewColumns *wanted;
+
+	(void) state;
+	chain->config.on_unknown_field = UNKNOWN_ADD_COLUMN;
+	message(chain, "{\"id\": 1, \"x\": 1, \"y\": {\"id\": 2}, \"z\": null, \"doc\": {\"x\": 1}}", NULL,
+			"!no column for field \"y\": it is to be added!"
+			"{\"id\": 1, \"x\": 1, \"y\": {\"id\": 2}, \"z\": null, \"doc\": {\"x\": 1}}");
+	message(chain, "{\"x\": \"1\"}", NULL, "!no column for field \"x\": it is to be added!{\"x\": \"1\"}");
+	wanted = decode_wants(chain->decoder);
+	assert_int_equal(wanted->n_columns, 2);
+	assert_string_equal(wanted->list[0].name, "x");
+	assert_string_equal(wanted->list[0].type, "text");
+	assert_string_equal(wanted->list[1].name, "y");
+	assert_string_equal(wanted->list[1].type, "jsonb");
+	assert_null(decode_wants(chain->decoder));
+	message(chain, "{\"x\": \"1\"}", NULL,
+			"!no column for field \"x\": one was asked for before!{\"x\": \"1\"}");
+	assert_null(decode_wants(chain->decoder));
+	chain_close(chain);
+}
+
 /* ---- time, text, COPY ---- */
 
 static void
@@ -562,6 +706,8 @@ test_infinity(void **state)
 	assert_int_equal(chain->batch.n_rows, 3);
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(chain->batch.rows[i].leaf, LEAF_PARENT);
+	assert_string_equal(chain->batch.rows[0].dead->reason, "event time is infinite");
+	assert_null(chain->batch.rows[1].dead);
 	chain_close(chain);
 }
 
@@ -617,7 +763,8 @@ test_nearest(void **state)
 static char *
 load(const char *text, Config *config, int n_flags, char **flags)
 {
-	char path[] = "/tmp/ingest_test.XXXXXX";
+	static char path[32]; /* the configuration keeps it as the place of its settings */
+	snprintf(path, sizeof path, "/tmp/ingest_test.XXXXXX");
 	int file = mkstemp(path), saved = dup(STDERR_FILENO), pipe_ends[2];
 	static char errors[8192];
 
@@ -702,30 +849,118 @@ test_config_precedence(void **state)
 	assert_string_equal(config.columns.list[0].value, "$");
 	assert_int_equal(config.kafka.n_pairs, 2);
 	assert_string_equal(config.kafka.list[0].name, "fetch.wait.max.ms");
-	assert_string_equal(config.group, "millrace-t");
-	assert_string_equal(config.name, "millrace-t");
+	assert_null(config.group); /* the database knows the table's name */
+	assert_null(config.name);
 	assert_int_equal(config.format, FORMAT_JSON);
 	assert_non_null(strstr(config.connection, "dbname=last"));
 	buffer_free(&text);
 	config_free(&config);
 }
 
+/* What SIGHUP takes over, and what two files of one process cannot have both. */
+static void
+test_config_again(void **state)
+{
+	const char *first = "[source]\ntype = stdin\n[target]\ntable = t\nretry = 1s\n[batch]\nmax_rows = 5\n";
+	const char *second = "[source]\ntype = stdin\n[target]\ntable = u\nretry = 9s\n[batch]\nmax_rows = "
+						 "7\n[log]\nlevel = debug\n";
+	Config config = {0}, fresh = {0};
+	LogLevel level = log_level;
+
+	(void) state;
+	assert_string_equal(load(first, &config, 0, NULL), "");
+	assert_string_equal(load(second, &fresh, 0, NULL), "");
+	log_level = LOG_ERROR;
+	config_apply(&config, &fresh);
+	log_level = level;
+	assert_int_equal(config.max_rows, 7);
+	assert_int_equal(config.retry_ms, 9000);
+	assert_string_equal(config.table, "t");
+	config_agree(&fresh, &config);
+	assert_int_equal(fresh.n_errors, 1); /* log.level was taken over, too: only standard input is left */
+	config_free(&config);
+	config_free(&fresh);
+}
+
+/* The open batch goes on where the sealed one ends, at the same places, and neither frees what is the other's. */
+static void
+test_seal(void **state)
+{
+	Batch open = {.max_rows = 10, .max_bytes = 1 << 20, .number = 4}, sealed = {0};
+
+	(void) state;
+	for (int round = 0; round < 3; round++)
+	{
+		Message message = {.data = "abc", .n_bytes = 3, .offset = 7 + round, .timestamp_us = NO_TIME};
+		int touched = position_find(&open.positions, "t", 1), other = position_find(&open.positions, "t", 2);
+
+		assert_int_equal(touched, 0);
+		assert_int_equal(other, 1);
+		Position *position = &open.positions.list[touched];
+		if (round == 0)
+		{
+			position->is_assigned = position->is_new = true;
+			position->stored = 7;
+			position->csv_header = mem_string("a,b");
+			open.positions.list[other].is_assigned = open.positions.list[other].is_new = true;
+		}
+		position->next = 8 + round;
+		batch_add(&open, &message);
+		batch_seal(&open, &sealed);
+		assert_int_equal(sealed.n_rows, 1);
+		assert_int_equal(sealed.rows[0].offset, 7 + round);
+		assert_memory_equal(sealed.rows[0].raw, "abc", 3);
+		assert_int_equal(sealed.positions.list[0].stored, 7 + round);
+		assert_int_equal(sealed.positions.list[0].next, 8 + round);
+		assert_int_equal(sealed.positions.list[0].is_new, round == 0);
+		assert_int_equal(open.n_rows, 0);
+		assert_int_equal(open.max_rows, 10);
+		assert_int_equal(open.number, 4);
+		assert_int_equal(open.positions.list[0].stored, 8 + round);
+		assert_false(open.positions.list[0].is_new);
+		assert_string_equal(open.positions.list[0].csv_header, "a,b");
+		assert_true(open.positions.list[1].is_new); /* nothing of it is in the sealed one */
+		batch_reset(&sealed);
+	}
+	batch_free(&open);
+	batch_free(&sealed);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_csv_plain),		  cmocka_unit_test(test_csv_quotes),
-		cmocka_unit_test(test_csv_faults),		  cmocka_unit_test(test_csv_nul),
-		cmocka_unit_test(test_csv_long_record),	  cmocka_unit_test(test_batch_limit),
-		cmocka_unit_test(test_json_values),		  cmocka_unit_test(test_json_faults),
-		cmocka_unit_test(test_json_deep),		  cmocka_unit_test(test_mapping),
-		cmocka_unit_test(test_mapping_errors),	  cmocka_unit_test(test_time),
-		cmocka_unit_test(test_time_format),		  cmocka_unit_test(test_copy_escape),
-		cmocka_unit_test(test_text_defect),		  cmocka_unit_test(test_copy_context),
-		cmocka_unit_test(test_routing),			  cmocka_unit_test(test_sane_range),
-		cmocka_unit_test(test_infinity),		  cmocka_unit_test(test_arena),
-		cmocka_unit_test(test_nearest),			  cmocka_unit_test(test_config_errors),
-		cmocka_unit_test(test_config_precedence), cmocka_unit_test(test_dead_letter_is_final),
+		cmocka_unit_test(test_arrays),
+		cmocka_unit_test(test_headers),
+		cmocka_unit_test(test_nan),
+		cmocka_unit_test(test_formats),
+		cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_csv_plain),
+		cmocka_unit_test(test_csv_quotes),
+		cmocka_unit_test(test_csv_faults),
+		cmocka_unit_test(test_csv_nul),
+		cmocka_unit_test(test_csv_long_record),
+		cmocka_unit_test(test_batch_limit),
+		cmocka_unit_test(test_json_values),
+		cmocka_unit_test(test_json_faults),
+		cmocka_unit_test(test_json_deep),
+		cmocka_unit_test(test_mapping),
+		cmocka_unit_test(test_mapping_errors),
+		cmocka_unit_test(test_time),
+		cmocka_unit_test(test_time_format),
+		cmocka_unit_test(test_copy_escape),
+		cmocka_unit_test(test_text_defect),
+		cmocka_unit_test(test_copy_context),
+		cmocka_unit_test(test_routing),
+		cmocka_unit_test(test_sane_range),
+		cmocka_unit_test(test_infinity),
+		cmocka_unit_test(test_arena),
+		cmocka_unit_test(test_nearest),
+		cmocka_unit_test(test_config_errors),
+		cmocka_unit_test(test_config_precedence),
+		cmocka_unit_test(test_dead_letter_is_final),
+		cmocka_unit_test(test_config_again),
+		cmocka_unit_test(test_seal),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

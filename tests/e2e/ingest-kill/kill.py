@@ -79,6 +79,10 @@ def until(what, condition, patience=PATIENCE):
         supervise()
         if time.monotonic() > deadline:
             say(f"never true within {patience} s: {what}")
+            for ingester in ingesters:
+                say(f"ingester {ingester.number}: " + ingester.tail(20))
+            say(str(value("SELECT pid, state, wait_event, now() - xact_start, query FROM pg_stat_activity"
+                          " WHERE backend_type = 'client backend'")))
             return False
         time.sleep(0.02)
     return True
@@ -103,12 +107,15 @@ class Ingester:
         self.process.wait()
         self.process = None
 
+    def tail(self, n_lines):
+        with open(f"{work}/log.{self.number}.{self.n_starts}", encoding="utf-8") as log:
+            return "\n#   ".join([""] + log.read().splitlines()[-n_lines:])
+
     def supervise(self):
         """As systemd does: one that has ended is started again."""
         if self.process is not None and self.process.poll() is not None:
             self.exits[self.process.returncode] += 1
-            say(f"ingester {self.number} ended with status {self.process.returncode}: "
-                + open(f"{work}/log.{self.number}.{self.n_starts}", encoding="utf-8").read().strip()[-400:])
+            say(f"ingester {self.number} ended with status {self.process.returncode}: " + self.tail(6))
             self.process = None
             time.sleep(0.2)
         if self.process is None:

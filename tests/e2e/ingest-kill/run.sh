@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Two ingesters, a topic of four partitions, and everything dies around them (kill.py).  Every message is there exactly
 # once, what cannot be stored is a dead letter, and aggregate and pipe equal a recomputation.  Then what a topic can do wrong.
-# MILLRACE_SEED=N sets another seed; MILLRACE_LONG=1: 200,000 messages, and the broker stays away for 30 s once.
+# MILLRACE_SEED=N sets another seed: an odd one deals partitions out cooperatively, and of four in turn the last two let a
+# crash of PostgreSQL lose what it has committed.  MILLRACE_LONG=1: 200,000 messages, and the broker stays away for 30 s once.
 . "$(dirname "$0")/../../lib/scenario.sh"
 millrace=${MILLRACE:-millrace}
-seed=${MILLRACE_SEED:-7}
+seed=${MILLRACE_SEED:-5}
 if [ -n "${MILLRACE_LONG:-}" ]; then n_events=200000 n_faults=60 OUTAGE=30; else n_events=30000 n_faults=21 OUTAGE=0; fi
 export OUTAGE
-start_cluster
+start_cluster $([ $((seed % 4)) -lt 2 ] || echo synchronous_commit=off wal_writer_delay=10s)
 # A killed member's partitions move on after the session timeout: short, so that the test does not wait.
 start_kafka group.min.session.timeout.ms=500
 "$lib/kafka" topic "$work/kafka" events 4 || exit 1

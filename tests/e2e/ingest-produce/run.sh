@@ -165,6 +165,22 @@ is "$(types from_json)" 'id bigint, user_id bigint, user_tags jsonb, order boole
 is "$(value "SELECT * FROM from_json ORDER BY id")" '1|12345678901|["a", "b"]|t|12.50|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3e|2024-03-01|2024-03-01 10:00:00+00|12|0.001|{"x": 1}|
 2|7|[]|f|3|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3f|2024-03-02|2024-03-01 10:00:01+00|7|2|5|' "and all rows"
 
+# ---- rows are shown ----
+
+ingest whole # so that a position is stored
+printf '{"id": 1, "event_time": "2024-03-01", "note": "ignored"}\n{"id": oops}\n' | produce - --once --rate=max --brokers="$BROKERS" --topic=few --create-topic
+value "ALTER TABLE events ALTER price SET DEFAULT 0" >/dev/null
+before=$(value "SELECT * FROM millrace.ingest_offsets ORDER BY source, topic, partition")
+"$millrace" run "$work/events.ini" --source.topic=few --source.name=few --show 5 >"$work/shown" 2>"$work/log"
+is $? 0 "--show: status 0"
+is "$(sed 's/kafka_time=[^\t]*/kafka_time=T/' "$work/shown")" 'few[0] 0	id=1	event_time=2024-03-01	kind=\N	note=\N	price=DEFAULT	code=\N	kafka_key=\N	kafka_time=T	kafka_partition=0	kafka_offset=0
+few[0] 1	dead letter of stage decode: '"$(sed -n 's/.*stage decode: //p' "$work/shown")" "it prints rows and dead letters with their offsets"
+is "$("$millrace" run "$work/events.ini" --source.topic=whole --source.name=other --show=7 2>"$work/log" | grep -c 'whole\[[0-3]\] [0-9]*	id=')" 7 "as many as were asked for"
+is "$("$millrace" run "$work/events.ini" --source.topic=whole --source.name=whole --show=7 2>"$work/log")" "" "of those that are not stored yet"
+is "$("$millrace" run "$work/suggested.ini" --source.name=other --show 2 2>"$work/log" | cut -f 1,2,12)" "sample.json 0	id=1	any={\"x\": 1}
+sample.json $(head -n 1 "$work/sample.json" | wc -c)	id=2	any=5" "of a file, too"
+is "$(value "SELECT * FROM millrace.ingest_offsets ORDER BY source, topic, partition")" "$before" "and stores nothing"
+
 # ---- pace ----
 
 start=$(date +%s%N)
