@@ -23,7 +23,7 @@
 #define WATCH_US 1000000	   /* how often lag and brokers are looked at */
 #define PAUSED_LAG_US 10000000 /* how often the broker is asked for the lag of partitions that are paused */
 #define UNKNOWN_US 10000000	   /* a broker that has just started may not know its topics yet */
-#define DOUBT_US 5000000	   /* nor all of their messages */
+#define DOUBT_US 3000000	   /* nor all of their messages */
 #define AGAIN_US 500000		   /* from one failed question to the next, and up to as much again */
 
 /* What the reader knows of a partition; batch->positions has the rest. */
@@ -507,6 +507,21 @@ log_client_error(const char *what, rd_kafka_error_t *error)
 	rd_kafka_error_destroy(error);
 }
 
+/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
+static void
+set_paused(KafkaSource *source, bool is_paused)
+{
+	if (source->is_paused == is_paused)
+		return;
+	rd_kafka_topic_partition_list_t *list = assigned_list(source);
+	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
+										  : rd_kafka_resume_partitions(source->client, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
+	source->is_paused = source->config->metrics->is_paused = is_paused;
+}
+
 static void
 assign(KafkaSource *source, const rd_kafka_topic_partition_list_t *list)
 {
@@ -518,11 +533,24 @@ assign(KafkaSource *source, const rd_kafka_topic_partition_list_t *list)
 		log_line(LOG_WARNING, "kafka: assign: %s", rd_kafka_err2str(error));
 }
 
+/* A partition that is given or taken while it is paused would stay so. */
 static void
 answer_given(KafkaSource *source)
 {
+	set_paused(source, false);
 	assign(source, source->given);
 	source->was_assigned = true;
+	list_free(&source->given);
+}
+
+/* When the end has come: nothing of it is read. */
+static void
+refuse_given(KafkaSource *source)
+{
+	if (is_cooperative(source))
+		log_client_error("assign", rd_kafka_incremental_assign(source->client, source->given));
+	else
+		rd_kafka_assign(source->client, NULL);
 	list_free(&source->given);
 }
 
@@ -530,6 +558,7 @@ answer_given(KafkaSource *source)
 static void
 answer_taken(KafkaSource *source)
 {
+	set_paused(source, false);
 	for (int i = 0; i < source->taken->cnt; i++)
 	{
 		const rd_kafka_topic_partition_t *about = &source->taken->elems[i];
@@ -564,6 +593,8 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 		source->given = rd_kafka_topic_partition_list_copy(partitions);
 		source->was_given = true;
 		source->since_us = source->again_us = 0;
+		if (source->is_closing)
+			refuse_given(source);
 	}
 	else
 	{
@@ -575,21 +606,6 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 			answer_taken(source);
 	}
 	rd_kafka_yield(client);
-}
-
-/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
-static void
-set_paused(KafkaSource *source, bool is_paused)
-{
-	if (source->is_paused == is_paused)
-		return;
-	rd_kafka_topic_partition_list_t *list = assigned_list(source);
-	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
-										  : rd_kafka_resume_partitions(source->client, list);
-	rd_kafka_topic_partition_list_destroy(list);
-	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
-	source->is_paused = source->config->metrics->is_paused = is_paused;
 }
 
 static bool
@@ -621,6 +637,7 @@ read_positions_again(KafkaSource *source)
 	rd_kafka_topic_partition_list_t *list = assigned_list(source);
 	bool is_good = take(source, list);
 
+	set_paused(source, false);
 	drop_held(source, true);
 	if (is_good && list->cnt > 0)
 	{
@@ -1174,6 +1191,8 @@ kafka_source_close(KafkaSource *source)
 		drop_held(source, true);
 		if (source->taken != NULL)
 			answer_taken(source);
+		if (source->given != NULL)
+			refuse_given(source);
 		if (source->queue != NULL)
 			rd_kafka_queue_destroy(source->queue);
 		rd_kafka_resp_err_t error = rd_kafka_consumer_close(source->client);
