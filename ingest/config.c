@@ -181,8 +181,15 @@ static const char *const kafka_reserved[][2] = {
 
 /* Taken over by a stream that runs, when SIGHUP has the file read again.  All are numbers. */
 static const char *const reloaded[] = {
-	"log.level",		"batch.max_rows", "batch.max_bytes",   "batch.max_age", "batch.drain",
-	"target.reconnect", "target.retry",	  "target.max_future", "source.poll",
+	"batch.max_rows",	   "batch.max_bytes",
+	"batch.max_age",	   "batch.drain",
+	"dead_letters.limit",  "log.level",
+	"metrics.interval",	   "source.last_line_age",
+	"source.max_file_age", "source.max_files_per_batch",
+	"source.min_age",	   "source.poll",
+	"source.reconnect",	   "source.revoke_wait",
+	"target.lock_timeout", "target.max_future",
+	"target.reconnect",	   "target.retry",
 };
 
 /* One option as it was given; zeroed: it was not. */

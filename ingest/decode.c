@@ -63,9 +63,7 @@ csv_field(Decoder *decoder, const char *data, size_t n_bytes, bool is_quoted)
 		!is_quoted && n_bytes == strlen(null) && memcmp(data, null, n_bytes) == 0 ? VALUE_NULL : VALUE_TEXT;
 }
 
-/*
- * The first quote or escape in at .. end, or NULL.
- */
+/* The first quote or escape in at .. end, or NULL. */
 static const char *
 csv_next_quote(const Decoder *decoder, const char *at, const char *end)
 {

@@ -37,6 +37,7 @@ typedef struct Pipeline
 	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
 	int n_fenced;			  /* since a batch was stored */
 	int64_t looked_us;		  /* when lag or files were looked at */
+	int64_t n_compared;		  /* reconnects after which the positions were compared */
 	ExitCode code;			  /* of the reader's thread, once it is done */
 
 	_Atomic(Config *) fresh; /* the file as SIGHUP found it; whoever takes it out owns it */
@@ -159,8 +160,39 @@ take_stored(Pipeline *pipeline)
 static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over);
 
 /*
+ * Once.  Errors of the table or of [columns] are told with file and line.  *is_over: the connection is lost, and it is no
+ * more tried.
+ */
+static ExitCode
+describe_again(Pipeline *pipeline, Sink *sink, Table *table, Mapping *mapping, bool *is_over)
+{
+	Config *config = pipeline->config;
+	Retry retry = {0};
+	ExitCode code, given_up;
+
+	while ((code = sink_describe(sink, config, table)) == EXIT_CONNECTION)
+	{
+		table_free(table);
+		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+			continue;
+		*is_over = true;
+		return given_up;
+	}
+	*mapping = (Mapping){.batch = &pipeline->batch};
+	if (code == EXIT_DONE)
+		code = mapping_build(mapping, config, table);
+	if (code == EXIT_DONE)
+		return EXIT_DONE;
+	mapping_free(mapping);
+	table_free(table);
+	config->n_errors = 0;
+	return code;
+}
+
+/*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
- * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
+ * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is;
+ * with a batch that is held it is tried again within target.retry: whoever makes the table anew may not be done.
  */
 static ExitCode
 reload(Pipeline *pipeline, bool *is_over)
@@ -168,30 +200,24 @@ reload(Pipeline *pipeline, bool *is_over)
 	Config *config = pipeline->config;
 	Sink *sink = writer_sink(pipeline->writer);
 	Batch *held = writer_held(pipeline->writer);
-	Mapping mapping = {.batch = &pipeline->batch};
+	Mapping mapping;
 	Table table = {0};
 	Retry retry = {0};
 	ExitCode code, given_up;
 
 	if (sink == NULL)
 		return EXIT_DONE; /* hear_writer() tells why */
-	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION)
+	while ((code = describe_again(pipeline, sink, &table, &mapping, is_over)) != EXIT_DONE && !*is_over)
 	{
-		table_free(&table);
-		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+		if (held == NULL)
+			return code;
+		if (sink_again(sink, &retry, SINK_RETRY, &given_up))
 			continue;
-		*is_over = true;
-		return given_up;
+		*is_over = given_up == EXIT_DONE; /* a stop was asked for */
+		return *is_over ? EXIT_DONE : code;
 	}
-	if (code == EXIT_DONE)
-		code = mapping_build(&mapping, config, &table);
-	if (code != EXIT_DONE)
-	{
-		mapping_free(&mapping);
-		table_free(&table);
-		config->n_errors = 0;
+	if (*is_over)
 		return code;
-	}
 	mapping_free(&pipeline->mapping);
 	table_free(&pipeline->table);
 	pipeline->table = table;
@@ -247,16 +273,23 @@ take_fresh(Pipeline *pipeline)
 		log_line(LOG_WARNING, "table %s: its columns could not be read anew", pipeline->table.name);
 }
 
+/* Drops what was read; Kafka is read again from the database's positions. */
+static ExitCode
+read_again(Pipeline *pipeline)
+{
+	writer_forget(pipeline->writer);
+	batch_reset(&pipeline->batch);
+	pipeline->at_end = pipeline->must_give = false;
+	return kafka_source_resync(pipeline->kafka);
+}
+
 /* Another ingester has moved a position.  Kafka's can be asked for again; a file has one reader. */
 static ExitCode
 resync(Pipeline *pipeline)
 {
 	if (pipeline->kafka == NULL || ++pipeline->n_fenced >= MOST_FENCED)
 		return EXIT_FENCED;
-	writer_forget(pipeline->writer);
-	batch_reset(&pipeline->batch);
-	pipeline->at_end = pipeline->must_give = false;
-	return kafka_source_resync(pipeline->kafka);
+	return read_again(pipeline);
 }
 
 /* What the writer has to say.  *is_over: the stream ends now, with EXIT_DONE when it gave up because of a stop. */
@@ -280,6 +313,36 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 	}
 	*is_over = true;
 	return code;
+}
+
+/*
+ * A server that is there again may have forgotten what it had committed: it crashed with synchronous_commit off, or a
+ * standby has taken over.  What is missing is read again, also when nothing new comes.  Between batches.
+ */
+static ExitCode
+compare_positions(Pipeline *pipeline)
+{
+	Sink *sink = writer_sink(pipeline->writer);
+	int64_t n_reconnects = pipeline->config->metrics->n_reconnects;
+	Positions in_files = {0};
+	bool is_same = true;
+
+	if (sink == NULL || !sink_is_there(sink))
+		return EXIT_DONE;
+	if (pipeline->files != NULL)
+		file_source_positions(pipeline->files, &in_files);
+	SinkStatus status =
+		sink_compare(sink, pipeline->kafka ? &pipeline->batch.positions : &in_files, &is_same);
+	positions_clear(&in_files);
+	if (status != SINK_OK)
+		return EXIT_DONE; /* the next time */
+	pipeline->n_compared = n_reconnects;
+	if (is_same)
+		return EXIT_DONE;
+	log_line(LOG_WARNING,
+			 "the database does not have the positions that were stored: it has lost them, or "
+			 "another ingester has moved them");
+	return pipeline->kafka ? read_again(pipeline) : EXIT_FENCED;
 }
 
 /* For the metrics and the progress line. */
@@ -371,8 +434,8 @@ drain(Pipeline *pipeline)
 	return code;
 }
 
-/* What was read and will not be stored by this process. */
-static void
+/* What was read and will not be stored by this process.  True when it cannot be read again. */
+static bool
 tell_lost(Pipeline *pipeline)
 {
 	const Batch *held = writer_held(pipeline->writer), *open = &pipeline->batch;
@@ -382,6 +445,7 @@ tell_lost(Pipeline *pipeline)
 		log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored", n_rows);
 	else if (n_rows > 0)
 		log_line(LOG_INFO, "%d rows were read and not stored; they are read again next time", n_rows);
+	return n_rows > 0 && pipeline->config->type == SOURCE_STDIN;
 }
 
 static bool
@@ -412,13 +476,21 @@ turn(Pipeline *pipeline)
 			pipeline->at_end = status == SOURCE_END;
 			pipeline->must_give = status == SOURCE_FLUSH || status == SOURCE_END;
 		}
-		if (status == SOURCE_FAILED)
-			return code;
+		ExitCode failed = status == SOURCE_FAILED ? code : EXIT_DONE;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
 			(code = add_columns(pipeline, decode_wants(pipeline->decoder), &is_over)) != EXIT_DONE || is_over)
 			return code;
+		if (failed != EXIT_DONE)
+		{
+			stop(); /* what was read before is stored, within batch.drain */
+			drain(pipeline);
+			return failed;
+		}
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
+		if (pipeline->n_compared != pipeline->config->metrics->n_reconnects &&
+			writer_is_idle(pipeline->writer) && (code = compare_positions(pipeline)) != EXIT_DONE)
+			return code;
 		/* All rows of an open batch may have been dropped with their partitions. */
 		if (pipeline->batch.n_rows > 0 && !is_open(&pipeline->batch))
 			batch_reset(&pipeline->batch);
@@ -434,7 +506,7 @@ turn(Pipeline *pipeline)
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
 			look_around(pipeline);
-			if (writer_is_idle(pipeline->writer))
+			if (writer_is_idle(pipeline->writer) && sink_is_there(pipeline->sink))
 				sink_metrics(pipeline->sink, false);
 		}
 	}
@@ -524,7 +596,8 @@ read_stream(void *argument)
 		writer_sink(pipeline->writer); /* a batch that it has is finished, whatever ended the reader */
 		take_stored(pipeline);
 		look_around(pipeline);
-		tell_lost(pipeline);
+		if (tell_lost(pipeline) && code == EXIT_DONE)
+			code = EXIT_REFUSED;
 	}
 	letter_source_close(pipeline->letters);
 	kafka_source_close(pipeline->kafka);
@@ -628,7 +701,7 @@ watch(Pipeline *streams, int n_streams)
 {
 	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
 	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
-	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0, is_cancelled = false;
+	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0;
 	ExitCode code = EXIT_DONE;
 
 	while (join_ended(streams, n_streams, &code) > 0)
@@ -643,9 +716,9 @@ watch(Pipeline *streams, int n_streams)
 			drained_us = now_us + drain_ms * 1000;
 			signals_end_within(drain_ms + GRACE_MS);
 		}
-		if (drained_us > 0 && now_us >= drained_us && !is_cancelled)
+		if (drained_us > 0 && now_us >= drained_us)
 		{
-			is_cancelled = true;
+			/* At each turn: between two statements there is nothing to cancel, and the next one may wait again. */
 			stop_now();
 			for (int i = 0; i < n_streams; i++)
 				if (!streams[i].is_done)
