@@ -2,13 +2,13 @@ BEGIN;
 SELECT plan(9);
 SET LOCAL client_min_messages = warning;
 
-SELECT is(string_agg(format('%s.%s', c.relname, a.attname), ' ' ORDER BY c.relname, a.attnum), NULL, 'every table and column of the ingester has a comment')
-	FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum >= 0 AND NOT a.attisdropped
-	WHERE c.oid IN ('millrace.ingest_offsets'::regclass, 'millrace.dead_letters', 'millrace.ingest_metrics')
-	AND col_description(c.oid, a.attnum) IS NULL OR (c.oid = 'millrace.dead_letters'::regclass AND obj_description(c.oid, 'pg_class') IS NULL);
-SELECT col_type_is('millrace', 'dead_letters', 'payload', 'bytea', 'a dead letter keeps bytes');
-SELECT col_type_is('millrace', 'dead_letters', 'headers', 'jsonb', 'headers as JSON');
-SELECT col_type_is('millrace', 'dead_letters', 'message_time', 'timestamp with time zone', 'and the time of the message');
+SELECT is(string_agg(c.oid::regclass || '.' || coalesce(a.attname, ''), ' '), NULL, 'every table and column of the ingester has a comment')
+	FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+	WHERE c.oid IN ('millrace.ingest_offsets'::regclass, 'millrace.dead_letters'::regclass, 'millrace.ingest_metrics'::regclass)
+	AND (obj_description(c.oid, 'pg_class') IS NULL OR col_description(c.oid, a.attnum) IS NULL);
+SELECT col_type_is('millrace'::name, 'dead_letters'::name, 'payload'::name, 'bytea', 'a dead letter keeps bytes');
+SELECT col_type_is('millrace'::name, 'dead_letters'::name, 'headers'::name, 'jsonb', 'headers as JSON');
+SELECT col_type_is('millrace'::name, 'dead_letters'::name, 'message_time'::name, 'timestamp with time zone', 'and the time of the message');
 SELECT set_eq($$SELECT unnest(extconfig)::regclass::text FROM pg_extension WHERE extname = 'millrace' AND extconfig && ARRAY['millrace.dead_letters'::regclass::oid]
 	INTERSECT VALUES ('millrace.ingest_offsets'), ('millrace.dead_letters'), ('millrace.dead_letters_id_seq')$$,
 	'VALUES (''millrace.ingest_offsets''), (''millrace.dead_letters''), (''millrace.dead_letters_id_seq'')', 'positions, letters and their numbers are dumped');
