@@ -72,7 +72,7 @@ batch_add(Batch *batch, const Message *message)
 		batch->opened_us = monotonic_us();
 	Row *row = &batch->rows[batch->n_rows++];
 	*row = (Row){
-		.raw = arena_copy(&batch->arena, message->data, message->n_bytes),
+		.raw = message->data ? arena_copy(&batch->arena, message->data, message->n_bytes) : NULL,
 		.raw_bytes = (uint32_t) message->n_bytes,
 		.key = message->key ? arena_copy(&batch->arena, message->key, message->n_key_bytes) : NULL,
 		.key_bytes = (uint32_t) message->n_key_bytes,

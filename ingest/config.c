@@ -41,6 +41,7 @@ static const char *const lost_policies[] = {"stop", "skip", NULL};
 static const char *const nan_policies[] = {"refuse", "null", "text", NULL};
 static const char *const unknown_policies[] = {"ignore", "jsonb", "add_column", "dead_letter", NULL};
 static const char *const booleans[] = {"false", "true", NULL};
+static const char *const log_formats[] = {"text", "json", NULL}; /* as LogFormat */
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 #define AT(member) offsetof(Config, member)
@@ -131,6 +132,10 @@ static const Option options[] = {
 	 "How long to try when the server refuses a batch for a reason that is not in the data (lock, full disk, "
 	 "missing "
 	 "table)."},
+	{"target.maintain", OPTION_DURATION, AT(maintain_ms), "1min", 0, INT64_C(31557600000), NULL,
+	 "How often partitions older than the retention of the table are dropped, and millrace.maintain() is "
+	 "called, "
+	 "if the role may.  0: never."},
 	{"target.lock_timeout", OPTION_DURATION, AT(lock_timeout_ms), "2s", 1, 3600000, NULL,
 	 "How long a change of the table may wait for its lock, with other sessions waiting behind it, before it "
 	 "is tried again later."},
@@ -152,6 +157,8 @@ static const Option options[] = {
 	 "and do not start before some are replayed or deleted.  0: no limit."},
 	{"log.level", OPTION_CHOICE, AT(log_level), "info", 0, 0, log_levels,
 	 "What is written to standard error."},
+	{"log.format", OPTION_CHOICE, AT(log_format), "text", 0, 0, log_formats,
+	 "How: a line of text, or a JSON object with time, level, stream and message."},
 	{"metrics.listen", OPTION_TEXT, AT(metrics_listen), NULL, 0, 0, NULL,
 	 "host:port, or :port for every address, where /metrics, /healthz and /readyz are served by HTTP.  "
 	 "Default: not served."},
@@ -174,8 +181,15 @@ static const char *const kafka_reserved[][2] = {
 
 /* Taken over by a stream that runs, when SIGHUP has the file read again.  All are numbers. */
 static const char *const reloaded[] = {
-	"log.level",		"batch.max_rows", "batch.max_bytes",   "batch.max_age", "batch.drain",
-	"target.reconnect", "target.retry",	  "target.max_future", "source.poll",
+	"batch.max_rows",	   "batch.max_bytes",
+	"batch.max_age",	   "batch.drain",
+	"dead_letters.limit",  "log.level",
+	"metrics.interval",	   "source.last_line_age",
+	"source.max_file_age", "source.max_files_per_batch",
+	"source.min_age",	   "source.poll",
+	"source.reconnect",	   "source.revoke_wait",
+	"target.lock_timeout", "target.max_future",
+	"target.reconnect",	   "target.retry",
 };
 
 /* One option as it was given; zeroed: it was not. */
@@ -203,7 +217,11 @@ report(Config *config, const char *origin, int line, const char *format, va_list
 	char text[1024];
 
 	vsnprintf(text, sizeof text, format, args);
-	if (line > 0)
+	if (log_format == LOG_JSON && line > 0)
+		log_line(LOG_ERROR, "%s:%d: %s", origin, line, text);
+	else if (log_format == LOG_JSON)
+		log_line(LOG_ERROR, "%s: %s", origin ? origin : config->file, text);
+	else if (line > 0)
 		fprintf(stderr, "%s:%d: %s\n", origin, line, text);
 	else
 		fprintf(stderr, "%s: %s\n", origin ? origin : config->file, text);
@@ -739,6 +757,8 @@ derive(Config *config)
 		config->csv_header = 1;
 	if (config->log_level < 0)
 		config->log_level = LOG_INFO;
+	if (config->log_format < 0)
+		config->log_format = LOG_TEXT;
 	if (config->max_rows == 0)
 		config->max_rows = config->type == SOURCE_KAFKA || config->type == SOURCE_STDIN ? 50000 : INT32_MAX;
 	if (config->type == SOURCE_KAFKA)

@@ -63,9 +63,7 @@ csv_field(Decoder *decoder, const char *data, size_t n_bytes, bool is_quoted)
 		!is_quoted && n_bytes == strlen(null) && memcmp(data, null, n_bytes) == 0 ? VALUE_NULL : VALUE_TEXT;
 }
 
-/*
- * The first quote or escape in at .. end, or NULL.
- */
+/* The first quote or escape in at .. end, or NULL. */
 static const char *
 csv_next_quote(const Decoder *decoder, const char *at, const char *end)
 {
@@ -391,6 +389,13 @@ csv_rest(Decoder *decoder)
 		(Value){(const char *) text, (uint32_t) n_bytes, VALUE_TEXT};
 }
 
+/* Kafka's null value means that the key is deleted. */
+static const char *
+empty_reason(const Message *message)
+{
+	return message->data == NULL ? "tombstone: no value" : "empty message";
+}
+
 /* Returns false, and does nothing, when the record spans several lines and has the wrong number of fields. */
 static bool
 csv_row(Decoder *decoder, const Message *message, bool may_split)
@@ -454,7 +459,7 @@ json_row(Decoder *decoder, const Message *message)
 		fault = reason;
 	}
 	else if (message->n_bytes == 0)
-		fault = "empty message";
+		fault = empty_reason(message);
 	else if (mapping->has_headers)
 		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
 	if (fault == NULL)
@@ -558,7 +563,7 @@ csv_message(Decoder *decoder, const Message *message)
 
 	buffer_room(&decoder->scratch, message->n_bytes);
 	if (message->n_bytes == 0)
-		transform_refuse(decoder->mapping, message, "empty message");
+		transform_refuse(decoder->mapping, message, empty_reason(message));
 	else if (csv_record(decoder, message->data, message->n_bytes, true, &used, &reason) == CSV_FAULT)
 		transform_refuse(decoder->mapping, message, reason);
 	else if (used < message->n_bytes)

@@ -71,9 +71,12 @@ struct JsonReader
 
 	/* Fields that no column takes: looked for only when somebody wants them. */
 	bool tracks, is_unknown;
-	Buffer name;	  /* of the outermost field being read */
-	size_t key_start; /* its first byte */
-	Buffer rest;	  /* members of $rest */
+	const char *name; /* of the outermost field being read: in the message, or in the copy */
+	size_t n_name_bytes;
+	size_t key_end; /* behind its closing quote */
+	bool is_name_escaped;
+	Buffer name_copy;
+	Buffer rest; /* members of $rest */
 	char unknown_reason[160];
 };
 
@@ -437,21 +440,29 @@ node_assign(JsonReader *json, const Node *node, Value text, Value raw)
 	return 1;
 }
 
-/* An outermost field is read to its end. */
-static void
-field_done(JsonReader *json, const char *type)
+/* A string without escapes stands in the message, one with them in yajl's buffer, which is used again for the next. */
+static bool
+is_in_text(const JsonReader *json, const char *data)
 {
-	if (!json->is_unknown)
-		return;
+	return data >= json->text && data < json->text + json->n_bytes;
+}
+
+/* An outermost field that no column takes is read to its end. */
+static void
+field_unknown(JsonReader *json, const char *type)
+{
+	const char *key_end = json->text + json->key_end;
+	const char *start = json->is_name_escaped ? string_start(json->text, key_end) : json->name - 1;
+
 	json->is_unknown = false;
 	if (json->mapping->rest_index >= 0)
 	{
-		size_t end = yajl_get_bytes_consumed(json->parser);
-
 		buffer_add(&json->rest, json->rest.n_bytes ? "," : "{", 1);
-		buffer_add(&json->rest, json->text + json->key_start, end - json->key_start);
+		buffer_add(&json->rest, start, (size_t) (json->text + yajl_get_bytes_consumed(json->parser) - start));
 	}
-	growth_field(json->growth, json->name.data, json->name.n_bytes, type, json->unknown_reason,
+	/* yajl has put question marks where no text can be: that is no name of a column. */
+	bool is_name = !json->is_name_escaped || escape_defect(start, (size_t) (key_end - start)) == NULL;
+	growth_field(json->growth, json->name, is_name ? json->n_name_bytes : 0, type, json->unknown_reason,
 				 sizeof json->unknown_reason);
 }
 
@@ -486,8 +497,8 @@ json_scalar(JsonReader *json, Value text, Value raw, const char *type)
 		return 1;
 	if (node == NULL)
 		mark_unknown(json);
-	if (json->depth == 1)
-		field_done(json, type);
+	if (json->is_unknown && json->depth == 1)
+		field_unknown(json, type);
 	return 1;
 }
 
@@ -523,9 +534,7 @@ on_string(void *context, const unsigned char *data, size_t n_bytes)
 	Value text = {(const char *) data, (uint32_t) n_bytes, VALUE_TEXT};
 	Value raw = {text.data - 1, (uint32_t) n_bytes + 2, VALUE_TEXT};
 
-	/* A string with escapes is in yajl's buffer, which is used again for the next. */
-	if (node != NULL && node->n_columns > 0 &&
-		(text.data < json->text || text.data >= json->text + json->n_bytes))
+	if (node != NULL && node->n_columns > 0 && !is_in_text(json, text.data))
 	{
 		const char *end = json->text + yajl_get_bytes_consumed(json->parser);
 
@@ -583,19 +592,19 @@ on_array_start(void *context)
 	return json_open_level(context, false);
 }
 
-/* The name of an outermost field and where it begins are kept until its value is read. */
+/* The name of an outermost field is kept until its value is read. */
 static void
 field_start(JsonReader *json, const char *name, size_t n_bytes)
 {
-	const char *end = json->text + yajl_get_bytes_consumed(json->parser);
-	const char *start = string_start(json->text, end);
-
-	json->key_start = (size_t) (start - json->text);
-	json->name.n_bytes = 0;
-	buffer_add(&json->name, name, n_bytes);
-	/* A name that no column can have: yajl has put question marks there. */
-	if (escape_defect(start, (size_t) (end - start)) != NULL)
-		json->name.n_bytes = 0;
+	json->key_end = yajl_get_bytes_consumed(json->parser);
+	json->name = name;
+	json->n_name_bytes = n_bytes;
+	json->is_name_escaped = !is_in_text(json, name);
+	if (!json->is_name_escaped)
+		return;
+	json->name_copy.n_bytes = 0;
+	buffer_add(&json->name_copy, name, n_bytes);
+	json->name = json->name_copy.data;
 }
 
 static int
@@ -640,8 +649,8 @@ on_end(void *context)
 		if (!node_assign(json, level->capture, value, value))
 			return 0;
 	}
-	if (json->tracks && json->depth == 1)
-		field_done(json, "jsonb");
+	if (json->is_unknown && json->depth == 1)
+		field_unknown(json, "jsonb");
 	return 1;
 }
 
@@ -853,7 +862,7 @@ decode_json_close(JsonReader *json)
 	node_free(json->header_root.child);
 	buffer_free(&json->scratch);
 	buffer_free(&json->standard);
-	buffer_free(&json->name);
+	buffer_free(&json->name_copy);
 	buffer_free(&json->rest);
 	free(json);
 }

@@ -48,7 +48,18 @@ typedef enum LogLevel
 	LOG_DEBUG
 } LogLevel;
 
-extern LogLevel log_level;
+typedef enum LogFormat
+{
+	LOG_TEXT,
+	LOG_JSON /* an object a line: time, level, stream, message */
+} LogFormat;
+
+/* Of the process. */
+extern _Atomic LogLevel log_level;
+extern _Atomic LogFormat log_format;
+extern bool log_names_streams; /* in text, too; set while one thread runs */
+/* What the calling thread logs from now on is about this stream; NULL: about the process.  The text is kept by the caller. */
+void log_stream(const char *stream);
 void log_line(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A line that is written over by the next one on a terminal. */
 void log_progress(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -214,13 +225,14 @@ typedef struct Config
 	int64_t json_nan;
 	char *connection, *table, *time_column, *timezone;
 	int64_t reconnect_ms, retry_ms, lock_timeout_ms;
+	int64_t maintain_ms;
 	int64_t on_unknown_field;
 	char *unknown_column; /* takes $rest; NULL: a [columns] line says which */
 	char *min_time;
 	int64_t max_future_ms;
 	int64_t min_time_us; /* parsed from min_time */
 	int64_t max_rows, max_bytes, max_age_ms, drain_ms;
-	int64_t log_level;
+	int64_t log_level, log_format;
 	bool log_level_given;
 	char *metrics_listen; /* host:port; NULL: off */
 	int64_t metrics_interval_ms;
@@ -287,7 +299,7 @@ typedef struct Metrics
 	_Atomic int64_t n_files, n_files_total;		/* of the directory: read, and there */
 	_Atomic int64_t open_rows;					/* in the batch that fills */
 	_Atomic int64_t stored_us;					/* wall clock of the last commit; 0: none */
-	_Atomic bool is_reading;					/* set up, and past the first poll of the source */
+	_Atomic bool is_reading;					/* set up */
 	_Atomic bool is_database_lost;				/* no connection, or the server refuses for now */
 	_Atomic bool is_broker_lost;				/* Kafka: no broker answers */
 	_Atomic bool is_paused;						/* Kafka: not read, because the database is slower */
@@ -332,6 +344,14 @@ void metrics_stop(void);
 ExitCode pipeline_run(Config *configs, int n_configs);
 ExitCode pipeline_check(Config *config);
 
+/* ---- maintain.c ---- */
+
+typedef struct Maintainer Maintainer;
+
+/* A thread that does sink_maintain() for each stream every target.maintain, over a connection that is open no longer. */
+Maintainer *maintainer_start(Config *configs, int n_configs);
+void maintainer_stop(Maintainer *maintainer);
+
 /* ---- batch.c ---- */
 
 /* What tells a file from another one of its name, and itself under another name; zeroed for everything else. */
@@ -373,7 +393,7 @@ bool position_is_touched(const Position *position);
 
 typedef struct Message
 {
-	const char *data, *key; /* key NULL: none */
+	const char *data, *key; /* NULL: none; without data it is a tombstone */
 	const char *headers;	/* one JSON object, valid UTF-8; NULL: none */
 	size_t n_bytes, n_key_bytes, n_header_bytes;
 	int32_t position;
@@ -461,6 +481,7 @@ typedef struct Table
 	bool may_lock;		   /* INSERT on the table, not only on some of its columns */
 	char *signature;	   /* of oid and columns */
 	char *time_column;	   /* NULL: none */
+	int64_t retention_us;  /* no partition is made for what is older; 0: none */
 	Column *columns;
 	int n_columns;
 } Table;
@@ -509,7 +530,9 @@ typedef struct CopyColumns
 
 typedef struct Sink Sink;
 
+/* With an error of the configuration the connection may be there all the same, for more to be checked. */
 ExitCode sink_open(Config *config, Sink **sink);
+bool sink_is_open(const Sink *sink);
 void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
@@ -603,13 +626,20 @@ SinkStatus sink_offsets(Sink *sink, OffsetCall call, void *context);
 SinkStatus
 sink_set_offset(Sink *sink, const char *topic, const char *partition, const char *next_offset, char **old);
 /* Blocks of fewer rows than this go together through the parent: a COPY of their own costs more than routing. */
-#define PARENT_BELOW_ROWS 200
+#define PARENT_BELOW_ROWS 1000
 
 /*
  * Writes the stream's metrics to millrace.ingest_metrics when the last time is metrics.interval ago, or for the last
  * time.  Between batches only.  A failure is logged; a connection that is lost is found by the next statement.
  */
 void sink_metrics(Sink *sink, bool is_last);
+
+/*
+ * What is to be done from time to time: millrace.maintain(), and dropping the partitions that are older than the table's
+ * retention; each if the role may, and if no other process is at it.  Takes as long as others hold locks; sink_cancel()
+ * ends it.  What goes wrong is logged, and done the next time.
+ */
+void sink_maintain(Sink *sink);
 
 /* ---- partition.c: on the writer's thread ---- */
 

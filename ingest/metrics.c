@@ -188,6 +188,10 @@ static const Family families[] = {
 	 FAMILY_NUMBER, AT(n_skipped)},
 	{"lag", "gauge", "Messages (for files: bytes) behind the stored position that wait to be stored.",
 	 FAMILY_LAG, 0},
+	{"reloads_total", "counter", "Times that the columns of the table were read anew.", FAMILY_NUMBER,
+	 AT(n_reloads)},
+	{"files_read", "gauge", "Files of the directory that have been read.", FAMILY_NUMBER, AT(n_files)},
+	{"files", "gauge", "Files of the directory.", FAMILY_NUMBER, AT(n_files_total)},
 	{"open_rows", "gauge", "Rows in the batch that fills.", FAMILY_NUMBER, AT(open_rows)},
 	{"last_commit_timestamp_seconds", "gauge", "When the last batch was committed; 0: none yet.",
 	 FAMILY_SECONDS, AT(stored_us)},
@@ -469,7 +473,13 @@ metrics_serve(Config *config)
 		(unsigned) CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned) REQUEST_SECONDS, MHD_OPTION_END);
 	freeaddrinfo(found);
 	if (server != NULL)
+	{
+		/* Port 0 stands for any that is free. */
+		const union MHD_DaemonInfo *about = MHD_get_daemon_info(server, MHD_DAEMON_INFO_BIND_PORT);
+
+		log_line(LOG_INFO, "/metrics, /healthz and /readyz are served on port %d", about ? about->port : 0);
 		return EXIT_DONE;
+	}
 	config_error_at(config, "metrics.listen", "cannot listen on \"%s\"", text);
 	return EXIT_USAGE;
 }

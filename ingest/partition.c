@@ -48,6 +48,12 @@ router_route(Router *router, Batch *batch, Row *row)
 			snprintf(reason, sizeof reason, "event time %s is before target.min_time", when);
 			row_kill(batch, row, "partition", "", reason);
 		}
+		else if (router->table->retention_us > 0 && row->time_us < clock_us() - router->table->retention_us)
+		{
+			time_format(row->time_us, when, sizeof when);
+			snprintf(reason, sizeof reason, "event time %s is older than the retention of the table", when);
+			row_kill(batch, row, "partition", "", reason);
+		}
 		else if (row->time_us > clock_us() + router->max_future_us)
 		{
 			time_format(row->time_us, when, sizeof when);
@@ -97,7 +103,10 @@ router_reload(Router *router, Batch *batch)
 		Row *row = &batch->rows[i];
 
 		/* A leaf that refuses its rows again and again is not what its range says: let PostgreSQL choose. */
-		row->leaf = row->n_moved > 1 ? LEAF_PARENT : router_find(router, row->time_us);
+		if (row->n_moved > 1)
+			row->leaf = LEAF_PARENT;
+		else if (row->dead == NULL && !row->is_dropped)
+			router_route(router, batch, row);
 	}
 	return status;
 }

@@ -68,9 +68,9 @@ prepare(Pipeline *pipeline, bool checks_broker)
 		code = first_of(code, kafka_source_check(config));
 	if (config->table == NULL || config->table[0] == '\0')
 		return code;
-	ExitCode opened = sink_open(config, &pipeline->sink);
-	if (opened != EXIT_DONE)
-		return first_of(code, opened);
+	code = first_of(code, sink_open(config, &pipeline->sink));
+	if (!sink_is_open(pipeline->sink))
+		return code;
 	ExitCode described = sink_describe(pipeline->sink, config, &pipeline->table);
 	code = first_of(code, described);
 	if (pipeline->table.columns == NULL)
@@ -81,13 +81,14 @@ prepare(Pipeline *pipeline, bool checks_broker)
 static bool
 shows_progress(const Config *config)
 {
-	return config->progress || isatty(STDERR_FILENO);
+	return config->log_format == LOG_TEXT && (config->progress || isatty(STDERR_FILENO));
 }
 
 /* With a progress line only warnings: it says as much as the batches' lines do. */
 static void
 set_log_level(const Config *config)
 {
+	log_format = (LogFormat) config->log_format;
 	log_level =
 		shows_progress(config) && !config->log_level_given ? LOG_WARNING : (LogLevel) config->log_level;
 }
@@ -158,8 +159,39 @@ take_stored(Pipeline *pipeline)
 static ExitCode add_columns(Pipeline *pipeline, const NewColumns *columns, bool *is_over);
 
 /*
+ * Once.  Errors of the table or of [columns] are told with file and line.  *is_over: the connection is lost, and it is no
+ * more tried.
+ */
+static ExitCode
+describe_again(Pipeline *pipeline, Sink *sink, Table *table, Mapping *mapping, bool *is_over)
+{
+	Config *config = pipeline->config;
+	Retry retry = {0};
+	ExitCode code, given_up;
+
+	while ((code = sink_describe(sink, config, table)) == EXIT_CONNECTION)
+	{
+		table_free(table);
+		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+			continue;
+		*is_over = true;
+		return given_up;
+	}
+	*mapping = (Mapping){.batch = &pipeline->batch};
+	if (code == EXIT_DONE)
+		code = mapping_build(mapping, config, table);
+	if (code == EXIT_DONE)
+		return EXIT_DONE;
+	mapping_free(mapping);
+	table_free(table);
+	config->n_errors = 0;
+	return code;
+}
+
+/*
  * The table's columns are read anew, and every row that is not stored is made again of its bytes.  The mapping points
- * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is.
+ * into the table; both keep their addresses, which writer and decoder know.  When something is wrong, all stays as it is;
+ * with a batch that is held it is tried again within target.retry: whoever makes the table anew may not be done.
  */
 static ExitCode
 reload(Pipeline *pipeline, bool *is_over)
@@ -167,30 +199,24 @@ reload(Pipeline *pipeline, bool *is_over)
 	Config *config = pipeline->config;
 	Sink *sink = writer_sink(pipeline->writer);
 	Batch *held = writer_held(pipeline->writer);
-	Mapping mapping = {.batch = &pipeline->batch};
+	Mapping mapping;
 	Table table = {0};
 	Retry retry = {0};
 	ExitCode code, given_up;
 
 	if (sink == NULL)
 		return EXIT_DONE; /* hear_writer() tells why */
-	while ((code = sink_describe(sink, config, &table)) == EXIT_CONNECTION)
+	while ((code = describe_again(pipeline, sink, &table, &mapping, is_over)) != EXIT_DONE && !*is_over)
 	{
-		table_free(&table);
-		if (sink_again(sink, &retry, SINK_LOST, &given_up))
+		if (held == NULL)
+			return code;
+		if (sink_again(sink, &retry, SINK_RETRY, &given_up))
 			continue;
-		*is_over = true;
-		return given_up;
+		*is_over = given_up == EXIT_DONE; /* a stop was asked for */
+		return *is_over ? EXIT_DONE : code;
 	}
-	if (code == EXIT_DONE)
-		code = mapping_build(&mapping, config, &table);
-	if (code != EXIT_DONE)
-	{
-		mapping_free(&mapping);
-		table_free(&table);
-		config->n_errors = 0;
+	if (*is_over)
 		return code;
-	}
 	mapping_free(&pipeline->mapping);
 	table_free(&pipeline->table);
 	pipeline->table = table;
@@ -370,8 +396,8 @@ drain(Pipeline *pipeline)
 	return code;
 }
 
-/* What was read and will not be stored by this process. */
-static void
+/* What was read and will not be stored by this process.  True when it cannot be read again. */
+static bool
 tell_lost(Pipeline *pipeline)
 {
 	const Batch *held = writer_held(pipeline->writer), *open = &pipeline->batch;
@@ -381,6 +407,7 @@ tell_lost(Pipeline *pipeline)
 		log_line(LOG_ERROR, "stopped before the last %d rows of standard input could be stored", n_rows);
 	else if (n_rows > 0)
 		log_line(LOG_INFO, "%d rows were read and not stored; they are read again next time", n_rows);
+	return n_rows > 0 && pipeline->config->type == SOURCE_STDIN;
 }
 
 static bool
@@ -411,11 +438,16 @@ turn(Pipeline *pipeline)
 			pipeline->at_end = status == SOURCE_END;
 			pipeline->must_give = status == SOURCE_FLUSH || status == SOURCE_END;
 		}
-		if (status == SOURCE_FAILED)
-			return code;
+		ExitCode failed = status == SOURCE_FAILED ? code : EXIT_DONE;
 		if ((code = hear_writer(pipeline, &is_over)) != EXIT_DONE || is_over ||
 			(code = add_columns(pipeline, decode_wants(pipeline->decoder), &is_over)) != EXIT_DONE || is_over)
 			return code;
+		if (failed != EXIT_DONE)
+		{
+			stop(); /* what was read before is stored, within batch.drain */
+			drain(pipeline);
+			return failed;
+		}
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
 		/* All rows of an open batch may have been dropped with their partitions. */
@@ -429,7 +461,6 @@ turn(Pipeline *pipeline)
 			pipeline->must_give = false;
 		}
 		sink_offer(pipeline->sink, &pipeline->batch);
-		pipeline->config->metrics->is_reading = true;
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
@@ -505,13 +536,15 @@ static void *
 read_stream(void *argument)
 {
 	Pipeline *pipeline = argument;
-	const Metrics *metrics = pipeline->config->metrics;
+	Metrics *metrics = pipeline->config->metrics;
 	int64_t started_us = monotonic_us();
 
 	pthread_setname_np(pthread_self(), "reader");
+	log_stream(pipeline->config->name);
 	ExitCode code = build(pipeline);
 	bool is_built = code == EXIT_DONE, shows = pipeline->config->n_shown > 0;
 
+	metrics->is_reading = is_built;
 	if (is_built && shows)
 		code = show(pipeline);
 	else if (is_built)
@@ -522,7 +555,8 @@ read_stream(void *argument)
 		writer_sink(pipeline->writer); /* a batch that it has is finished, whatever ended the reader */
 		take_stored(pipeline);
 		look_around(pipeline);
-		tell_lost(pipeline);
+		if (tell_lost(pipeline) && code == EXIT_DONE)
+			code = EXIT_REFUSED;
 	}
 	letter_source_close(pipeline->letters);
 	kafka_source_close(pipeline->kafka);
@@ -626,7 +660,7 @@ watch(Pipeline *streams, int n_streams)
 {
 	int64_t started_us = monotonic_us(), shown_us = started_us, drained_us = 0, drain_ms = 0;
 	int64_t pause_ms = isatty(STDERR_FILENO) ? PROGRESS_MS : 1000;
-	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0, is_cancelled = false;
+	bool shows = shows_progress(streams[0].config) && streams[0].config->n_shown == 0;
 	ExitCode code = EXIT_DONE;
 
 	while (join_ended(streams, n_streams, &code) > 0)
@@ -641,9 +675,9 @@ watch(Pipeline *streams, int n_streams)
 			drained_us = now_us + drain_ms * 1000;
 			signals_end_within(drain_ms + GRACE_MS);
 		}
-		if (drained_us > 0 && now_us >= drained_us && !is_cancelled)
+		if (drained_us > 0 && now_us >= drained_us)
 		{
-			is_cancelled = true;
+			/* At each turn: between two statements there is nothing to cancel, and the next one may wait again. */
 			stop_now();
 			for (int i = 0; i < n_streams; i++)
 				if (!streams[i].is_done)
@@ -679,6 +713,7 @@ pipeline_run(Config *configs, int n_configs)
 
 	signals_take_reload();
 	set_log_level(&configs[0]);
+	log_names_streams = n_configs > 1;
 	for (int i = 0; i < n_configs; i++)
 		metrics_publish(configs[i].metrics);
 	ExitCode code = metrics_serve(&configs[0]);
@@ -695,7 +730,9 @@ pipeline_run(Config *configs, int n_configs)
 	{
 		for (int i = 0; i < n_configs; i++)
 			start(&streams[i]);
+		Maintainer *maintainer = maintainer_start(configs, n_configs);
 		code = watch(streams, n_configs);
+		maintainer_stop(maintainer);
 	}
 	for (int i = 0; i < n_configs; i++)
 		release(&streams[i]);

@@ -169,7 +169,10 @@ static const char our_session[] =
 	" ('client_connection_check_interval', '10s'), ('idle_in_transaction_session_timeout', '1min'))"
 	" v(name, value) JOIN pg_catalog.pg_settings s USING (name) WHERE s.source = 'default'";
 
-/* True when connected and set up; otherwise the reason is logged and the connection closed. */
+/*
+ * True when connected and set up, but perhaps for the time zone; otherwise the reason is logged and the connection
+ * closed.
+ */
 static bool
 sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 {
@@ -213,7 +216,7 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	*is_zone_wrong = sqlstate != NULL && strcmp(sqlstate, "22023") == 0;
 	PQclear(result);
-	if (is_set)
+	if (is_set || *is_zone_wrong)
 	{
 		PQclear(PQexec(sink->connection, our_session));
 		if (sink->config->n_shown > 0)
@@ -227,20 +230,19 @@ failed:
 	return false;
 }
 
-/* A parse error of libpq may quote the string, and with it the password: then only the fact is told. */
+/* Most parse errors of libpq quote the string, and with it perhaps the password: then only the fact is told. */
 static bool
 connection_is_valid(Config *config)
 {
 	char *error = NULL;
 	bool is_pair = strchr(config->connection, '=') != NULL || strstr(config->connection, "://") != NULL;
 	PQconninfoOption *parsed = is_pair ? PQconninfoParse(config->connection, &error) : NULL;
-	bool may_hold_secret =
-		strstr(config->connection, "pass") != NULL || strchr(config->connection, '@') != NULL;
+	static const char harmless[] = "invalid connection option";
+	bool is_told = error != NULL && strncmp(error, harmless, sizeof harmless - 1) == 0;
 
 	if (is_pair && parsed == NULL)
 		config_error_at(config, "target.connection", "\"connection\" is not a libpq connection string%s%s",
-						may_hold_secret || error == NULL ? "" : ": ",
-						may_hold_secret || error == NULL ? "" : error);
+						is_told ? ": " : "", is_told ? error : "");
 	bool is_valid = !is_pair || parsed != NULL;
 	for (const PQconninfoOption *option = parsed; option != NULL && option->keyword != NULL; option++)
 		if (strncmp(option->keyword, "host", 4) == 0 && option->val != NULL && strchr(option->val, '@'))
@@ -268,12 +270,18 @@ sink_open(Config *config, Sink **sink)
 	(*sink)->most_rows = INT_MAX;
 	pthread_mutex_init(&(*sink)->cancel_lock, NULL);
 	pthread_mutex_init(&(*sink)->offer_lock, NULL);
-	if (sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
-		return EXIT_DONE;
-	if (!is_zone_wrong)
+	if (!sink_connect(*sink, LOG_ERROR, &is_zone_wrong))
 		return EXIT_CONNECTION;
+	if (!is_zone_wrong)
+		return EXIT_DONE;
 	config_error_at(config, "target.timezone", "the server knows no time zone \"%s\"", config->timezone);
 	return EXIT_USAGE;
+}
+
+bool
+sink_is_open(const Sink *sink)
+{
+	return sink != NULL && sink->connection != NULL;
 }
 
 void
@@ -598,10 +606,11 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 {
 	const char *params[] = {oid};
 	PGresult *result;
-	SinkStatus status =
-		run(sink,
-			"SELECT time_column, partition_interval IS NOT NULL FROM millrace.sources WHERE source = $1::oid",
-			1, params, &result);
+	SinkStatus status = run(sink,
+							"SELECT time_column, partition_interval IS NOT NULL,"
+							" coalesce(extract(epoch FROM now() - (now() - retention)) * 1000000, 0)::bigint"
+							" FROM millrace.sources WHERE source = $1::oid",
+							1, params, &result);
 
 	if (status != SINK_OK)
 		return status;
@@ -612,6 +621,7 @@ read_source(Sink *sink, Config *config, Table *table, const char *oid, bool is_p
 	/* The leaves' ranges are of the registered column; a table with another time column is routed by PostgreSQL. */
 	table->is_routed = is_partitioned && registered != NULL && strcmp(registered, chosen) == 0;
 	table->makes_partitions = table->is_routed && PQgetvalue(result, 0, 1)[0] == 't';
+	table->retention_us = table->is_routed ? strtoll(PQgetvalue(result, 0, 2), NULL, 10) : 0;
 	PQclear(result);
 	for (int i = 0; chosen != NULL && i < table->n_columns; i++)
 		if (strcmp(table->columns[i].name, table->time_column) == 0)
@@ -2718,6 +2728,183 @@ sink_metrics(Sink *sink, bool is_last)
 		buffer_free(&arrays[i]);
 }
 
+/* ---- maintenance ---- */
+
+static void
+on_maintenance_notice(void *context, const PGresult *result)
+{
+	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	(void) context;
+	log_line(severity && strcmp(severity, "WARNING") == 0 ? LOG_WARNING : LOG_DEBUG, "server: %s",
+			 PQresultErrorMessage(result));
+}
+
+/* True when this process is the only one that does it from now on, until the connection ends. */
+static bool
+may_begin(Sink *sink, const char *what)
+{
+	const char *params[] = {what};
+	PGresult *result;
+
+	if (run(sink, "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))", 1, params,
+			&result) != SINK_OK)
+		return false;
+	bool is_first = PQgetvalue(result, 0, 0)[0] == 't';
+	PQclear(result);
+	return is_first;
+}
+
+/* One statement about a partition: verb, its name, rest.  Locks are waited for no longer than lock_timeout. */
+static SinkStatus
+about_partition(Sink *sink, const char *lock_timeout, const char *verb, const char *partition,
+				const char *rest)
+{
+	const char *params[] = {lock_timeout};
+	SinkStatus status = run(sink, "SELECT pg_catalog.set_config('lock_timeout', $1, false)", 1, params, NULL);
+
+	if (status != SINK_OK)
+		return status;
+	char *sql = mem_printf("%s %s %s", verb, partition, rest);
+	status = run(sink, sql, 0, NULL, NULL);
+	free(sql);
+	return status;
+}
+
+#define SHORT_WAIT "2s" /* for a lock that keeps others waiting behind it */
+#define LONG_WAIT "0"	/* for one that does not */
+
+/* Detached partitions are dropped, also those of a run that was interrupted: they are known by their comment. */
+static SinkStatus
+drop_detached(Sink *sink, const char *detach, const char *mark)
+{
+	const char *params[] = {mark};
+	PGresult *result;
+	SinkStatus status =
+		run(sink,
+			"SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relispartition"
+			" FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid"
+			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid"
+			" WHERE d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
+			" AND d.description = $1 AND (NOT c.relispartition OR i.inhdetachpending)"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE')",
+			1, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status != SINK_LOST; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+
+		status = PQgetvalue(result, i, 1)[0] == 't'
+			? about_partition(sink, LONG_WAIT, detach, partition, "FINALIZE")
+			: SINK_OK;
+		if (status == SINK_OK)
+			status = about_partition(sink, SHORT_WAIT, "DROP TABLE", partition, "");
+		if (status != SINK_OK)
+			continue;
+		sink->config->metrics->n_expired++;
+		log_line(LOG_INFO, "partition %s is older than the retention of its table: dropped", partition);
+	}
+	PQclear(result);
+	return status;
+}
+
+static SinkStatus
+detach_expired(Sink *sink, const char *oid, const char *detach, const char *mark)
+{
+	const char *params[] = {oid, mark};
+	PGresult *result;
+	SinkStatus status = run(sink,
+							"SELECT partition, pg_catalog.quote_literal($2)"
+							" FROM millrace.expired_partitions($1::oid::pg_catalog.regclass)",
+							2, params, &result);
+
+	if (status != SINK_OK)
+		return status;
+	for (int i = 0; i < PQntuples(result) && status == SINK_OK; i++)
+	{
+		const char *partition = PQgetvalue(result, i, 0);
+		char *comment = mem_printf("IS %s", PQgetvalue(result, i, 1));
+
+		/* Before it is detached: who finds it later knows what it is. */
+		status = about_partition(sink, SHORT_WAIT, "COMMENT ON TABLE", partition, comment);
+		free(comment);
+		if (status == SINK_OK)
+			status = about_partition(sink, LONG_WAIT, detach, partition, "CONCURRENTLY");
+	}
+	PQclear(result);
+	return status;
+}
+
+/* A table with a default partition: nothing can be detached concurrently. */
+static void
+drop_expired(Sink *sink, const char *oid)
+{
+	const char *params[] = {oid};
+	PGresult *result;
+
+	if (run(sink, "SELECT millrace.drop_expired_partitions($1::oid::pg_catalog.regclass)", 1, params,
+			&result) != SINK_OK)
+		return;
+	int64_t n_dropped = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+	PQclear(result);
+	sink->config->metrics->n_expired += n_dropped;
+	if (n_dropped > 0)
+		log_line(LOG_INFO, "%" PRId64 " partitions are older than the retention of their table: dropped",
+				 n_dropped);
+}
+
+static void
+apply_retention(Sink *sink, const char *oid, const char *table, bool has_default)
+{
+	char *lock = mem_printf("millrace retention of %s", oid);
+	char *detach = mem_printf("ALTER TABLE %s DETACH PARTITION", table);
+	char *mark = mem_printf("Expired partition of %s, which millrace is about to drop", table);
+
+	if (!may_begin(sink, lock))
+		goto done;
+	if (drop_detached(sink, detach, mark) == SINK_LOST)
+		goto done;
+	if (has_default)
+		drop_expired(sink, oid);
+	else if (detach_expired(sink, oid, detach, mark) != SINK_LOST)
+		drop_detached(sink, detach, mark);
+done:
+	free(lock);
+	free(detach);
+	free(mark);
+}
+
+void
+sink_maintain(Sink *sink)
+{
+	const char *params[] = {sink->config->table};
+	PGresult *result;
+
+	PQsetNoticeReceiver(sink->connection, on_maintenance_notice, NULL);
+	if (run(sink,
+			"SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname),"
+			" pg_catalog.has_function_privilege('millrace.maintain(text)', 'EXECUTE'),"
+			" s.retention IS NOT NULL AND p.partrelid IS NOT NULL"
+			" AND pg_catalog.pg_has_role(c.relowner, 'USAGE'), p.partdefid <> 0"
+			" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" LEFT JOIN millrace.sources s ON s.source = c.oid"
+			" LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid"
+			" WHERE c.oid = pg_catalog.to_regclass($1)",
+			1, params, &result) != SINK_OK)
+		return;
+	/* Streams first: what is marked to be computed again is, while its rows are there. */
+	bool is_known = PQntuples(result) == 1, is_lost = false;
+	if (is_known && PQgetvalue(result, 0, 2)[0] == 't' && may_begin(sink, "millrace maintenance"))
+		is_lost = run(sink, "CALL millrace.maintain()", 0, NULL, NULL) == SINK_LOST;
+	if (is_known && !is_lost && PQgetvalue(result, 0, 3)[0] == 't')
+		apply_retention(sink, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 1),
+						PQgetvalue(result, 0, 4)[0] == 't');
+	PQclear(result);
+}
+
 /* ---- trying again ---- */
 
 /* Waits a little longer each time, up to a limit; a random part keeps many ingesters apart. */
@@ -2763,7 +2950,7 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		is_over = stop_requested();
 		if (is_over)
 			*exit_code = EXIT_DONE;
-		else if (sink_connect(sink, LOG_WARNING, &is_zone_wrong))
+		else if (sink_connect(sink, LOG_WARNING, &is_zone_wrong) && !is_zone_wrong)
 		{
 			end_old_session(sink, old);
 			sink->config->metrics->n_reconnects++;

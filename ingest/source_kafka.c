@@ -834,7 +834,7 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 	if (!is_assigned(source, partition) || message->offset < position_of(source, partition)->next)
 		return;
 	Message event = {
-		.data = message->payload ? message->payload : "",
+		.data = message->payload,
 		.n_bytes = message->payload ? message->len : 0,
 		.key = message->key,
 		.n_key_bytes = message->key ? message->key_len : 0,

@@ -12,18 +12,61 @@
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
+#include <yajl/yajl_gen.h>
 
 /* ---- log ---- */
 
-LogLevel log_level = LOG_INFO;
-static bool progress_is_open; /* the cursor stands behind a progress line; under the lock of stderr */
+_Atomic LogLevel log_level = LOG_INFO;
+_Atomic LogFormat log_format = LOG_TEXT;
+bool log_names_streams;
+static _Thread_local const char *log_about;
+static atomic_bool progress_is_open; /* the cursor stands behind a progress line */
+
+void
+log_stream(const char *stream)
+{
+	log_about = stream;
+}
+
+/* One record is one line of valid UTF-8, whatever a server or library puts into its message. */
+static void
+clean(char *text)
+{
+	size_t n_bytes = strlen(text), at;
+
+	while (n_bytes > 0 && strchr("\n\r ", text[n_bytes - 1]))
+		text[--n_bytes] = '\0';
+	for (char *c = text; *c; c++)
+		if (*c == '\n' || *c == '\r')
+			*c = ' ';
+	while (text_defect(text, n_bytes, &at) != NULL)
+		text[at] = '?';
+}
+
+static void
+print_json(const char *when, const char *level, const char *text)
+{
+	const char *pairs[][2] = {{"time", when}, {"level", level}, {"stream", log_about}, {"message", text}};
+	yajl_gen json = yajl_gen_alloc(NULL);
+	const unsigned char *line;
+	size_t n_bytes;
+
+	yajl_gen_map_open(json);
+	for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+		for (int k = 0; k < 2 && pairs[i][1] != NULL; k++)
+			yajl_gen_string(json, (const unsigned char *) pairs[i][k], strlen(pairs[i][k]));
+	yajl_gen_map_close(json);
+	yajl_gen_get_buf(json, &line, &n_bytes);
+	fprintf(stderr, "%.*s\n", (int) n_bytes, (const char *) line);
+	yajl_gen_free(json);
+}
 
 void
 log_line(LogLevel level, const char *format, ...)
 {
 	static const char *const names[] = {"error", "warning", "info", "debug"};
 	char text[4096];
-	char when[40];
+	char seconds[32], when[48];
 	struct timespec now;
 	struct tm parts;
 	va_list args;
@@ -33,19 +76,20 @@ log_line(LogLevel level, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(text, sizeof text, format, args);
 	va_end(args);
-	/* One record is one line, whatever a server or library puts into its message. */
-	size_t end = strlen(text);
-	while (end > 0 && (text[end - 1] == '\n' || text[end - 1] == '\r' || text[end - 1] == ' '))
-		text[--end] = '\0';
-	for (char *c = text; *c; c++)
-		if (*c == '\n' || *c == '\r')
-			*c = ' ';
+	clean(text);
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &parts);
-	strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &parts);
+	strftime(seconds, sizeof seconds, "%Y-%m-%dT%H:%M:%S", &parts);
+	snprintf(when, sizeof when, "%s.%03ldZ", seconds, now.tv_nsec / 1000000);
 	flockfile(stderr);
-	fprintf(stderr, "%s%s.%03ldZ %s %s\n", progress_is_open ? "\r\033[K" : "", when, now.tv_nsec / 1000000,
-			names[level], text);
+	if (progress_is_open)
+		fputs("\r\033[K", stderr);
+	if (log_format == LOG_JSON)
+		print_json(when, names[level], text);
+	else if (log_names_streams && log_about != NULL)
+		fprintf(stderr, "%s %s [%s] %s\n", when, names[level], log_about, text);
+	else
+		fprintf(stderr, "%s %s %s\n", when, names[level], text);
 	progress_is_open = false;
 	funlockfile(stderr);
 }
@@ -625,8 +669,11 @@ time_format(int64_t time_us, char *out, size_t out_bytes)
 	at = put_digits(at, rest / 1000000 % 60, 2);
 	*at++ = '.';
 	at = put_digits(at, rest % 1000000, 6);
-	memcpy(at, year > 0 ? "+00" : "+00 BC", year > 0 ? 4 : 7);
-	snprintf(out, out_bytes, "%s", text);
+	memcpy(at, "+00 BC", 6);
+	at += year > 0 ? 3 : 6;
+	size_t n_bytes = (size_t) (at - text) < out_bytes ? (size_t) (at - text) : out_bytes - 1;
+	memcpy(out, text, n_bytes);
+	out[n_bytes] = '\0';
 }
 
 /* Reads n digits at *at into *value; false when there are fewer. */

@@ -47,7 +47,7 @@ look_for_change(Writer *writer, SinkStatus status)
 {
 	bool has_changed = false;
 
-	if (status != SINK_RETRY && status != SINK_MOVED && status != SINK_DENIED)
+	if (status != SINK_RETRY && status != SINK_MOVED && status != SINK_DENIED && status != SINK_BROKEN)
 		return status;
 	SinkStatus asked = sink_has_changed(writer->sink, writer->router.table, &has_changed);
 
@@ -110,6 +110,7 @@ work(void *argument)
 
 	pthread_setname_np(pthread_self(), "writer");
 	stop_after_drain();
+	log_stream(writer->config->name);
 	pthread_mutex_lock(&writer->lock);
 	for (;;)
 	{

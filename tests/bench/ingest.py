@@ -84,9 +84,16 @@ def threads_of(pid):
     return seconds
 
 
+def backends_cpu():
+    """CPU seconds of all backends that have ended."""
+    pid = Path(sql("SHOW data_directory"), "postmaster.pid").read_text().split()[0]
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
 def watched(*command):
-    """Runs a command; returns its wall-clock seconds, CPU seconds, resident bytes at most, and CPU seconds by thread."""
-    threads = {}
+    """Runs a command; returns its wall-clock seconds, CPU seconds, resident bytes at most, CPU seconds by thread, and those of its backends."""
+    threads, before = {}, backends_cpu()
     start = time.monotonic()
     with open(os.devnull, "w") as null:
         process = subprocess.Popen(command, stdout=null, stderr=subprocess.PIPE, text=True)
@@ -107,7 +114,7 @@ def watched(*command):
     by_name = {}
     for name, seconds in threads.values():
         by_name[name] = by_name.get(name, 0) + seconds
-    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, by_name
+    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, by_name, backends_cpu() - before
 
 
 def fetch_connect():
@@ -204,7 +211,9 @@ def case_ingest(work):
         figures = {kind: rounds[1:] for kind, rounds in figures.items()}
         median = lambda kind, i: statistics.median(figure[i] for figure in figures[kind])
         for kind, what, target in (("plain", "Kafka", ">= 0.8"), ("derived", "Kafka, with pipe and aggregate", ">= 0.4")):
-            report("ingest", f"{what} / psql copy", f"rows/s, {n_bytes:.0f} bytes each", ROWS / median(kind, 0), ROWS / median("copy", 0), target,
+            # The CPU ratio is of rows per CPU second of client and backend together.
+            rates = lambda kind: (ROWS / median(kind, 0), ROWS / statistics.median(figure[1] + figure[4] for figure in figures[kind]))
+            report("ingest", f"{what} / psql copy", f"rows/s, {n_bytes:.0f} bytes each", rates(kind), rates("copy"), target,
                    [b[0] / a[0] for a, b in zip(figures[kind], figures["copy"])])
         report("ingest", "CPU of the ingester", "us a message", median("plain", 1) * 1e6 / ROWS, 3, "<= 1")
         of = {thread: statistics.median(figure[3].get(thread, 0) for figure in figures["plain"]) * 1e6 / ROWS for thread in ("rdk", "reader", "writer", "millrace")}
@@ -216,12 +225,12 @@ def case_ingest(work):
         report("ingest", "resident memory at most", "MiB", max(figure[2] for kind in ("plain", "derived") for figure in figures[kind]) / 2**20, 256, "<= 1")
         try:
             n = ROWS // 2
-            rates = [connect_rate(work, brokers, n) for _ in range(min(ROUNDS, 2))]
+            peers = [connect_rate(work, brokers, n) for _ in range(min(ROUNDS, 2))]
         except (RuntimeError, subprocess.CalledProcessError) as error:
             print(f"# the JDBC sink cannot be run: {getattr(error, 'stderr', None) or error}", flush=True)
             report("ingest", "not met: no JDBC sink", "", float("nan"), float("nan"), ">= 5")
             return
-        rate, cpu = (max(column) for column in zip(*rates))
+        rate, cpu = (max(column) for column in zip(*peers))
         report("ingest", "Kafka / JDBC sink, two tasks, rewritten inserts of 5,000", "rows/s", ROWS / median("plain", 0), rate, ">= 5",
                [ROWS / figure[0] / rate for figure in figures["plain"]])
         report("ingest", "CPU of the ingester / of the JDBC sink", "us a message", median("plain", 1) * 1e6 / ROWS, cpu * 1e6)

@@ -74,12 +74,21 @@ __wrap_arena_free(Arena *arena)
 }
 
 void __wrap_log_line(LogLevel level, const char *format, ...);
+void __wrap_config_error_pair(Config *config, const Pair *pair, const char *format, ...);
 
 void
 __wrap_log_line(LogLevel level, const char *format, ...)
 {
 	(void) level;
 	(void) format;
+}
+
+void
+__wrap_config_error_pair(Config *config, const Pair *pair, const char *format, ...)
+{
+	(void) pair;
+	(void) format;
+	config->n_errors++;
 }
 
 /* ---- a table with a column of each kind ---- */

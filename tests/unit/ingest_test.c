@@ -769,7 +769,8 @@ test_nearest(void **state)
 static char *
 load(const char *text, Config *config, int n_flags, char **flags)
 {
-	char path[] = "/tmp/ingest_test.XXXXXX";
+	static char path[32]; /* the configuration keeps it as the place of its settings */
+	snprintf(path, sizeof path, "/tmp/ingest_test.XXXXXX");
 	int file = mkstemp(path), saved = dup(STDERR_FILENO), pipe_ends[2];
 	static char errors[8192];
 
@@ -862,6 +863,75 @@ test_config_precedence(void **state)
 	config_free(&config);
 }
 
+/* What SIGHUP takes over, and what two files of one process cannot have both. */
+static void
+test_config_again(void **state)
+{
+	const char *first = "[source]\ntype = stdin\n[target]\ntable = t\nretry = 1s\n[batch]\nmax_rows = 5\n";
+	const char *second = "[source]\ntype = stdin\n[target]\ntable = u\nretry = 9s\n[batch]\nmax_rows = "
+						 "7\n[log]\nlevel = debug\n";
+	Config config = {0}, fresh = {0};
+	LogLevel level = log_level;
+
+	(void) state;
+	assert_string_equal(load(first, &config, 0, NULL), "");
+	assert_string_equal(load(second, &fresh, 0, NULL), "");
+	log_level = LOG_ERROR;
+	config_apply(&config, &fresh);
+	log_level = level;
+	assert_int_equal(config.max_rows, 7);
+	assert_int_equal(config.retry_ms, 9000);
+	assert_string_equal(config.table, "t");
+	config_agree(&fresh, &config);
+	assert_int_equal(fresh.n_errors, 1); /* log.level was taken over, too: only standard input is left */
+	config_free(&config);
+	config_free(&fresh);
+}
+
+/* The open batch goes on where the sealed one ends, at the same places, and neither frees what is the other's. */
+static void
+test_seal(void **state)
+{
+	Batch open = {.max_rows = 10, .max_bytes = 1 << 20, .number = 4}, sealed = {0};
+
+	(void) state;
+	for (int round = 0; round < 3; round++)
+	{
+		Message message = {.data = "abc", .n_bytes = 3, .offset = 7 + round, .timestamp_us = NO_TIME};
+		int touched = position_find(&open.positions, "t", 1), other = position_find(&open.positions, "t", 2);
+
+		assert_int_equal(touched, 0);
+		assert_int_equal(other, 1);
+		Position *position = &open.positions.list[touched];
+		if (round == 0)
+		{
+			position->is_assigned = position->is_new = true;
+			position->stored = 7;
+			position->csv_header = mem_string("a,b");
+			open.positions.list[other].is_assigned = open.positions.list[other].is_new = true;
+		}
+		position->next = 8 + round;
+		batch_add(&open, &message);
+		batch_seal(&open, &sealed);
+		assert_int_equal(sealed.n_rows, 1);
+		assert_int_equal(sealed.rows[0].offset, 7 + round);
+		assert_memory_equal(sealed.rows[0].raw, "abc", 3);
+		assert_int_equal(sealed.positions.list[0].stored, 7 + round);
+		assert_int_equal(sealed.positions.list[0].next, 8 + round);
+		assert_int_equal(sealed.positions.list[0].is_new, round == 0);
+		assert_int_equal(open.n_rows, 0);
+		assert_int_equal(open.max_rows, 10);
+		assert_int_equal(open.number, 4);
+		assert_int_equal(open.positions.list[0].stored, 8 + round);
+		assert_false(open.positions.list[0].is_new);
+		assert_string_equal(open.positions.list[0].csv_header, "a,b");
+		assert_true(open.positions.list[1].is_new); /* nothing of it is in the sealed one */
+		batch_reset(&sealed);
+	}
+	batch_free(&open);
+	batch_free(&sealed);
+}
+
 int
 main(void)
 {
@@ -895,6 +965,8 @@ main(void)
 		cmocka_unit_test(test_config_errors),
 		cmocka_unit_test(test_config_precedence),
 		cmocka_unit_test(test_dead_letter_is_final),
+		cmocka_unit_test(test_config_again),
+		cmocka_unit_test(test_seal),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -192,6 +192,12 @@ value 'ALTER TABLE events RENAME name TO label'
 sent 8001 8100
 until_true answers 'SELECT count(*) FROM events WHERE id > 8000 AND label IS NULL' 100
 ok $? "a column is renamed: it is filled by its new name only"
+value 'ALTER TABLE events RENAME kafka_offset TO place'
+sent 8201 8300
+until_true says 'has no column "kafka_offset" that can be written'
+value 'ALTER TABLE events RENAME place TO kafka_offset'
+until_true answers 'SELECT count(*) FROM events WHERE id > 8200 AND kafka_offset IS NOT NULL' 100
+ok $? "a column that [columns] names is away for a while: the batch waits for it"
 psql -qX -c 'BEGIN; DROP TABLE events; CREATE TABLE events (id bigint, event_time timestamptz NOT NULL DEFAULT now(), name json,
 	kafka_partition int, kafka_offset bigint) PARTITION BY RANGE (event_time)' \
 	-c "SELECT millrace.create_source('events', 'event_time')" -c COMMIT >/dev/null
@@ -201,7 +207,7 @@ ok $? "a table of the same name with other types, partitioned"
 is "$(value 'SELECT count(*) FROM millrace.dead_letters')" 0 "none of it makes a dead letter"
 ends TERM
 is $? 0 "SIGTERM"
-is "$(grep -c 'its columns were read anew' "$work/log")" 4 "four times the columns were read anew"
+like "$(grep -c 'its columns were read anew' "$work/log")" '^[45]$' "as often the columns were read anew"
 
 # ---- a database that is gone, and a long backlog ----
 

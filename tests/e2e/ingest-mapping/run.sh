@@ -243,6 +243,25 @@ GRANT INSERT ON t TO guest;
 SQL
 fails 5 "role guest cannot add columns to public.t" "add_column without the right to" --target.on_unknown_field=add_column --target.connection=user=guest
 
+# Several ingesters at once, into partitions that a stream looks at.
+sql <<'SQL'
+DROP TABLE t;
+CREATE TABLE t (id int, at timestamptz) PARTITION BY RANGE (at);
+SELECT millrace.create_source('t', 'at');
+SELECT millrace.create_continuous_aggregate('per_day', $$
+	SELECT millrace.tumble(at, '1 day') AS window_start, count(*) AS n FROM t GROUP BY 1$$);
+SQL
+for i in 1 2 3 4; do
+	for j in {1..50}; do
+		echo "{\"id\": $i$j, \"at\": \"2024-01-0$((j % 5 + 1))\", \"x$((j / 10))\": $j, \"own$i\": [$j]}"
+	done | "$millrace" run "$work/in.ini" --once --source.format=json --source.name="s$i" --target.on_unknown_field=add_column --batch.max_rows=7 >"$work/log$i" 2>&1 &
+done
+wait $(jobs -p)
+is "$(value "SELECT count(*), count(x0) + count(x1) + count(x2) + count(x3) + count(x4) + count(x5), count(own1), count(own2), count(own3), count(own4) FROM t") $(n_letters)" \
+	"200|200|50|50|50|50 0" "four ingesters add columns at once: nothing is lost"
+is "$(value "SELECT sum(n), (SELECT count(*) FROM t) FROM per_day")" "200|200" "and the stream has counted every row once"
+value "DROP TABLE t CASCADE" 2>/dev/null
+
 # A lock that is held for a while only delays it.
 table "id int"
 psql -qX -c 'BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; SELECT pg_sleep(1); COMMIT' >/dev/null &
@@ -252,6 +271,22 @@ run json --target.on_unknown_field=add_column --target.lock_timeout=100ms --targ
 is "$? $(rows)" "0 1|x" "a column is added when the lock is free"
 like "$(cat "$work/log")" "lock timeout" "after trying in vain"
 wait $holder
+
+# A column that is dropped while the ingester runs: rows that were decoded for it get it back.
+table "id int, x text"
+mkfifo "$work/fifo"
+"$millrace" run "$work/in.ini" --source.format=json --target.on_unknown_field=add_column --batch.max_age=50ms <"$work/fifo" >"$work/log" 2>&1 &
+runs=$!
+exec 7>"$work/fifo"
+echo '{"id": 1, "x": "a"}' >&7
+until_true answers "SELECT count(x) FROM t" 1
+value "ALTER TABLE t DROP COLUMN x"
+echo '{"id": 2, "x": "b"}' >&7
+until_true answers "SELECT count(*) FROM t" 2
+exec 7>&-
+wait $runs
+is "$? $(value "SELECT id, x FROM t ORDER BY 1") $(n_letters)" '0 1|
+2|b 0' "a column that is dropped under way is added again for the rows that want it"
 
 # ---- what comes with a message ----
 
@@ -367,7 +402,8 @@ is "$(value "SELECT \"offset\", stage, sqlstate, reason FROM millrace.dead_lette
 36|store|22008|date/time field value out of range: "0000-00-00"
 39|partition||event time 1500-01-01 00:00:00.000000+00 is before target.min_time
 40|decode||empty message
-41|decode||empty message' "what is not"
+41|decode||tombstone: no value' "what is not"
+is "$(value 'SELECT "offset", key FROM millrace.dead_letters WHERE payload IS NULL')" '41|\x746f6d6273746f6e65' "a tombstone has no bytes"
 for f in "$work"/bad/*; do md5sum <"$f" | cut -c1-32; done >"$work/sums"
 is "$(value 'SELECT count(DISTINCT o), count(*), min(o), max(o) FROM (SELECT off AS o FROM t UNION ALL SELECT "offset" FROM millrace.dead_letters) x')" "$(ls "$work/bad" | awk 'END { print NR + 2, NR + 2, 0, NR + 1 }' OFS='|')" "each message is in one of them, once"
 is "$(value "SELECT count(*) FROM millrace.dead_letters WHERE md5(payload) <> (string_to_array('$(paste -sd, "$work/sums"),d41d8cd98f00b204e9800998ecf8427e,d41d8cd98f00b204e9800998ecf8427e', ','))[\"offset\" + 1]")" 0 "with its bytes unchanged"
