@@ -342,11 +342,11 @@ psql -qX -c "BEGIN; UPDATE millrace.ingest_offsets SET updated = now() WHERE sou
 until_true answers "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'" 1
 "$here/half.py" "$work/port" "$work/cut" "$PGHOST" "$PGPORT" &
 until_true test -s "$work/port"
-start --target.table=keyed --source.name=half --target.connection="host=127.0.0.1 port=$(cat "$work/port")"
+PGOPTIONS="-c idle_in_transaction_session_timeout=1h" start --target.table=keyed --source.name=half --target.connection="host=127.0.0.1 port=$(cat "$work/port")"
 until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace' AND wait_event_type = 'Lock'" 1
 touch "$work/cut"
 value "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()" >/dev/null
-until_true says 'done:\|stopped'
+until_true says 'done:\|stopped' || kill -KILL $pid
 wait $pid
 is "$? $(value 'SELECT count(*) FROM keyed')" "0 1000" "its locks go when the next session is there, and the batch is stored"
 
