@@ -75,6 +75,7 @@ struct Sink
 	PGcancel *cancel;		/* of the connection; under cancel_lock */
 	char *session[2];		/* process id and start of the server's side of it; NULL: none was made */
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
+	int64_t try_us;			/* monotonic time of the next sink_is_there() that connects */
 	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
 	Buffer send, sql, begin;
 	/* of the batch being stored */
@@ -219,6 +220,11 @@ sink_connect(Sink *sink, LogLevel level, bool *is_zone_wrong)
 	if (is_set || *is_zone_wrong)
 	{
 		PQclear(PQexec(sink->connection, our_session));
+		/* What comes from a pipe, or is removed once it is stored, cannot be read again after a crash of the server. */
+		if (sink->config->type == SOURCE_STDIN || sink->config->clean_source != CLEAN_OFF)
+			PQclear(PQexec(sink->connection,
+						   "SELECT pg_catalog.set_config('synchronous_commit', 'on', false)"
+						   " WHERE pg_catalog.current_setting('synchronous_commit') = 'off'"));
 		if (sink->config->n_shown > 0)
 			PQclear(PQexec(sink->connection, "SET default_transaction_read_only = on"));
 		set_cancel(sink, PQgetCancel(sink->connection));
@@ -487,7 +493,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 {
 	/* Positions of files that are gone are deleted. */
 	const char *params[] = {table->name, config->type == SOURCE_DIRECTORY ? "DELETE" : "UPDATE",
-							config->dead_limit > 0 ? "1" : "0"};
+							config->dead_limit > 0 ? "1" : "0", config->metrics_interval_ms > 0 ? "1" : "0"};
 	PGresult *result;
 	SinkStatus status =
 		run(sink,
@@ -500,6 +506,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			"w(what)"
 			" WHERE NOT CASE WHEN rel = $1 THEN pg_catalog.has_any_column_privilege(rel, what0)"
 			" ELSE pg_catalog.has_table_privilege(rel, what0) END"
+			" AND (rel <> 'millrace.ingest_metrics' OR $4 = '1')"
 			" UNION ALL SELECT 'USAGE on sequence millrace.dead_letters_id_seq'"
 			" WHERE NOT pg_catalog.has_sequence_privilege('millrace.dead_letters_id_seq', 'USAGE')"
 			" UNION ALL SELECT 'SELECT (source) on millrace.dead_letters, which dead_letters.limit needs'"
@@ -509,7 +516,7 @@ check_privileges(Sink *sink, Config *config, const Table *table)
 			" JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relispartition"
 			" WHERE i.inhparent = $1::pg_catalog.regclass"
 			" AND NOT pg_catalog.has_any_column_privilege(i.inhrelid, 'INSERT')",
-			3, params, &result);
+			4, params, &result);
 
 	for (int i = 0; status == SINK_OK && i < PQntuples(result); i++)
 		config_error_at(config, "target.connection", "role %s lacks %s", PQuser(sink->connection),
@@ -2237,6 +2244,49 @@ mark_is_same(const FileMark *a, const FileMark *b)
 		(a->inode == 0 || (a->size_bytes == b->size_bytes && a->modified_us == b->modified_us));
 }
 
+SinkStatus
+sink_compare(Sink *sink, const Positions *positions, bool *is_same)
+{
+	Buffer topics = {0}, partitions = {0}, stored = {0};
+	int n_positions = 0;
+	PGresult *result;
+
+	*is_same = true;
+	buffer_add(&topics, "{", 1);
+	buffer_add(&partitions, "{", 1);
+	buffer_add(&stored, "{", 1);
+	for (int i = 0; i < positions->n_positions; i++)
+	{
+		const Position *position = &positions->list[i];
+
+		if (!position->is_assigned)
+			continue;
+		array_text(&topics, position->topic, strlen(position->topic));
+		array_number(&partitions, position->partition);
+		array_number(&stored, position->stored);
+		n_positions++;
+	}
+	buffer_add(&topics, "}", 2);
+	buffer_add(&partitions, "}", 2);
+	buffer_add(&stored, "}", 2);
+	const char *params[] = {sink->config->name, topics.data, partitions.data, stored.data};
+	SinkStatus status = run(
+		sink,
+		"SELECT count(*) FROM unnest($2::text[], $3::int[], $4::bigint[]) AS p(topic, partition, stored)"
+		" JOIN millrace.ingest_offsets o ON o.source = $1 AND o.topic = p.topic AND o.partition = p.partition"
+		" AND o.next_offset = p.stored",
+		4, params, &result);
+	if (status == SINK_OK)
+	{
+		*is_same = strtol(PQgetvalue(result, 0, 0), NULL, 10) == n_positions;
+		PQclear(result);
+	}
+	buffer_free(&topics);
+	buffer_free(&partitions);
+	buffer_free(&stored);
+	return status;
+}
+
 /* The same for a replay: letters that are gone were stored. */
 static SinkStatus
 settle_replay(Sink *sink, bool *is_stored)
@@ -2970,6 +3020,29 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 	free(old[0]);
 	free(old[1]);
 	return is_connected;
+}
+
+bool
+sink_is_there(Sink *sink)
+{
+	bool is_zone_wrong;
+	int64_t now_us = monotonic_us();
+
+	if (sink->connection != NULL && PQconsumeInput(sink->connection) == 1 &&
+		PQstatus(sink->connection) == CONNECTION_OK)
+		return true;
+	if (now_us < sink->try_us)
+		return false;
+	if (sink->connection != NULL)
+		log_line(LOG_WARNING, "connection to the database lost while nothing was stored");
+	bool is_connected = sink_connect(sink, LOG_WARNING, &is_zone_wrong) && !is_zone_wrong;
+	sink->config->metrics->is_database_lost = !is_connected;
+	sink->try_us = monotonic_us() + LONGEST_PAUSE_MS * 1000;
+	if (!is_connected)
+		return false;
+	sink->config->metrics->n_reconnects++;
+	log_line(LOG_WARNING, "connected to the database again");
+	return true;
 }
 
 bool
