@@ -747,7 +747,9 @@ former_name(const FileSource *source, const Walk *lost, const Found *found)
 	key.file = found->about;
 	if (lost->n_known > 0)
 		slot = bsearch(&at, lost->list, (size_t) lost->n_known, sizeof(Known *), compare_inodes);
-	if (slot != NULL && strcmp((*slot)->name, found->name) != 0)
+	/* Without a time of birth an inode may have passed to another file: then the bytes must be many. */
+	if (slot != NULL && strcmp((*slot)->name, found->name) != 0 &&
+		(found->about.born_ns != 0 || (*slot)->next >= (int64_t) EDGE_BYTES))
 		return *slot;
 	if (n_name < 4 || strcmp(found->name + n_name - 3, ".gz") != 0)
 		return NULL;
