@@ -318,7 +318,7 @@ void metrics_close(Metrics *metrics);
 void metrics_publish(Metrics *metrics);
 /* A batch is committed; n_bytes as the messages came, us from the first try to COMMIT's answer. */
 void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
-/* Messages (files: bytes) that wait behind the stored position.  Negative: no longer this process's. */
+/* Messages of a Kafka partition that are not stored yet.  Negative: it is no longer this process's. */
 void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
 
 typedef struct Sample
@@ -387,6 +387,7 @@ typedef struct Positions
 } Positions;
 
 int position_find(Positions *positions, const char *topic, int32_t partition); /* adds it when new */
+int position_add(Positions *positions, const char *topic, int32_t partition);
 void positions_clear(Positions *positions);
 /* The batch moves it. */
 bool position_is_touched(const Position *position);
@@ -579,6 +580,10 @@ SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
 SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts);
 /* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
+/* Whether the database has every assigned position as stored. */
+SinkStatus sink_compare(Sink *sink, const Positions *positions, bool *is_same);
+/* Between batches: is the server connected?  Where it is not, tries to connect, once in 5 s. */
+bool sink_is_there(Sink *sink);
 /* Forgets positions of files that are gone: their rows are deleted, where they still are as stored here. */
 SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
@@ -929,6 +934,8 @@ FileSource *file_source_open(const Config *config, Writer *writer, Decoder *deco
 SourceStatus file_source_poll(FileSource *source, int64_t wait, ExitCode *exit_code);
 /* A batch with these positions is committed. */
 void file_source_stored(FileSource *source, const Positions *stored);
+/* Adds the position of every file that the database has to what must be compared with it. */
+void file_source_positions(FileSource *source, Positions *positions);
 /* Brings n_files and n_files_total of the metrics up to date. */
 void file_source_progress(FileSource *source);
 void file_source_close(FileSource *source);

@@ -37,9 +37,11 @@ typedef struct Pipeline
 	int64_t blocked_since_us; /* 0: the reader does not wait for the writer */
 	int n_fenced;			  /* since a batch was stored */
 	int64_t looked_us;		  /* when lag or files were looked at */
+	int64_t n_compared;		  /* reconnects after which the positions were compared */
 	ExitCode code;			  /* of the reader's thread, once it is done */
 
-	_Atomic(Config *) fresh; /* the file as SIGHUP found it; whoever takes it out owns it */
+	_Atomic(Config *) fresh;  /* the file as SIGHUP found it; whoever takes it out owns it */
+	_Atomic int64_t drain_ms; /* config->drain_ms, for the main thread */
 	atomic_bool is_done;
 	/* main thread */
 	pthread_t thread;
@@ -265,11 +267,22 @@ take_fresh(Pipeline *pipeline)
 	config_apply(config, fresh);
 	config_free(fresh);
 	free(fresh);
+	pipeline->drain_ms = config->drain_ms;
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	set_log_level(config);
 	if (reload(pipeline, &is_over) != EXIT_DONE || is_over)
 		log_line(LOG_WARNING, "table %s: its columns could not be read anew", pipeline->table.name);
+}
+
+/* Drops what was read; Kafka is read again from the database's positions. */
+static ExitCode
+read_again(Pipeline *pipeline)
+{
+	writer_forget(pipeline->writer);
+	batch_reset(&pipeline->batch);
+	pipeline->at_end = pipeline->must_give = false;
+	return kafka_source_resync(pipeline->kafka);
 }
 
 /* Another ingester has moved a position.  Kafka's can be asked for again; a file has one reader. */
@@ -278,10 +291,7 @@ resync(Pipeline *pipeline)
 {
 	if (pipeline->kafka == NULL || ++pipeline->n_fenced >= MOST_FENCED)
 		return EXIT_FENCED;
-	writer_forget(pipeline->writer);
-	batch_reset(&pipeline->batch);
-	pipeline->at_end = pipeline->must_give = false;
-	return kafka_source_resync(pipeline->kafka);
+	return read_again(pipeline);
 }
 
 /* What the writer has to say.  *is_over: the stream ends now, with EXIT_DONE when it gave up because of a stop. */
@@ -305,6 +315,36 @@ hear_writer(Pipeline *pipeline, bool *is_over)
 	}
 	*is_over = true;
 	return code;
+}
+
+/*
+ * A server that is there again may have forgotten what it had committed: it crashed with synchronous_commit off, or a
+ * standby has taken over.  What is missing is read again, also when nothing new comes.  Between batches.
+ */
+static ExitCode
+compare_positions(Pipeline *pipeline)
+{
+	Sink *sink = writer_sink(pipeline->writer);
+	int64_t n_reconnects = pipeline->config->metrics->n_reconnects;
+	Positions in_files = {0};
+	bool is_same = true;
+
+	if (sink == NULL || !sink_is_there(sink))
+		return EXIT_DONE;
+	if (pipeline->files != NULL)
+		file_source_positions(pipeline->files, &in_files);
+	SinkStatus status =
+		sink_compare(sink, pipeline->kafka ? &pipeline->batch.positions : &in_files, &is_same);
+	positions_clear(&in_files);
+	if (status != SINK_OK)
+		return EXIT_DONE; /* the next time */
+	pipeline->n_compared = n_reconnects;
+	if (is_same)
+		return EXIT_DONE;
+	log_line(LOG_WARNING,
+			 "the database does not have the positions that were stored: it has lost them, or "
+			 "another ingester has moved them");
+	return pipeline->kafka ? read_again(pipeline) : EXIT_FENCED;
 }
 
 /* For the metrics and the progress line. */
@@ -450,6 +490,9 @@ turn(Pipeline *pipeline)
 		}
 		if (pipeline->fresh != NULL && writer_is_idle(pipeline->writer))
 			take_fresh(pipeline);
+		if (pipeline->n_compared != pipeline->config->metrics->n_reconnects &&
+			writer_is_idle(pipeline->writer) && (code = compare_positions(pipeline)) != EXIT_DONE)
+			return code;
 		/* All rows of an open batch may have been dropped with their partitions. */
 		if (pipeline->batch.n_rows > 0 && !is_open(&pipeline->batch))
 			batch_reset(&pipeline->batch);
@@ -465,7 +508,7 @@ turn(Pipeline *pipeline)
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{
 			look_around(pipeline);
-			if (writer_is_idle(pipeline->writer))
+			if (writer_is_idle(pipeline->writer) && sink_is_there(pipeline->sink))
 				sink_metrics(pipeline->sink, false);
 		}
 	}
@@ -670,8 +713,8 @@ watch(Pipeline *streams, int n_streams)
 		if (stop_requested() && drained_us == 0)
 		{
 			for (int i = 0; i < n_streams; i++)
-				if (streams[i].config->drain_ms > drain_ms)
-					drain_ms = streams[i].config->drain_ms;
+				if (streams[i].drain_ms > drain_ms)
+					drain_ms = streams[i].drain_ms;
 			drained_us = now_us + drain_ms * 1000;
 			signals_end_within(drain_ms + GRACE_MS);
 		}
@@ -700,6 +743,7 @@ watch(Pipeline *streams, int n_streams)
 static void
 start(Pipeline *stream)
 {
+	stream->drain_ms = stream->config->drain_ms;
 	if (pthread_create(&stream->thread, NULL, read_stream, stream) == 0)
 		return;
 	log_line(LOG_ERROR, "cannot start a thread");

@@ -11,7 +11,7 @@ It reads the protocol in both directions and knows these points of a transaction
   commit-sent    COMMIT has reached the server, which may or may not have done it
   commit-lost    the server has committed; its answer has come, the client has not seen it
   after-commit   the client has the answer; nothing it sends afterwards has reached the server
-  settle         the first statement that asks for a position on a connection made after commit-lost or commit-sent
+  settle         a statement that asks for a position has come, the server has not seen it
 
 It understands no TLS.  The port it listens on is written to PORT_FILE.  tests/e2e/ingest-kill uses the classes instead.
 """
@@ -34,8 +34,8 @@ SETTLE = re.compile(rb"SELECT.*millrace\.ingest_offsets.*FOR\s+UPDATE", re.I | r
 class Stop:
     """Somebody waits for one connection at one point: `hit` when it is there; `end(True)` lets it go on, `end(False)` cuts it."""
 
-    def __init__(self, point):
-        self.point, self.connection = point, None
+    def __init__(self, point, number=None):
+        self.point, self.number, self.connection = point, number, None  # number: of the port; None: any
         self.hit, self.decided = threading.Event(), threading.Event()
         self.goes_on = False
 
@@ -93,20 +93,18 @@ class Connection:
             self.has_copied = True
         elif OFFSETS.search(sql) and self.has_copied:
             proxy.reach(self, "before-offsets")
-        elif SETTLE.search(sql) and proxy.is_commit_unknown:
-            proxy.is_commit_unknown = False
+        elif SETTLE.search(sql):
             proxy.reach(self, "settle")
         elif COMMIT.search(sql) and self.has_copied:
             self.has_copied = False
             proxy.reach(self, "before-commit")
-            stop = proxy.claim("commit-sent")
+            stop = proxy.claim(self, "commit-sent")
             if stop is not None:
-                proxy.is_commit_unknown = True
                 self.held = stop
                 self.server.sendall(message)
                 self.wait(stop)
                 return
-            self.commit = proxy.claim("commit-lost") or proxy.claim("after-commit")
+            self.commit = proxy.claim(self, "commit-lost") or proxy.claim(self, "after-commit")
         self.server.sendall(message)
 
     def from_client(self):
@@ -133,7 +131,7 @@ class Connection:
                     self.statement(message[5:], message)
                 elif kind == b"P":
                     self.statement(message[message.index(b"\0", 5) + 1:], message)
-                elif kind == b"d" and (stop := self.proxy.claim("mid-copy")) is not None:
+                elif kind == b"d" and (stop := self.proxy.claim(self, "mid-copy")) is not None:
                     self.server.sendall(message[:length // 2])
                     self.wait(stop)
                     self.server.sendall(message[length // 2:])
@@ -186,7 +184,6 @@ class Connection:
             self.proxy.unclaim(stop)
         elif stop is not None and kind == b"C" and message[5:11] == b"COMMIT" and stop.point == "commit-lost":
             self.commit = None
-            self.proxy.is_commit_unknown = True
             self.wait(stop)
         elif stop is not None and kind == b"Z" and stop.point == "after-commit":
             self.commit = None
@@ -226,7 +223,6 @@ class Proxy:
         self.host, self.server_port = host, port
         self.lock = threading.Lock()
         self.armed = None
-        self.is_commit_unknown = False
         listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(n_ports)]
         self.ports = [listener.getsockname()[1] for listener in listeners]
         for number, listener in enumerate(listeners):
@@ -241,10 +237,10 @@ class Proxy:
         with self.lock:
             self.armed = stop
 
-    def claim(self, point):
+    def claim(self, connection, point):
         with self.lock:
             stop = self.armed
-            if stop is None or stop.point != point:
+            if stop is None or stop.point != point or stop.number not in (None, connection.number):
                 return None
             self.armed = None
             return stop
@@ -256,7 +252,7 @@ class Proxy:
                 self.armed = stop
 
     def reach(self, connection, point):
-        stop = self.claim(point)
+        stop = self.claim(connection, point)
         if stop is not None:
             connection.wait(stop)
 

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,9 +158,18 @@ def produce(n, day):
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(message(n_made + i, day) + "\n" for i in range(n))
     n_made += n
-    producers.append(subprocess.Popen(
+    producers.append((path, send(path)))
+
+
+def send(path):
+    return subprocess.Popen(
         ["kcat", "-P", "-b", os.environ["BROKERS"], "-t", "events", "-X", "sticky.partitioning.linger.ms=0",
-         "-X", "enable.idempotence=true", "-l", path], stderr=subprocess.DEVNULL))
+         "-X", "enable.idempotence=true", "-l", path], stderr=subprocess.DEVNULL)
+
+
+def are_sent():
+    """Those that gave up while the broker was away are sent again: messages may be in the topic twice."""
+    return all(producer.wait() == 0 or send(path).wait() == 0 for path, producer in producers)
 
 
 def high_watermarks():
@@ -234,6 +244,7 @@ def round_of(number, point, victim, n):
         if not until(f"fault {number}: commit-lost is reached", lost.hit.is_set):
             return False
         hits["commit-lost"] += 1
+        stop.number = lost.connection.number
         proxy.arm(stop)
         lost.end(False)
     if stop:
@@ -285,10 +296,12 @@ for number, (point, victim) in enumerate(faults, 1):
         break
     time.sleep(chance.random() / 3)
 produce(n_messages - n_made, 0)
-produced = all(producer.wait() == 0 for producer in producers)
+produced = are_sent()
 arrived = until("everything is stored", lambda: value("SELECT sum(next_offset) FROM millrace.ingest_offsets")
                 == str(high_watermarks()), 180)
 good = check("last") and good
+position = value("SELECT partition, next_offset FROM millrace.ingest_offsets ORDER BY 1")
+say("positions: " + str(position).replace("\n", ", "))
 status = []
 for ingester in ingesters:
     ingester.supervise()
@@ -304,6 +317,10 @@ say(f"{sum(done.values())} faults in {time.monotonic() - began:.0f} s: "
 say("hits: " + ", ".join(f"{point} {hits[point]}" for point in NAMED + OTHERS))
 say(f"COMMIT unanswered: {kept} stored, {lost} not; {logs.count('has moved the position')} fenced, "
     f"{logs.count('taken away')} partitions taken away; ended by themselves: {dict(exits)}")
+if "MILLRACE_KEEP" in os.environ:
+    for name in os.listdir(work):
+        if name.startswith("log."):
+            shutil.copy(os.path.join(work, name), os.environ["MILLRACE_KEEP"])
 
 
 def ok(is_good, name):

@@ -106,7 +106,7 @@ printf '{"id": 1, "event_time": "2024-03-01T00:00:00Z"}\n{"id": oops}\n{"id": 2,
 is $? 0 "bad messages do not stop the stream"
 is "$(value "SELECT topic, partition, \"offset\", convert_from(key, 'UTF8'), convert_from(payload, 'UTF8'), stage, sqlstate FROM millrace.dead_letters WHERE topic = 'faulty' ORDER BY id")" \
 	'faulty|0|1|key|{"id": oops}|decode|
-faulty|0|2|key|{"id": 2, "event_time": "infinity"}|store|23514
+faulty|0|2|key|{"id": 2, "event_time": "infinity"}|partition|
 faulty|0|3|key|{"id": 3, "event_time": "9999-01-01T00:00:00Z"}|partition|' "they are dead letters with their bytes"
 is "$(value 'SELECT count(*) FROM events')" $(($(value 'SELECT count(*) FROM sent') + 2)) "the others are stored"
 is "$(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = 'faulty'")" 5 "and the position is behind them"
@@ -122,4 +122,35 @@ is $? 0 "a waiting ingester stores what comes"
 kill -TERM $pid
 wait $pid
 is $? 0 "SIGTERM: status 0"
+
+# ---- a server that comes back without what it had committed, and nothing new to read ----
+
+value "ALTER SYSTEM SET synchronous_commit = off" && value "ALTER SYSTEM SET wal_writer_delay = '10s'" && value "SELECT pg_reload_conf()" >/dev/null
+until_true answers "SHOW synchronous_commit" off
+forget() { # crashes once the row is committed
+	until_true answers "SELECT count(*) FROM events WHERE id = $1" 1
+	"$lib/cluster" kill "$work/cluster"
+	"$lib/cluster" again "$work/cluster"
+}
+"$millrace" run "$work/events.ini" --source.topic=faulty >"$work/log.lost" 2>&1 &
+pid=$!
+until_true grep -q 'reading from offset 6' "$work/log.lost"
+echo '{"id": 1000006, "event_time": "2024-03-01T00:00:03Z"}' | kcat -P -b "$BROKERS" -t faulty
+forget 1000006
+until_true answers "SELECT count(*) FROM events WHERE id = 1000006" 1
+is $? 0 "a message whose commit was lost is read again"
+like "$(cat "$work/log.lost")" "the database does not have the positions that were stored" "because the positions were compared"
+kill -TERM $pid
+wait $pid
+
+mkdir "$work/in"
+printf 'id,event_time\n1000007,2024-03-01T00:00:04Z\n' >"$work/in/7.csv"
+printf '[source]\ntype = directory\npath = %s\n[target]\ntable = events\n' "$work/in" >"$work/files.ini"
+"$millrace" run "$work/files.ini" >"$work/log.files" 2>&1 &
+pid=$!
+forget 1000007
+wait $pid
+is $? 6 "files: status 6"
+"$millrace" run "$work/files.ini" --once >"$work/log.again" 2>&1
+is "$? $(value 'SELECT count(*) FROM events WHERE id = 1000007')" "0 1" "and the next run reads what is missing"
 done_testing
