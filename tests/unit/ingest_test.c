@@ -621,6 +621,12 @@ test_copy_context(void **state)
 	assert_int_equal(copy_context_line("COPY a, line 3, line 8, column x", "a, line 3"), 8);
 	assert_int_equal(copy_context_line("", "t"), 0);
 	assert_true(copy_context_is_plain("COPY t, line 5, column id: \"PL/pgSQL function f()\"", "t"));
+	assert_true(copy_context_has_column("COPY t, line 5, column id: \"x\"", "t"));
+	assert_true(copy_context_has_column("COPY t, Zeile 12, Spalte id: \xC2\xBBx\xC2\xAB", "t"));
+	assert_true(copy_context_has_column("COPY a, line 3, line 8, column x", "a, line 3"));
+	assert_false(copy_context_has_column("COPY t, line 5: \"1,column 2\"", "t"));
+	assert_false(copy_context_has_column("COPY t, line 5", "t"));
+	assert_false(copy_context_has_column("SQL function \"f\"\nCOPY t, line 5, column id: \"x\"", "t"));
 	assert_false(copy_context_is_plain("PL/pgSQL function f() line 3 at RAISE\nCOPY t, line 9: \"1\"", "t"));
 	assert_false(copy_context_is_plain("millrace stream \"s\"", "t"));
 	assert_false(copy_context_is_plain("COPY other, line 5", "t"));
