@@ -6,7 +6,7 @@
 millrace=${MILLRACE:-millrace}
 RANDOM=${MILLRACE_SEED:-7}
 echo "# seed ${MILLRACE_SEED:-7}"
-if [ -n "${MILLRACE_LONG:-}" ]; then n_storm=200000 n_acts=60; else n_storm=20000 n_acts=10; fi
+if [ -n "${MILLRACE_LONG:-}" ]; then n_storm=200000 n_acts=60; else n_storm=12000 n_acts=8; fi
 start_cluster
 start_kafka group.min.session.timeout.ms=500 log.cleaner.backoff.ms=100 message.max.bytes=20000000 \
 	log.retention.check.interval.ms=500 log.initial.task.delay.ms=500
