@@ -11,7 +11,7 @@ export PG_CONFIG
 # Debian packages: what the build needs, and what the tests need besides.
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
-TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat clang-format git
+TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
@@ -79,7 +79,7 @@ check-fast: deps-check lint install check-unit check-sql check-isolation
 SEEDS ?= 8 11
 check-faults: deps-check install
 	$(call install_missing,$(JAVA_PACKAGES))
-	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh || exit 1; done
+	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh tests/e2e/kafka-groups/run.sh || exit 1; done
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check

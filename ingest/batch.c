@@ -12,6 +12,12 @@ position_find(Positions *positions, const char *topic, int32_t partition)
 	for (int i = 0; i < positions->n_positions; i++)
 		if (positions->list[i].partition == partition && strcmp(positions->list[i].topic, topic) == 0)
 			return i;
+	return position_add(positions, topic, partition);
+}
+
+int
+position_add(Positions *positions, const char *topic, int32_t partition)
+{
 	positions->list = mem_grow(positions->list, (size_t) positions->n_positions + 1, sizeof(Position));
 	positions->list[positions->n_positions] = (Position){.topic = mem_string(topic), .partition = partition};
 	return positions->n_positions++;

@@ -60,15 +60,17 @@ typedef struct Input
 typedef struct Known
 {
 	char *name;
-	int64_t next;	/* read up to here; its batch may be on its way */
-	FileMark file;	/* the same of position.file */
-	bool is_row;	/* the database has a row, or will have one with the batch */
-	bool is_stored; /* the database has next and file */
-	FileMark seen;	/* how the file was when there was nothing more to read; size_bytes -1: there is more */
-	bool has_rest;	/* then a line had no end, or gzip data broke off, or it was too short */
-	bool is_other;	/* the last search found the name with another inode */
-	bool is_gone;	/* removed by clean_source */
-	int64_t search; /* number of the search that found it last */
+	int64_t next;	  /* read up to here; its batch may be on its way */
+	FileMark file;	  /* the same of position.file */
+	bool is_row;	  /* the database has a row, or will have one with the batch */
+	bool is_stored;	  /* the database has next and file */
+	FileMark seen;	  /* how the file was when there was nothing more to read; size_bytes -1: there is more */
+	bool has_rest;	  /* then a line had no end, or gzip data broke off, or it was too short */
+	bool is_other;	  /* the last search found the name with another inode */
+	bool is_gone;	  /* removed by clean_source */
+	int64_t search;	  /* number of the search that found it last */
+	int64_t round;	  /* of the batch's positions in which it has one, */
+	int32_t position; /* this one */
 } Known;
 
 /* What a search has found to be read. */
@@ -91,6 +93,7 @@ struct FileSource
 	int n_found, next_found;
 	int64_t n_searches, searched_us, search_us, forgot_us; /* monotonic; search_us is a duration */
 	int n_done, n_total, n_batch_files;
+	int64_t round;	   /* how often the batch's positions were begun anew */
 	int64_t lag_bytes; /* of found files, not yet read */
 	bool has_warned_name, has_warned_short, has_warned_old, has_warned_clean;
 	bool is_flushing; /* SOURCE_FLUSH until the batch is stored */
@@ -447,21 +450,30 @@ batch_is_empty(const Batch *batch)
 	return batch->n_rows == 0 && !batch->has_moved;
 }
 
+/* The batch is empty: it has no positions either. */
+static void
+begin_positions(FileSource *source)
+{
+	positions_clear(&source->batch->positions);
+	source->n_batch_files = 0;
+	source->round++;
+}
+
 /* The file's position in the open batch. */
 static int32_t
 position_of(FileSource *source, Known *known)
 {
 	Positions *positions = &source->batch->positions;
-	int32_t i = position_find(positions, known->name, 0);
-	Position *position = &positions->list[i];
 
-	if (position->is_assigned)
-		return i;
-	position->is_assigned = true;
-	position->is_new = !known->is_row;
-	position->stored = position->next = known->next;
-	position->file = known->file;
-	return i;
+	if (known->round == source->round)
+		return known->position;
+	known->round = source->round;
+	known->position = position_add(positions, known->name, 0);
+	positions->list[known->position].is_assigned = true;
+	positions->list[known->position].is_new = !known->is_row;
+	positions->list[known->position].stored = positions->list[known->position].next = known->next;
+	positions->list[known->position].file = known->file;
+	return known->position;
 }
 
 /* The batch will store what position i is now. */
@@ -566,9 +578,7 @@ consider(FileSource *source, const char *name, const FileMark *about, int *n_old
 
 	if (known != NULL)
 	{
-		if (known->is_gone)
-			known->seen.size_bytes = -1; /* a new one */
-		known->is_gone = false;
+		known->is_gone = false; /* a new one */
 		known->search = source->n_searches;
 		known->is_other = known->file.inode && !is_same_inode(&known->file, about);
 		if (is_unchanged(&known->seen, about) && !(known->has_rest && is_at_rest(source, about)))
@@ -735,7 +745,9 @@ former_name(const FileSource *source, const Walk *lost, const Found *found)
 	key.file = found->about;
 	if (lost->n_known > 0)
 		slot = bsearch(&at, lost->list, (size_t) lost->n_known, sizeof(Known *), compare_inodes);
-	if (slot != NULL && strcmp((*slot)->name, found->name) != 0)
+	/* Without a time of birth an inode may have passed to another file: then the bytes must be many. */
+	if (slot != NULL && strcmp((*slot)->name, found->name) != 0 &&
+		(found->about.born_ns != 0 || (*slot)->next >= (int64_t) EDGE_BYTES))
 		return *slot;
 	if (n_name < 4 || strcmp(found->name + n_name - 3, ".gz") != 0)
 		return NULL;
@@ -1103,7 +1115,6 @@ typedef enum Opened
 {
 	OPEN_READY,
 	OPEN_SKIPPED, /* nothing to read now */
-	OPEN_LATER,	  /* after the open batch is stored */
 	OPEN_FAILED
 } Opened;
 
@@ -1137,8 +1148,6 @@ recognise(FileSource *source, Known *known, ExitCode *code)
 			skip_short(source, known);
 			return OPEN_SKIPPED;
 		}
-		if (likeness != FILE_SAME && !batch_is_empty(source->batch))
-			return OPEN_LATER; /* the batch may hold rows of the former one */
 	}
 	source->position = position_of(source, known);
 	if (likeness == FILE_SAME)
@@ -1178,10 +1187,7 @@ open_file(FileSource *source, char *path, const char *name, ExitCode *code)
 		return OPEN_FAILED;
 	}
 	if (batch_is_empty(source->batch))
-	{
-		positions_clear(&source->batch->positions);
-		source->n_batch_files = 0;
-	}
+		begin_positions(source);
 	source->file = known_get(source, name);
 	Opened opened = recognise(source, source->file, code);
 	if (opened != OPEN_READY)
@@ -1200,21 +1206,18 @@ open_file(FileSource *source, char *path, const char *name, ExitCode *code)
 
 /* ---- what comes next ---- */
 
+/* To be removed, with its row, or only the row, when its batch is stored. */
 static bool
-has_unstored(const FileSource *source, const Known *known)
+waits_for_store(const FileSource *source, const Known *known)
 {
-	(void) source;
-	return !known->is_stored;
+	return !known->is_stored && (source->config->clean_source != CLEAN_OFF || known->next == 0);
 }
 
-/* Something was read whose batch is still on its way: it is cleaned afterwards. */
 static bool
-waits_for_store(const FileSource *source)
+has_to_wait(const FileSource *source)
 {
-	Walk walk = {0};
+	Walk walk = known_choose(source, waits_for_store);
 
-	if (source->config->clean_source != CLEAN_OFF)
-		walk = known_choose(source, has_unstored);
 	free(walk.list);
 	return walk.n_known > 0;
 }
@@ -1244,8 +1247,7 @@ search(FileSource *source, ExitCode *exit_code)
 		source->is_flushing = true;
 		return SOURCE_FLUSH;
 	}
-	positions_clear(&source->batch->positions);
-	source->n_batch_files = 0;
+	begin_positions(source);
 	if ((code = search_directory(source)) != EXIT_DONE)
 		return failed(source, code, exit_code);
 	if (follow_renames(source))
@@ -1260,7 +1262,7 @@ search(FileSource *source, ExitCode *exit_code)
 		return SOURCE_FAILED;
 	if (source->n_found > 0)
 		return SOURCE_MORE;
-	return source->config->once && !waits_for_store(source) ? SOURCE_END : SOURCE_IDLE;
+	return source->config->once && !has_to_wait(source) ? SOURCE_END : SOURCE_IDLE;
 }
 
 /* Opens what comes next; SOURCE_MORE: a file is open, or the next one may be. */
@@ -1292,19 +1294,13 @@ next_file(FileSource *source, ExitCode *exit_code)
 		if ((status = search(source, exit_code)) != SOURCE_MORE)
 			return status;
 	const Found *found = &source->found[source->next_found];
-	switch (open_file(source, mem_printf("%s/%s", config->path, found->name), found->name, exit_code))
-	{
-		case OPEN_FAILED:
-			return failed(source, *exit_code, exit_code);
-		case OPEN_LATER:
-			source->is_flushing = true;
-			return SOURCE_FLUSH;
-		default:
-			source->lag_bytes -= bytes_left(source, found);
-			metrics_lag(config->metrics, config->path, 0, source->lag_bytes);
-			source->next_found++;
-			return SOURCE_MORE;
-	}
+	if (open_file(source, mem_printf("%s/%s", config->path, found->name), found->name, exit_code) ==
+		OPEN_FAILED)
+		return failed(source, *exit_code, exit_code);
+	source->lag_bytes -= bytes_left(source, found);
+	metrics_lag(config->metrics, config->path, 0, source->lag_bytes);
+	source->next_found++;
+	return SOURCE_MORE;
 }
 
 /* ---- the source ---- */

@@ -108,10 +108,10 @@ def compare(case, unit, kinds, rounds=None):
         report(case, f"{name} / {peer}", unit, median_pair(figures[name][1:]), median_pair(figures[peer][1:]), target, ratios)
 
 
-def interleaved(case, what, unit, ours, peer):
+def interleaved(case, what, unit, ours, peer, target=""):
     """Wall-clock times of two functions."""
     pairs = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS + 1)][1:]
-    report(case, what, unit, *(statistics.median(column) for column in zip(*pairs)), "", [a / b for a, b in pairs])
+    report(case, what, unit, *(statistics.median(column) for column in zip(*pairs)), target, [a / b for a, b in pairs])
 
 
 def process_cpu(pid):

@@ -74,12 +74,21 @@ __wrap_arena_free(Arena *arena)
 }
 
 void __wrap_log_line(LogLevel level, const char *format, ...);
+void __wrap_config_error_pair(Config *config, const Pair *pair, const char *format, ...);
 
 void
 __wrap_log_line(LogLevel level, const char *format, ...)
 {
 	(void) level;
 	(void) format;
+}
+
+void
+__wrap_config_error_pair(Config *config, const Pair *pair, const char *format, ...)
+{
+	(void) pair;
+	(void) format;
+	config->n_errors++;
 }
 
 /* ---- a table with a column of each kind ---- */
@@ -139,6 +148,7 @@ chain_open(Chain *chain, const uint8_t choice[4])
 	memset(chain, 0, sizeof *chain);
 	config->format = choice[0] & 1 ? FORMAT_CSV : FORMAT_JSON;
 	chain->is_file = choice[0] & 2;
+	config->type = chain->is_file ? SOURCE_FILE : SOURCE_KAFKA;
 	config->csv_header = choice[0] & 4 && chain->is_file;
 	config->json_nan = (choice[0] >> 3) % 3;
 	config->csv_delimiter = choice[0] & 32 ? "|" : ",";

@@ -257,6 +257,37 @@ cp "$work/cut.gz" "$in/cut.gz"
 run --once
 is "$? $(value 'SELECT count(*), count(DISTINCT id) FROM t')" "0 3110|3110" "the whole file in its place is read on"
 
+# ---- one file ----
+
+clean
+cp "$work/cut.gz" "$work/one.gz"
+run --source.type=file --source.path="$work/one.gz"
+is "$? $(ids)" "0 $(sums 3000)" "one packed file"
+{ csv 1 10 one; printf 11,last; } >"$work/one.csv"
+clean
+run --source.type=file --source.path="$work/one.csv"
+is "$? $(ids)" "0 $(sums 11)" "one file, its last line at once"
+printf '\n12,more\n' >>"$work/one.csv"
+run --source.type=file --source.path="$work/one.csv"
+is "$? $(ids)" "0 $(sums 12)" "and what is appended"
+{ echo id,name; rows 13 20 'new one'; } >"$work/one.csv"
+run --source.type=file --source.path="$work/one.csv"
+is "$? $(ids)" "0 $(sums 20)" "and another file in its place"
+clean
+mkfifo "$work/fifo"
+csv 1 10 fifo >"$work/fifo" &
+run --source.type=file --source.path="$work/fifo"
+is "$? $(ids)" "0 $(sums 10)" "a named pipe"
+cat >"$work/stdin.ini" <<INI
+[source]
+type = stdin
+[target]
+table = t
+INI
+csv 11 20 stdin | "$millrace" run "$work/stdin.ini" >>"$work/log" 2>&1
+csv 21 30 stdin | "$millrace" run "$work/stdin.ini" >>"$work/log" 2>&1
+is "$? $(ids) $(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '-'")" "0 $(sums 30) $( (csv 11 20 stdin; csv 21 30 stdin) | wc -c)" "standard input, whose position goes on counting"
+
 # ---- cleaning ----
 
 clean

@@ -272,6 +272,22 @@ is "$? $(rows)" "0 1|x" "a column is added when the lock is free"
 like "$(cat "$work/log")" "lock timeout" "after trying in vain"
 wait $holder
 
+# A column that is dropped while the ingester runs: rows that were decoded for it get it back.
+table "id int, x text"
+mkfifo "$work/fifo"
+"$millrace" run "$work/in.ini" --source.format=json --target.on_unknown_field=add_column --batch.max_age=50ms <"$work/fifo" >"$work/log" 2>&1 &
+runs=$!
+exec 7>"$work/fifo"
+echo '{"id": 1, "x": "a"}' >&7
+until_true answers "SELECT count(x) FROM t" 1
+value "ALTER TABLE t DROP COLUMN x"
+echo '{"id": 2, "x": "b"}' >&7
+until_true answers "SELECT count(*) FROM t" 2
+exec 7>&-
+wait $runs
+is "$? $(value "SELECT id, x FROM t ORDER BY 1") $(n_letters)" '0 1|
+2|b 0' "a column that is dropped under way is added again for the rows that want it"
+
 # ---- what comes with a message ----
 
 "$lib/kafka" topic "$work/kafka" odd 1 max.message.bytes=20000000
