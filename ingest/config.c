@@ -408,7 +408,8 @@ on_setting(void *user, const char *section, const char *key, const char *value)
 	return 1;
 }
 
-static void
+/* False when the file cannot be read; it is reported. */
+static bool
 load_file(Config *config)
 {
 	Reader reader = {config, fopen(config->file, "r"), 0};
@@ -416,7 +417,7 @@ load_file(Config *config)
 	if (reader.file == NULL)
 	{
 		report_at(config, config->file, 0, "cannot read: %s", strerror(errno));
-		return;
+		return false;
 	}
 	if (&ini_use_stack != NULL && &ini_max_line != NULL && &ini_initial_alloc != NULL)
 	{
@@ -429,13 +430,15 @@ load_file(Config *config)
 		ini_allow_inline_comments = false;
 	/* The reader counts lines, so the handler knows where it is. */
 	int bad_line = ini_parse_stream(read_line, &reader, on_setting, &reader);
-	if (ferror(reader.file))
-		report_at(config, config->file, 0, "cannot read: %s", strerror(EIO));
+	bool has_failed = ferror(reader.file) != 0;
+	if (has_failed)
+		report_at(config, config->file, 0, "cannot read it; is it a file?");
 	else if (bad_line > 0)
 		report_at(config, config->file, bad_line, "neither [section] nor key = value");
 	else if (bad_line < 0)
 		report_at(config, config->file, 0, "cannot be parsed");
 	fclose(reader.file);
+	return !has_failed;
 }
 
 /* ---- environment and flags ---- */
@@ -719,8 +722,6 @@ check_values(Config *config)
 {
 	bool has_zone;
 
-	require(config, "source.type", ": directory, file, stdin or kafka");
-	require(config, "target.table", "");
 	if (is_set(config, "source.type"))
 		check_source(config);
 	if (strcmp(config->csv_delimiter, "\\t") == 0 || strcmp(config->csv_delimiter, "tab") == 0)
@@ -816,7 +817,7 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	config->n_flags = n_flags;
 	config->flags = flags;
 	config->settings = mem_alloc(sizeof(Setting) * N_OPTIONS);
-	load_file(config);
+	bool is_read = load_file(config);
 	load_environment(config);
 	for (int i = 0; i < n_flags; i++)
 	{
@@ -824,8 +825,8 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 			config->once = true;
 		else if (strcmp(flags[i], "--progress") == 0)
 			config->progress = true;
-		else if (strcmp(flags[i], "--show") == 0 && i + 1 < n_flags)
-			load_shown(config, flags[++i]);
+		else if (strcmp(flags[i], "--show") == 0)
+			load_shown(config, i + 1 < n_flags ? flags[++i] : "");
 		else if (strncmp(flags[i], "--show=", 7) == 0)
 			load_shown(config, flags[i] + 7);
 		else
@@ -834,6 +835,11 @@ config_load(Config *config, const char *file, int n_flags, char **flags)
 	for (int i = 0; i < N_OPTIONS; i++)
 		parse_option(config, i);
 	config->log_level_given = is_set(config, "log.level");
+	if (is_read)
+	{
+		require(config, "source.type", ": directory, file, stdin or kafka");
+		require(config, "target.table", "");
+	}
 	check_values(config);
 	derive(config);
 	if (config->n_shown > 0)

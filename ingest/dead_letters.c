@@ -95,7 +95,8 @@ parse_ids(const char *text)
 		const char *last = end && *end == '-' ? end + 1 : first;
 		const char *last_end = end && *end == '-' ? number_end(last) : end;
 
-		if (last_end == NULL || (*last_end && *last_end != ','))
+		if (last_end == NULL || (*last_end && *last_end != ',') ||
+			strtoll(first, NULL, 10) > strtoll(last, NULL, 10))
 			break;
 		buffer_printf(&out, "[%.*s,%.*s]", (int) (end - first), first, (int) (last_end - last), last);
 		if (*last_end == '\0')
@@ -125,7 +126,12 @@ take_filter(Arguments *arguments, char *argument)
 			wrong(arguments, "\"%s\" is no list of ids: write 7,20-40", value);
 	}
 	else if ((value = value_of(argument, "--stage")) != NULL)
+	{
 		filter->stage = value;
+		if (strcmp(value, "read") && strcmp(value, "decode") && strcmp(value, "partition") &&
+			strcmp(value, "store"))
+			wrong(arguments, "\"%s\" is no stage: read, decode, partition or store", value);
+	}
 	else if ((value = value_of(argument, "--sqlstate")) != NULL)
 		filter->sqlstate = value;
 	else if ((value = value_of(argument, "--limit")) != NULL)

@@ -310,9 +310,9 @@ typedef struct Metrics
 } Metrics;
 
 /* The stream's name is copied. */
+Metrics *metrics_open(const char *stream);
 /* The stream has another name; the text is copied. */
 void metrics_rename(Metrics *metrics, const char *stream);
-Metrics *metrics_open(const char *stream);
 void metrics_close(Metrics *metrics);
 /* From now on they are served, until metrics_close(). */
 void metrics_publish(Metrics *metrics);
@@ -973,6 +973,8 @@ typedef struct Records
 	size_t at; /* in input */
 	bool is_all, has_failed;
 	Decoder *splitter;
+	const Config *csv;
+	char *found_delimiter; /* that of csv, to be found out from the first line; NULL: it is known */
 	char **names; /* CSV, known with the first record */
 	int n_names;
 	Buffer header;		 /* CSV, without its line end; empty: none */

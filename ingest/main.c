@@ -63,6 +63,31 @@ help(FILE *out)
 	exit_codes(out);
 }
 
+/*
+ * Moves the files before the flags that stand before them; returns how many there are.  What follows a flag without its
+ * value is not taken for a file, and so not printed: it may be a password.
+ */
+static int
+files_first(int argc, char **argv)
+{
+	int n_before = 0, n_files = 0;
+
+	while (n_before < argc && argv[n_before][0] == '-' &&
+		   (strchr(argv[n_before], '=') != NULL || strcmp(argv[n_before], "--once") == 0 ||
+			strcmp(argv[n_before], "--progress") == 0))
+		n_before++;
+	while (n_before + n_files < argc && argv[n_before + n_files][0] != '-')
+		n_files++;
+	for (int i = 0; i < n_files; i++)
+	{
+		char *file = argv[n_before + i];
+
+		memmove(argv + i + 1, argv + i, sizeof(char *) * (size_t) n_before);
+		argv[i] = file;
+	}
+	return n_files;
+}
+
 static ExitCode
 command(bool is_run, int argc, char **argv)
 {
@@ -74,8 +99,7 @@ command(bool is_run, int argc, char **argv)
 			help(stdout);
 			return EXIT_DONE;
 		}
-	while (n_files < argc && argv[n_files][0] != '-')
-		n_files++;
+	n_files = files_first(argc, argv);
 	if (n_files == 0)
 	{
 		fprintf(stderr, "millrace: %s needs a configuration file: millrace %s FILE.ini\n",

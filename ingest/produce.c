@@ -114,7 +114,7 @@ static const struct
 	[FLAG_FORMAT] =
 		{"format", "csv|json",
 		 "What the files hold: CSV with a header, or a JSON object a line.  Default: json where the "
-		 "first byte is a {."},
+		 "first byte is a { or a [."},
 	[FLAG_DELIMITER] = {"delimiter", "CHARACTER", "Of CSV: one character, or \\t.  Default: a comma."},
 	[FLAG_NULL] = {"null", "TEXT",
 				   "An unquoted CSV field of this text is null in JSON.  Default: the empty one."},

@@ -53,7 +53,9 @@ read_more(Records *records)
 		fail(records, "a record is longer than 512 MB");
 		return false;
 	}
-	int n = gzread(records->stream, buffer_room(input, READ_BYTES + input->n_bytes / 2), READ_BYTES);
+	/* A long record is looked at again from its beginning, so each time much more of it is there. */
+	size_t room = READ_BYTES + input->n_bytes / 2;
+	int n = gzread(records->stream, buffer_room(input, room), (unsigned) room);
 	int code;
 	const char *text = gzerror(records->stream, &code);
 	if (n < 0 || (n == 0 && code == Z_BUF_ERROR))
@@ -170,7 +172,35 @@ decide_format(Records *records)
 
 	while (at < input->n_bytes && strchr(" \t\r\n", input->data[at]))
 		at++;
-	records->format = at < input->n_bytes && input->data[at] == '{' ? FORMAT_JSON : FORMAT_CSV;
+	records->format =
+		at < input->n_bytes && (input->data[at] == '{' || input->data[at] == '[') ? FORMAT_JSON : FORMAT_CSV;
+}
+
+/* Takes for the delimiter what the first line has most of, outside of quotes; a comma where it has none. */
+static void
+find_delimiter(Records *records)
+{
+	static const char choices[] = ",;\t|";
+	size_t counts[sizeof choices] = {0}, best = 0;
+	bool is_quoted = false;
+
+	for (size_t at = records->at; at < records->input.n_bytes; at++)
+	{
+		char c = records->input.data[at];
+		const char *choice = strchr(choices, c);
+
+		if (c == '\n' && !is_quoted)
+			break;
+		is_quoted ^= c == '"';
+		if (!is_quoted && c != '\0' && choice != NULL)
+			counts[choice - choices]++;
+	}
+	for (size_t i = 1; choices[i]; i++)
+		if (counts[i] > counts[best])
+			best = i;
+	records->found_delimiter[0] = choices[best];
+	decoder_free(records->splitter);
+	records->splitter = decoder_open_split(records->csv);
 }
 
 static void
@@ -192,6 +222,8 @@ open_file(Records *records)
 		records->at = 3; /* spreadsheets write a byte-order mark */
 	if (records->format < 0 && !records->has_failed)
 		decide_format(records);
+	if (records->format == FORMAT_CSV && !records->has_failed && records->found_delimiter != NULL)
+		find_delimiter(records);
 	if (records->format == FORMAT_CSV && !records->has_failed)
 		take_header(records);
 }
@@ -238,6 +270,7 @@ records_open(Records *records, char **files, int n_files, const Config *csv)
 {
 	records->files = files;
 	records->n_files = n_files;
+	records->csv = csv;
 	records->splitter = decoder_open_split(csv);
 }
 

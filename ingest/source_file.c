@@ -1321,6 +1321,10 @@ file_source_check(Config *config)
 						config->path);
 	else if (config->type == SOURCE_FILE && S_ISDIR(about.st_mode))
 		config_error_at(config, "source.path", "\"%s\" is a directory; use type = directory", config->path);
+	else if (config->type == SOURCE_FILE && !S_ISREG(about.st_mode))
+		/* It has no positions. */
+		config_error_at(config, "source.path", "\"%s\" is no regular file; use type = stdin and < \"%s\"",
+						config->path, config->path);
 	else if (cleans && access(config->path, W_OK | X_OK) != 0)
 		config_error_at(config, "source.clean_source", "no file of \"%s\" can be removed: %s", config->path,
 						strerror(errno));

@@ -46,7 +46,7 @@ typedef struct Field
 typedef struct Suggestion
 {
 	Field *fields;
-	int n_fields;
+	int n_fields, next; /* next: the field expected to come */
 	int64_t n_records;
 	bool is_json, has_too_many;
 	const char *table; /* as it was given; NULL: by the file */
@@ -143,9 +143,16 @@ text_forms(const char *text, size_t n_bytes)
 static Field *
 field_of(Suggestion *suggestion, const char *path)
 {
-	for (int i = 0; i < suggestion->n_fields; i++)
-		if (strcmp(suggestion->fields[i].path, path) == 0)
-			return &suggestion->fields[i];
+	/* They mostly come in the order of the record before. */
+	for (int n = 0; n < suggestion->n_fields; n++)
+	{
+		int i = (suggestion->next + n) % suggestion->n_fields;
+
+		if (strcmp(suggestion->fields[i].path, path) != 0)
+			continue;
+		suggestion->next = i + 1;
+		return &suggestion->fields[i];
+	}
 	if (suggestion->n_fields == MAX_FIELDS)
 	{
 		suggestion->has_too_many = true;
@@ -188,19 +195,43 @@ on_member(void *context, const JsonMember *member)
 }
 
 static bool
+header_is_text(const Records *records)
+{
+	size_t at;
+
+	for (int i = 0; i < records->n_names; i++)
+		if (text_defect(records->names[i], strlen(records->names[i]), &at) != NULL)
+			return false;
+	return true;
+}
+
+static bool
 read_sample(Suggestion *suggestion, Records *records)
 {
 	JsonWalker *walker = json_walker_open(on_member, suggestion);
 	const char *record;
-	size_t n_bytes;
+	size_t n_bytes, at;
 
 	while (suggestion->n_records < SAMPLE_RECORDS && records_next(records, &record, &n_bytes))
 	{
 		suggestion->is_json = records->format == FORMAT_JSON;
+		suggestion->next = 0;
+		if (!header_is_text(records))
+		{
+			log_line(LOG_ERROR, "%s: its header is not UTF-8 text", records_file(records));
+			records->has_failed = true;
+			break;
+		}
+		if (text_defect(record, n_bytes, &at) != NULL)
+		{
+			records_skip(records, "not UTF-8 text");
+			continue;
+		}
 		if (suggestion->is_json ? !json_walk(walker, record, n_bytes) || record[strspn(record, " \t")] != '{'
 								: records->n_fields != records->n_names)
 		{
-			records_skip(records, suggestion->is_json ? "not a JSON object" : "wrong number of fields");
+			records_skip(records,
+						 suggestion->is_json ? "not a JSON object on one line" : "wrong number of fields");
 			continue;
 		}
 		suggestion->n_records++;
@@ -235,6 +266,17 @@ choose_parts(Suggestion *suggestion)
 				suggestion->fields[f].is_hidden = true;
 		whole->is_hidden |= splits;
 	}
+}
+
+/* No line of [columns] can name it. */
+static bool
+is_unnameable(const char *path)
+{
+	size_t n_bytes = strlen(path);
+
+	return n_bytes == 0 || path[0] == '$' || path[0] == ' ' || path[n_bytes - 1] == ' ' ||
+		strstr(path, " default:") != NULL || strstr(path, " format:") != NULL ||
+		strpbrk(path, "\r\n") != NULL;
 }
 
 /* ---- names ---- */
@@ -447,10 +489,19 @@ is_found_by_name(const Suggestion *suggestion, const Field *field)
 }
 
 static void
-add_mapping(const Suggestion *suggestion, Buffer *out)
+add_mapping(const Suggestion *suggestion, const Records *records, Buffer *out)
 {
+	char delimiter = records->csv->csv_delimiter[0];
+	size_t n_before = out->n_bytes;
 	bool is_first = true;
 
+	buffer_printf(out, "\n-- In the ingester's file:\n");
+	size_t n_head = out->n_bytes;
+	if (suggestion->is_json)
+		buffer_printf(out, "-- [source]\n-- format = json\n");
+	else if (delimiter != ',')
+		buffer_printf(out, "-- [csv]\n-- delimiter = %.*s\n", delimiter == '\t' ? 2 : 1,
+					  delimiter == '\t' ? "\\t" : &delimiter);
 	for (int i = 0; i < suggestion->n_fields; i++)
 	{
 		const Field *field = &suggestion->fields[i];
@@ -458,11 +509,12 @@ add_mapping(const Suggestion *suggestion, Buffer *out)
 
 		if (field->is_hidden || (is_found_by_name(suggestion, field) && epoch == NULL))
 			continue;
-		buffer_printf(out, "%s-- %s = %s%s%s\n",
-					  is_first ? "\n-- In the ingester's file:\n-- [columns]\n" : "", field->name,
-					  field->path, epoch ? " format:" : "", epoch ? epoch : "");
+		buffer_printf(out, "%s-- %s = %s%s%s\n", is_first ? "-- [columns]\n" : "", field->name, field->path,
+					  epoch ? " format:" : "", epoch ? epoch : "");
 		is_first = false;
 	}
+	if (out->n_bytes == n_head)
+		out->n_bytes = n_before;
 }
 
 static void
@@ -472,7 +524,10 @@ add_table(const Suggestion *suggestion, const char *table, Buffer *out)
 	Buffer name = {0};
 	int n_columns = 0;
 
-	add_name(&name, table);
+	if (suggestion->table != NULL)
+		buffer_printf(&name, "%s", table);
+	else
+		add_name(&name, table);
 	buffer_printf(&name, "%s", "");
 	buffer_printf(out, "CREATE TABLE %s (", name.data);
 	for (int i = 0; i < suggestion->n_fields; i++)
@@ -501,16 +556,26 @@ add_table(const Suggestion *suggestion, const char *table, Buffer *out)
 }
 
 static void
-print_suggestion(const Suggestion *suggestion, const char *table, const char *file)
+print_suggestion(const Suggestion *suggestion, const char *table, const Records *records)
 {
 	Buffer out = {0};
 
-	buffer_printf(&out, "-- Proposed by millrace from %" PRId64 " records of %s.\n", suggestion->n_records,
-				  file);
+	buffer_printf(&out, "-- Proposed by millrace from %" PRId64 " records of %s", suggestion->n_records,
+				  records_file(records));
+	if (records->n_skipped > 0)
+		buffer_printf(&out, "; %" PRId64 " could not be read", records->n_skipped);
+	buffer_printf(&out, ".\n");
 	add_table(suggestion, table, &out);
 	if (suggestion->has_too_many)
 		buffer_printf(&out, "-- There are more than %d fields; the others are left out.\n", MAX_FIELDS);
-	add_mapping(suggestion, &out);
+	for (int i = 0; i < suggestion->n_fields; i++)
+		if (is_unnameable(suggestion->fields[i].path))
+		{
+			buffer_printf(&out, "-- Left out, because no line of [columns] can name it: ");
+			add_quoted(&out, '"', suggestion->fields[i].path);
+			buffer_printf(&out, "\n");
+		}
+	add_mapping(suggestion, records, &out);
 	fwrite(out.data, 1, out.n_bytes, stdout);
 	buffer_free(&out);
 }
@@ -523,7 +588,8 @@ help(FILE *out)
 		"[--null=TEXT]\n\n"
 		"Proposes a table for CSV with a header or JSON lines, from the first 100,000 records, and the lines "
 		"of [columns]\n"
-		"that go with it.  Nothing is asked of a database.\n",
+		"that go with it.  Nothing is asked of a database.  NAME is written as in SQL.  Without --delimiter "
+		"the first line\ntells: comma, semicolon, tab or bar.\n",
 		out);
 }
 
@@ -552,7 +618,7 @@ suggest_table(int argc, char **argv)
 	char delimiter[] = ",", null[] = "", quote[] = "\"";
 	Config csv = {.csv_delimiter = delimiter, .csv_null = null, .csv_quote = quote, .csv_escape = quote};
 	Suggestion suggestion = {0};
-	Records records = {.format = -1};
+	Records records = {.format = -1, .found_delimiter = delimiter};
 	ExitCode code = EXIT_DONE;
 	char *file = NULL;
 	int option;
@@ -575,6 +641,7 @@ suggest_table(int argc, char **argv)
 				break;
 			case 'd':
 				delimiter[0] = strcmp(optarg, "\\t") == 0 ? '\t' : optarg[0];
+				records.found_delimiter = NULL;
 				break;
 			case 'n':
 				csv.csv_null = optarg;
@@ -585,6 +652,11 @@ suggest_table(int argc, char **argv)
 			default:
 				code = EXIT_USAGE;
 		}
+	if (file != NULL && strcmp(file, "--help") == 0)
+	{
+		help(stdout);
+		return EXIT_DONE;
+	}
 	if (code != EXIT_DONE || file == NULL || optind != argc || delimiter[0] == '\0')
 	{
 		help(stderr);
@@ -602,8 +674,10 @@ suggest_table(int argc, char **argv)
 	else
 	{
 		choose_parts(&suggestion);
+		for (int i = 0; i < suggestion.n_fields; i++)
+			suggestion.fields[i].is_hidden |= is_unnameable(suggestion.fields[i].path);
 		choose_names(&suggestion);
-		print_suggestion(&suggestion, table, records_file(&records));
+		print_suggestion(&suggestion, table, &records);
 	}
 	records_close(&records);
 	for (int i = 0; i < suggestion.n_fields; i++)

@@ -702,8 +702,9 @@ complete(Mapping *mapping, const Message *message, char *reason, size_t reason_b
 		else if (value->kind == VALUE_TEXT && mapped->format != FORMAT_NONE &&
 				 !format_value(mapped, mapping->texts[i], value))
 		{
+			const char *rest = mapped->rule->value + strlen(mapped->field);
 			snprintf(reason, reason_bytes, "field \"%s\" does not fit %s", mapped->field,
-					 mapped->rule->value + strlen(mapped->field));
+					 rest + strspn(rest, " "));
 			return reason;
 		}
 	}

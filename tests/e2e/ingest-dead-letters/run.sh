@@ -258,6 +258,9 @@ a.csv[0]@39 decode -
 a.csv[0]@49 store 23503
 b.csv[0]@16 store 22P02' "the others stay"
 value "ALTER TABLE t ALTER id TYPE text"
+letters list "$work/in.ini" --stage=stor --ids=7-3 >/dev/null
+is "$? $(cat "$work/err")" '2 command line: "stor" is no stage: read, decode, partition or store
+command line: "7-3" is no list of ids: write 7,20-40' "filters that choose nothing are told"
 letters replay "$work/in.ini" --stage=store --sqlstate=22P02
 is "$? $(at_all)" "0 6|2" "only some, with the table as it is now"
 is "$(value "SELECT name FROM t WHERE id IN ('x', 'y') ORDER BY id" | tr '\n' ' ')" "three eight " "by the names in the header of its own file"

@@ -21,7 +21,7 @@ is $? 2 "unknown command: status 2"
 "$millrace" run >"$work/log" 2>&1
 is $? 2 "no configuration file: status 2"
 "$millrace" run "$work/none.ini" >"$work/log" 2>&1
-is $? 2 "configuration file missing: status 2"
+is "$? $(cat "$work/log")" "2 $work/none.ini: cannot read: No such file or directory" "configuration file missing: status 2, and nothing else is said"
 cat >"$work/bad.ini" <<INI
 [source]
 type = directory
@@ -63,6 +63,12 @@ INI
 "$millrace" check "$work/in.ini" >"$work/log" 2>&1
 is $? 0 "check of a good one"
 is "$(cat "$work/log")" "$work/in.ini: no errors" "says so"
+"$millrace" check --source.pattern=x.csv "$work/in.ini" >"$work/log" 2>&1
+is "$? $(cat "$work/log")" "0 $work/in.ini: no errors" "flags may stand before the file"
+"$millrace" run --once "$work/in.ini" --show >"$work/log" 2>&1
+is "$? $(cat "$work/log")" "2 command line: --show needs a number of rows: --show 10" "--show without a number"
+"$millrace" run --target.connection password=swordfish "$work/in.ini" >"$work/log" 2>&1
+is "$? $(grep -c swordfish "$work/log")" "2 0" "but what follows one without its value is not taken for a file"
 run --once --target.table=nowhere
 is "$? $(cat "$work/log")" '5 command line: table "nowhere" does not exist' "unknown table: status 5"
 run --once --columns.nam=x

@@ -275,18 +275,20 @@ run --source.type=file --source.path="$work/one.csv"
 is "$? $(ids)" "0 $(sums 20)" "and another file in its place"
 clean
 mkfifo "$work/fifo"
-csv 1 10 fifo >"$work/fifo" &
 run --source.type=file --source.path="$work/fifo"
-is "$? $(ids)" "0 $(sums 10)" "a named pipe"
+is $? 3 "a named pipe is not read as a file: it has no positions"
+like "$(tail -n 1 "$work/log")" "is no regular file; use type = stdin and <" "but as standard input"
 cat >"$work/stdin.ini" <<INI
 [source]
 type = stdin
 [target]
 table = t
 INI
+csv 1 10 fifo >"$work/fifo" &
+"$millrace" run "$work/stdin.ini" <"$work/fifo" >>"$work/log" 2>&1
 csv 11 20 stdin | "$millrace" run "$work/stdin.ini" >>"$work/log" 2>&1
 csv 21 30 stdin | "$millrace" run "$work/stdin.ini" >>"$work/log" 2>&1
-is "$? $(ids) $(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '-'")" "0 $(sums 30) $( (csv 11 20 stdin; csv 21 30 stdin) | wc -c)" "standard input, whose position goes on counting"
+is "$? $(ids) $(value "SELECT next_offset FROM millrace.ingest_offsets WHERE topic = '-'")" "0 $(sums 30) $( (csv 1 10 fifo; csv 11 20 stdin; csv 21 30 stdin) | wc -c)" "standard input, whose position goes on counting"
 
 # ---- cleaning ----
 

@@ -158,7 +158,7 @@ is "$? $(value "SET timezone = 'UTC'; SELECT * FROM t ORDER BY 1")" '0 1|2011-12
 2|2011-12-08 10:05:06.123+00|2011-12-08 10:05:06|2012-02-29|00:00:00|never
 3||0001-01-01 00:00:00|||never
 4|57971-02-25 00:00:00+00||||never' "times as counts since 1970 and by pattern"
-is "$(n_letters) $(value "SELECT count(*) FROM millrace.dead_letters WHERE stage = 'decode' AND reason LIKE '%does not fit  format:%'")" "8 8" "what does not fit is a dead letter"
+is "$(n_letters) $(value "SELECT count(*) FROM millrace.dead_letters WHERE stage = 'decode' AND reason LIKE '%does not fit format:%'")" "8 8" "what does not fit is a dead letter"
 table "id int, at timestamptz"
 run json --target.timezone=Europe/Berlin --columns.at='at format:%Y/%m/%d %H.%M.%S,%f' <<<'{"id": 1, "at": "2024/07/01 12.00.00,25"}'
 run json --target.timezone=Europe/Berlin --columns.at='at format:%Y-%m-%d %H:%M:%S.%f %z' <<<'{"id": 2, "at": "2024-07-01 12:00:00.25 -0530"}

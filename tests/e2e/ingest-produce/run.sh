@@ -165,6 +165,28 @@ is "$(types from_json)" 'id bigint, user_id bigint, user_tags jsonb, order boole
 is "$(value "SELECT * FROM from_json ORDER BY id")" '1|12345678901|["a", "b"]|t|12.50|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3e|2024-03-01|2024-03-01 10:00:00+00|12|0.001|{"x": 1}|
 2|7|[]|f|3|74fd9bb4-5d2a-4d7c-9c65-0d7a6a3d3a3f|2024-03-02|2024-03-01 10:00:01+00|7|2|5|' "and all rows"
 
+printf 'ID;"a,b";$x\n1;2;3\n' >"$work/bars.csv"
+is "$("$millrace" check --suggest-table "$work/bars.csv" --table='shop."T"' 2>&1)" "-- Proposed by millrace from 1 records of $work/bars.csv.
+CREATE TABLE shop.\"T\" (
+	id bigint,
+	a_b bigint
+);
+-- Left out, because no line of [columns] can name it: \"\$x\"
+
+-- In the ingester's file:
+-- [csv]
+-- delimiter = ;
+-- [columns]
+-- a_b = a,b" "the delimiter is found out, the table is named as in SQL, and what [columns] cannot name is told"
+printf '[\n{"a": 1},\n{"a": "\377"},\n{"a": 2}\n]\n' | "$millrace" check --suggest-table - >"$work/suggested.sql" 2>"$work/log"
+is "$? $(head -n 1 "$work/suggested.sql")" "0 -- Proposed by millrace from 1 records of standard input; 4 could not be read." "what is no JSON object on one line is counted"
+"$millrace" check --suggest-table "$millrace" >"$work/suggested.sql" 2>"$work/log"
+is "$? $(cat "$work/suggested.sql")" "3 " "for a file that is no text nothing is proposed"
+{ printf 'a,b\n1,"stray\n'; yes '2,text' | head -n 6000000; } >"$work/stray.csv"
+timeout 60 "$millrace" produce "$work/stray.csv" --once --rate=max --output="$work/strayed.csv" >"$work/log" 2>&1
+is "$? $(wc -l <"$work/strayed.csv")" "0 6000001" "a quote that is never closed costs its line, and little time"
+rm "$work/stray.csv" "$work/strayed.csv"
+
 # ---- rows are shown ----
 
 ingest whole # so that a position is stored
