@@ -308,6 +308,10 @@ dead_letters(int argc, char **argv)
 		: config_load(&config, arguments.file, arguments.n_flags, arguments.flags);
 	if (code == EXIT_DONE && is_replay)
 	{
+		/* The ingester may be running, and what is told is told of it. */
+		free(config.metrics_listen);
+		config.metrics_listen = NULL;
+		config.metrics_interval_ms = 0;
 		config.replay = &arguments.filter;
 		code = pipeline_run(&config, 1);
 	}

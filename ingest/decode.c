@@ -36,6 +36,7 @@ struct Decoder
 	Value *unknown; /* per field: its name when no column takes it, else data NULL */
 	Buffer unknown_names;
 	bool has_unknown;
+	bool has_looked;		  /* the first JSON object had its names compared */
 	char unknown_reason[160]; /* why no record of this header can be stored; "": they can */
 	yajl_gen rest;
 };
@@ -445,6 +446,26 @@ csv_row(Decoder *decoder, const Message *message, bool may_split)
 
 /* ---- JSON ---- */
 
+/* Once: somebody who has never seen a row does not see that names differ. */
+static void
+warn_of_names(Decoder *decoder)
+{
+	const Mapping *mapping = decoder->mapping;
+	int n_named = 0, n_found = 0;
+
+	decoder->has_looked = true;
+	for (int i = 0; i < mapping->n_columns; i++)
+		if (mapping->columns[i].kind == FIELD_NAMED)
+		{
+			n_named++;
+			n_found += mapping->values[i].kind != VALUE_MISSING;
+		}
+	if (n_named > 0 && n_found == 0)
+		log_line(LOG_WARNING,
+				 "the first message has no field that a column takes: upper and lower case are told "
+				 "apart, and [columns] can name the fields");
+}
+
 static void
 json_row(Decoder *decoder, const Message *message)
 {
@@ -465,6 +486,8 @@ json_row(Decoder *decoder, const Message *message)
 		fault = decode_json_headers(decoder->json, message, reason, sizeof reason);
 	if (fault == NULL)
 		fault = decode_json_read(decoder->json, message, reason, sizeof reason);
+	if (fault == NULL && !decoder->has_looked)
+		warn_of_names(decoder);
 	if (fault != NULL)
 		transform_refuse(mapping, message, fault);
 	else

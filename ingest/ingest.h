@@ -537,6 +537,9 @@ bool sink_is_open(const Sink *sink);
 void sink_close(Sink *sink);
 /* Table, columns, time column.  Adds errors to config instead of stopping at the first. */
 ExitCode sink_describe(Sink *sink, Config *config, Table *table);
+/* Reports at rule the default: of a column that its type cannot take. */
+void sink_check_default(Sink *sink, Config *config, const Table *table, const Column *column,
+						const Pair *rule, const char *text);
 void table_free(Table *table);
 /* Has the table, asked for by its name, other columns or another oid than when it was described? */
 SinkStatus sink_has_changed(Sink *sink, const Table *table, bool *has_changed);
@@ -975,7 +978,7 @@ typedef struct Records
 	Decoder *splitter;
 	const Config *csv;
 	char *found_delimiter; /* that of csv, to be found out from the first line; NULL: it is known */
-	char **names; /* CSV, known with the first record */
+	char **names;		   /* CSV, known with the first record */
 	int n_names;
 	Buffer header;		 /* CSV, without its line end; empty: none */
 	const Value *fields; /* CSV, of the record that was split last */

@@ -77,7 +77,17 @@ prepare(Pipeline *pipeline, bool checks_broker)
 	code = first_of(code, described);
 	if (pipeline->table.columns == NULL)
 		return code;
-	return first_of(code, mapping_build(&pipeline->mapping, config, &pipeline->table));
+	code = first_of(code, mapping_build(&pipeline->mapping, config, &pipeline->table));
+	int n_before = config->n_errors;
+	for (int i = 0; i < pipeline->mapping.n_columns; i++)
+	{
+		const Mapped *mapped = &pipeline->mapping.columns[i];
+
+		if (mapped->fallback != NULL)
+			sink_check_default(pipeline->sink, config, &pipeline->table, mapped->column, mapped->rule,
+							   mapped->fallback);
+	}
+	return config->n_errors > n_before ? first_of(code, EXIT_TARGET) : code;
 }
 
 static bool

@@ -568,6 +568,26 @@ check_growth(Sink *sink, Config *config, const Table *table, char kind)
 	}
 }
 
+void
+sink_check_default(Sink *sink, Config *config, const Table *table, const Column *column, const Pair *rule,
+				   const char *text)
+{
+	const char *params[] = {text, column->name};
+	bool is_data;
+	/* The whole row's type knows length, domain and all that an input function is told. */
+	char *sql = column->is_json ? mem_string("SELECT $1::text::pg_catalog.jsonb")
+								: mem_printf("SELECT FROM pg_catalog.jsonb_populate_record(NULL::%s,"
+											 " pg_catalog.jsonb_build_object($2::text, $1::text))",
+											 table->name);
+
+	run_judged(sink, sql, column->is_json ? 1 : 2, params, NULL, &is_data);
+	/* Another class may be of a column that stays null here. */
+	if (is_data && strncmp(sink->sqlstate, "22", 2) == 0)
+		config_error_pair(config, rule, "column \"%s\" cannot have the default: %s", column->name,
+						  sink->reason);
+	free(sql);
+}
+
 static SinkStatus
 read_columns(Sink *sink, Table *table, const char *oid)
 {

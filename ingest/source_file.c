@@ -923,14 +923,16 @@ fill(FileSource *source, int64_t wait)
 
 	if (source->config->type == SOURCE_STDIN && poll(&ready, 1, (int) wait) <= 0)
 		return EXIT_DONE;
-	char *room = buffer_room(&source->data, READ_BYTES);
-	int error = input_read(input, room, READ_BYTES, &n);
+	/* A long record is looked at again from its beginning, so each time much more of it is there. */
+	size_t n_room = READ_BYTES + (source->data.n_bytes - source->used) / 2;
+	char *room = buffer_room(&source->data, n_room);
+	int error = input_read(input, room, n_room, &n);
 	/* A single file has nobody waiting behind it. */
 	if (error == 0 && input->at_end && source->config->type == SOURCE_FILE && input->about.inode &&
 		!input->is_gzip && mark_read(input->fd, "", &now) == 0 && now.size_bytes > input->about.size_bytes)
 	{
 		input->about = now;
-		error = input_read(input, room, READ_BYTES, &n);
+		error = input_read(input, room, n_room, &n);
 	}
 	source->data.n_bytes += n;
 	return error ? cannot_read(source, error) : EXIT_DONE;

@@ -251,12 +251,16 @@ b.csv[0]@16 store 22P02 invalid input syntax for type integer: "y" eight,y' "the
 is "$(letters list "$work/in.ini" --sqlstate=22P02 --limit=1 | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@30 store 22P02' "or some of them"
 rm "$work"/in/*
 value 'INSERT INTO other VALUES (8)'
-letters replay "$work/in.ini"
+python3 -c "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); print(s.getsockname()[1], flush=True); time.sleep(600)" >"$work/busy" &
+busy=$!
+until_true test -s "$work/busy"
+letters replay "$work/in.ini" --metrics.listen="127.0.0.1:$(cat "$work/busy")"
 is "$? $(at_all) $(value 'SELECT id, name, parent FROM t ORDER BY id' | tr '\n' ' ')" "0 4|4 1|one| 2|two|8 6|six| 7|seven| " "replay stores what is accepted now, although the file is gone"
 is "$(letters list "$work/in.ini" | cut -f3-5 | tr '\t' ' ')" 'a.csv[0]@30 store 22P02
 a.csv[0]@39 decode -
 a.csv[0]@49 store 23503
 b.csv[0]@16 store 22P02' "the others stay"
+kill $busy
 value "ALTER TABLE t ALTER id TYPE text"
 letters list "$work/in.ini" --stage=stor --ids=7-3 >/dev/null
 is "$? $(cat "$work/err")" '2 command line: "stor" is no stage: read, decode, partition or store

@@ -73,6 +73,8 @@ run --once --target.table=nowhere
 is "$? $(cat "$work/log")" '5 command line: table "nowhere" does not exist' "unknown table: status 5"
 run --once --columns.nam=x
 is "$? $(cat "$work/log")" '5 command line: table public.t has no column "nam" that can be written; did you mean "name"?' "unknown column: status 5"
+"$millrace" check "$work/in.ini" --columns.id='x default:many' --columns.note='y default:few' --columns.amount='z default:1e5' >"$work/log" 2>&1
+is "$? $(cat "$work/log")" '5 command line: column "id" cannot have the default: invalid input syntax for type integer: "many"' "a default that its column cannot have"
 run --once --source.path="$work/nowhere"
 is $? 3 "missing directory: status 3"
 run --once --source.type=file --source.path="$work/nowhere.csv"
@@ -104,9 +106,14 @@ is "$(value "SELECT \"offset\", encode(payload, 'escape'), stage, sqlstate IS NU
 62|5,\377,5|decode|t|invalid UTF-8 at byte 2' "the bad ones are dead letters with their bytes"
 
 clean
+printf '{"ID": 1, "Name": "one"}\n{"id": 2}\n{"Id": 3}\n' >"$work/in/b.csv"
+"$millrace" run "$work/in.ini" --source.format=json --show 3 >"$work/shown" 2>"$work/log"
+is "$(grep -c 'the first message has no field that a column takes' "$work/log") $(wc -l <"$work/shown")" "1 3" "names of another case are told, once"
+clean
 printf '{"id": 1, "name": "one"}\n{"id": 2\n{"id": NaN}\n{"id": 3, "name": "\\u0000"}\n[]\n{"id": 4, "note": null}\n{"id": 5, "note": "n"}\n' >"$work/in/b.csv"
 run --once --source.format=json
 is $? 0 "malformed JSON does not stop the run"
+is "$(grep -c 'the first message has no field' "$work/log")" 0 "the first message has fields of the columns"
 is "$(value "SELECT id, name, note FROM t ORDER BY id")" '1|one|by default
 4||
 5||n' "the good rows are stored; missing and null are not the same"

@@ -315,7 +315,7 @@ csv 1 10 1 >"$in/1.csv"
 run --once --source.clean_source=delete --target.retry=300ms
 is "$? $(ids) $(ls "$in")" "7 0|0|0 1.csv" "what cannot be stored is not deleted"
 value 'DROP TRIGGER z ON t'
-start --source.clean_source=delete --source.last_line_age=1500ms
+start --source.clean_source=delete --source.last_line_age=3s
 until_true answers 'SELECT count(*) FROM t' 10
 rows 11 20 1 >>"$in/1.csv"
 until_true answers 'SELECT count(*) FROM t' 20
