@@ -2975,9 +2975,11 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 	bool is_given_up = is_over, is_connected = false;
 
+	int64_t begun_us = monotonic_us();
+
 	sink->session[0] = sink->session[1] = NULL;
 	if (retry->lost_since_us == 0)
-		retry->lost_since_us = monotonic_us();
+		retry->lost_since_us = begun_us;
 	while (!is_over)
 	{
 		pause_longer(retry);
@@ -3001,6 +3003,9 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 				 "no connection to the database within target.reconnect; the open batch is not stored");
 		*exit_code = EXIT_CONNECTION;
 	}
+	/* While nobody answered, nobody refused. */
+	if (retry->refused_since_us != 0)
+		retry->refused_since_us += monotonic_us() - begun_us;
 	free(old[0]);
 	free(old[1]);
 	return is_connected;
@@ -3062,6 +3067,7 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 		case SINK_CHANGED:
 			break;
 	}
+	retry->lost_since_us = 0; /* it answers */
 	if (retry->refused_since_us == 0)
 		retry->refused_since_us = monotonic_us();
 	if (monotonic_us() - retry->refused_since_us > sink->config->retry_ms * 1000)
