@@ -79,7 +79,7 @@ check-fast: deps-check lint install check-unit check-sql check-isolation
 SEEDS ?= 8 11
 check-faults: deps-check install
 	$(call install_missing,$(JAVA_PACKAGES))
-	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh || exit 1; done
+	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh tests/e2e/kafka-groups/run.sh || exit 1; done
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check

@@ -30,6 +30,7 @@ struct Decoder
 	int n_expected;
 	int *field_of; /* per mapped column: index into fields, -1: none */
 	bool needs_header, is_skipping;
+	bool is_bare; /* the record is read without its line end, so a \r at its end is data */
 	char *file_name;
 	Buffer header;	/* the header record of the file being read */
 	Value *unknown; /* per field: its name when no column takes it, else data NULL */
@@ -155,7 +156,7 @@ csv_record(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size
 				return CSV_MORE;
 			if (at + 1 < end && at[0] == '\r' && at[1] == '\n')
 				at++;
-			else if (at + 1 == end && at[0] == '\r')
+			else if (at + 1 == end && at[0] == '\r' && !decoder->is_bare)
 			{
 				if (!at_end)
 					return CSV_MORE;
@@ -173,7 +174,7 @@ csv_record(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, size
 				at++;
 			if (at == end && !at_end)
 				return CSV_MORE;
-			bool has_return = (at == end || *at == '\n') && at > start && at[-1] == '\r';
+			bool has_return = (at == end ? !decoder->is_bare : *at == '\n') && at > start && at[-1] == '\r';
 			csv_field(decoder, start, (size_t) (at - start) - has_return, false);
 		}
 		if (at == end || *at == '\n')
@@ -349,8 +350,8 @@ decode_header(Decoder *decoder, const char *data, size_t n_bytes, bool at_end, E
 	if (result == CSV_MORE)
 		return 0;
 	decoder->header.n_bytes = 0;
-	buffer_add(&decoder->header, data + skip, used);
-	if (!csv_read_header(decoder, decoder->header.data, used))
+	buffer_add(&decoder->header, data, skip + used);
+	if (!csv_read_header(decoder, decoder->header.data, skip + used))
 		*status = EXIT_SOURCE;
 	decoder->needs_header = false;
 	return *status == EXIT_DONE ? skip + used : 0;
@@ -713,7 +714,9 @@ decode_row_again(Decoder *decoder, Row *row)
 	};
 
 	decoder->mapping->again = row;
+	decoder->is_bare = decoder->config->type != SOURCE_KAFKA;
 	decode_message(decoder, &message);
+	decoder->is_bare = false;
 	decoder->mapping->again = NULL;
 }
 

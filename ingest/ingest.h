@@ -318,7 +318,7 @@ void metrics_close(Metrics *metrics);
 void metrics_publish(Metrics *metrics);
 /* A batch is committed; n_bytes as the messages came, us from the first try to COMMIT's answer. */
 void metrics_batch(Metrics *metrics, int64_t n_rows, int64_t n_bytes, int64_t us);
-/* Messages (files: bytes) that wait behind the stored position.  Negative: no longer this process's. */
+/* Messages of a Kafka partition that are not stored yet.  Negative: it is no longer this process's. */
 void metrics_lag(Metrics *metrics, const char *topic, int32_t partition, int64_t lag);
 
 typedef struct Sample

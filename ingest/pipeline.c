@@ -40,7 +40,8 @@ typedef struct Pipeline
 	int64_t n_compared;		  /* reconnects after which the positions were compared */
 	ExitCode code;			  /* of the reader's thread, once it is done */
 
-	_Atomic(Config *) fresh; /* the file as SIGHUP found it; whoever takes it out owns it */
+	_Atomic(Config *) fresh;  /* the file as SIGHUP found it; whoever takes it out owns it */
+	_Atomic int64_t drain_ms; /* config->drain_ms, for the main thread */
 	atomic_bool is_done;
 	/* main thread */
 	pthread_t thread;
@@ -266,6 +267,7 @@ take_fresh(Pipeline *pipeline)
 	config_apply(config, fresh);
 	config_free(fresh);
 	free(fresh);
+	pipeline->drain_ms = config->drain_ms;
 	pipeline->batch.max_rows = config->max_rows;
 	pipeline->batch.max_bytes = config->max_bytes;
 	set_log_level(config);
@@ -711,8 +713,8 @@ watch(Pipeline *streams, int n_streams)
 		if (stop_requested() && drained_us == 0)
 		{
 			for (int i = 0; i < n_streams; i++)
-				if (streams[i].config->drain_ms > drain_ms)
-					drain_ms = streams[i].config->drain_ms;
+				if (streams[i].drain_ms > drain_ms)
+					drain_ms = streams[i].drain_ms;
 			drained_us = now_us + drain_ms * 1000;
 			signals_end_within(drain_ms + GRACE_MS);
 		}
@@ -741,6 +743,7 @@ watch(Pipeline *streams, int n_streams)
 static void
 start(Pipeline *stream)
 {
+	stream->drain_ms = stream->config->drain_ms;
 	if (pthread_create(&stream->thread, NULL, read_stream, stream) == 0)
 		return;
 	log_line(LOG_ERROR, "cannot start a thread");

@@ -2,7 +2,7 @@
  * Every SQL statement of the program.
  *
  * sink_store() is one transaction: a lock on the table, COPY per leaf, dead letters, and the compare-and-set of the
- * positions last.  Each COPY stands behind a savepoint (several do where there are very many).  When the server refuses a
+ * positions last.  Each COPY but the first stands behind a savepoint (several do where there are very many).  When the server refuses a
  * row for its data, the rows of that COPY are sifted: see sift().  A constraint that fails only at COMMIT is found in a
  * second try of the transaction, with constraints checked at once.  What a trigger, pipe or aggregate refuses becomes a
  * dead letter only when it is seen to accept another row: see judge_suspects().
@@ -43,9 +43,12 @@ typedef struct Group
 	bool is_accepting;		 /* one was accepted, or would be */
 } Group;
 
+/* How far back a COPY that fails takes the transaction. */
 typedef enum Savepoint
 {
-	SAVEPOINT_NONE,
+	SAVEPOINT_NONE, /* nothing was copied yet */
+	SAVEPOINT_START,
+	SAVEPOINT_START_FAILED,
 	SAVEPOINT_SET,
 	SAVEPOINT_FAILED /* what came behind it failed, or is not wanted */
 } Savepoint;
@@ -74,7 +77,7 @@ struct Sink
 	bool is_commit_unknown; /* COMMIT was sent and not answered */
 	int64_t try_us;			/* monotonic time of the next sink_is_there() that connects */
 	int64_t metrics_us;		/* monotonic time of the next sink_metrics() that writes */
-	Buffer send, sql;
+	Buffer send, sql, begin;
 	/* of the batch being stored */
 	const Table *table;
 	const Leaves *leaves;
@@ -296,6 +299,7 @@ sink_close(Sink *sink)
 	pthread_mutex_destroy(&sink->cancel_lock);
 	buffer_free(&sink->send);
 	buffer_free(&sink->sql);
+	buffer_free(&sink->begin);
 	free(sink->groups);
 	free(sink->leaf_groups);
 	free(sink->order);
@@ -1225,26 +1229,42 @@ group_rows(Sink *sink)
 static const char *
 savepoint_text(Sink *sink, bool is_new)
 {
-	Savepoint was = sink->savepoint;
-
-	sink->savepoint = SAVEPOINT_SET;
-	switch (was)
+	switch (sink->savepoint)
 	{
 		case SAVEPOINT_NONE:
-			return "SAVEPOINT millrace_rows; ";
+			sink->savepoint = SAVEPOINT_START;
+			return "";
+		case SAVEPOINT_START_FAILED:
+			sink->savepoint = SAVEPOINT_START;
+			return sink->begin.data;
 		case SAVEPOINT_FAILED:
+			sink->savepoint = SAVEPOINT_SET;
 			return "ROLLBACK TO SAVEPOINT millrace_rows; ";
+		case SAVEPOINT_START:
+			if (is_new)
+				sink->savepoint = SAVEPOINT_SET;
+			return is_new ? "SAVEPOINT millrace_rows; " : "";
 		case SAVEPOINT_SET:
 			break;
 	}
 	return is_new ? "RELEASE SAVEPOINT millrace_rows; SAVEPOINT millrace_rows; " : "";
 }
 
+/* What came behind the last savepoint failed, or is not wanted. */
+static void
+savepoint_fail(Sink *sink)
+{
+	if (sink->savepoint == SAVEPOINT_START)
+		sink->savepoint = SAVEPOINT_START_FAILED;
+	else if (sink->savepoint == SAVEPOINT_SET)
+		sink->savepoint = SAVEPOINT_FAILED;
+}
+
 /* After a COPY that failed the transaction takes no other statement. */
 static SinkStatus
 savepoint_settle(Sink *sink)
 {
-	if (sink->savepoint != SAVEPOINT_FAILED)
+	if (sink->savepoint != SAVEPOINT_FAILED && sink->savepoint != SAVEPOINT_START_FAILED)
 		return SINK_OK;
 	return run(sink, savepoint_text(sink, false), 0, NULL, NULL);
 }
@@ -1431,7 +1451,7 @@ copy_rows(Sink *sink, const Group *group, const int *order, int n_rows, bool is_
 	sink->copying = NULL;
 	if (status == SINK_OK)
 		return SINK_OK;
-	sink->savepoint = SAVEPOINT_FAILED;
+	savepoint_fail(sink);
 	/* A statement that takes too long: the next try has smaller ones. */
 	if (status == SINK_RETRY && !*is_data && strcmp(sink->sqlstate, "57014") == 0 && n_rows > 1)
 		sink->most_rows = n_rows / 2;
@@ -1526,7 +1546,7 @@ probe(Sink *sink, Group *group, const int *order, int n_rows)
 
 		if (status != SINK_OK && !is_data)
 			return status;
-		sink->savepoint = SAVEPOINT_FAILED; /* its turn comes later */
+		savepoint_fail(sink); /* its turn comes later */
 		group->is_accepting = status == SINK_OK;
 		if (group->is_accepting)
 			return SINK_OK;
@@ -1581,7 +1601,7 @@ ask_witness(Sink *sink, const Witness *witness, Answer *answer)
 		status = copy_end(sink, true, &is_data);
 	}
 	sink->copying = NULL;
-	sink->savepoint = SAVEPOINT_FAILED;
+	savepoint_fail(sink);
 	if (status != SINK_OK && !is_data)
 		return status;
 	*answer = status == SINK_OK ? ANSWER_YES : is_rows_fault(sink, &group) ? ANSWER_UNKNOWN : ANSWER_NO;
@@ -2361,37 +2381,33 @@ commit(Sink *sink, bool *is_data)
 }
 
 /*
- * Before the leaves, if there are several: who creates a stream locks the table and then its leaves, and would otherwise
- * hold one that this transaction still needs while it waits for one that this has.
+ * How the transaction begins, also a second time.  The table is locked before its leaves, if there are several: who creates
+ * a stream locks the table and then its leaves, and would otherwise hold one that this transaction still needs while it
+ * waits for one that this has.
  */
-static SinkStatus
-lock_table(Sink *sink)
+static void
+begin_text(Sink *sink)
 {
 	int n_groups = 0;
 
 	for (int g = 0; g < sink->n_groups; g++)
 		n_groups += sink->groups[g].n_rows > 0;
-	if (n_groups < 2 || !sink->table->is_routed || !sink->table->may_lock)
-		return SINK_OK;
-	sink->sql.n_bytes = 0;
-	buffer_printf(&sink->sql, "LOCK TABLE ONLY %s IN ROW EXCLUSIVE MODE", sink->table->name);
-	return run(sink, sink->sql.data, 0, NULL, NULL);
+	sink->begin.n_bytes = 0;
+	buffer_printf(&sink->begin, "ROLLBACK; BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; ");
+	if (sink->is_careful)
+		buffer_printf(&sink->begin, "SET CONSTRAINTS ALL IMMEDIATE; ");
+	if (n_groups > 1 && sink->table->is_routed && sink->table->may_lock)
+		buffer_printf(&sink->begin, "LOCK TABLE ONLY %s IN ROW EXCLUSIVE MODE; ", sink->table->name);
 }
 
 /* One try.  *is_data: a constraint failed at COMMIT. */
 static SinkStatus
 store_once(Sink *sink, bool *is_data)
 {
-	SinkStatus status = run(
-		sink,
-		sink->is_careful ? "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET CONSTRAINTS ALL IMMEDIATE"
-						 : "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-		0, NULL, NULL);
-
-	*is_data = false;
+	begin_text(sink);
 	sink->savepoint = SAVEPOINT_NONE;
-	if (status == SINK_OK)
-		status = lock_table(sink);
+	*is_data = false;
+	SinkStatus status = run(sink, sink->begin.data + strlen("ROLLBACK; "), 0, NULL, NULL);
 	if (status == SINK_OK)
 		status = store_rows(sink);
 	if (status == SINK_OK)

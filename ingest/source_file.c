@@ -578,9 +578,7 @@ consider(FileSource *source, const char *name, const FileMark *about, int *n_old
 
 	if (known != NULL)
 	{
-		if (known->is_gone)
-			known->seen.size_bytes = -1; /* a new one */
-		known->is_gone = false;
+		known->is_gone = false; /* a new one */
 		known->search = source->n_searches;
 		known->is_other = known->file.inode && !is_same_inode(&known->file, about);
 		if (is_unchanged(&known->seen, about) && !(known->has_rest && is_at_rest(source, about)))
@@ -747,7 +745,9 @@ former_name(const FileSource *source, const Walk *lost, const Found *found)
 	key.file = found->about;
 	if (lost->n_known > 0)
 		slot = bsearch(&at, lost->list, (size_t) lost->n_known, sizeof(Known *), compare_inodes);
-	if (slot != NULL && strcmp((*slot)->name, found->name) != 0)
+	/* Without a time of birth an inode may have passed to another file: then the bytes must be many. */
+	if (slot != NULL && strcmp((*slot)->name, found->name) != 0 &&
+		(found->about.born_ns != 0 || (*slot)->next >= (int64_t) EDGE_BYTES))
 		return *slot;
 	if (n_name < 4 || strcmp(found->name + n_name - 3, ".gz") != 0)
 		return NULL;
@@ -1115,7 +1115,6 @@ typedef enum Opened
 {
 	OPEN_READY,
 	OPEN_SKIPPED, /* nothing to read now */
-	OPEN_LATER,	  /* after the open batch is stored */
 	OPEN_FAILED
 } Opened;
 
@@ -1149,8 +1148,6 @@ recognise(FileSource *source, Known *known, ExitCode *code)
 			skip_short(source, known);
 			return OPEN_SKIPPED;
 		}
-		if (likeness != FILE_SAME && !batch_is_empty(source->batch))
-			return OPEN_LATER; /* the batch may hold rows of the former one */
 	}
 	source->position = position_of(source, known);
 	if (likeness == FILE_SAME)
@@ -1297,19 +1294,13 @@ next_file(FileSource *source, ExitCode *exit_code)
 		if ((status = search(source, exit_code)) != SOURCE_MORE)
 			return status;
 	const Found *found = &source->found[source->next_found];
-	switch (open_file(source, mem_printf("%s/%s", config->path, found->name), found->name, exit_code))
-	{
-		case OPEN_FAILED:
-			return failed(source, *exit_code, exit_code);
-		case OPEN_LATER:
-			source->is_flushing = true;
-			return SOURCE_FLUSH;
-		default:
-			source->lag_bytes -= bytes_left(source, found);
-			metrics_lag(config->metrics, config->path, 0, source->lag_bytes);
-			source->next_found++;
-			return SOURCE_MORE;
-	}
+	if (open_file(source, mem_printf("%s/%s", config->path, found->name), found->name, exit_code) ==
+		OPEN_FAILED)
+		return failed(source, *exit_code, exit_code);
+	source->lag_bytes -= bytes_left(source, found);
+	metrics_lag(config->metrics, config->path, 0, source->lag_bytes);
+	source->next_found++;
+	return SOURCE_MORE;
 }
 
 /* ---- the source ---- */

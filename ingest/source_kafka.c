@@ -23,18 +23,17 @@
 #define WATCH_US 1000000	   /* how often lag and brokers are looked at */
 #define PAUSED_LAG_US 10000000 /* how often the broker is asked for the lag of partitions that are paused */
 #define UNKNOWN_US 10000000	   /* a broker that has just started may not know its topics yet */
-#define DOUBT_US 5000000	   /* nor all of their messages */
+#define DOUBT_US 3000000	   /* nor all of their messages */
 #define AGAIN_US 500000		   /* from one failed question to the next, and up to as much again */
 
 /* What the reader knows of a partition; batch->positions has the rest. */
 typedef struct Partition
 {
-	int32_t position;		/* in batch->positions; -1: never given */
-	int64_t stored;			/* next offset as the database has it */
-	int64_t end;			/* high watermark when it was given: where --once stops */
-	int64_t high;			/* newest one known */
-	bool at_end;			/* everything before `end` is read */
-	int64_t doubt_since_us; /* the position lies behind the end; 0: it does not */
+	int32_t position; /* in batch->positions; -1: never given */
+	int64_t stored;	  /* next offset as the database has it */
+	int64_t end;	  /* high watermark when it was given: where --once stops */
+	int64_t high;	  /* newest one known */
+	bool at_end;	  /* everything before `end` is read */
 } Partition;
 
 struct KafkaSource
@@ -53,21 +52,25 @@ struct KafkaSource
 	int at_held, n_held;
 	/* What callbacks have noted; NULL: nothing. */
 	rd_kafka_topic_partition_list_t *taken, *given;
-	bool is_lost;	   /* `taken` belongs to somebody else already */
-	int64_t until_us;  /* when `taken` is answered at the latest */
-	bool must_resync;  /* the positions are to be read again */
-	int64_t since_us;  /* a question about `given` or must_resync failed for the first time; 0: none did */
-	int64_t again_us;  /* not to be asked again before */
-	bool was_assigned; /* it is known what there is to read */
-	bool has_started;  /* source.start was applied */
+	bool is_lost;	  /* `taken` belongs to somebody else already */
+	int64_t until_us; /* when `taken` is answered at the latest */
+	bool must_resync; /* the positions are to be read again */
+	int64_t since_us; /* a question about `given` or must_resync failed for the first time; 0: none did */
+	int64_t again_us; /* not to be asked again before */
+	int64_t doubt_since_us; /* a position lies behind the end; 0: none does */
+	bool was_assigned;		/* it is known what there is to read */
+	bool has_started;		/* source.start was applied */
 	bool is_paused, is_closing;
+	bool may_cooperate;					   /* so it is configured */
+	bool was_given;						   /* partitions, or none of them, at any time */
 	int64_t unsettled_us;				   /* since when something is to be answered; 0: nothing is */
 	int64_t broker_lost_us, topic_lost_us; /* since when; 0: they are there */
 	int64_t watched_us, asked_lag_us;
 	/* To keep librdkafka fetching. */
 	int64_t queue_bytes, queue_messages; /* its limits */
 	int64_t mean_bytes;					 /* of a message */
-	size_t peak;						 /* most messages in its queue since it was woken */
+	int64_t heartbeat_ms;
+	size_t peak; /* most messages in its queue since it was woken */
 	ExitCode failure;
 	bool has_failed;
 };
@@ -362,18 +365,26 @@ start_stream(KafkaSource *source, Sink *sink)
 											   : ask_again(source, "no first offsets", error);
 }
 
-/* The position is not among the messages that the broker has.  True when it was moved there. */
-static bool
-jump(KafkaSource *source, Position *position, int64_t low, int64_t high)
+/* What take() learns of a partition. */
+typedef struct Taken
 {
+	int index; /* in the batch's positions */
+	int64_t low, high;
+} Taken;
+
+/* The position is not among the messages that the broker has: goes to the oldest one, if that is allowed. */
+static bool
+jump(KafkaSource *source, const Taken *taken)
+{
+	Position *position = &source->batch->positions.list[taken->index];
 	bool may_skip = source->config->on_lost == LOST_SKIP;
 
 	log_line(may_skip ? LOG_WARNING : LOG_ERROR,
 			 "%s[%" PRId32 "]: the database wants offset %" PRId64 ", the broker has %" PRId64 " to %" PRId64
 			 " (%s); %s",
-			 position->topic, position->partition, position->stored, low, high,
-			 position->stored < low ? "messages were deleted before they were read"
-									: "was the topic made anew?",
+			 position->topic, position->partition, position->stored, taken->low, taken->high,
+			 position->stored < taken->low ? "messages were deleted before they were read"
+										   : "was the topic made anew?",
 			 may_skip ? "going on from its oldest message"
 					  : "set millrace.ingest_offsets, or source.on_lost = skip, to go on");
 	if (!may_skip)
@@ -381,52 +392,69 @@ jump(KafkaSource *source, Position *position, int64_t low, int64_t high)
 		fail(source, EXIT_SOURCE);
 		return false;
 	}
-	source->config->metrics->n_skipped += position->stored < low ? low - position->stored : 1;
-	move_position(source->batch, position, low);
+	source->config->metrics->n_skipped += position->stored < taken->low ? taken->low - position->stored : 1;
+	move_position(source->batch, position, taken->low);
 	return true;
 }
 
-/* Reads the stored position of one partition.  False: it cannot be read now. */
+/* Reads the stored position of one partition. */
 static bool
-take_partition(KafkaSource *source, Sink *sink, rd_kafka_topic_partition_t *about, int64_t low, int64_t high)
+read_position(KafkaSource *source, Sink *sink, const rd_kafka_topic_partition_t *about, Taken *taken)
 {
-	int index = position_find(&source->batch->positions, about->topic, about->partition);
-	Partition *partition = partition_of(source, about->partition);
-	Position *position = &source->batch->positions.list[index];
 	Retry retry = {0};
 	SinkStatus status;
 	ExitCode code;
 
+	taken->index = position_find(&source->batch->positions, about->topic, about->partition);
+	Position *position = &source->batch->positions.list[taken->index];
 	do
-		status = sink_position(sink, position, source->config->start == START_STORED ? NO_OFFSET : low);
+		status =
+			sink_position(sink, position, source->config->start == START_STORED ? NO_OFFSET : taken->low);
 	while (sink_again(sink, &retry, status, &code));
 	if (status != SINK_OK)
 	{
 		fail(source, code);
 		return false;
 	}
-	if (position->stored == NO_OFFSET)
-	{
-		log_line(LOG_ERROR,
-				 "%s[%" PRId32 "]: no position of stream \"%s\" is stored, and source.start = stored",
-				 position->topic, position->partition, source->config->name);
-		fail(source, EXIT_SOURCE);
+	if (position->stored != NO_OFFSET)
+		return true;
+	log_line(LOG_ERROR, "%s[%" PRId32 "]: no position of stream \"%s\" is stored, and source.start = stored",
+			 position->topic, position->partition, source->config->name);
+	fail(source, EXIT_SOURCE);
+	return false;
+}
+
+/* A broker that has just started may not know its newest messages yet: positions behind the end are doubted for a while. */
+static bool
+is_in_doubt(KafkaSource *source, const Taken *taken, int n_taken)
+{
+	bool is_behind_end = false;
+
+	for (int i = 0; i < n_taken; i++)
+		is_behind_end |= source->batch->positions.list[taken[i].index].stored > taken[i].high;
+	if (!is_behind_end)
+		source->doubt_since_us = 0;
+	else if (source->doubt_since_us == 0)
+		source->doubt_since_us = monotonic_us();
+	return is_behind_end && monotonic_us() - source->doubt_since_us < DOUBT_US;
+}
+
+static bool
+settle_position(KafkaSource *source, rd_kafka_topic_partition_t *about, const Taken *taken)
+{
+	Partition *partition = partition_of(source, about->partition);
+	Position *position = &source->batch->positions.list[taken->index];
+
+	if ((position->stored < taken->low || position->stored > taken->high) && !jump(source, taken))
 		return false;
-	}
-	if (position->stored <= high)
-		partition->doubt_since_us = 0;
-	else if (partition->doubt_since_us == 0)
-		partition->doubt_since_us = monotonic_us();
-	if (position->stored > high && monotonic_us() - partition->doubt_since_us < DOUBT_US)
-		return ask_again(source, "some messages", RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE);
-	if ((position->stored < low || position->stored > high) && !jump(source, position, low, high))
-		return false;
-	partition->doubt_since_us = 0;
-	partition->position = index;
+	partition->position = taken->index;
 	partition->stored = position->stored;
-	partition->end = partition->high = high;
-	partition->at_end = position->next >= high;
+	partition->end = partition->high = taken->high;
+	partition->at_end = position->next >= taken->high;
+	position->is_assigned = true;
 	about->offset = position->next;
+	log_line(LOG_INFO, "%s[%" PRId32 "]: reading from offset %" PRId64, position->topic, position->partition,
+			 position->next);
 	return true;
 }
 
@@ -435,6 +463,7 @@ static bool
 take(KafkaSource *source, rd_kafka_topic_partition_list_t *list)
 {
 	Sink *sink = writer_sink(source->writer);
+	Taken *taken = mem_alloc(sizeof(Taken) * (size_t) (list->cnt + 1));
 	int64_t *low = mem_alloc(sizeof(int64_t) * (size_t) (list->cnt + 1) * 2), *high = low + list->cnt;
 	rd_kafka_resp_err_t error = RD_KAFKA_RESP_ERR_NO_ERROR;
 	bool is_good = sink != NULL && start_stream(source, sink);
@@ -446,16 +475,18 @@ take(KafkaSource *source, rd_kafka_topic_partition_list_t *list)
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		is_good = ask_again(source, "no offsets", error);
 	for (int i = 0; i < list->cnt && is_good; i++)
-		is_good = take_partition(source, sink, &list->elems[i], low[i], high[i]);
-	free(low);
-	for (int i = 0; i < list->cnt && is_good; i++)
 	{
-		Position *position = position_of(source, partition_of(source, list->elems[i].partition));
-
-		position->is_assigned = true;
-		log_line(LOG_INFO, "%s[%" PRId32 "]: reading from offset %" PRId64, position->topic,
-				 position->partition, position->next);
+		taken[i].low = low[i];
+		taken[i].high = high[i];
+		is_good = read_position(source, sink, &list->elems[i], &taken[i]);
 	}
+	if (is_good && is_in_doubt(source, taken, list->cnt))
+		is_good =
+			ask_again(source, "not all messages before the position", RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE);
+	for (int i = 0; i < list->cnt && is_good; i++)
+		is_good = settle_position(source, &list->elems[i], &taken[i]);
+	free(low);
+	free(taken);
 	if (is_good)
 		source->since_us = 0;
 	return is_good;
@@ -476,19 +507,50 @@ log_client_error(const char *what, rd_kafka_error_t *error)
 	rd_kafka_error_destroy(error);
 }
 
+/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
+static void
+set_paused(KafkaSource *source, bool is_paused)
+{
+	if (source->is_paused == is_paused)
+		return;
+	rd_kafka_topic_partition_list_t *list = assigned_list(source);
+	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
+										  : rd_kafka_resume_partitions(source->client, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
+	source->is_paused = source->config->metrics->is_paused = is_paused;
+}
+
+static void
+assign(KafkaSource *source, const rd_kafka_topic_partition_list_t *list)
+{
+	rd_kafka_resp_err_t error;
+
+	if (is_cooperative(source))
+		log_client_error("assign", rd_kafka_incremental_assign(source->client, list));
+	else if ((error = rd_kafka_assign(source->client, list)) != RD_KAFKA_RESP_ERR_NO_ERROR)
+		log_line(LOG_WARNING, "kafka: assign: %s", rd_kafka_err2str(error));
+}
+
+/* A partition that is given or taken while it is paused would stay so. */
 static void
 answer_given(KafkaSource *source)
+{
+	set_paused(source, false);
+	assign(source, source->given);
+	source->was_assigned = true;
+	list_free(&source->given);
+}
+
+/* When the end has come: nothing of it is read. */
+static void
+refuse_given(KafkaSource *source)
 {
 	if (is_cooperative(source))
 		log_client_error("assign", rd_kafka_incremental_assign(source->client, source->given));
 	else
-	{
-		rd_kafka_resp_err_t error = rd_kafka_assign(source->client, source->given);
-
-		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-			log_line(LOG_WARNING, "kafka: assign: %s", rd_kafka_err2str(error));
-	}
-	source->was_assigned = true;
+		rd_kafka_assign(source->client, NULL);
 	list_free(&source->given);
 }
 
@@ -496,6 +558,7 @@ answer_given(KafkaSource *source)
 static void
 answer_taken(KafkaSource *source)
 {
+	set_paused(source, false);
 	for (int i = 0; i < source->taken->cnt; i++)
 	{
 		const rd_kafka_topic_partition_t *about = &source->taken->elems[i];
@@ -531,7 +594,10 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 	if (event == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
 	{
 		source->given = rd_kafka_topic_partition_list_copy(partitions);
+		source->was_given = true;
 		source->since_us = source->again_us = 0;
+		if (source->is_closing)
+			refuse_given(source);
 	}
 	else
 	{
@@ -545,23 +611,42 @@ on_rebalance(rd_kafka_t *client, rd_kafka_resp_err_t event, rd_kafka_topic_parti
 	rd_kafka_yield(client);
 }
 
-/* Reads all positions again, and seeks: others have moved them, or the broker has lost what they stand for. */
+static bool
+hold(KafkaSource *source, int64_t wait)
+{
+	rd_kafka_message_t *message = rd_kafka_consumer_poll(source->client, (int) wait);
+
+	if (message != NULL)
+		source->held[source->n_held++] = message;
+	return message != NULL;
+}
+
+/* The group must hear of this member although it reads nothing, and this member of the group. */
+static void
+stay_alive(KafkaSource *source, int64_t wait)
+{
+	set_paused(source, true);
+	while (source->n_held < (int) (sizeof source->held / sizeof source->held[0]) && hold(source, wait))
+		wait = 0;
+}
+
+/*
+ * Reads all positions again and goes on from there: others have moved them, or the broker has lost what they stand for.
+ * The partitions are assigned anew: one whose offset was out of range cannot be sought.
+ */
 static bool
 read_positions_again(KafkaSource *source)
 {
 	rd_kafka_topic_partition_list_t *list = assigned_list(source);
 	bool is_good = take(source, list);
 
+	set_paused(source, false);
 	drop_held(source, true);
 	if (is_good && list->cnt > 0)
 	{
-		rd_kafka_error_t *error = rd_kafka_seek_partitions(source->client, list, ANSWER_MS);
-
-		is_good = error == NULL;
-		log_client_error("seek", error);
-		for (int i = 0; i < list->cnt && is_good; i++)
-			if (list->elems[i].err != RD_KAFKA_RESP_ERR_NO_ERROR)
-				is_good = ask_again(source, "no seek", list->elems[i].err);
+		if (is_cooperative(source))
+			log_client_error("revoke", rd_kafka_incremental_unassign(source->client, list));
+		assign(source, list);
 	}
 	rd_kafka_topic_partition_list_destroy(list);
 	source->must_resync = !is_good;
@@ -594,7 +679,14 @@ settle(KafkaSource *source, int64_t wait, SourceStatus *status)
 		*status = SOURCE_FLUSH;
 		return false;
 	}
-	if (now_us < source->again_us || !writer_wait(source->writer, wait))
+	if (now_us < source->again_us)
+	{
+		int64_t pause_ms = (source->again_us - now_us) / 1000 + 1;
+
+		stay_alive(source, pause_ms < wait ? pause_ms : wait);
+		return false;
+	}
+	if (!writer_wait(source->writer, wait))
 		return false;
 	if (source->must_resync && !read_positions_again(source))
 		return false;
@@ -652,13 +744,24 @@ kafka_source_check(Config *config)
 	return conf == NULL ? EXIT_USAGE : client == NULL ? EXIT_SOURCE : EXIT_DONE;
 }
 
-static int64_t
-conf_number(rd_kafka_conf_t *conf, const char *name)
+/* What librdkafka was told of itself. */
+static void
+read_conf(KafkaSource *source, const rd_kafka_conf_t *conf)
 {
-	char text[32];
-	size_t n_bytes = sizeof text;
+	static const char *const names[] = {"queued.max.messages.kbytes", "queued.min.messages",
+										"heartbeat.interval.ms", "partition.assignment.strategy"};
+	char texts[4][256] = {""};
 
-	return rd_kafka_conf_get(conf, name, text, &n_bytes) == RD_KAFKA_CONF_OK ? strtoll(text, NULL, 10) : 0;
+	for (int i = 0; i < 4; i++)
+	{
+		size_t n_bytes = sizeof texts[i];
+
+		rd_kafka_conf_get(conf, names[i], texts[i], &n_bytes);
+	}
+	source->queue_bytes = strtoll(texts[0], NULL, 10) * 1024;
+	source->queue_messages = strtoll(texts[1], NULL, 10);
+	source->heartbeat_ms = strtoll(texts[2], NULL, 10);
+	source->may_cooperate = strstr(texts[3], "cooperative") != NULL;
 }
 
 ExitCode
@@ -674,8 +777,7 @@ kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch
 	if (conf == NULL)
 		return EXIT_USAGE;
 	rd_kafka_conf_set_opaque(conf, source);
-	source->queue_bytes = conf_number(conf, "queued.max.messages.kbytes") * 1024;
-	source->queue_messages = conf_number(conf, "queued.min.messages");
+	read_conf(source, conf);
 	rd_kafka_conf_set_rebalance_cb(conf, on_rebalance);
 	source->client = make_client(config, conf);
 	if (source->client == NULL)
@@ -880,16 +982,6 @@ keep_fetching(KafkaSource *source)
 	source->peak = n_messages;
 }
 
-static bool
-hold(KafkaSource *source, int wait)
-{
-	rd_kafka_message_t *message = rd_kafka_consumer_poll(source->client, wait);
-
-	if (message != NULL)
-		source->held[source->n_held++] = message;
-	return message != NULL;
-}
-
 /* Waits for a message, then takes what else is there: half the work for each of one message at a time. */
 static void
 receive(KafkaSource *source, int64_t wait)
@@ -897,7 +989,7 @@ receive(KafkaSource *source, int64_t wait)
 	int64_t n_bytes = 0;
 
 	source->at_held = source->n_held = 0;
-	if (!hold(source, (int) wait) || source->taken != NULL || source->given != NULL)
+	if (!hold(source, wait) || source->taken != NULL || source->given != NULL)
 		return;
 	ssize_t n_more = rd_kafka_consume_batch_queue(source->queue, 0, source->held + 1, MESSAGES_A_POLL - 1);
 	if (n_more > 0)
@@ -1028,30 +1120,6 @@ watch(KafkaSource *source)
 		look_for_topic(source);
 }
 
-/* Fetching stops, and what was fetched and not looked at is fetched again later; or it goes on. */
-static void
-set_paused(KafkaSource *source, bool is_paused)
-{
-	if (source->is_paused == is_paused)
-		return;
-	rd_kafka_topic_partition_list_t *list = assigned_list(source);
-	rd_kafka_resp_err_t error = is_paused ? rd_kafka_pause_partitions(source->client, list)
-										  : rd_kafka_resume_partitions(source->client, list);
-	rd_kafka_topic_partition_list_destroy(list);
-	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-		log_line(LOG_WARNING, "kafka: %s: %s", is_paused ? "pause" : "resume", rd_kafka_err2str(error));
-	source->is_paused = source->config->metrics->is_paused = is_paused;
-}
-
-/* The group must hear of this member although it reads nothing, and this member of the group. */
-static void
-stay_alive(KafkaSource *source)
-{
-	set_paused(source, true);
-	while (source->n_held < (int) (sizeof source->held / sizeof source->held[0]) && hold(source, 0))
-		;
-}
-
 /* ---- for the pipeline ---- */
 
 SourceStatus
@@ -1073,7 +1141,7 @@ kafka_source_poll(KafkaSource *source, int64_t wait, ExitCode *exit_code)
 	else if (source->unsettled_us == 0)
 		source->unsettled_us = monotonic_us();
 	else if (monotonic_us() - source->unsettled_us > PAUSE_AFTER_MS * 1000)
-		stay_alive(source);
+		stay_alive(source, 0);
 	watch(source);
 	if (source->has_failed)
 	{
@@ -1091,7 +1159,7 @@ kafka_source_blocked(KafkaSource *source, int64_t for_ms, ExitCode *exit_code)
 	if (source->taken != NULL && (source->is_lost || monotonic_us() >= source->until_us))
 		answer_taken(source);
 	if (for_ms >= PAUSE_AFTER_MS)
-		stay_alive(source);
+		stay_alive(source, 0);
 	watch(source);
 	*exit_code = source->failure;
 	return source->has_failed ? SOURCE_FAILED : SOURCE_IDLE;
@@ -1110,6 +1178,8 @@ kafka_source_resync(KafkaSource *source)
 {
 	drop_held(source, true);
 	source->must_resync = true;
+	/* Who was stopped and has woken up learns with the next heartbeat that the partitions are no longer his. */
+	source->again_us = monotonic_us() + source->heartbeat_ms * 1000 + AGAIN_US;
 	return EXIT_DONE;
 }
 
@@ -1124,13 +1194,20 @@ kafka_source_close(KafkaSource *source)
 		drop_held(source, true);
 		if (source->taken != NULL)
 			answer_taken(source);
+		if (source->given != NULL)
+			refuse_given(source);
 		if (source->queue != NULL)
 			rd_kafka_queue_destroy(source->queue);
 		rd_kafka_resp_err_t error = rd_kafka_consumer_close(source->client);
 
 		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 			log_line(LOG_DEBUG, "kafka: close: %s", rd_kafka_err2str(error));
-		rd_kafka_destroy(source->client);
+		/*
+		 * librdkafka 2.0 aborts in rd_kafka_destroy() where a member of a cooperative group was never given anything.  It
+		 * has left the group by now, and the process ends.
+		 */
+		if (source->was_given || !source->may_cooperate)
+			rd_kafka_destroy(source->client);
 	}
 	list_free(&source->given);
 	if (source->headers != NULL)

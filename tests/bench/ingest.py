@@ -276,3 +276,33 @@ def case_latency(work):
             extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY at - event_time)) * 1000 FROM seen WHERE id > 2000""").split("|"))
         report("latency", "median from produce to visible row", "ms", middle, 50, "<= 1")
         report("latency", "99th percentile", "ms", most, 50)
+
+
+def case_scatter(work):
+    """Batches whose rows are of 305 days, and of one: the time to store a batch, by the ingester's own figures"""
+    rng, n_batches = random.Random(5), 6
+    sql("""SET client_min_messages = warning; CREATE TABLE scatter (id bigint, event_time timestamptz NOT NULL, kind text, price numeric) PARTITION BY RANGE (event_time);
+        SELECT millrace.create_source('scatter', 'event_time'); SELECT millrace.ensure_partitions('scatter', '2024-03-01', '2024-12-30')""")
+    for size in (10000, 50000, 200000):
+        inis = {}
+        for kind, days in (("many", 305), ("one", 1)):
+            folder = work / f"{kind}{size}"
+            folder.mkdir()
+            for i in range(n_batches):
+                with open(folder / f"{i}.csv", "w") as out:
+                    out.write("id,event_time,kind,price\n")
+                    out.writelines(f"{k},{START + timedelta(days=rng.randrange(days), seconds=rng.randrange(86400)):%F %T}+00,k{rng.randrange(20)},{rng.randrange(10000) / 100}\n" for k in range(size))
+            inis[kind] = work / f"{kind}{size}.ini"
+            inis[kind].write_text(f"[source]\ntype = directory\npath = {folder}\nmax_files_per_batch = 1\nname = scatter\n[target]\ntable = scatter\n[log]\nlevel = warning\n")
+        figures = {"many": [], "one": []}
+        for turn in range(ROUNDS + 1):
+            for kind in list(inis) if turn % 2 else reversed(inis):
+                sql("TRUNCATE scatter; DELETE FROM millrace.ingest_offsets; DELETE FROM millrace.ingest_metrics")
+                backend = watched("millrace", "run", str(inis[kind]), "--once")[4]
+                n, took = sql("""SELECT max(value) FILTER (WHERE metric = 'batches_total'), max(value) FILTER (WHERE metric = 'batch_seconds_sum')
+                    FROM millrace.ingest_metrics""").split("|")
+                assert int(n) == n_batches and sql("SELECT count(*) FROM scatter") == str(size * n_batches), f"{n} batches"
+                figures[kind].append((float(took) / n_batches, backend / n_batches))
+        many, one = (figures[kind][1:] for kind in ("many", "one"))
+        median = lambda pairs: tuple(statistics.median(column) for column in zip(*pairs))
+        report("scatter", f"{size} rows of 305 leaves / of one", "s a batch", median(many), median(one), "<= 2", [a[0] / b[0] for a, b in zip(many, one)])

@@ -148,6 +148,7 @@ chain_open(Chain *chain, const uint8_t choice[4])
 	memset(chain, 0, sizeof *chain);
 	config->format = choice[0] & 1 ? FORMAT_CSV : FORMAT_JSON;
 	chain->is_file = choice[0] & 2;
+	config->type = chain->is_file ? SOURCE_FILE : SOURCE_KAFKA;
 	config->csv_header = choice[0] & 4 && chain->is_file;
 	config->json_nan = (choice[0] >> 3) % 3;
 	config->csv_delimiter = choice[0] & 32 ? "|" : ",";

@@ -171,6 +171,27 @@ test_csv_quotes(void **state)
 	csv("id,name\n\"1\",\"a\"", "1\ta\t\\N\t\\N");
 }
 
+/* What is decoded again has no line end, and may end like one. */
+static void
+test_csv_again(void **state)
+{
+	const char *text = "\xEF\xBB\xBFid,name\r\n1,a\r\r\n2,\"b\"\r\r\n3,\"c\"\r\n";
+	const char *wanted =
+		"1\ta\\r\t\\N\t\\N|!text behind the closing quote of a field!2,\"b\"\r|3\tc\t\\N\t\\N";
+	Chain *chain = chain_open(FORMAT_CSV, 0, NULL);
+
+	(void) state;
+	feed(chain, text, strlen(text), 5);
+	char *got = result(chain);
+	assert_string_equal(got, wanted);
+	free(got);
+	decode_again(chain->decoder, &chain->batch);
+	got = result(chain);
+	assert_string_equal(got, wanted);
+	free(got);
+	chain_close(chain);
+}
+
 static void
 test_csv_faults(void **state)
 {
@@ -621,6 +642,12 @@ test_copy_context(void **state)
 	assert_int_equal(copy_context_line("COPY a, line 3, line 8, column x", "a, line 3"), 8);
 	assert_int_equal(copy_context_line("", "t"), 0);
 	assert_true(copy_context_is_plain("COPY t, line 5, column id: \"PL/pgSQL function f()\"", "t"));
+	assert_true(copy_context_has_column("COPY t, line 5, column id: \"x\"", "t"));
+	assert_true(copy_context_has_column("COPY t, Zeile 12, Spalte id: \xC2\xBBx\xC2\xAB", "t"));
+	assert_true(copy_context_has_column("COPY a, line 3, line 8, column x", "a, line 3"));
+	assert_false(copy_context_has_column("COPY t, line 5: \"1,column 2\"", "t"));
+	assert_false(copy_context_has_column("COPY t, line 5", "t"));
+	assert_false(copy_context_has_column("SQL function \"f\"\nCOPY t, line 5, column id: \"x\"", "t"));
 	assert_false(copy_context_is_plain("PL/pgSQL function f() line 3 at RAISE\nCOPY t, line 9: \"1\"", "t"));
 	assert_false(copy_context_is_plain("millrace stream \"s\"", "t"));
 	assert_false(copy_context_is_plain("COPY other, line 5", "t"));
@@ -930,37 +957,22 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_arrays),
-		cmocka_unit_test(test_headers),
-		cmocka_unit_test(test_nan),
-		cmocka_unit_test(test_formats),
-		cmocka_unit_test(test_growth),
-		cmocka_unit_test(test_csv_plain),
-		cmocka_unit_test(test_csv_quotes),
-		cmocka_unit_test(test_csv_faults),
-		cmocka_unit_test(test_csv_nul),
-		cmocka_unit_test(test_csv_long_record),
-		cmocka_unit_test(test_batch_limit),
-		cmocka_unit_test(test_json_values),
-		cmocka_unit_test(test_json_faults),
-		cmocka_unit_test(test_json_deep),
-		cmocka_unit_test(test_mapping),
-		cmocka_unit_test(test_mapping_errors),
-		cmocka_unit_test(test_time),
-		cmocka_unit_test(test_time_format),
-		cmocka_unit_test(test_copy_escape),
-		cmocka_unit_test(test_text_defect),
-		cmocka_unit_test(test_copy_context),
-		cmocka_unit_test(test_routing),
-		cmocka_unit_test(test_sane_range),
-		cmocka_unit_test(test_infinity),
-		cmocka_unit_test(test_arena),
-		cmocka_unit_test(test_nearest),
-		cmocka_unit_test(test_config_errors),
-		cmocka_unit_test(test_config_precedence),
-		cmocka_unit_test(test_dead_letter_is_final),
-		cmocka_unit_test(test_config_again),
-		cmocka_unit_test(test_seal),
+		cmocka_unit_test(test_csv_again),		  cmocka_unit_test(test_arrays),
+		cmocka_unit_test(test_headers),			  cmocka_unit_test(test_nan),
+		cmocka_unit_test(test_formats),			  cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_csv_plain),		  cmocka_unit_test(test_csv_quotes),
+		cmocka_unit_test(test_csv_faults),		  cmocka_unit_test(test_csv_nul),
+		cmocka_unit_test(test_csv_long_record),	  cmocka_unit_test(test_batch_limit),
+		cmocka_unit_test(test_json_values),		  cmocka_unit_test(test_json_faults),
+		cmocka_unit_test(test_json_deep),		  cmocka_unit_test(test_mapping),
+		cmocka_unit_test(test_mapping_errors),	  cmocka_unit_test(test_time),
+		cmocka_unit_test(test_time_format),		  cmocka_unit_test(test_copy_escape),
+		cmocka_unit_test(test_text_defect),		  cmocka_unit_test(test_copy_context),
+		cmocka_unit_test(test_routing),			  cmocka_unit_test(test_sane_range),
+		cmocka_unit_test(test_infinity),		  cmocka_unit_test(test_arena),
+		cmocka_unit_test(test_nearest),			  cmocka_unit_test(test_config_errors),
+		cmocka_unit_test(test_config_precedence), cmocka_unit_test(test_dead_letter_is_final),
+		cmocka_unit_test(test_config_again),	  cmocka_unit_test(test_seal),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -332,6 +332,24 @@ for table in events public.events '"public"."events"'; do
 done >"$work/log" 2>&1
 is "$(value "SELECT source FROM millrace.ingest_offsets WHERE topic = 'e'")" "millrace-public.events" "the name of a stream does not depend on how its table is spelled"
 
+# ---- a session that the server does not know to be lost ----
+
+value 'CREATE TABLE keyed (id int PRIMARY KEY)'
+clean
+{ echo id; seq 1 1000; } >"$work/in/a.csv"
+value "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset) VALUES ('half', 'a.csv', 0, 0)"
+psql -qX -c "BEGIN; UPDATE millrace.ingest_offsets SET updated = now() WHERE source = 'half'; SELECT pg_sleep(600)" >/dev/null 2>&1 &
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'" 1
+"$here/half.py" "$work/port" "$work/cut" "$PGHOST" "$PGPORT" &
+until_true test -s "$work/port"
+PGOPTIONS="-c idle_in_transaction_session_timeout=1h" start --target.table=keyed --source.name=half --target.connection="host=127.0.0.1 port=$(cat "$work/port")"
+until_true answers "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'millrace' AND wait_event_type = 'Lock'" 1
+touch "$work/cut"
+value "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()" >/dev/null
+until_true says 'done:\|stopped' || kill -KILL $pid
+wait $pid
+is "$? $(value 'SELECT count(*) FROM keyed')" "0 1000" "its locks go when the next session is there, and the batch is stored"
+
 # ---- what cannot be said in the database's encoding ----
 
 value "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0" && psql -qX -d latin -c 'CREATE EXTENSION millrace' -c 'CREATE TABLE t (id int, name text, parent int)'
