@@ -573,9 +573,6 @@ answer_taken(KafkaSource *source)
 	batch_drop_unassigned(source->batch);
 	drop_held(source, false);
 	source->was_assigned = false; /* nothing is known to be read until the next assignment */
-	/* A partition that is paused would still be when it is given back. */
-	if (source->is_paused)
-		rd_kafka_resume_partitions(source->client, source->taken);
 	if (is_cooperative(source))
 		log_client_error("revoke", rd_kafka_incremental_unassign(source->client, source->taken));
 	else
