@@ -34,6 +34,9 @@ typedef struct Partition
 	int64_t end;	  /* high watermark when it was given: where --once stops */
 	int64_t high;	  /* newest one known */
 	bool at_end;	  /* everything before `end` is read */
+	FileMark mark;	  /* of the message before the position, as the database has it */
+	bool is_unproven; /* that message is about to be read, and is looked at */
+	bool is_other;	  /* it is another one: the topic was made anew */
 } Partition;
 
 struct KafkaSource
@@ -61,6 +64,7 @@ struct KafkaSource
 	bool was_assigned;		/* it is known what there is to read */
 	bool has_started;		/* source.start was applied */
 	bool is_paused, is_closing;
+	bool was_topic_lost;
 	bool may_cooperate;					   /* so it is configured */
 	bool was_given;						   /* partitions, or none of them, at any time */
 	int64_t unsettled_us;				   /* since when something is to be answered; 0: nothing is */
@@ -83,6 +87,15 @@ fail(KafkaSource *source, ExitCode code)
 	if (!source->has_failed)
 		source->failure = code;
 	source->has_failed = true;
+}
+
+/* The broker says that it does not know the topic, or a partition of it. */
+static void
+lose_topic(KafkaSource *source)
+{
+	source->was_topic_lost = true;
+	if (source->topic_lost_us == 0)
+		source->topic_lost_us = monotonic_us();
 }
 
 static Partition *
@@ -125,6 +138,7 @@ move_position(Batch *batch, Position *position, int64_t next)
 		batch->opened_us = monotonic_us();
 	batch->has_moved = true;
 	position->next = next;
+	position->file.has_prints = false;
 }
 
 /* The partitions that are assigned now; the caller destroys the list. */
@@ -212,6 +226,10 @@ on_error(rd_kafka_t *client, int error, const char *reason, void *opaque)
 		source->config->metrics->n_kafka_errors++;
 	if (error == RD_KAFKA_RESP_ERR__FATAL && source != NULL)
 		fail(source, EXIT_SOURCE);
+	if ((error == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION || error == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
+		 error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) &&
+		source != NULL)
+		lose_topic(source);
 	if (error == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN && source != NULL && source->broker_lost_us == 0)
 	{
 		source->broker_lost_us = monotonic_us();
@@ -445,14 +463,18 @@ settle_position(KafkaSource *source, rd_kafka_topic_partition_t *about, const Ta
 	Partition *partition = partition_of(source, about->partition);
 	Position *position = &source->batch->positions.list[taken->index];
 
-	if ((position->stored < taken->low || position->stored > taken->high) && !jump(source, taken))
+	if ((position->stored < taken->low || position->stored > taken->high || partition->is_other) &&
+		!jump(source, taken))
 		return false;
+	partition->is_other = false;
+	partition->mark = position->file;
+	partition->is_unproven = position->file.has_prints && position->stored > taken->low;
 	partition->position = taken->index;
 	partition->stored = position->stored;
 	partition->end = partition->high = taken->high;
-	partition->at_end = position->next >= taken->high;
+	partition->at_end = position->next >= taken->high && !partition->is_unproven;
 	position->is_assigned = true;
-	about->offset = position->next;
+	about->offset = position->next - (partition->is_unproven ? 1 : 0);
 	log_line(LOG_INFO, "%s[%" PRId32 "]: reading from offset %" PRId64, position->topic, position->partition,
 			 position->next);
 	return true;
@@ -904,14 +926,13 @@ on_event(KafkaSource *source, const rd_kafka_message_t *event)
 		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
 			log_line(LOG_WARNING, "kafka: topic \"%s\": %s", source->config->topic,
 					 rd_kafka_message_errstr(event));
-			if (source->topic_lost_us == 0)
-				source->topic_lost_us = monotonic_us();
+			lose_topic(source);
 			return;
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
 		case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
 			log_line(LOG_WARNING, "kafka: topic \"%s\": %s", source->config->topic,
 					 rd_kafka_message_errstr(event));
-			source->must_resync = true;
+			source->was_topic_lost = source->must_resync = true;
 			return;
 		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
 		case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
@@ -926,6 +947,31 @@ on_event(KafkaSource *source, const rd_kafka_message_t *event)
 	}
 }
 
+/* Time and size of the message before the position: a topic that was made anew hardly has the same there. */
+static void
+mark_message(FileMark *mark, const rd_kafka_message_t *message, int64_t timestamp_ms)
+{
+	mark->has_prints = true;
+	mark->head_crc = (uint32_t) timestamp_ms;
+	mark->tail_crc = (uint32_t) (timestamp_ms >> 32) ^ (uint32_t) (message->len << 8);
+}
+
+/* A message before the position, read only to see whether it is the one that was stored. */
+static void
+prove(KafkaSource *source, Partition *partition, const rd_kafka_message_t *message, int64_t timestamp_ms)
+{
+	FileMark found = {0};
+
+	if (!partition->is_unproven || message->offset != position_of(source, partition)->next - 1)
+		return;
+	mark_message(&found, message, timestamp_ms);
+	partition->is_unproven = false;
+	partition->at_end |= message->offset + 1 >= partition->end;
+	partition->is_other =
+		found.head_crc != partition->mark.head_crc || found.tail_crc != partition->mark.tail_crc;
+	source->must_resync |= partition->is_other;
+}
+
 static void
 on_message(KafkaSource *source, const rd_kafka_message_t *message)
 {
@@ -933,8 +979,13 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 	rd_kafka_timestamp_type_t type;
 	int64_t timestamp_ms = rd_kafka_message_timestamp(message, &type);
 
-	if (!is_assigned(source, partition) || message->offset < position_of(source, partition)->next)
+	if (!is_assigned(source, partition))
 		return;
+	if (message->offset < position_of(source, partition)->next)
+	{
+		prove(source, partition, message, timestamp_ms);
+		return;
+	}
 	Message event = {
 		.data = message->payload,
 		.n_bytes = message->payload ? message->len : 0,
@@ -951,6 +1002,7 @@ on_message(KafkaSource *source, const rd_kafka_message_t *message)
 	decode_message(source->decoder, &event);
 	source->config->metrics->n_messages++;
 	position_of(source, partition)->next = message->offset + 1;
+	mark_message(&position_of(source, partition)->file, message, timestamp_ms);
 	if (message->offset + 1 >= partition->end)
 		partition->at_end = true;
 }
@@ -1200,10 +1252,10 @@ kafka_source_close(KafkaSource *source)
 		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 			log_line(LOG_DEBUG, "kafka: close: %s", rd_kafka_err2str(error));
 		/*
-		 * librdkafka 2.0 aborts in rd_kafka_destroy() where a member of a cooperative group was never given anything.  It
-		 * has left the group by now, and the process ends.
+		 * librdkafka 2.0 aborts in rd_kafka_destroy() where a member of a cooperative group was never given anything, and
+		 * never returns from it where the topic was deleted.  It has left the group by now, and the process ends.
 		 */
-		if (source->was_given || !source->may_cooperate)
+		if ((source->was_given || !source->may_cooperate) && !source->was_topic_lost)
 			rd_kafka_destroy(source->client);
 	}
 	list_free(&source->given);

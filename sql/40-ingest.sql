@@ -25,7 +25,7 @@ COMMENT ON COLUMN millrace.ingest_offsets.updated IS 'Start of the transaction t
 COMMENT ON COLUMN millrace.ingest_offsets.file_id IS 'Inode of the file and its time of birth, by which it is known again under another name; NULL for Kafka and standard input, as the columns behind this one';
 COMMENT ON COLUMN millrace.ingest_offsets.file_size IS 'Bytes of the file on disk when its end was reached; NULL: it has not been';
 COMMENT ON COLUMN millrace.ingest_offsets.file_modified IS 'When the file had been changed last, as it was opened for the last time';
-COMMENT ON COLUMN millrace.ingest_offsets.file_fingerprint IS 'next_offset, CRC-32 of the first KiB up to it, and of the last KiB before it: another file of the same name is told by it; counts only with this next_offset';
+COMMENT ON COLUMN millrace.ingest_offsets.file_fingerprint IS 'next_offset, CRC-32 of the first KiB up to it, and of the last KiB before it: another file of the same name is told by it; counts only with this next_offset; for Kafka next_offset, then time and size of the message before it, by which a topic that was made anew is known';
 COMMENT ON COLUMN millrace.ingest_offsets.file_defect IS 'Why the file cannot be read from next_offset on; NULL: it can';
 
 CREATE SEQUENCE millrace.dead_letters_id_seq;

@@ -117,6 +117,8 @@ class Ingester:
         if self.process is not None and self.process.poll() is not None:
             self.exits[self.process.returncode] += 1
             say(f"ingester {self.number} ended with status {self.process.returncode}: " + self.tail(6))
+            if self.exits.total() > 20:
+                sys.exit("not ok ingesters do not stay: " + str(dict(self.exits)))
             self.process = None
             time.sleep(0.2)
         if self.process is None:

@@ -6,7 +6,7 @@
 millrace=${MILLRACE:-millrace}
 RANDOM=${MILLRACE_SEED:-7}
 echo "# seed ${MILLRACE_SEED:-7}"
-if [ -n "${MILLRACE_LONG:-}" ]; then n_storm=200000 n_acts=60; else n_storm=20000 n_acts=10; fi
+if [ -n "${MILLRACE_LONG:-}" ]; then n_storm=200000 n_acts=60; else n_storm=12000 n_acts=8; fi
 start_cluster
 start_kafka group.min.session.timeout.ms=500 log.cleaner.backoff.ms=100 message.max.bytes=20000000 \
 	log.retention.check.interval.ms=500 log.initial.task.delay.ms=500
@@ -282,6 +282,18 @@ part_anew() {
 	is $? 0 "and so it does while it is running"
 	end $running
 	is $? 0 "with status 0"
+	once log.anew anew --source.name=another
+	"$lib/kafka" drop "$work/kafka" anew
+	topic anew 1
+	send anew 3001 3050
+	once log.anew.3 anew --source.name=another
+	is $? 3 "one that has more messages than the old one: status 3, too"
+	like "$(cat "$work/log.anew.3")" 'was the topic made anew' "as the message before the position is another one"
+	value "DELETE FROM messages WHERE topic = 'anew'" >/dev/null
+	once log.anew.3 anew --source.name=another --source.on_lost=skip
+	is "$?, $(n_stored anew)" "0, 50" "on_lost = skip: it is read from its beginning"
+	once log.anew.3 anew --source.name=another
+	is $? 0 "and the next start finds what it knows"
 }
 
 # ---- new partitions ----
