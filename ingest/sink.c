@@ -2351,9 +2351,10 @@ settle_commit(Sink *sink, bool *is_stored)
 	SinkStatus status =
 		sink->batch->letters != NULL ? settle_replay(sink, is_stored) : settle_positions(sink, is_stored);
 
+	if (status == SINK_OK || status == SINK_FENCED)
+		sink->is_commit_unknown = false; /* a batch that is fenced is given up */
 	if (status != SINK_OK)
 		return status;
-	sink->is_commit_unknown = false;
 	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s",
 			 sink->batch->number, *is_stored ? "stored" : "not stored");
 	return SINK_OK;
@@ -2558,7 +2559,10 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 	}
 	stored(sink, begun_us);
 	/* It is stored, whatever comes of this. */
-	return check_limit(sink) == SINK_LIMIT ? SINK_LIMIT : SINK_OK;
+	if (check_limit(sink) != SINK_LIMIT)
+		return SINK_OK;
+	batch_reset(batch);
+	return SINK_LIMIT;
 }
 
 /* ---- what the commands ask ---- */
