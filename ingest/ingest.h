@@ -510,7 +510,7 @@ typedef enum SinkStatus
 	SINK_DENIED,  /* a privilege is missing */
 	SINK_FENCED,  /* the position is not what this process last saw */
 	SINK_BROKEN,  /* every row is refused, so the fault is not in the rows */
-	SINK_LIMIT	  /* more dead letters than dead_letters.limit; what was given is stored, or not touched */
+	SINK_LIMIT /* more dead letters than dead_letters.limit; what was given is stored, and the batch empty, or not touched */
 } SinkStatus;
 
 /* Budgets of one operation; zero it before the first try. */

@@ -2371,9 +2371,10 @@ settle_commit(Sink *sink, bool *is_stored)
 	SinkStatus status =
 		sink->batch->letters != NULL ? settle_replay(sink, is_stored) : settle_positions(sink, is_stored);
 
+	if (status == SINK_OK || status == SINK_FENCED)
+		sink->is_commit_unknown = false; /* a batch that is fenced is given up */
 	if (status != SINK_OK)
 		return status;
-	sink->is_commit_unknown = false;
 	log_line(LOG_WARNING, "batch %" PRId64 ": the answer to COMMIT was lost; the batch was %s",
 			 sink->batch->number, *is_stored ? "stored" : "not stored");
 	return SINK_OK;
@@ -2578,7 +2579,10 @@ sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColum
 	}
 	stored(sink, begun_us);
 	/* It is stored, whatever comes of this. */
-	return check_limit(sink) == SINK_LIMIT ? SINK_LIMIT : SINK_OK;
+	if (check_limit(sink) != SINK_LIMIT)
+		return SINK_OK;
+	batch_reset(batch);
+	return SINK_LIMIT;
 }
 
 /* ---- what the commands ask ---- */
@@ -3011,9 +3015,11 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 		monotonic_us() - retry->lost_since_us > sink->config->reconnect_ms * 1000;
 	bool is_given_up = is_over, is_connected = false;
 
+	int64_t begun_us = monotonic_us();
+
 	sink->session[0] = sink->session[1] = NULL;
 	if (retry->lost_since_us == 0)
-		retry->lost_since_us = monotonic_us();
+		retry->lost_since_us = begun_us;
 	while (!is_over)
 	{
 		pause_longer(retry);
@@ -3037,6 +3043,9 @@ reconnect(Sink *sink, Retry *retry, ExitCode *exit_code)
 				 "no connection to the database within target.reconnect; the open batch is not stored");
 		*exit_code = EXIT_CONNECTION;
 	}
+	/* While nobody answered, nobody refused. */
+	if (retry->refused_since_us != 0)
+		retry->refused_since_us += monotonic_us() - begun_us;
 	free(old[0]);
 	free(old[1]);
 	return is_connected;
@@ -3098,6 +3107,7 @@ sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code)
 		case SINK_CHANGED:
 			break;
 	}
+	retry->lost_since_us = 0; /* it answers */
 	if (retry->refused_since_us == 0)
 		retry->refused_since_us = monotonic_us();
 	if (monotonic_us() - retry->refused_since_us > sink->config->retry_ms * 1000)

@@ -319,6 +319,10 @@ run --dead_letters.limit=5
 is "$? $(at_all)" "0 5|4" "before they are gone"
 run --dead_letters.limit=0
 is "$?" 0 "no limit"
+clean
+printf 'id,name,parent\n1,fine,\nx,bad,\ny,bad,\n' | run --source.type=stdin --dead_letters.limit=1
+is "$? $(at_all)" "9 1|2" "standard input: status 9"
+ok "$(! grep -q 'could be stored' "$work/log"; echo $?)" "and what is stored is not told to be lost"
 
 # ---- offsets ----
 

@@ -369,6 +369,23 @@ wait $pid
 is $? 0 "the server crashes in mid-batch and comes back"
 exactly_once "and all rows are there once"
 
+clean
+value "CREATE TABLE closed (); CREATE FUNCTION closed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN
+	IF (SELECT count(*) > 0 FROM closed) THEN RAISE ''not now'' USING ERRCODE = ''55P03''; END IF; RETURN NULL; END';
+	CREATE TRIGGER closed AFTER INSERT ON t EXECUTE FUNCTION closed(); INSERT INTO closed DEFAULT VALUES"
+{ echo id,name; seq -f '%.0f,fine' 1 10000; } >"$work/in/r.csv"
+start --once --target.retry=4s
+until_true says 'server refuses: not now'
+"$lib/cluster" kill "$work/cluster"
+sleep 4.5
+: >"$work/log"
+"$lib/cluster" again "$work/cluster"
+until_true says 'server refuses: not now'
+value 'DROP TRIGGER closed ON t; DROP TABLE closed'
+wait $pid
+is $? 0 "a server that refuses, is away for longer than target.retry and refuses once more"
+exactly_once "and all rows are there once"
+
 # A stream is created between the COPY into one leaf and that through the parent
 value "CREATE TABLE parted (id int, at timestamptz) PARTITION BY RANGE (at); CREATE TABLE piped (id int);
 	SELECT millrace.create_source('parted', 'at', '1 day');

@@ -106,10 +106,9 @@ value 'ALTER TABLE gone RENAME TO b'
 
 "$lib/kafka" topic "$work/kafka" events 2 || exit 1
 clean
-start "$work/k.ini"
+start "$work/k.ini" --metrics.interval=50ms
 sent 1 5000
-until_true says 'reading from offset'
-sleep 1
+until_true answers "SELECT value FROM millrace.ingest_metrics WHERE metric = 'messages_total' AND instance LIKE '%:$pid'" 5000
 ends TERM
 is "$? $(value 'SELECT count(*), count(DISTINCT id), sum(id) FROM events')" "0 5000|5000|12502500" "SIGTERM: the batch that fills is stored, an hour before it is due"
 
