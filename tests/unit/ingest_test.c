@@ -442,7 +442,7 @@ formatted(const char *rule, const char *value, const char *wanted)
 	char *text = mem_printf("{\"at\": %s}", value), *all;
 
 	all = wanted ? mem_printf("\\N\t\\N\t%s\t\\N", wanted)
-				 : mem_printf("!field \"at\" does not fit %s!%s", rule + 2, text);
+				 : mem_printf("!field \"at\" does not fit %s!%s", rule + 2 + strspn(rule + 2, " "), text);
 	message(chain, text, NULL, all);
 	free(text);
 	free(all);
