@@ -620,17 +620,6 @@ decode_wants_header(const Decoder *decoder)
 	return decoder->needs_header;
 }
 
-/* Bytes of the record without its line end. */
-static size_t
-without_line_end(const char *data, size_t n_bytes)
-{
-	if (n_bytes > 0 && data[n_bytes - 1] == '\n')
-		n_bytes--;
-	if (n_bytes > 0 && data[n_bytes - 1] == '\r')
-		n_bytes--;
-	return n_bytes;
-}
-
 /* A piece of a line that is too long: none of it is lost, and the next line is read as usual. */
 static size_t
 skip_long(Decoder *decoder, Message *message, const char *data, size_t n_bytes)
@@ -638,7 +627,7 @@ skip_long(Decoder *decoder, Message *message, const char *data, size_t n_bytes)
 	const char *line_end = memchr(data, '\n', n_bytes);
 	size_t used = line_end ? (size_t) (line_end + 1 - data) : n_bytes;
 
-	message->n_bytes = without_line_end(data, used);
+	message->n_bytes = line_bytes(data, used);
 	batch_dead_letter(decoder->mapping->batch, message, "read", "",
 					  decoder->is_skipping ? "rest of a record longer than source.max_record"
 										   : "record longer than source.max_record");
@@ -669,7 +658,7 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 		return skip_long(decoder, message, data, n_bytes);
 	if (result == CSV_MORE)
 		return 0;
-	message->n_bytes = without_line_end(data, used);
+	message->n_bytes = line_bytes(data, used);
 	if (result == CSV_FAULT)
 		transform_refuse(decoder->mapping, message, reason);
 	else if (message->n_bytes == 0 && (!is_csv || decoder->n_expected != 1))
@@ -680,7 +669,7 @@ decode_record(Decoder *decoder, Message *message, const char *data, size_t n_byt
 
 		line_end = memchr(data, '\n', used);
 		used = (size_t) (line_end + 1 - data);
-		message->n_bytes = without_line_end(data, used);
+		message->n_bytes = line_bytes(data, used);
 		snprintf(text, sizeof text, "%d fields where %d are expected, in a record of several lines",
 				 decoder->n_fields, decoder->n_expected);
 		transform_refuse(decoder->mapping, message, text);

@@ -1,10 +1,10 @@
 /*
  * The ingester: events from Kafka, a directory, a file or stdin into a PostgreSQL table, exactly once.
  *
- * A message travels main -> config -> pipeline -> source_* -> decode -> transform -> writer -> partition -> sink, and a
+ * A message travels main -> config -> pipeline -> source_* -> decode -> transform -> writer -> partition -> store -> sink, and a
  * file calls only files further down this list (batch, metrics and util serve all).  Each FILE.ini is a stream with two
  * threads.  The reader polls the source and decodes into the open Batch; the writer routes the rows of the batch it was
- * given, and sink_store() writes rows, dead letters and positions in one transaction.  So one batch is sent while the
+ * given, and store_batch() writes rows, dead letters and positions in one transaction.  So one batch is sent while the
  * next one fills.  The position in the database is the only one there is.
  *
  * What belongs to whom: source, decoder, mapping and the open batch to the reader; the batch given, the router and, while
@@ -20,6 +20,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/types.h>
+
+struct rd_kafka_s; /* rd_kafka_t */
 
 #define NO_TIME INT64_MIN /* no timestamp, or one that only the server can read */
 
@@ -117,6 +119,8 @@ void wake_main(void);
 size_t name_distance(const char *a, const char *b);
 /* The choice nearest to name, or NULL when none is near enough to suggest. */
 const char *name_nearest(const char *name, const char *const *choices, int n_choices);
+/* Bytes of a line without its end, \n or \r\n. */
+size_t line_bytes(const char *data, size_t n_bytes);
 /* NULL for well-formed UTF-8 without NUL as PostgreSQL accepts it, else what is wrong; *at is set to the byte. */
 const char *text_defect(const char *text, size_t n_bytes, size_t *at);
 /*
@@ -591,7 +595,7 @@ bool sink_is_there(Sink *sink);
 SinkStatus sink_forget(Sink *sink, const Positions *positions);
 /* One transaction: rows, dead letters, positions.  leaves[row->leaf] is the table a row goes to. */
 SinkStatus
-sink_store(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
+store_batch(Sink *sink, const Table *table, const Leaves *leaves, const CopyColumns *columns, Batch *batch);
 /* After a status: false when there is nothing to try again or the budget is used up (then *exit_code says which). */
 bool sink_again(Sink *sink, Retry *retry, SinkStatus status, ExitCode *exit_code);
 /* Line number in the context of a COPY error, or 0.  relation: the table's bare name. */
@@ -604,7 +608,7 @@ bool copy_context_has_column(const char *context, const char *relation);
  * While a handler refuses a whole batch: a row of the open one may show that it does not refuse every row.  Reader's thread,
  * at any time.
  */
-void sink_offer(Sink *sink, const Batch *open);
+void store_offer(Sink *sink, const Batch *open);
 
 /* A dead letter as it is kept; everything lives as long as the result it comes from. */
 typedef struct Letter
@@ -943,6 +947,8 @@ void file_source_positions(FileSource *source, Positions *positions);
 void file_source_progress(FileSource *source);
 void file_source_close(FileSource *source);
 
+/* librdkafka's log becomes ours; any thread. */
+void kafka_log(const struct rd_kafka_s *client, int level, const char *facility, const char *text);
 bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
 ExitCode

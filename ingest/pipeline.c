@@ -513,7 +513,7 @@ turn(Pipeline *pipeline)
 			give(pipeline);
 			pipeline->must_give = false;
 		}
-		sink_offer(pipeline->sink, &pipeline->batch);
+		store_offer(pipeline->sink, &pipeline->batch);
 		pipeline->config->metrics->open_rows = pipeline->batch.n_rows - pipeline->batch.n_dropped;
 		if (monotonic_us() - pipeline->looked_us >= PROGRESS_MS * 1000)
 		{

@@ -1247,13 +1247,6 @@ on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, void *opaque)
 }
 
 static void
-on_log(const rd_kafka_t *client, int level, const char *facility, const char *text)
-{
-	(void) client;
-	log_line(level <= 4 ? LOG_WARNING : level <= 6 ? LOG_INFO : LOG_DEBUG, "kafka: %s: %s", facility, text);
-}
-
-static void
 on_error(rd_kafka_t *client, int error, const char *reason, void *opaque)
 {
 	(void) client;
@@ -1377,7 +1370,7 @@ open_kafka(Producer *producer)
 		RD_KAFKA_CONF_OK)
 		fail(producer, "%s", error);
 	rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
-	rd_kafka_conf_set_log_cb(conf, on_log);
+	rd_kafka_conf_set_log_cb(conf, kafka_log);
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	rd_kafka_conf_set_opaque(conf, producer);
 	if (producer->failure == EXIT_DONE)

@@ -69,16 +69,6 @@ read_more(Records *records)
 	return true;
 }
 
-static size_t
-without_line_end(const char *data, size_t n_bytes)
-{
-	if (n_bytes > 0 && data[n_bytes - 1] == '\n')
-		n_bytes--;
-	if (n_bytes > 0 && data[n_bytes - 1] == '\r')
-		n_bytes--;
-	return n_bytes;
-}
-
 void
 records_skip(Records *records, const char *reason)
 {
@@ -114,7 +104,7 @@ read_record(Records *records, const char **record, size_t *n_bytes)
 		{
 			records->at += used;
 			*record = data;
-			*n_bytes = without_line_end(data, used);
+			*n_bytes = line_bytes(data, used);
 			if (reason == NULL && *n_bytes > 0)
 				return true;
 			if (reason != NULL)

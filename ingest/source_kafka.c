@@ -208,8 +208,8 @@ static const char *const our_settings[][2] = {
 	{"auto.offset.reset", "error"},
 };
 
-static void
-on_log(const rd_kafka_t *client, int level, const char *facility, const char *text)
+void
+kafka_log(const rd_kafka_t *client, int level, const char *facility, const char *text)
 {
 	(void) client;
 	log_line(level <= 4 ? LOG_WARNING : level <= 6 ? LOG_INFO : LOG_DEBUG, "kafka: %s: %s", facility, text);
@@ -268,7 +268,7 @@ make_conf(Config *config)
 	if (rd_kafka_conf_set(conf, "group.id", config->group ? config->group : "millrace", error,
 						  sizeof error) != RD_KAFKA_CONF_OK)
 		config_error_at(config, "source.group", "%s", error);
-	rd_kafka_conf_set_log_cb(conf, on_log);
+	rd_kafka_conf_set_log_cb(conf, kafka_log);
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	if (config->n_errors == n_before)
 		return conf;

@@ -559,6 +559,16 @@ has_zero_or_high(uint64_t word)
 	return (word | (word - EVERY_BYTE(0x01))) & EVERY_BYTE(0x80);
 }
 
+size_t
+line_bytes(const char *data, size_t n_bytes)
+{
+	if (n_bytes > 0 && data[n_bytes - 1] == '\n')
+		n_bytes--;
+	if (n_bytes > 0 && data[n_bytes - 1] == '\r')
+		n_bytes--;
+	return n_bytes;
+}
+
 const char *
 text_defect(const char *text, size_t n_bytes, size_t *at)
 {

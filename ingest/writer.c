@@ -75,7 +75,7 @@ store_once(Writer *writer, bool *is_routed)
 		status = router_prepare(&writer->router, batch);
 	if (status == SINK_OK)
 		status =
-			sink_store(writer->sink, writer->router.table, &writer->router.leaves, writer->columns, batch);
+			store_batch(writer->sink, writer->router.table, &writer->router.leaves, writer->columns, batch);
 	writer->needs_leaves |= status == SINK_MOVED;
 	return look_for_change(writer, status);
 }
