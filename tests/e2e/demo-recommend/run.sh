@@ -45,8 +45,10 @@ is "$(value "SELECT count(*) FROM $sample, LATERAL (SELECT count(*) AS n, count(
 	WHERE n <> 5 OR different <> 5")" 0 "but five of five categories"
 is "$(value "SELECT count(*) FROM (SELECT * FROM recommended WHERE topic_offset >= 729298 - 2000) r WHERE abs(precision_own - (SELECT count(*) FROM unnest(items) AS i (product) WHERE EXISTS (
 	SELECT FROM purchases p WHERE p.household = r.household AND p.product = i.product)) / 5.0) > 1e-6")" 0 "precision_own of the last batch, counted"
-is "$(value "SELECT count(*) FROM millrace.batches b JOIN (SELECT xmin::text AS xid, avg(precision_own) AS own, count(*) AS users FROM recommended WHERE is_last GROUP BY 1) r ON r.xid = b.xid::text
-	WHERE abs((b.streams->'recommended'->>'precision_own')::float8 - r.own) < 1e-5 AND (b.streams->'recommended'->>'users')::int = r.users")" "$(value "SELECT count(*) FROM millrace.batches WHERE source = 'transactions'::regclass")" \
+# A batch is a range of offsets.
+is "$(value "WITH b AS (SELECT row_number() OVER (ORDER BY xid) AS batch, sum(rows) OVER (ORDER BY xid) - rows AS first_offset, streams->'recommended' AS said FROM millrace.batches WHERE source = 'transactions'::regclass)
+	SELECT count(*) FROM b JOIN (SELECT width_bucket(topic_offset, (SELECT array_agg(first_offset::bigint ORDER BY batch) FROM b)) AS batch, avg(precision_own) AS own, count(*) AS users FROM recommended WHERE is_last GROUP BY 1) r USING (batch)
+	WHERE abs((said->>'precision_own')::float8 - own) < 1e-5 AND (said->>'users')::int = users")" "$(value "SELECT count(*) FROM millrace.batches WHERE source = 'transactions'::regclass")" \
 	"the running precision stands in millrace.batches"
 is "$(value "SELECT count(*) FROM recommended_latest")" "$(value "SELECT count(DISTINCT household) FROM transactions")" "recommended_latest has one row a household"
 
