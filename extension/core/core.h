@@ -116,6 +116,18 @@ extern size_t mrc_sort_scratch_bytes(const MrcCsr *csr, int n_threads);
 /* Each row in the order of columns, equal ones as they were.  scratch: mrc_sort_scratch_bytes().  Pool. */
 extern MrcStatus mrc_csr_sort(MrcPool *pool, MrcCsr *csr, void *scratch);
 
+/* ---- kmeans.c ---- */
+
+/* Points of d coordinates, finite, in pieces. */
+typedef struct MrcPoints
+{
+	int64_t n;
+	int d;
+	int64_t chunk_rows;			 /* all chunks but the last have so many */
+	double *const *chunk;		 /* each chunk_rows x d */
+	const double *const *weight; /* of the same points, above 0; NULL: all are 1 */
+} MrcPoints;
+
 /* ---- als.c: products ---- */
 
 /*
