@@ -16,7 +16,6 @@
 #include "utils/json.h"
 #include "utils/plancache.h"
 
-#define MAX_WIDTH 65536
 #define CHUNK_BYTES (8 * 1024 * 1024)
 #define FIRST_CHUNK_BYTES 65536
 #define LEAST_CHUNK_ROWS 64
@@ -384,10 +383,10 @@ learn_widths(Reader *reader, TupleTableSlot *slot)
 		points->widths[i] = column->width;
 		width += column->width;
 	}
-	if (width > MAX_WIDTH)
+	if (width > MRC_MAX_FEATURES)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MAX_WIDTH)));
+				 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
 	points->core.d = (int) width;
 	reader->x = MemoryContextAlloc(GetMemoryChunkContext(points), width * sizeof(double));
 }
@@ -606,7 +605,7 @@ mr_points_read(MrBudget *budget, const char *query, const char *weight, const ch
 				 errdetail("The query is: %s", query)));
 	points->core.chunk = gatherer->chunk;
 	if (gatherer->is_weighted)
-		points->core.weight = (const double *const *) gatherer->weight;
+		points->core.weight = gatherer->weight;
 	return points;
 }
 

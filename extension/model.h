@@ -1,5 +1,5 @@
 /*
- * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c, image.c,
+ * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, settings.c, train.c, cache.c, model.c, history.c, lists.c, image.c,
  * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
  */
 #ifndef MILLRACE_MODEL_H
@@ -197,6 +197,8 @@ typedef enum MrTransform
 
 /* In place, of the sums of duplicates.  MR_TRANSFORM_LOG1P: 22023 for a value below 0, naming user and item. */
 extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
+/* The names, ended by NULL. */
+extern const char *const MR_TRANSFORMS[];
 /* 22023 with the names there are. */
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
@@ -312,6 +314,52 @@ extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *ho
 
 /* As a JSON object, with the iterations done and the last loss. */
 extern char *mr_scores_json(const MrScores *scores, int n_iterations, double loss);
+
+/* ---- settings.c: what a training goes by ---- */
+
+typedef enum MrSettingKind
+{
+	MR_SETTING_INT,	   /* int */
+	MR_SETTING_INT64,  /* int64, any */
+	MR_SETTING_FLOAT,  /* double */
+	MR_SETTING_BOOL,   /* bool */
+	MR_SETTING_CHOICE, /* int: number of a name; the argument is text */
+	MR_SETTING_NAME	   /* char *; the argument is of type name */
+} MrSettingKind;
+
+/* A setting of some kind of training, which stands at an offset in a struct of that kind. */
+typedef struct MrSetting
+{
+	const char *name; /* of the argument, and the key of the parameter */
+	MrSettingKind kind;
+	int arg; /* its number among the arguments of the function that trains */
+	size_t offset;
+	double least;
+	double most;				/* FLT_MAX: any finite number */
+	bool null_ok;				/* NULL is NaN, of a name NULL */
+	const char *const *choices; /* ended by NULL */
+} MrSetting;
+
+/* All from the arguments of a function.  22023 naming the setting, here and in the following. */
+extern void mr_settings_args(const MrSetting *settings, int n, FunctionCallInfo fcinfo, void *to);
+/* One from an argument of its own type: int, bigint, float8, bool, text or name. */
+extern void mr_setting_datum(const MrSetting *setting, Datum value, void *to);
+/* The one of that name from text, or NULL; an unknown name is an error that lists those there are. */
+extern void mr_setting_text(const MrSetting *settings, int n, const char *key, const char *value, void *to);
+/* Appends "name": value, …, without braces. */
+extern void mr_settings_json(const MrSetting *settings, int n, const void *from, StringInfo json);
+/* The shortest text that reads back as the same number; not finite: null. */
+extern char *mr_json_number(double value);
+/* Number of the choice of that name. */
+extern int mr_choice(const char *name, const char *const *choices, const char *value);
+/* Looks at name, least and most only. */
+extern void mr_check_range(const MrSetting *setting, double value);
+/* "NAME must be EXPECTED, not VALUE" */
+extern void mr_bad_value(const char *name, const char *expected, const char *value) pg_attribute_noreturn();
+/* "NAME must not be NULL" */
+extern void mr_null_value(const char *name) pg_attribute_noreturn();
+/* An argument threads, 0 to 1024; 0: one a processor. */
+extern int mr_threads_arg(FunctionCallInfo fcinfo, int n);
 
 /* ---- train.c: threads and BLAS ---- */
 

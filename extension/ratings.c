@@ -1598,24 +1598,19 @@ mr_ratings_read_events(MrBudget *budget, const char *query, const char *what, Mr
 
 /* ---- transforms ---- */
 
-static const char *const TRANSFORMS[] = {
-	[MR_TRANSFORM_NONE] = "none", [MR_TRANSFORM_LOG1P] = "log1p", [MR_TRANSFORM_BINARY] = "binary"};
+const char *const MR_TRANSFORMS[] = {
+	[MR_TRANSFORM_NONE] = "none", [MR_TRANSFORM_LOG1P] = "log1p", [MR_TRANSFORM_BINARY] = "binary", NULL};
 
 const char *
 mr_transform_name(MrTransform transform)
 {
-	return TRANSFORMS[transform];
+	return MR_TRANSFORMS[transform];
 }
 
 MrTransform
 mr_transform_named(const char *name)
 {
-	for (int i = 0; i < lengthof(TRANSFORMS); i++)
-		if (strcmp(name, TRANSFORMS[i]) == 0)
-			return (MrTransform) i;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("value_transform must be none, log1p or binary, not \"%s\"", name)));
+	return (MrTransform) mr_choice("value_transform", MR_TRANSFORMS, name);
 }
 
 static void
