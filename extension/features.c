@@ -384,9 +384,10 @@ learn_widths(Reader *reader, TupleTableSlot *slot)
 		width += column->width;
 	}
 	if (width > MRC_MAX_FEATURES)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
 	points->core.d = (int) width;
 	reader->x = MemoryContextAlloc(GetMemoryChunkContext(points), width * sizeof(double));
 }
@@ -441,8 +442,9 @@ receive_end(DestReceiver *self)
 /* ---- the query ---- */
 
 static char *
-columns_json(const MrPoints *points)
+columns_json(const Reader *reader)
 {
+	const MrPoints *points = reader->points;
 	StringInfoData json;
 
 	initStringInfo(&json);
@@ -451,7 +453,9 @@ columns_json(const MrPoints *points)
 	{
 		appendStringInfoString(&json, i ? ", {\"name\": " : "{\"name\": ");
 		escape_json(&json, points->names[i]);
-		appendStringInfo(&json, ", \"width\": %d}", points->widths[i]);
+		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d}",
+						 format_type_be(reader->columns[i].type), reader->columns[i].is_array ? "[]" : "",
+						 points->widths[i]);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;
@@ -495,7 +499,7 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
 				 errdetail("The query is: %s", query),
 				 errhint("Check its conditions, and whether its tables have been filled.")));
-	points->columns_json = columns_json(points);
+	points->columns_json = columns_json(&reader);
 	MemoryContextSwitchTo(before);
 	return points;
 }

@@ -215,8 +215,8 @@ typedef struct MrPoints
 	int64 n_rows;	/* of the query, those of weight 0 included, which are no points */
 	int n_columns;	/* features; the weight is none */
 	char **names;
-	int *widths;		/* a number has width 1; their sum is core.d */
-	char *columns_json; /* [{"name": …, "width": …}, …] */
+	int *widths; /* a number has width 1; their sum is core.d */
+	char *columns_json; /* [{"name": …, "type": …, "width": …}, …]; types below domains, as SQL writes them */
 	char *uses;			/* mr_models_used() */
 } MrPoints;
 
