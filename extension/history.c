@@ -358,7 +358,9 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		return true; /* equal by a collation only */
 	if (reader->shape->n_columns > 2)
 	{
-		entry.value = slot->tts_isnull[2] ? 0 : mr_number_of(slot->tts_values[2], reader->shape->value_type);
+		entry.value = slot->tts_isnull[2]
+			? 0
+			: mr_number_of(CurrentMemoryContext, slot->tts_values[2], reader->shape->value_type);
 		/* As a training reads it. */
 		entry.value = fabs(entry.value) <= FLT_MAX ? (float) entry.value : 0;
 	}

@@ -1,6 +1,7 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, version.c, model.c, history.c,
- * lists.c, image.c, recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c, fitted.c, indexer.c.
+ * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, settings.c, train.c, cache.c, version.c,
+ * model.c, history.c, lists.c, image.c, recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c, fitted.c,
+ * indexer.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -48,6 +49,41 @@ typedef struct MrPlan
 } MrPlan;
 
 extern void mr_plan_init(MrPlan *plan, MemoryContext context);
+/* Plan a query without arguments, as the current user; as_owner as in mr_ratings_read.  Needs an SPI connection. */
+extern void
+mr_plan_query(MrPlan *plan, MemoryContext context, const char *query, const char *what, bool as_owner);
+extern void mr_plan_free(MrPlan *plan);
+/* The only statement of a plan; 22023 unless it is one that returns rows. */
+extern struct CachedPlanSource *mr_single_query(SPIPlanPtr plan, const char *what);
+
+/* A numeric as the nearest double precision number; infinite beyond the range.  context: for what is detoasted. */
+extern double mr_numeric_of(MemoryContext context, Datum value);
+
+/* A value of one of the types of numbers that are read (below any domain); boolean is 0 or 1. */
+static inline double
+mr_number_of(MemoryContext context, Datum value, Oid type)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+			return DatumGetFloat4(value);
+		case FLOAT8OID:
+			return DatumGetFloat8(value);
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		case INT8OID:
+			return DatumGetInt64(value);
+		case BOOLOID:
+			return DatumGetBool(value);
+		default:
+			return mr_numeric_of(context, value);
+	}
+}
+
+/* The text of a column (from 0) of a row, at most about 100 bytes of it, for a message. */
+extern char *mr_describe(TupleTableSlot *slot, int column);
 
 /* Distinct ids in ascending order (text: bytewise), so that the order of rows is the order of ids. */
 typedef struct MrIds
@@ -107,9 +143,6 @@ typedef struct MrShape
 	int n_columns;
 } MrShape;
 
-/* A value of one of the types of numbers that a value may have (below any domain). */
-extern double mr_number_of(Datum value, Oid type);
-
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
 
@@ -165,9 +198,68 @@ typedef enum MrTransform
 
 /* In place, of the sums of duplicates.  MR_TRANSFORM_LOG1P: 22023 for a value below 0, naming user and item. */
 extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
+/* The names, ended by NULL. */
+extern const char *const MR_TRANSFORMS[];
 /* 22023 with the names there are. */
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
+
+/* ---- features.c: the numbers of a query's rows ---- */
+
+/*
+ * Rows of a query as points.  Each column is a number (smallint … numeric, boolean as 0 or 1) or an array of numbers with
+ * one dimension, of the same width in all rows; they stand one behind the other, in the order of columns.
+ */
+typedef struct MrPoints
+{
+	MrcPoints core; /* no -0; core.weight is NULL where all are 1 */
+	int64 n_rows;	/* of the query, those of weight 0 included, which are no points */
+	int n_columns;	/* features; the weight is none */
+	char **names;
+	int *widths;		/* a number has width 1; their sum is core.d */
+	char *columns_json; /* [{"name": …, "width": …}, …] */
+	char *uses;			/* mr_models_used() */
+} MrPoints;
+
+typedef enum MrNulls
+{
+	MR_NULLS_ERROR,
+	MR_NULLS_ZERO,
+	MR_NULLS_KEEP /* as NaN */
+} MrNulls;
+
+/*
+ * Read all rows, in one pass, serially and from the start of each table, as the current user (as_owner: as in
+ * mr_ratings_read).  weight: name of the column that is the weight of each row, a number not below 0; NULL: 1.  what begins
+ * messages ("features").  Equal rows become one point with the sum of their weights as long as that pays; if it does to the end, points are in ascending order, whatever that of the rows.
+ * Errors name the column and show the row: 22023 for no columns, other types, arrays without elements or of different
+ * width, NULL (an array that is NULL is an error in any case, because its width is not known), a weight below 0, no rows;
+ * 22003 for NaN and infinity.  All memory is the budget's, priced.  Needs an SPI connection.
+ */
+extern MrPoints *mr_points_read(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls);
+
+/* Receives one row: points->core.d numbers, which it may change, and a weight above 0. */
+typedef void (*MrPointSink)(void *arg, const MrPoints *points, double *x, double weight);
+
+/* The same without keeping anything: each row goes to the sink as it comes.  Of points->core only d is set. */
+extern MrPoints *mr_points_scan(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls, MrPointSink sink, void *arg);
+
+/* As mr_ratings_query, for a query of features. */
+extern char *mr_features_query(const char *given, const char *what);
+
+/*
+ * The fitted models that a plan calls by a constant name, views included: a JSON object {"name": active version, …}, in the
+ * order of names, for the active snapshot; NULL: none.  Needs an SPI connection.
+ */
+extern char *mr_models_used(SPIPlanPtr plan);
+
+/*
+ * The features of one row from a float8[]: out has width numbers.  what names who takes them: "model \"m\"".  22023 for
+ * another width, NULL, more than one dimension; 22003 for NaN and infinity.
+ */
+extern void mr_features_arg(ArrayType *array, int width, const char *what, double *out);
 
 /* ---- holdout.c ---- */
 
@@ -353,6 +445,52 @@ typedef struct MrActiveRow
 extern void mr_active_row(const char *name, MrKind kind, MrActiveRow *row);
 /* A column of a row of a catalog table, by name. */
 extern Datum mr_column(Relation rel, HeapTuple tuple, const char *name, bool *null);
+
+/* ---- settings.c: what a training goes by ---- */
+
+typedef enum MrSettingKind
+{
+	MR_SETTING_INT,	   /* int */
+	MR_SETTING_INT64,  /* int64, any */
+	MR_SETTING_FLOAT,  /* double */
+	MR_SETTING_BOOL,   /* bool */
+	MR_SETTING_CHOICE, /* int: number of a name; the argument is text */
+	MR_SETTING_NAME	   /* char *; the argument is of type name */
+} MrSettingKind;
+
+/* A setting of some kind of training, which stands at an offset in a struct of that kind. */
+typedef struct MrSetting
+{
+	const char *name; /* of the argument, and the key of the parameter */
+	MrSettingKind kind;
+	int arg; /* its number among the arguments of the function that trains */
+	size_t offset;
+	double least;
+	double most;				/* FLT_MAX: any finite number */
+	bool null_ok;				/* NULL is NaN, of a name NULL */
+	const char *const *choices; /* ended by NULL */
+} MrSetting;
+
+/* All from the arguments of a function.  22023 naming the setting, here and in the following. */
+extern void mr_settings_args(const MrSetting *settings, int n, FunctionCallInfo fcinfo, void *to);
+/* One from an argument of its own type: int, bigint, float8, bool, text or name. */
+extern void mr_setting_datum(const MrSetting *setting, Datum value, void *to);
+/* The one of that name from text, or NULL; an unknown name is an error that lists those there are. */
+extern void mr_setting_text(const MrSetting *settings, int n, const char *key, const char *value, void *to);
+/* Appends "name": value, …, without braces. */
+extern void mr_settings_json(const MrSetting *settings, int n, const void *from, StringInfo json);
+/* The shortest text that reads back as the same number; not finite: null. */
+extern char *mr_json_number(double value);
+/* Number of the choice of that name. */
+extern int mr_choice(const char *name, const char *const *choices, const char *value);
+/* Looks at name, least and most only. */
+extern void mr_check_range(const MrSetting *setting, double value);
+/* "NAME must be EXPECTED, not VALUE" */
+extern void mr_bad_value(const char *name, const char *expected, const char *value) pg_attribute_noreturn();
+/* "NAME must not be NULL" */
+extern void mr_null_value(const char *name) pg_attribute_noreturn();
+/* An argument threads, 0 to 1024; 0: one a processor. */
+extern int mr_threads_arg(FunctionCallInfo fcinfo, int n);
 
 /* ---- train.c: threads and BLAS ---- */
 

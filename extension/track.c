@@ -1062,7 +1062,7 @@ row_value(const MrTrack *track, ExprContext *econtext)
 	datum = ExecEvalExprSwitchContext(track->value, econtext, &isnull);
 	if (isnull)
 		return 0;
-	value = mr_number_of(datum, track->value_type);
+	value = mr_number_of(CurrentMemoryContext, datum, track->value_type);
 	if (!(fabs(value) <= FLT_MAX))
 		return 0;
 	return track->is_sum ? value : (float) value;
