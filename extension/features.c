@@ -444,8 +444,9 @@ receive_end(DestReceiver *self)
 /* ---- the query ---- */
 
 static char *
-columns_json(const MrPoints *points)
+columns_json(const Reader *reader)
 {
+	const MrPoints *points = reader->points;
 	StringInfoData json;
 
 	initStringInfo(&json);
@@ -454,7 +455,9 @@ columns_json(const MrPoints *points)
 	{
 		appendStringInfoString(&json, i ? ", {\"name\": " : "{\"name\": ");
 		escape_json(&json, points->names[i]);
-		appendStringInfo(&json, ", \"width\": %d}", points->widths[i]);
+		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d}",
+						 format_type_be(reader->columns[i].type), reader->columns[i].is_array ? "[]" : "",
+						 points->widths[i]);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;
@@ -498,7 +501,7 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
 				 errdetail("The query is: %s", query),
 				 errhint("Check its conditions, and whether its tables have been filled.")));
-	points->columns_json = columns_json(points);
+	points->columns_json = columns_json(&reader);
 	MemoryContextSwitchTo(before);
 	return points;
 }

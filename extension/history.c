@@ -851,7 +851,7 @@ mr_user_history(PG_FUNCTION_ARGS)
 	int n_users = 0;
 	int n = 0;
 
-	if (!OidIsValid(mr_model_owner(name)))
+	if (!OidIsValid(mr_model_owner(name, MR_KIND_ALS)))
 		mr_model_unknown(name);
 	InitMaterializedSRF(fcinfo, 0);
 	if (!PG_ARGISNULL(1))

@@ -1918,7 +1918,8 @@ Datum
 mr_track_history(PG_FUNCTION_ARGS)
 {
 	char *name = mr_name_arg(fcinfo, 0, "model");
-	Start start = {.model = name, .owner = mr_model_owner(name), .n_ratings = -1, .is_wanted = true};
+	Start start = {
+		.model = name, .owner = mr_model_owner(name, MR_KIND_ALS), .n_ratings = -1, .is_wanted = true};
 	MrModel *model;
 
 	PreventCommandIfReadOnly("millrace.track_history()");
