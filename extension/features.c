@@ -155,7 +155,7 @@ row_detail(const Reader *reader, TupleTableSlot *slot)
 	initStringInfo(&row);
 	appendStringInfo(&row, "Row " INT64_FORMAT " has", reader->points->n_rows + 1);
 	for (int i = 0; i < Min(desc->natts, SHOWN_COLUMNS); i++)
-		appendStringInfo(&row, "%s %s %s", i ? "," : "", NameStr(TupleDescAttr(desc, i)->attname),
+		appendStringInfo(&row, "%s %s = %s", i ? "," : "", NameStr(TupleDescAttr(desc, i)->attname),
 						 mr_describe(slot, i));
 	appendStringInfoString(&row, desc->natts > SHOWN_COLUMNS ? ", …" : ".");
 	return row.data;
@@ -190,7 +190,7 @@ value_error(const Reader *reader, TupleTableSlot *slot, const Column *column, in
 			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 			 errmsg("%s: %s is %s", reader->what, name_element(slot, column, element),
 					isnan(value)   ? "not a number"
-						: is_large ? "out of range of double precision"
+						: is_large ? "infinite, or too large for double precision"
 								   : "infinite"),
 			 errdetail_internal("%s", row_detail(reader, slot)), errhint("Leave such rows out.")));
 }
