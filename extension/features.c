@@ -321,11 +321,37 @@ check_finite(double *x, int n)
 	return bad >> 63 == 0;
 }
 
+/*
+ * A small float8[] as tables have it, with a header of one byte and so not aligned, is not copied first.  False: it is not
+ * that, or not as wide as the column.
+ */
+static bool
+take_short(const struct varlena *stored, const Column *column, double *out)
+{
+	const char *body = VARDATA_SHORT(stored);
+	const Size header_bytes = ARR_OVERHEAD_NONULLS(1) - VARHDRSZ;
+	const Size data_bytes = column->width * sizeof(double);
+	int32 header[5]; /* dimensions, offset of the data or 0, type, length, first index */
+
+	if (!VARATT_IS_SHORT(stored) || column->type != FLOAT8OID ||
+		VARSIZE_SHORT(stored) - VARHDRSZ_SHORT != header_bytes + data_bytes)
+		return false;
+	memcpy(header, body, sizeof(header));
+	if (header[0] != 1 || header[1] != 0 || header[3] != column->width)
+		return false;
+	memcpy(out, body + header_bytes, data_bytes);
+	return true;
+}
+
 static void
 take_array(const Reader *reader, TupleTableSlot *slot, Column *column, double *out)
 {
-	ArrayType *array = open_array(reader, slot, column);
+	ArrayType *array;
 
+	if (take_short((struct varlena *) DatumGetPointer(slot->tts_values[column->attribute]), column, out) &&
+		check_finite(out, column->width))
+		return;
+	array = open_array(reader, slot, column);
 	if (ARR_HASNULL(array) && array_contains_nulls(array))
 	{
 		take_nulls(reader, slot, column, array, out);
