@@ -287,8 +287,8 @@ typedef struct Training
 	char *query; /* NULL until given has been understood */
 	ArrayType *settings;
 	MrRepeat repeated; /* of a retraining */
-	int width;			   /* of its features; 0: any */
-	Clusters *warm;		   /* to start from; NULL: from the seed */
+	int width;		   /* of its features; 0: any */
+	Clusters *warm;	   /* to start from; NULL: from the seed */
 	MrPoints *points;
 	MrcPool *pool;
 	MrcKmeans run;
@@ -507,18 +507,18 @@ prepare(Training *training)
 		check_status(mrc_kmeans_start(run));
 }
 
-/* Iteration i is done, and its cost is known now; the next one has begun at that. */
+/* The cost that iteration i has left is known now, after n of them in so many milliseconds. */
 static void
-report(Training *training, int i, double cost, double since_ms)
+report(Training *training, int i, int n, double elapsed_ms)
 {
 	MrIteration *iteration = &training->history[i];
-	int n = training->kmeans.max_iterations;
+	int n_most = training->kmeans.max_iterations;
 
-	iteration->loss = cost;
+	iteration->loss = training->run.cost;
 	iteration->metric = NAN;
 	ereport(NOTICE,
 			(errmsg("model \"%s\": iteration %d of %d: cost %.6g, %.2f s, %.1f s left", training->name, i + 1,
-					n, cost, iteration->seconds, (mr_now_ms() - since_ms) / 1e3 / (i + 1) * (n - i - 1))));
+					n_most, iteration->loss, iteration->seconds, elapsed_ms / 1e3 / n * (n_most - n))));
 }
 
 /* Whether there is nothing left to do after n iterations, the last of which has found the cost of the one before. */
@@ -551,11 +551,11 @@ iterate(Training *training)
 		check_status(mrc_kmeans_iterate(&training->run));
 		training->history[n++].seconds = (mr_now_ms() - before_ms) / 1e3;
 		if (n > 1)
-			report(training, n - 2, training->run.cost, start_ms);
+			report(training, n - 2, n, mr_now_ms() - start_ms);
 		is_done = has_converged(training, n);
 	}
 	check_status(mrc_kmeans_finish(&training->run));
-	report(training, n - 1, training->run.cost, start_ms);
+	report(training, n - 1, n, mr_now_ms() - start_ms);
 	if (n < n_most)
 		ereport(NOTICE,
 				(errmsg("model \"%s\": the cost no longer falls: ended after %d of %d iterations",

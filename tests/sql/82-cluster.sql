@@ -173,7 +173,7 @@ SELECT throws_ok($$ SELECT millrace.retrain('wide', warm_start => false) $$, '22
 -- The gate
 SET LOCAL client_min_messages = error;
 SELECT millrace.train_kmeans('gate', 'SELECT x, y FROM shop.live', 5);
-CREATE TEMP TABLE gated AS SELECT * FROM millrace.retrain('gate', warm_start => false, iterations => 1, seed => 1, gate_tolerance => 0);
+SELECT is((version, active)::text, '(2,t)', 'from the active centres it is never worse') FROM millrace.retrain('gate', gate_tolerance => 0);
 UPDATE millrace.model_version SET parameters = parameters || '{"k": 2}' WHERE model = 'gate';
 SELECT is((version, active)::text, '(3,f)', 'fewer clusters cost more') FROM millrace.retrain('gate', warm_start => false);
 SELECT matches(metrics->>'reason', '^cost [0-9.e+]+ is above the [0-9.e+]+ of the same rows under version 2 by more than 5 %$', 'the reason') FROM millrace.models WHERE name = 'gate' AND version = 3;
@@ -241,10 +241,9 @@ CREATE TABLE shop.many AS SELECT i::float8 AS x, sin(i) AS y, cos(i * 0.7) AS z 
 SET LOCAL millrace.max_memory = '4MB';
 SELECT throws_ok(training($$ 'x', 'shop.many', 3 $$), '54000', 'this needs more memory than millrace.max_memory allows', 'above max_memory while reading');
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('x', 'shop.many') $$, '42704', 'model "x" does not exist', 'and nothing is left');
-SET LOCAL millrace.max_memory = '64MB';
+SET LOCAL millrace.max_memory = '20MB';
 CREATE FUNCTION detail(command text) RETURNS text LANGUAGE plpgsql AS $$ DECLARE d text; BEGIN EXECUTE command; RETURN 'done'; EXCEPTION WHEN program_limit_exceeded THEN GET STACKED DIAGNOSTICS d = PG_EXCEPTION_DETAIL; RETURN d; END $$;
-SELECT matches(detail(training($$ 'x', 'SELECT array_fill(i::float8, ARRAY[1000]) FROM generate_series(1, 1000) AS i', 1000, starts => 1000 $$)), '^A clustering of 1000 points with 1000 features into [0-9]+ clusters needs [0-9]+ MB, the limit is 64 MB\.$', 'the price is known before it begins')
-	UNION ALL SELECT is(1, 1, 'or it is enough') LIMIT 1;
+SELECT matches(detail(training($$ 'x', 'SELECT array_fill(i::float8, ARRAY[1000]) FROM generate_series(1, 1000) AS i', 1000, starts => 1000 $$)), '^A clustering of 1000 points with 1000 features into 1000 clusters needs [0-9]+ MB, the limit is 20 MB\.$', 'the price is known before it begins');
 RESET millrace.max_memory;
 SELECT is((SELECT count(*) FROM millrace.model WHERE name = 'x') + (SELECT count(*) FROM millrace.cluster WHERE model = 'x'), 0::bigint, 'a training that fails leaves nothing');
 
@@ -257,7 +256,7 @@ EXCEPTION WHEN query_canceled THEN
 	RETURN CASE WHEN clock_timestamp() - statement_timestamp() < interval '900 ms' THEN 'cancelled' ELSE 'cancelled late' END;
 END $$;
 SET LOCAL statement_timeout = '500 ms';
-SELECT is(cancelled(training($$ 'x', 'shop.many', 3000, max_iterations => 10000, tolerance => 0 $$)), 'cancelled', 'statement_timeout ends a training');
+SELECT is(cancelled(training($$ 'x', 'shop.many', 100, starts => 1, max_iterations => 10000, tolerance => 0 $$)), 'cancelled', 'statement_timeout ends a training');
 RESET statement_timeout;
 SELECT millrace.train_kmeans('many', 'shop.many', 5, max_iterations => 1, starts => 1);
 SET LOCAL statement_timeout = '500 ms';
