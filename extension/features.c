@@ -36,6 +36,7 @@ typedef struct Column
 typedef struct Reader
 {
 	DestReceiver dest;
+	MrBudget *budget;
 	MrPoints *points;
 	const char *what;
 	MrNulls nulls;
@@ -419,7 +420,7 @@ learn_widths(Reader *reader, TupleTableSlot *slot)
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
 	points->core.d = (int) width;
-	reader->x = MemoryContextAlloc(GetMemoryChunkContext(points), width * sizeof(double));
+	reader->x = MemoryContextAlloc(reader->budget->context, width * sizeof(double));
 }
 
 /* Of the DestReceiver: one row. */
@@ -514,7 +515,8 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 {
 	MemoryContext before = MemoryContextSwitchTo(budget->context);
 	MrPoints *points = palloc0(sizeof(MrPoints));
-	Reader reader = {.points = points, .what = what, .nulls = nulls, .sink = sink, .arg = arg};
+	Reader reader = {
+		.budget = budget, .points = points, .what = what, .nulls = nulls, .sink = sink, .arg = arg};
 	MrPlan *plan = palloc0(sizeof(MrPlan));
 
 	mr_plan_query(plan, budget->context, query, what, as_owner);
@@ -1015,7 +1017,7 @@ mr_models_used(SPIPlanPtr plan)
 /* ---- one row from an array ---- */
 
 void
-mr_features_arg(ArrayType *array, int width, const char *what, double *out)
+mr_features_width(const ArrayType *array, int width, const char *what)
 {
 	int n = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
 
@@ -1028,14 +1030,20 @@ mr_features_arg(ArrayType *array, int width, const char *what, double *out)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s takes %d features, not %d", what, width, n),
 				 errhint("Give the columns of its query, in their order.")));
+}
+
+void
+mr_features_arg(ArrayType *array, int width, const char *what, double *out)
+{
+	mr_features_width(array, width, what);
 	if (ARR_HASNULL(array) && array_contains_nulls(array))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a feature of %s is NULL", what),
 				 errhint("Give it a value with coalesce().")));
-	memcpy(out, ARR_DATA_PTR(array), n * sizeof(double));
-	if (check_finite(out, n))
+	memcpy(out, ARR_DATA_PTR(array), width * sizeof(double));
+	if (check_finite(out, width))
 		return;
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < width; i++)
 		if (!isfinite(out[i]))
 			ereport(
 				ERROR,
