@@ -847,22 +847,43 @@ retrain_als(FunctionCallInfo fcinfo)
 	return result;
 }
 
+/* Arguments of retrain that mean nothing for a kind of models must be NULL. */
+static void
+refuse_arguments(FunctionCallInfo fcinfo, MrKind kind)
+{
+	static const struct
+	{
+		const char *name;
+		int arg;
+		bool of_kmeans;
+	} given[] = {{"iterations", 1, true}, {"holdout", 3, false}, {"seed", 6, true}};
+
+	for (int i = 0; i < lengthof(given); i++)
+		if (!PG_ARGISNULL(given[i].arg) && !(kind == MR_KIND_KMEANS && given[i].of_kmeans))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must be NULL for a model of kind %s", given[i].name, mr_kind_name(kind))));
+}
+
 Datum
 mr_retrain(PG_FUNCTION_ARGS)
 {
+	MrKind kind;
+
 	PreventCommandIfReadOnly("millrace.retrain()");
-	switch (mr_model_lock(mr_name_arg(fcinfo, 0, "model"), false))
+	kind = mr_model_lock(mr_name_arg(fcinfo, 0, "model"), false);
+	if (kind == MR_KIND_ALS)
+		return retrain_als(fcinfo);
+	refuse_arguments(fcinfo, kind);
+	switch (kind)
 	{
-		case MR_KIND_ALS:
-			return retrain_als(fcinfo);
 		case MR_KIND_KMEANS:
 			return mr_kmeans_retrain(fcinfo);
 		case MR_KIND_INDEXER:
 			return mr_indexer_retrain(fcinfo);
-		case MR_KIND_SCALER:
+		default:
 			return mr_scaler_retrain(fcinfo);
 	}
-	pg_unreachable();
 }
 
 /* Until cluster.c and scale.c have them. */
