@@ -12,6 +12,8 @@
 
 #include <math.h>
 
+#include "catalog/namespace.h"
+#include "nodes/nodeFuncs.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/plancache.h"
@@ -39,7 +41,8 @@ typedef struct Reader
 	MrNulls nulls;
 	MrPointSink sink;
 	void *arg;
-	int n_columns; /* of points */
+	TupleDesc desc; /* of the query: what the executor hands over may have no names */
+	int n_columns;	/* of points */
 	Column *columns;
 	Column weight; /* attribute -1: none */
 	int n_attributes;
@@ -108,6 +111,7 @@ set_columns(Reader *reader, TupleDesc desc, const char *weight)
 {
 	MrPoints *points = reader->points;
 
+	reader->desc = CreateTupleDescCopy(desc);
 	reader->n_attributes = desc->natts;
 	reader->weight.attribute = -1;
 	if (weight)
@@ -147,13 +151,13 @@ set_columns(Reader *reader, TupleDesc desc, const char *weight)
 static char *
 row_detail(const Reader *reader, TupleTableSlot *slot)
 {
-	TupleDesc desc = slot->tts_tupleDescriptor;
+	TupleDesc desc = reader->desc;
 	StringInfoData row;
 
 	initStringInfo(&row);
 	appendStringInfo(&row, "Row " INT64_FORMAT " has", reader->points->n_rows + 1);
 	for (int i = 0; i < Min(desc->natts, SHOWN_COLUMNS); i++)
-		appendStringInfo(&row, "%s %s %s", i ? "," : "", NameStr(TupleDescAttr(desc, i)->attname),
+		appendStringInfo(&row, "%s %s = %s", i ? "," : "", NameStr(TupleDescAttr(desc, i)->attname),
 						 mr_describe(slot, i));
 	appendStringInfoString(&row, desc->natts > SHOWN_COLUMNS ? ", …" : ".");
 	return row.data;
@@ -161,9 +165,9 @@ row_detail(const Reader *reader, TupleTableSlot *slot)
 
 /* element: from 1; 0: the whole column */
 static char *
-name_element(TupleTableSlot *slot, const Column *column, int element)
+name_element(const Reader *reader, const Column *column, int element)
 {
-	const char *name = NameStr(TupleDescAttr(slot->tts_tupleDescriptor, column->attribute)->attname);
+	const char *name = NameStr(TupleDescAttr(reader->desc, column->attribute)->attname);
 
 	return element > 0 ? psprintf("element %d of column \"%s\"", element, name)
 					   : psprintf("column \"%s\"", name);
@@ -174,7 +178,7 @@ null_error(const Reader *reader, TupleTableSlot *slot, const Column *column, int
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s: %s is NULL", reader->what, name_element(slot, column, element)),
+			 errmsg("%s: %s is NULL", reader->what, name_element(reader, column, element)),
 			 errdetail_internal("%s", row_detail(reader, slot)),
 			 errhint("Give it a value with coalesce(), or leave such rows out with WHERE … IS NOT NULL.")));
 }
@@ -186,9 +190,9 @@ value_error(const Reader *reader, TupleTableSlot *slot, const Column *column, in
 
 	ereport(ERROR,
 			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-			 errmsg("%s: %s is %s", reader->what, name_element(slot, column, element),
+			 errmsg("%s: %s is %s", reader->what, name_element(reader, column, element),
 					isnan(value)   ? "not a number"
-						: is_large ? "out of range of double precision"
+						: is_large ? "infinite, or too large for double precision"
 								   : "infinite"),
 			 errdetail_internal("%s", row_detail(reader, slot)), errhint("Leave such rows out.")));
 }
@@ -199,7 +203,7 @@ width_error(const Reader *reader, TupleTableSlot *slot, const Column *column, in
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("%s: %s has %d elements, and %d in the rows before", reader->what,
-					name_element(slot, column, 0), width, column->width),
+					name_element(reader, column, 0), width, column->width),
 			 errdetail_internal("%s", row_detail(reader, slot)),
 			 errhint("An array of features has the same number of elements in all rows.")));
 }
@@ -218,14 +222,14 @@ open_array(const Reader *reader, TupleTableSlot *slot, Column *column)
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s: %s has %d dimensions, not one", reader->what, name_element(slot, column, 0),
+				 errmsg("%s: %s has %d dimensions, not one", reader->what, name_element(reader, column, 0),
 						ARR_NDIM(array)),
 				 errdetail_internal("%s", row_detail(reader, slot))));
 	width = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
 	if (width == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s: %s is an empty array", reader->what, name_element(slot, column, 0)),
+				 errmsg("%s: %s is an empty array", reader->what, name_element(reader, column, 0)),
 				 errdetail_internal("%s", row_detail(reader, slot))));
 	if (column->width == 0)
 		column->width = width;
@@ -384,9 +388,10 @@ learn_widths(Reader *reader, TupleTableSlot *slot)
 		width += column->width;
 	}
 	if (width > MRC_MAX_FEATURES)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
 	points->core.d = (int) width;
 	reader->x = MemoryContextAlloc(GetMemoryChunkContext(points), width * sizeof(double));
 }
@@ -441,8 +446,9 @@ receive_end(DestReceiver *self)
 /* ---- the query ---- */
 
 static char *
-columns_json(const MrPoints *points)
+columns_json(const Reader *reader)
 {
+	const MrPoints *points = reader->points;
 	StringInfoData json;
 
 	initStringInfo(&json);
@@ -451,7 +457,9 @@ columns_json(const MrPoints *points)
 	{
 		appendStringInfoString(&json, i ? ", {\"name\": " : "{\"name\": ");
 		escape_json(&json, points->names[i]);
-		appendStringInfo(&json, ", \"width\": %d}", points->widths[i]);
+		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d}",
+						 format_type_be(reader->columns[i].type), reader->columns[i].is_array ? "[]" : "",
+						 points->widths[i]);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;
@@ -495,117 +503,396 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no rows", what),
 				 errdetail("The query is: %s", query),
 				 errhint("Check its conditions, and whether its tables have been filled.")));
-	points->columns_json = columns_json(points);
+	points->columns_json = columns_json(&reader);
 	MemoryContextSwitchTo(before);
 	return points;
 }
 
 /* ---- points ---- */
 
+/* An entry of the table of points; free if number is 0. */
+typedef struct Slot
+{
+	uint32 hash;
+	uint32 number; /* of the point, from 1 */
+} Slot;
+
 typedef struct Gatherer
 {
 	MrBudget *budget;
+	const char *what;
+	bool has_weights; /* a column has them */
+	MrcPoints *core;
 	int n_chunks;
 	int max_chunks; /* room in the arrays */
 	double **chunk;
-	double **weight;
+	double **weight;  /* NULL: all 1 */
+	double *ones;	  /* the weights of all chunks that came after merging was given up; NULL: not needed */
 	bool is_weighted; /* a weight is not 1 */
+	/* Merging: a hash table with linear probing, at most three quarters full; NULL: given up */
+	Slot *slots;
+	uint32 mask;
+	int64 n_rows;	  /* that have come */
+	int64 next_check; /* after so many rows it is asked again whether merging pays */
+	int64 n_checked;  /* points at the last check */
 } Gatherer;
 
+#define FIRST_SLOTS 1024
+#define FIRST_CHECK 65536
+#define MOST_MERGED (INT64CONST(1) << 30)
+
 static Size
-chunk_bytes(const MrPoints *points, int64 n_rows)
+chunk_bytes(const MrcPoints *core, int64 n_rows)
 {
-	return n_rows * points->core.d * sizeof(double);
+	return n_rows * core->d * sizeof(double);
 }
 
-/* Rows of the chunks, a power of two: of the first one as it begins, and of all when there are more. */
+/* Rows of a chunk of about so many bytes, a power of two. */
 static int64
-chunk_rows(const MrPoints *points, Size n_bytes)
+chunk_rows(const MrcPoints *core, Size n_bytes)
 {
 	int64 n_rows = LEAST_CHUNK_ROWS;
 
-	while (chunk_bytes(points, 2 * n_rows) <= n_bytes)
+	while (chunk_bytes(core, 2 * n_rows) <= n_bytes)
 		n_rows *= 2;
 	return n_rows;
 }
 
-static void
-reserve_chunk(Gatherer *gatherer, MrcPoints *core, Size n_bytes)
+static double *
+point_at(const Gatherer *gatherer, int64 point)
 {
-	Size weight_bytes = core->chunk_rows * sizeof(double);
-	MemoryContext before = MemoryContextSwitchTo(gatherer->budget->context);
+	const MrcPoints *core = gatherer->core;
 
-	mr_reserve_check(gatherer->budget, n_bytes + weight_bytes,
-					 psprintf("Reading more than " INT64_FORMAT " points of %d features", core->n, core->d));
-	if (gatherer->n_chunks == gatherer->max_chunks)
+	return gatherer->chunk[point / core->chunk_rows] + (point & (core->chunk_rows - 1)) * core->d;
+}
+
+static double *
+weight_at(const Gatherer *gatherer, int64 point)
+{
+	const MrcPoints *core = gatherer->core;
+
+	return gatherer->weight[point / core->chunk_rows] + (point & (core->chunk_rows - 1));
+}
+
+/* The weights of a new chunk; NULL where they would be 1, as they are in all chunks. */
+static double *
+reserve_weights(Gatherer *gatherer)
+{
+	Size n_bytes = gatherer->core->chunk_rows * sizeof(double);
+
+	if (gatherer->slots || gatherer->has_weights || gatherer->n_chunks == 0)
+		return mr_reserve(gatherer->budget, n_bytes);
+	if (gatherer->ones == NULL && gatherer->is_weighted)
 	{
-		gatherer->max_chunks = Max(2 * gatherer->max_chunks, 16);
+		gatherer->ones = mr_reserve(gatherer->budget, n_bytes);
+		for (int64 i = 0; i < gatherer->core->chunk_rows; i++)
+			gatherer->ones[i] = 1;
+	}
+	return gatherer->ones;
+}
+
+static void
+reserve_chunk(Gatherer *gatherer)
+{
+	const MrcPoints *core = gatherer->core;
+	Size n_bytes = chunk_bytes(core, core->chunk_rows);
+	int i = gatherer->n_chunks;
+
+	if (i == gatherer->max_chunks)
+	{
+		gatherer->max_chunks = Max(2 * i, 16);
 		gatherer->chunk = mr_grow(gatherer->chunk, gatherer->max_chunks * sizeof(double *));
 		gatherer->weight = mr_grow(gatherer->weight, gatherer->max_chunks * sizeof(double *));
 	}
-	gatherer->chunk[gatherer->n_chunks] = mr_reserve(gatherer->budget, n_bytes);
-	gatherer->weight[gatherer->n_chunks++] = mr_reserve(gatherer->budget, weight_bytes);
+	mr_reserve_check(gatherer->budget, n_bytes + core->chunk_rows * sizeof(double),
+					 psprintf("Reading more than " INT64_FORMAT " points of %d features", core->n, core->d));
+	gatherer->chunk[i] = mr_reserve(gatherer->budget, n_bytes);
+	gatherer->weight[i] = reserve_weights(gatherer);
+	gatherer->n_chunks++;
+}
+
+/* The first chunk begins small, and moves until it has the size of all. */
+static void
+double_chunk(Gatherer *gatherer)
+{
+	MrcPoints *core = gatherer->core;
+	double *chunk = gatherer->chunk[0];
+	double *weight = gatherer->weight[0];
+
+	core->chunk_rows *= 2;
+	gatherer->n_chunks = 0;
+	reserve_chunk(gatherer);
+	memcpy(gatherer->chunk[0], chunk, chunk_bytes(core, core->n));
+	memcpy(gatherer->weight[0], weight, core->n * sizeof(double));
+	mr_release(gatherer->budget, chunk);
+	mr_release(gatherer->budget, weight);
+}
+
+/* Room for one more point. */
+static void
+make_room(Gatherer *gatherer)
+{
+	MrcPoints *core = gatherer->core;
+	MemoryContext before = MemoryContextSwitchTo(gatherer->budget->context);
+
+	if (gatherer->n_chunks == 0)
+		core->chunk_rows = chunk_rows(core, FIRST_CHUNK_BYTES);
+	if (gatherer->n_chunks == 1 && core->chunk_rows < chunk_rows(core, CHUNK_BYTES))
+		double_chunk(gatherer);
+	else
+		reserve_chunk(gatherer);
 	MemoryContextSwitchTo(before);
 }
 
-/* Make room for one more point: the first chunk grows until it has the size of all. */
 static void
-add_chunk(Gatherer *gatherer, MrPoints *points)
+add_point(Gatherer *gatherer, const double *x, double weight)
 {
-	MrcPoints *core = &points->core;
-	int64 most = chunk_rows(points, CHUNK_BYTES);
+	MrcPoints *core = gatherer->core;
+	double *weights;
 
-	if (gatherer->n_chunks != 1 || core->chunk_rows == most)
+	if (core->n == gatherer->n_chunks * core->chunk_rows)
+		make_room(gatherer);
+	memcpy(point_at(gatherer, core->n), x, core->d * sizeof(double));
+	weights = gatherer->weight[gatherer->n_chunks - 1];
+	if (weights != gatherer->ones)
+		weights[core->n & (core->chunk_rows - 1)] = weight;
+	gatherer->is_weighted |= weight != 1;
+	core->n++;
+}
+
+/* A table of n slots, a power of two, with those of the old one. */
+static void
+rehash(Gatherer *gatherer, int64 n)
+{
+	Slot *before = gatherer->slots;
+	int64 n_before = before ? (int64) gatherer->mask + 1 : 0;
+
+	mr_reserve_check(gatherer->budget, n * sizeof(Slot),
+					 psprintf("Merging more than " INT64_FORMAT " points", gatherer->core->n));
+	gatherer->slots = mr_reserve(gatherer->budget, n * sizeof(Slot));
+	gatherer->mask = (uint32) (n - 1);
+	memset(gatherer->slots, 0, n * sizeof(Slot));
+	for (int64 i = 0; i < n_before; i++)
 	{
-		if (gatherer->n_chunks == 0)
-			core->chunk_rows = Min(chunk_rows(points, FIRST_CHUNK_BYTES), most);
-		reserve_chunk(gatherer, core, chunk_bytes(points, core->chunk_rows));
+		uint32 at = before[i].hash & gatherer->mask;
+
+		if (before[i].number == 0)
+			continue;
+		while (gatherer->slots[at].number != 0)
+			at = (at + 1) & gatherer->mask;
+		gatherer->slots[at] = before[i];
+	}
+	mr_release(gatherer->budget, before);
+}
+
+/* Add the weight to the point that x is, or make it one. */
+static void
+merge_point(Gatherer *gatherer, const double *x, double weight)
+{
+	MrcPoints *core = gatherer->core;
+	Size n_bytes = core->d * sizeof(double);
+	uint32 hash = (uint32) mrc_hash64(x, n_bytes, 0);
+	uint32 at = hash & gatherer->mask;
+	double *sum;
+
+	for (; gatherer->slots[at].number != 0; at = (at + 1) & gatherer->mask)
+		if (gatherer->slots[at].hash == hash &&
+			memcmp(point_at(gatherer, gatherer->slots[at].number - 1), x, n_bytes) == 0)
+			break;
+	if (gatherer->slots[at].number == 0)
+	{
+		add_point(gatherer, x, weight);
+		gatherer->slots[at] = (Slot){hash, (uint32) core->n};
+		if (core->n * 4 > (int64) gatherer->mask * 3)
+			rehash(gatherer, ((int64) gatherer->mask + 1) * 2);
 		return;
 	}
-	core->chunk_rows *= 2;
-	reserve_chunk(gatherer, core, chunk_bytes(points, core->chunk_rows));
-	memcpy(gatherer->chunk[1], gatherer->chunk[0], chunk_bytes(points, core->n));
-	memcpy(gatherer->weight[1], gatherer->weight[0], core->n * sizeof(double));
-	mr_release(gatherer->budget, gatherer->chunk[0]);
-	mr_release(gatherer->budget, gatherer->weight[0]);
-	gatherer->chunk[0] = gatherer->chunk[1];
-	gatherer->weight[0] = gatherer->weight[1];
-	gatherer->n_chunks = 1;
+	sum = weight_at(gatherer, gatherer->slots[at].number - 1);
+	*sum += weight;
+	if (isinf(*sum))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("%s: a sum of weights is out of range", gatherer->what)));
+	gatherer->is_weighted = true;
 }
 
 static void
-gather(void *arg, const MrPoints *given, double *x, double weight)
+stop_merging(Gatherer *gatherer)
+{
+	mr_release(gatherer->budget, gatherer->slots);
+	gatherer->slots = NULL;
+}
+
+/* Merging is given up when more than seven of eight rows since the last time were new points. */
+static void
+check_merging(Gatherer *gatherer)
+{
+	int64 n_new = gatherer->core->n - gatherer->n_checked;
+	int64 n_rows = gatherer->next_check == FIRST_CHECK ? FIRST_CHECK : gatherer->next_check / 2;
+
+	gatherer->n_checked = gatherer->core->n;
+	gatherer->next_check *= 2;
+	if (n_new > n_rows / 8 * 7 || gatherer->core->n > MOST_MERGED)
+		stop_merging(gatherer);
+}
+
+/* MrPointSink */
+static void
+gather(void *arg, const MrPoints *points, double *x, double weight)
 {
 	Gatherer *gatherer = arg;
-	MrPoints *points = (MrPoints *) given;
-	MrcPoints *core = &points->core;
-	int64 row;
 
-	if (core->n == gatherer->n_chunks * core->chunk_rows)
-		add_chunk(gatherer, points);
-	row = core->n & (core->chunk_rows - 1);
-	memcpy(gatherer->chunk[gatherer->n_chunks - 1] + row * core->d, x, core->d * sizeof(double));
-	gatherer->weight[gatherer->n_chunks - 1][row] = weight;
-	gatherer->is_weighted |= weight != 1;
-	core->n++;
+	if (gatherer->core == NULL)
+	{
+		gatherer->core = (MrcPoints *) &points->core;
+		rehash(gatherer, FIRST_SLOTS);
+	}
+	if (gatherer->slots == NULL)
+	{
+		add_point(gatherer, x, weight);
+		return;
+	}
+	merge_point(gatherer, x, weight);
+	if (++gatherer->n_rows == gatherer->next_check)
+		check_merging(gatherer);
+}
+
+/* ---- the order of points ---- */
+
+typedef struct Place
+{
+	uint64 key;	  /* orders as a number of the point does */
+	int64 number; /* of the point */
+} Place;
+
+#define ST_SORT sort_places
+#define ST_ELEMENT_TYPE Place
+#define ST_COMPARE(a, b) ((a)->key < (b)->key ? -1 : (a)->key > (b)->key)
+#define ST_SCOPE static
+#define ST_CHECK_FOR_INTERRUPTS
+#define ST_DECLARE
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+static uint64
+order_key(double x)
+{
+	uint64 bits;
+
+	memcpy(&bits, &x, sizeof(bits));
+	return bits >> 63 ? ~bits : bits | UINT64CONST(1) << 63;
+}
+
+/* Where the run of equal keys that begins at lo ends. */
+static int64
+run_end(const Place *places, int64 lo, int64 hi)
+{
+	int64 end = lo + 1;
+
+	while (end < hi && places[end].key == places[lo].key)
+		end++;
+	return end;
+}
+
+/* Sort places [lo, hi), whose points are equal in all numbers before this one. */
+static void
+sort_from(const Gatherer *gatherer, Place *places, int64 lo, int64 hi, int column)
+{
+	for (; column < gatherer->core->d && hi - lo > 1; column++)
+	{
+		int64 longest = lo;
+		int64 longest_end = lo;
+
+		for (int64 i = lo; i < hi; i++)
+			places[i].key = order_key(point_at(gatherer, places[i].number)[column]);
+		sort_places(places + lo, hi - lo);
+		/* The longest run goes on here, so that the depth is a logarithm. */
+		for (int64 i = lo, end; i < hi; i = end)
+		{
+			end = run_end(places, i, hi);
+			if (end - i > longest_end - longest)
+			{
+				longest = i;
+				longest_end = end;
+			}
+		}
+		for (int64 i = lo, end; i < hi; i = end)
+		{
+			end = run_end(places, i, hi);
+			if (i != longest)
+				sort_from(gatherer, places, i, end, column + 1);
+		}
+		lo = longest;
+		hi = longest_end;
+	}
+}
+
+/* Move points to their places, by cycles. */
+static void
+move_points(const Gatherer *gatherer, Place *places)
+{
+	Size n_bytes = gatherer->core->d * sizeof(double);
+	double *held = palloc(n_bytes);
+
+	for (int64 i = 0; i < gatherer->core->n; i++)
+	{
+		double weight = *weight_at(gatherer, i);
+		int64 to = i;
+
+		if ((i & 0xFFFF) == 0)
+			CHECK_FOR_INTERRUPTS();
+		if (places[i].number == i)
+			continue;
+		memcpy(held, point_at(gatherer, i), n_bytes);
+		for (int64 from = places[to].number; from != i; from = places[to].number)
+		{
+			memcpy(point_at(gatherer, to), point_at(gatherer, from), n_bytes);
+			*weight_at(gatherer, to) = *weight_at(gatherer, from);
+			places[to].number = to;
+			to = from;
+		}
+		memcpy(point_at(gatherer, to), held, n_bytes);
+		*weight_at(gatherer, to) = weight;
+		places[to].number = to;
+	}
+	pfree(held);
+}
+
+static void
+sort_points(Gatherer *gatherer)
+{
+	int64 n = gatherer->core->n;
+	Place *places;
+
+	mr_reserve_check(gatherer->budget, n * sizeof(Place), psprintf("Sorting " INT64_FORMAT " points", n));
+	places = mr_reserve(gatherer->budget, n * sizeof(Place));
+	for (int64 i = 0; i < n; i++)
+		places[i].number = i;
+	sort_from(gatherer, places, 0, n, 0);
+	move_points(gatherer, places);
+	mr_release(gatherer->budget, places);
 }
 
 MrPoints *
 mr_points_read(MrBudget *budget, const char *query, const char *weight, const char *what, bool as_owner,
 			   MrNulls nulls)
 {
-	Gatherer *gatherer = MemoryContextAllocZero(budget->context, sizeof(Gatherer));
-	MrPoints *points;
+	Gatherer gatherer = {
+		.budget = budget, .what = what, .has_weights = weight != NULL, .next_check = FIRST_CHECK};
+	MrPoints *points = mr_points_scan(budget, query, weight, what, as_owner, nulls, gather, &gatherer);
 
-	gatherer->budget = budget;
-	points = mr_points_scan(budget, query, weight, what, as_owner, nulls, gather, gatherer);
 	if (points->core.n == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: all weights are 0", what),
 				 errdetail("The query is: %s", query)));
-	points->core.chunk = gatherer->chunk;
-	if (gatherer->is_weighted)
-		points->core.weight = gatherer->weight;
+	if (gatherer.slots)
+	{
+		stop_merging(&gatherer);
+		sort_points(&gatherer);
+	}
+	points->core.chunk = gatherer.chunk;
+	if (gatherer.is_weighted)
+		points->core.weight = gatherer.weight;
 	return points;
 }
 
@@ -615,10 +902,88 @@ mr_features_query(const char *given, const char *what)
 	return mr_query_of(given, what, "features, numbers or arrays of numbers");
 }
 
+/* ---- models that a query uses ---- */
+
+static bool
+is_fitted_function(Oid function)
+{
+	static const char *const NAMES[] = {"index_of", "index_size",	 "scale",
+										"unscale",	"kmeans_assign", "kmeans_distance"};
+	char *name;
+
+	if (get_func_namespace(function) != get_namespace_oid(MR_SCHEMA, true))
+		return false;
+	name = get_func_name(function);
+	for (int i = 0; name && i < lengthof(NAMES); i++)
+		if (strcmp(name, NAMES[i]) == 0)
+			return true;
+	return false;
+}
+
+/* The name of the model that a call has as its first argument, if that is a constant. */
+static void
+add_used(const FuncExpr *call, List **names)
+{
+	ListCell *lc;
+
+	foreach (lc, call->args)
+	{
+		Node *argument = lfirst(lc);
+
+		if (IsA(argument, NamedArgExpr) && ((NamedArgExpr *) argument)->argnumber == 0)
+			argument = (Node *) ((NamedArgExpr *) argument)->arg;
+		else if (IsA(argument, NamedArgExpr) || lc != list_head(call->args))
+			continue;
+		argument = strip_implicit_coercions(argument);
+		if (IsA(argument, Const) && ((Const *) argument)->consttype == TEXTOID &&
+			!((Const *) argument)->constisnull)
+			*names = lappend(*names, DatumGetTextPP(((Const *) argument)->constvalue));
+	}
+}
+
+static bool
+used_walker(Node *node, List **names)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr) && is_fitted_function(((FuncExpr *) node)->funcid))
+		add_used((FuncExpr *) node, names);
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, used_walker, names, 0);
+	return expression_tree_walker(node, used_walker, names);
+}
+
 char *
 mr_models_used(SPIPlanPtr plan)
 {
-	return NULL;
+	MemoryContext context = CurrentMemoryContext;
+	List *names = NIL;
+	char *json = NULL;
+	ListCell *lc, *lc2;
+	MrGuard guard;
+	Datum *values;
+	int n = 0;
+	Oid types[1] = {TEXTARRAYOID};
+	Datum array[1];
+
+	foreach (lc, SPI_plan_get_plan_sources(plan))
+		foreach (lc2, ((CachedPlanSource *) lfirst(lc))->query_list)
+			(void) used_walker(lfirst(lc2), &names);
+	if (names == NIL)
+		return NULL;
+	values = palloc(list_length(names) * sizeof(Datum));
+	foreach (lc, names)
+		values[n++] = PointerGetDatum(lfirst(lc));
+	array[0] = PointerGetDatum(construct_array(values, n, TEXTOID, -1, false, TYPALIGN_INT));
+	mr_enter_catalog(&guard, "model");
+	mr_exec_args("SELECT json_object_agg(name, active ORDER BY name COLLATE \"C\")::text FROM millrace.model "
+				 "WHERE name = ANY ($1) AND active IS NOT NULL",
+				 SPI_OK_SELECT, true, 1, types, array, NULL);
+	mr_leave(&guard);
+	if (SPI_processed == 1)
+		json = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return json ? MemoryContextStrdup(context, json) : NULL;
 }
 
 /* ---- one row from an array ---- */

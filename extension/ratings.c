@@ -72,15 +72,14 @@ mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what)
 
 	if (affordable(budget, n_bytes))
 		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-		 errmsg("this needs more memory than millrace.max_memory allows"),
-		 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
-			  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
-						  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
-		 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train with a lower rank.",
-				 need_mb)));
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("this needs more memory than millrace.max_memory allows"),
+			 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
+				  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
+							  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
+			 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train a smaller model.",
+					 need_mb)));
 }
 
 /*
