@@ -844,7 +844,7 @@ retrain_als(FunctionCallInfo fcinfo)
 
 /* Arguments of retrain that mean nothing for a kind of models must be NULL. */
 static void
-refuse_arguments(FunctionCallInfo fcinfo, MrKind kind)
+refuse_arguments(FunctionCallInfo fcinfo, const char *name, MrKind kind)
 {
 	static const struct
 	{
@@ -857,19 +857,22 @@ refuse_arguments(FunctionCallInfo fcinfo, MrKind kind)
 		if (!PG_ARGISNULL(given[i].arg) && !(kind == MR_KIND_KMEANS && given[i].of_kmeans))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must be NULL for a model of kind %s", given[i].name, mr_kind_name(kind))));
+					 errmsg("%s means nothing for model \"%s\", which is of kind %s", given[i].name, name,
+							mr_kind_name(kind)),
+					 errhint("Leave it out.")));
 }
 
 Datum
 mr_retrain(PG_FUNCTION_ARGS)
 {
+	char *name = mr_name_arg(fcinfo, 0, "model");
 	MrKind kind;
 
 	PreventCommandIfReadOnly("millrace.retrain()");
-	kind = mr_model_lock(mr_name_arg(fcinfo, 0, "model"), false);
+	kind = mr_model_lock(name, false);
 	if (kind == MR_KIND_ALS)
 		return retrain_als(fcinfo);
-	refuse_arguments(fcinfo, kind);
+	refuse_arguments(fcinfo, name, kind);
 	switch (kind)
 	{
 		case MR_KIND_KMEANS:
