@@ -320,7 +320,7 @@ repeat_training(FunctionCallInfo fcinfo, Training *training)
 	training->settings = training->repeated.settings;
 	for (int i = 0; i < lengthof(SETTINGS); i++)
 		mr_setting_text(settings, lengthof(SETTINGS), settings[i].name,
-						parameter(training->repeated.parameters, settings[i].name), kmeans);
+						mr_json_field(training->repeated.parameters, settings[i].name), kmeans);
 	if (!PG_ARGISNULL(1))
 		mr_check_range(&(MrSetting){"iterations", .least = 1, .most = 10000}, PG_GETARG_INT32(1));
 	if (!PG_ARGISNULL(1))
