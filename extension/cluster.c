@@ -489,6 +489,7 @@ prepare(Training *training)
 	const MrcPoints *points = &training->points->core;
 	const Settings *kmeans = &training->kmeans;
 	MrcKmeans *run = &training->run;
+	double start_ms = mr_now_ms();
 	int n_threads = mr_n_threads(training->n_threads);
 	int n_starts = training->warm ? 0 : kmeans->n_starts;
 
@@ -505,6 +506,10 @@ prepare(Training *training)
 		memcpy(run->center, training->warm->center, (Size) run->k * points->d * sizeof(double));
 	else
 		check_status(mrc_kmeans_start(run));
+	ereport(DEBUG1,
+			(errmsg_internal("model \"%s\": " INT64_FORMAT " points read in %.3f s, started in %.3f s",
+							 training->name, points->n, (start_ms - training->start_ms) / 1e3,
+							 (mr_now_ms() - start_ms) / 1e3)));
 }
 
 /* The cost that iteration i has left is known now, after n of them in so many milliseconds. */

@@ -8,7 +8,7 @@ COMMENT ON FUNCTION millrace.train_kmeans(text, text, int, bigint, int, int, flo
 'SELECT * FROM millrace.train_kmeans(…): divide rows into k clusters around centres, so that the cost, the sum of squared distances of the rows to their centres, is small; makes a new version of the model, active at commit unless activate is false.
 query: a table, a view or a query whose columns are the features: numbers or boolean, or arrays of numbers, which have one length in all rows; put one behind the other they are what kmeans_assign is given. It is stored, and run again by retrain as the model''s owner; so it must not read temporary tables. No value may be NULL: coalesce(value, 0) makes it 0.
 weight: name of the column that says how much a row counts, at least 0; it is no feature.
-seed decides where the centres start; the result depends on it and the rows, not on their order nor on threads (0: one per processor). starts: how many beginnings are tried, of which the best goes on.
+seed decides where the centres start; starts: how many beginnings are tried, of which the best goes on. The same rows in the same order give the same centres, on one machine, whatever threads are (0: one per processor).
 Ends after max_iterations, or before when the cost falls by less than tolerance times itself (tolerance => 0: only when no row changes its cluster).
 Clusters are numbered from 0, the largest first. warm_start: starts from the centres of the active version, whose clusters keep their numbers; from the seed if no version is active.
 Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';

@@ -94,7 +94,9 @@ SELECT ok(bool_and(close(c.center[1], t.x, 1e-9)), 'then each centre is a mean')
 SELECT millrace.train_kmeans('w', 'SELECT x, y, z, 1 + id % 3 AS w FROM shop.p', 5, weight => 'w');
 SELECT millrace.train_kmeans('w2', 'SELECT x, y, z FROM shop.p, generate_series(1, 1 + id % 3)', 5);
 SELECT is(learnt('w', 1), learnt('w2', 1), 'a row of weight 3 is a row three times');
-SELECT is((parameters->>'weight', rows)::text, '(w,342)', 'the weight is stored') FROM millrace.models WHERE name = 'w';
+SELECT is((SELECT (version, rows)::text FROM millrace.retrain('w', warm_start => false)), '(2,342)', 'retrain');
+SELECT is(learnt('w', 2), learnt('w', 1), 'takes the weight too');
+SELECT is((parameters->>'weight', rows)::text, '(w,342)', 'the weight is stored') FROM millrace.models WHERE name = 'w' AND version = 2;
 SELECT is(sum(size), (SELECT sum(1 + id % 3)::float8 FROM shop.p), 'sizes are sums of weights') FROM millrace.cluster_centers('w');
 SELECT ok(close(millrace.kmeans_cost('w', 'SELECT 1 + id % 3 AS w, x, y, z FROM shop.p'), metrics('w', 'cost')::float8), 'kmeans_cost takes the weight by its name');
 SELECT is(millrace.silhouette('w', 'SELECT 1 + id % 3 AS w, x, y, z FROM shop.p'), millrace.silhouette('w2', 'SELECT x, y, z FROM shop.p, generate_series(1, 1 + id % 3)'), 'so does silhouette');
