@@ -311,6 +311,10 @@ SET LOCAL ROLE mr_trainer;
 CREATE TABLE private.p AS SELECT i % 10 AS x, i % 7 AS y FROM generate_series(1, 70) AS i;
 SELECT lives_ok($$ SELECT millrace.train_kmeans('private', 'private.p', 3) $$, 'who has EXECUTE and SELECT trains');
 SELECT throws_ok($$ SELECT millrace.train_kmeans('m', 'private.p', 3) $$, '42501', 'must be owner of model "m"', 'not over another''s model');
+CREATE FUNCTION private.spy(int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'mr_trainer' THEN RAISE 'called by %', current_user; END IF; RETURN $1; END $$;
+SET LOCAL search_path = private, public;
+SELECT lives_ok($$ SELECT millrace.train_kmeans('spy', 'SELECT spy(x), y FROM p', 3) $$, 'a query that calls a function of the owner');
+SET LOCAL search_path = public;
 CREATE TEMP TABLE mine AS SELECT 1 AS x;
 SELECT throws_ok($$ SELECT millrace.train_kmeans('temporary', 'mine', 1) $$, '22023', NULL, 'nor from a temporary table');
 SELECT lives_ok($$ SELECT millrace.kmeans_cost('private', 'SELECT x, x FROM mine') $$, 'which kmeans_cost may read');
@@ -322,7 +326,8 @@ SELECT throws_ok($$ SELECT millrace.silhouette('private', 'private.p') $$, '4250
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('private', 'private.p') $$, '42501', NULL, 'those of kmeans_cost too');
 RESET ROLE;
 SELECT is((SELECT (version, active)::text FROM millrace.retrain('private')), '(2,t)', 'a superuser retrains');
-SELECT is(owner::text, 'mr_trainer', 'for the owner') FROM millrace.models WHERE name = 'private' AND version = 2;
+SELECT is((SELECT version FROM millrace.retrain('spy')), 2, 'as the owner, with his search_path');
+SELECT is(owner::text, 'mr_trainer', 'who owns the version') FROM millrace.models WHERE name = 'private' AND version = 2;
 
 SELECT * FROM finish();
 ROLLBACK;
