@@ -69,9 +69,9 @@ append_cluster(void *arg, Relation rel, HeapTuple row)
 	if (DatumGetInt32(mr_column(rel, row, "cluster", &null)) != cluster)
 		corrupt_cluster(loader, cluster, "it is missing");
 	if (d < 1 || d > MRC_MAX_FEATURES || ARR_HASNULL(center))
-		corrupt_cluster(loader, cluster, "its centre is no array of numbers");
+		corrupt_cluster(loader, cluster, "its center is no array of numbers");
 	if (cluster > 0 && d != clusters->d)
-		corrupt_cluster(loader, cluster, "its centre has another width");
+		corrupt_cluster(loader, cluster, "its center has another width");
 	if (cluster >= MRC_MAX_CLUSTERS)
 		corrupt_cluster(loader, cluster, "there are too many");
 	clusters->d = d;
@@ -83,7 +83,7 @@ append_cluster(void *arg, Relation rel, HeapTuple row)
 	memcpy(to, ARR_DATA_PTR(center), d * sizeof(double));
 	for (int i = 0; i < d; i++)
 		if (!isfinite(to[i]))
-			corrupt_cluster(loader, cluster, "its centre is not finite");
+			corrupt_cluster(loader, cluster, "its center is not finite");
 	if ((Pointer) center != DatumGetPointer(stored))
 		pfree(center);
 	clusters->size[cluster] = DatumGetFloat8(mr_column(rel, row, "size", &null));
@@ -384,7 +384,7 @@ metrics_json(const Training *training)
 	return json.data;
 }
 
-/* ---- training: from points to centres ---- */
+/* ---- training: from points to centers ---- */
 
 /* The clusters of a version, with a new snapshot. */
 static Clusters *
@@ -572,7 +572,7 @@ iterate(Training *training)
 
 /* ---- training: the gate, and storing ---- */
 
-/* Compares the costs of today's rows under the new centres and under those of the active version; sets the reason. */
+/* Compares the costs of today's rows under the new centers and under those of the active version; sets the reason. */
 static bool
 passes_gate(Training *training)
 {
@@ -935,7 +935,7 @@ mr_silhouette(PG_FUNCTION_ARGS)
 	PG_RETURN_FLOAT8(silhouette);
 }
 
-/* ---- centres as rows ---- */
+/* ---- centers as rows ---- */
 
 static const Clusters *
 clusters_argument(FunctionCallInfo fcinfo, const char *name)
