@@ -1,6 +1,7 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, settings.c, train.c, cache.c, model.c, history.c, lists.c, image.c,
- * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
+ * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, settings.c, train.c, cache.c, version.c,
+ * model.c, history.c, lists.c, image.c, recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c, fitted.c,
+ * indexer.c, scale.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -48,6 +49,41 @@ typedef struct MrPlan
 } MrPlan;
 
 extern void mr_plan_init(MrPlan *plan, MemoryContext context);
+/* Plan a query without arguments, as the current user; as_owner as in mr_ratings_read.  Needs an SPI connection. */
+extern void
+mr_plan_query(MrPlan *plan, MemoryContext context, const char *query, const char *what, bool as_owner);
+extern void mr_plan_free(MrPlan *plan);
+/* The only statement of a plan; 22023 unless it is one that returns rows. */
+extern struct CachedPlanSource *mr_single_query(SPIPlanPtr plan, const char *what);
+
+/* A numeric as the nearest double precision number; infinite beyond the range.  context: for what is detoasted. */
+extern double mr_numeric_of(MemoryContext context, Datum value);
+
+/* A value of one of the types of numbers that are read (below any domain); boolean is 0 or 1. */
+static inline double
+mr_number_of(MemoryContext context, Datum value, Oid type)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+			return DatumGetFloat4(value);
+		case FLOAT8OID:
+			return DatumGetFloat8(value);
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		case INT8OID:
+			return DatumGetInt64(value);
+		case BOOLOID:
+			return DatumGetBool(value);
+		default:
+			return mr_numeric_of(context, value);
+	}
+}
+
+/* The text of a column (from 0) of a row, at most about 100 bytes of it, for a message. */
+extern char *mr_describe(TupleTableSlot *slot, int column);
 
 /* Distinct ids in ascending order (text: bytewise), so that the order of rows is the order of ids. */
 typedef struct MrIds
@@ -106,9 +142,6 @@ typedef struct MrShape
 	Oid value_type; /* InvalidOid without one */
 	int n_columns;
 } MrShape;
-
-/* A value of one of the types of numbers that a value may have (below any domain). */
-extern double mr_number_of(Datum value, Oid type);
 
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
@@ -171,6 +204,65 @@ extern const char *const MR_TRANSFORMS[];
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
 
+/* ---- features.c: the numbers of a query's rows ---- */
+
+/*
+ * Rows of a query as points.  Each column is a number (smallint … numeric, boolean as 0 or 1) or an array of numbers with
+ * one dimension, of the same width in all rows; they stand one behind the other, in the order of columns.
+ */
+typedef struct MrPoints
+{
+	MrcPoints core; /* no -0; core.weight is NULL where all are 1 */
+	int64 n_rows;	/* of the query, those of weight 0 included, which are no points */
+	int n_columns;	/* features; the weight is none */
+	char **names;
+	int *widths; /* a number has width 1; their sum is core.d */
+	char *columns_json; /* [{"name": …, "type": …, "width": …}, …]; types below domains, as SQL writes them */
+	char *uses;			/* mr_models_used() */
+} MrPoints;
+
+typedef enum MrNulls
+{
+	MR_NULLS_ERROR,
+	MR_NULLS_ZERO,
+	MR_NULLS_KEEP /* as NaN */
+} MrNulls;
+
+/*
+ * Read all rows, in one pass, serially and from the start of each table, as the current user (as_owner: as in
+ * mr_ratings_read).  weight: name of the column that is the weight of each row, a number not below 0; NULL: 1.  what begins
+ * messages ("features").  Equal rows become one point with the sum of their weights as long as that pays; if it does to the end, points are in ascending order, whatever that of the rows.
+ * Errors name the column and show the row: 22023 for no columns, other types, arrays without elements or of different
+ * width, NULL (an array that is NULL is an error in any case, because its width is not known), a weight below 0, no rows;
+ * 22003 for NaN and infinity.  All memory is the budget's, priced.  Needs an SPI connection.
+ */
+extern MrPoints *mr_points_read(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls);
+
+/* Receives one row: points->core.d numbers, which it may change, and a weight above 0. */
+typedef void (*MrPointSink)(void *arg, const MrPoints *points, double *x, double weight);
+
+/* The same without keeping anything: each row goes to the sink as it comes.  Of points->core only d is set. */
+extern MrPoints *mr_points_scan(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls, MrPointSink sink, void *arg);
+
+/* As mr_ratings_query, for a query of features. */
+extern char *mr_features_query(const char *given, const char *what);
+
+/*
+ * The fitted models that a plan calls by a constant name, views included: a JSON object {"name": active version, …}, in the
+ * order of names, for the active snapshot; NULL: none.  Needs an SPI connection.
+ */
+extern char *mr_models_used(SPIPlanPtr plan);
+
+/* 22023 unless a float8[] has this width and one dimension.  what names who takes it: "model \"m\"". */
+extern void mr_features_width(const ArrayType *array, int width, const char *what);
+/*
+ * The features of one row from a float8[]: out has width numbers.  what as before.  22023 for
+ * another width, NULL, more than one dimension; 22003 for NaN and infinity.
+ */
+extern void mr_features_arg(ArrayType *array, int width, const char *what, double *out);
+
 /* ---- holdout.c ---- */
 
 /* One side of a model: users, items, or the baseline (rank 1: the score of each item for everybody). */
@@ -225,6 +317,144 @@ extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *ho
 
 /* As a JSON object, with the iterations done and the last loss. */
 extern char *mr_scores_json(const MrScores *scores, int n_iterations, double loss);
+
+/* ---- version.c: models of every kind in the catalog ---- */
+
+typedef enum MrKind
+{
+	MR_KIND_ALS,
+	MR_KIND_KMEANS,
+	MR_KIND_INDEXER,
+	MR_KIND_SCALER
+} MrKind;
+
+/* As in millrace.model.kind. */
+extern const char *mr_kind_name(MrKind kind);
+
+/* The name that an argument holds; 22023 if it is NULL or empty. */
+extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+/* 42704, as for any function that is given an unknown name. */
+extern void mr_model_unknown(const char *name);
+/* Why there is no such version of that kind: 42704, 42809. */
+extern void mr_version_unknown(const char *name, MrKind kind, int version);
+
+/*
+ * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
+ * return its owner: InvalidOid if there is no such model.  42809 if it is of another kind; 42501 unless the caller is a
+ * member of the owner; 42704 if the owner has gone, unless gone_ok and the caller is a superuser.
+ */
+extern Oid mr_model_lock_kind(const char *name, MrKind kind, bool gone_ok);
+/* The same for a model of any kind, which there must be (42704); returns the kind. */
+extern MrKind mr_model_lock(const char *name, bool gone_ok);
+/* As mr_model_lock_kind, without the lock; the owner must be there. */
+extern Oid mr_model_owner(const char *name, MrKind kind);
+/* Whether the role is there and has the name it had: a dropped role's number could mean another role after a restore. */
+extern bool mr_is_owner(Oid owner, const NameData *owner_name);
+/* 42704 */
+extern void mr_owner_gone(const char *name, const NameData *owner_name);
+/* Keeps what is active, and the versions that may become so, from changing until the transaction ends.  In mr_enter_catalog. */
+extern void mr_model_lock_row(const char *name);
+
+typedef struct MrIteration
+{
+	double loss;   /* of k-means its cost */
+	double metric; /* on the hold-out; NaN if there is none */
+	double seconds;
+} MrIteration;
+
+/* A version that is not yet stored, of any kind: its row of model_version. */
+typedef struct MrNewVersion
+{
+	const char *name;
+	MrKind kind;
+	Oid owner;				/* of the model, if that is new */
+	const char *query;		/* NULL: there is none */
+	ArrayType *settings;	/* that the query is run with */
+	const char *parameters; /* JSON */
+	const char *metrics;	/* JSON */
+	const char *uses;		/* JSON {"name": version, …}: models that the query calls; NULL: none */
+	int64 n_users;			/* -1 for these four: NULL */
+	int64 n_items;
+	int64 n_ratings;
+	int64 n_rows; /* of the query */
+	int n_iterations;
+	const MrIteration *iterations;
+} MrNewVersion;
+
+/*
+ * Insert a version, and the model if it is new; returns the version's number.  What the kind has learnt is to be inserted
+ * after it, in the same mr_enter_catalog (which the caller has done, with an SPI connection), and then it may be activated.
+ * uuid may be NULL.
+ */
+extern int mr_version_store(const MrNewVersion *version, pg_uuid_t *uuid);
+/*
+ * Make it the active version, served from commit on; false: there is no such version.  A WARNING names the active models
+ * whose query called another version of this model, if that did something else to rows.  In mr_enter_catalog.
+ */
+extern bool mr_version_activate(const char *name, int version);
+
+/* A row of millrace.training.  Counts and rank below 0, NaN and NULL: NULL. */
+typedef struct MrTrainingRow
+{
+	const char *name;
+	int version;
+	int64 n_users;
+	int64 n_items;
+	int64 n_ratings;
+	int64 n_rows;
+	int rank;
+	int n_iterations;
+	double loss;
+	double seconds;
+	const char *metric;
+	double metric_value;
+	bool active;
+	const char *reason;
+} MrTrainingRow;
+
+/* In the current memory context. */
+extern Datum mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row);
+/* The WARNING for a version that was to be activated. */
+extern void mr_not_activated(const char *name, int version, const char *reason);
+
+/*
+ * What retrain repeats: the active version, or the newest that was trained here if that one was not (an import).  In the
+ * current memory context, which is SPI's own if it is connected there.
+ */
+typedef struct MrRepeat
+{
+	MrKind kind;
+	int version;
+	char *query;
+	ArrayType *settings;
+	char *parameters; /* JSON */
+	int active;		  /* version; 0: none */
+} MrRepeat;
+
+/* By a new snapshot; for who holds the model's lock.  42704, 55000.  Needs an SPI connection. */
+extern void mr_model_repeat(const char *name, MrRepeat *definition);
+
+/* What a call must know of a model: its active version, for the active snapshot. */
+typedef struct MrActiveRow
+{
+	Oid owner;
+	NameData owner_name;
+	pg_uuid_t lists_uuid; /* model.lists */
+	int version;
+	pg_uuid_t uuid;
+	HeapTuple tuple; /* of model_version */
+} MrActiveRow;
+
+/*
+ * Without SPI; 42704 no such model, 42809 another kind, 55000 no active version.  In the current memory context.
+ */
+extern void mr_active_row(const char *name, MrKind kind, MrActiveRow *row);
+/* The kind of a model, for the active snapshot.  Without SPI; 42704. */
+extern MrKind mr_model_kind(const char *name);
+/* A column of a row of a catalog table, by name. */
+extern Datum mr_column(Relation rel, HeapTuple tuple, const char *name, bool *null);
+/* A field of a JSON object as text, in the current memory context; NULL: there is none, or it is null. */
+extern char *mr_json_field(const char *json, const char *key);
 
 /* ---- settings.c: what a training goes by ---- */
 
@@ -312,13 +542,6 @@ extern char *mr_als_settings_json(const MrAlsSettings *settings);
 extern const char *mr_als_metric_name(const MrAlsSettings *settings);
 extern double mr_als_metric(const MrAlsSettings *settings, const MrScores *scores);
 
-typedef struct MrIteration
-{
-	double loss;
-	double metric; /* on the hold-out; NaN if there is none */
-	double seconds;
-} MrIteration;
-
 /* The weight of what a user has: see own.c. */
 typedef struct MrOwnChoice
 {
@@ -348,6 +571,14 @@ typedef struct MrFit
  */
 extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
 					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
+
+/*
+ * What retrain does of the other kinds (cluster.c, indexer.c, scale.c), with its arguments; the model is locked, the caller
+ * may train it, and arguments that mean nothing for the kind are NULL.  SPI is not connected.
+ */
+extern Datum mr_kmeans_retrain(FunctionCallInfo fcinfo);
+extern Datum mr_indexer_retrain(FunctionCallInfo fcinfo);
+extern Datum mr_scaler_retrain(FunctionCallInfo fcinfo);
 
 /* ---- cache.c: what is derived from a stored model, once a machine ---- */
 
@@ -570,6 +801,8 @@ extern void mr_track_scan_end(MrTrackScan *scan);
  * then has nothing to wait for.  A warning if that fails.
  */
 extern void mr_model_make_ready(const char *name);
+/* The same, with an error if it fails.  Needs an SPI connection. */
+extern void mr_model_prepare(const char *name);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -579,15 +812,6 @@ extern int64 mr_model_user(const MrModel *model, const MrKey *user);
  * or has another name than stored.
  */
 extern void mr_model_enter(MrGuard *guard, const MrModel *model);
-
-/*
- * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
- * return its owner: InvalidOid if there is no such model.  42501 unless the caller is a member of the owner; 42704 if the
- * owner has gone, unless gone_ok and the caller is a superuser.
- */
-extern Oid mr_model_lock(const char *name, bool gone_ok);
-/* The same without the lock. */
-extern Oid mr_model_owner(const char *name);
 
 /* A model that is not yet stored. */
 typedef struct MrNewModel
@@ -632,9 +856,6 @@ extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSi
  * the current memory context.  55000 if none was.  Needs an SPI connection.
  */
 extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
-
-/* 42704, as for any function that is given an unknown name. */
-extern void mr_model_unknown(const char *name);
 
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
@@ -688,9 +909,6 @@ extern void mr_baseline_unknown(const char *model, const char *name);
 
 /* After a retraining: evaluates the model's lists again, for its owner.  A list that fails stays as it is, with a warning. */
 extern void mr_lists_retrained(const char *name, Oid owner);
-
-/* The name that an argument holds; 22023 if it is NULL or empty. */
-extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 
 /* ---- own.c: what users have, in lists that may repeat it ---- */
 
@@ -811,5 +1029,39 @@ extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
 /* A key as a text datum. */
 extern Datum mr_key_datum(const MrKey *key);
+
+/* ---- fitted.c: what a backend keeps of models that are small, for functions called once a row ---- */
+
+typedef struct MrFitted
+{
+	MrKind kind;
+	char *name;
+	int version;
+	pg_uuid_t uuid;	  /* of the version: what it has learnt never changes */
+	const void *data; /* the kind's own, as MrFittedLoad made it */
+	/* fitted.c */
+	MemoryContext context;
+	Size n_bytes;
+	int n_pins;
+	uint64 last_use;
+} MrFitted;
+
+/*
+ * Make a kind's data of a version, in the current memory context, which lives as long as they are kept.  parameters: JSON, those of
+ * the version.  mr_version_rows() reads what it has learnt; no SPI.
+ */
+typedef void *(*MrFittedLoad)(const char *name, int version, const char *parameters);
+
+/*
+ * The active version of a model, as the active snapshot shows it, for a function called once a row; a call that repeats
+ * name and snapshot costs a comparison (flinfo->fn_extra, which is this file's).  Valid until the function returns.
+ * 42704 no such model, 42809 another kind, 55000 no active version.  No SPI: parallel workers and standbys may call it too.
+ */
+extern const MrFitted *mr_fitted_open(FunctionCallInfo fcinfo, text *name, MrKind kind, MrFittedLoad load);
+
+/* Receives a row of one of the tables of what versions have learnt; valid until it returns. */
+typedef void (*MrVersionRow)(void *arg, Relation rel, HeapTuple tuple);
+/* The rows of a version in a table with primary key (model, version, number), in the order of that, for the active snapshot. */
+extern void mr_version_rows(const char *table, const char *name, int version, MrVersionRow row, void *arg);
 
 #endif

@@ -746,28 +746,24 @@ result_row(FunctionCallInfo fcinfo, const Training *training, int version, bool 
 {
 	const MrFit *fit = &training->fit;
 	double metric = training->als.holdout > 0 ? mr_als_metric(&training->als, &fit->scores) : NAN;
-	TupleDesc desc;
-	Datum values[13];
-	bool nulls[13] = {false};
+	MrTrainingRow row = {
+		.name = training->name,
+		.version = version,
+		.n_users = training->n_users,
+		.n_items = training->n_items,
+		.n_ratings = fit->n_ratings,
+		.n_rows = -1,
+		.rank = training->als.core.rank,
+		.n_iterations = fit->n_iterations,
+		.loss = fit->history[fit->n_iterations - 1].loss,
+		.seconds = training->seconds,
+		.metric = isnan(metric) ? NULL : mr_als_metric_name(&training->als),
+		.metric_value = metric,
+		.active = activated,
+		.reason = training->reason,
+	};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(training->name);
-	values[1] = Int32GetDatum(version);
-	values[2] = Int64GetDatum(training->n_users);
-	values[3] = Int64GetDatum(training->n_items);
-	values[4] = Int64GetDatum(fit->n_ratings);
-	values[5] = Int32GetDatum(training->als.core.rank);
-	values[6] = Int32GetDatum(fit->n_iterations);
-	values[7] = Float8GetDatum(fit->history[fit->n_iterations - 1].loss);
-	values[8] = Float8GetDatum(training->seconds);
-	values[9] = CStringGetTextDatum(mr_als_metric_name(&training->als));
-	values[10] = Float8GetDatum(metric);
-	nulls[9] = nulls[10] = isnan(metric);
-	values[11] = BoolGetDatum(activated);
-	values[12] = training->reason ? CStringGetTextDatum(training->reason) : 0;
-	nulls[12] = training->reason == NULL;
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+	return mr_training_row(fcinfo, &row);
 }
 
 /* From a definition to a stored version.  The model is locked; SPI is connected, and ends here. */
@@ -795,12 +791,7 @@ train(FunctionCallInfo fcinfo, Training *training)
 		mr_track_model(training->name, training->query, training->owner, training->settings,
 					   training->fit.n_ratings, training->track == TRACK);
 	if (training->activate && !activated)
-		ereport(
-			WARNING,
-			(errmsg("version %d of model \"%s\" was not activated: %s", version, training->name,
-					training->reason),
-			 errhint("Look at millrace.models; SELECT millrace.activate(%s, %d) activates it all the same.",
-					 quote_literal_cstr(training->name), version)));
+		mr_not_activated(training->name, version, training->reason);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	before = MemoryContextSwitchTo(MemoryContextGetParent(budget->context)); /* the caller's */
 	result = result_row(fcinfo, training, version, activated);
@@ -818,7 +809,7 @@ mr_train_als(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.train_als()");
 	train_als_arguments(fcinfo, &training);
-	training.owner = mr_model_lock(training.name, false);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();
@@ -830,19 +821,16 @@ mr_train_als(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-Datum
-mr_retrain(PG_FUNCTION_ARGS)
+static Datum
+retrain_als(FunctionCallInfo fcinfo)
 {
 	Training training = {.start_ms = mr_now_ms()};
 	Datum result;
 
-	PreventCommandIfReadOnly("millrace.retrain()");
 	retrain_arguments(fcinfo, &training);
 	/* The ratings stay the same, and so does what is kept of them. */
 	training.track = TRACK_NOT;
-	training.owner = mr_model_lock(training.name, false);
-	if (!OidIsValid(training.owner))
-		mr_model_unknown(training.name);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
 	mr_model_definition(training.name, &training.query, &training.settings, &training.als);
@@ -851,5 +839,47 @@ mr_retrain(PG_FUNCTION_ARGS)
 	mr_lists_retrained(training.name, training.owner);
 	if (training.activated)
 		mr_model_make_ready(training.name);
-	PG_RETURN_DATUM(result);
+	return result;
+}
+
+/* Arguments of retrain that mean nothing for a kind of models must be NULL. */
+static void
+refuse_arguments(FunctionCallInfo fcinfo, const char *name, MrKind kind)
+{
+	static const struct
+	{
+		const char *name;
+		int arg;
+		bool of_kmeans;
+	} given[] = {{"iterations", 1, true}, {"holdout", 3, false}, {"seed", 6, true}};
+
+	for (int i = 0; i < lengthof(given); i++)
+		if (!PG_ARGISNULL(given[i].arg) && !(kind == MR_KIND_KMEANS && given[i].of_kmeans))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s means nothing for model \"%s\", which is of kind %s", given[i].name, name,
+							mr_kind_name(kind)),
+					 errhint("Leave it out.")));
+}
+
+Datum
+mr_retrain(PG_FUNCTION_ARGS)
+{
+	char *name = mr_name_arg(fcinfo, 0, "model");
+	MrKind kind;
+
+	PreventCommandIfReadOnly("millrace.retrain()");
+	kind = mr_model_lock(name, false);
+	if (kind == MR_KIND_ALS)
+		return retrain_als(fcinfo);
+	refuse_arguments(fcinfo, name, kind);
+	switch (kind)
+	{
+		case MR_KIND_KMEANS:
+			return mr_kmeans_retrain(fcinfo);
+		case MR_KIND_INDEXER:
+			return mr_indexer_retrain(fcinfo);
+		default:
+			return mr_scaler_retrain(fcinfo);
+	}
 }
