@@ -37,11 +37,13 @@ SELECT is(points, 30, 'equal rows are one point') FROM reading('SELECT i % 10 AS
 SELECT ok(is_right, 'with their number as weight') FROM reading('SELECT i % 10 AS a, i % 3 AS c FROM generate_series(1, 3000) AS i');
 SELECT is(reading('SELECT i % 20000 AS a, i % 8 AS b FROM generate_series(1, 100000) AS i')::text, '(20000,t)', 'many points, five rows each');
 SELECT is(reading($$ SELECT '-0'::float8 AS a, 1 AS b UNION ALL SELECT 0, 1 UNION ALL SELECT 2, 1 $$)::text, '(2,t)', '0 and -0 are equal');
+SELECT millrace.train_kmeans('zero', $$ VALUES ('{-0,1}'::float8[]), ('{0,1}'), ('{0,-0}') $$, 1);
+SELECT is(metrics->>'points', '2', 'in an array too') FROM millrace.models WHERE name = 'zero';
 
 -- Given up after 65,536 rows
 SELECT is(reading('SELECT i AS a FROM generate_series(1, 65536) AS i')::text, '(65536,t)', 'as many rows as are looked at');
 SELECT is(reading('SELECT i AS a FROM generate_series(1, 65537) AS i')::text, '(65537,t)', 'one more');
-SELECT is(reading('SELECT i AS a, -i AS b FROM generate_series(1, 100000) AS i')::text, '(100000,t)', 'no equal rows: all weights are 1');
+SELECT is(reading('SELECT i AS a, -i AS b FROM generate_series(1, 70000) AS i')::text, '(70000,t)', 'no equal rows: all weights are 1');
 SELECT is(reading('SELECT greatest(i, 5000) AS a FROM generate_series(1, 70000) AS i')::text, '(65001,t)', 'some equal rows before it is given up, and a chunk that grows after');
 SELECT is(reading('SELECT CASE WHEN i <= 70000 THEN i ELSE 1 END AS a FROM generate_series(1, 80000) AS i')::text, '(80000,t)', 'and none found after');
 CREATE FUNCTION shop.sixteen(n int) RETURNS text LANGUAGE sql AS $$ SELECT format('SELECT %s FROM (SELECT greatest(s, 1000) AS i FROM generate_series(1, %s) AS s) AS t', string_agg(format('i + %s AS c%s', c, c), ', '), n) FROM generate_series(1, 16) AS c $$;
@@ -86,6 +88,7 @@ SELECT matches(error('SELECT millrace.train_kmeans(''bad'', ''SELECT i, i, i FRO
 SELECT is(points, 10, 'rows that are merged are not') FROM reading('SELECT i % 10 AS a FROM generate_series(1, 60000) AS i');
 RESET millrace.max_memory;
 SELECT is(count(*), 0::bigint, 'nothing is left in memory') FROM pg_backend_memory_contexts WHERE name LIKE 'millrace run%' OR name LIKE 'millrace features%';
+SELECT ok(millrace.kmeans_cost('zero', $$ SELECT ARRAY[1, 2] $$) > 0, 'a query that runs as the caller');
 SELECT is(current_setting('synchronize_seqscans'), 'on', 'nor of settings');
 
 SELECT * FROM finish();
