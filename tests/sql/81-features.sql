@@ -18,17 +18,18 @@ END $$;
 -- Points of the rows of a table, whose columns but w are features (all of them if weight is NULL), and whether the model of
 -- one cluster has the sums that SQL has.
 CREATE FUNCTION reading(query text, weight name = NULL, OUT points int, OUT is_right bool) LANGUAGE plpgsql AS $$
-DECLARE truth record;
+DECLARE truth record; columns text[];
 BEGIN
 	PERFORM millrace.train_kmeans('one', query, 1, starts => 1, weight => weight);
 	SELECT (metrics->>'points')::int INTO points FROM millrace.models WHERE name = 'one' AND active;
-	EXECUTE format($q$
-		WITH rows AS MATERIALIZED (SELECT %s AS w, to_jsonb(q) - coalesce(%L, '') AS x FROM (%s) AS q),
-			numbers AS (SELECT w, n.key, n.value::float8 AS x FROM rows, jsonb_each_text(x) AS n),
-			means AS (SELECT key, sum(w * x) / sum(w) AS mean, sum(w) AS w FROM numbers GROUP BY key)
-		SELECT max(m.w) AS w, array_agg(DISTINCT m.mean) AS center, sum(n.w * (n.x - m.mean) ^ 2) AS cost FROM numbers AS n JOIN means AS m USING (key)$q$,
-		coalesce(quote_ident(weight) || '::float8', '1::float8'), weight, query) INTO truth;
-	SELECT close(c.size, truth.w) AND close(c.cost, truth.cost, 1e-7) AND (SELECT bool_and(close(u, v, 1e-9)) FROM unnest((SELECT array_agg(DISTINCT x) FROM unnest(c.center) AS x), truth.center) AS t (u, v))
+	EXECUTE format('CREATE TEMP TABLE q ON COMMIT DROP AS %s', query);
+	SELECT array_agg(quote_ident(attname)) INTO columns FROM pg_attribute WHERE attrelid = 'q'::regclass AND attnum > 0 AND attname IS DISTINCT FROM weight;
+	EXECUTE format('SELECT sum(w) AS w, ARRAY[%s] AS center, %s AS cost FROM (SELECT *, %s::float8 AS w FROM (SELECT %s%s FROM q) AS r (%s%s)) AS q',
+		(SELECT string_agg(format('sum(w * %s) / sum(w)', c), ', ') FROM unnest(columns) AS c),
+		(SELECT string_agg(format('(sum(w * %1$s::float8 ^ 2) - sum(w * %1$s) ^ 2 / sum(w))', c), ' + ') FROM unnest(columns) AS c),
+		CASE WHEN weight IS NULL THEN '1' ELSE 'weight' END, array_to_string(columns, ', '), ', ' || quote_ident(weight), array_to_string(columns, ', '), CASE WHEN weight IS NOT NULL THEN ', weight' END) INTO truth;
+	DROP TABLE q;
+	SELECT close(c.size, truth.w) AND close(c.cost, truth.cost, 1e-7) AND (SELECT bool_and(close(u, v, 1e-9)) FROM unnest(c.center, truth.center) AS t (u, v))
 		INTO is_right FROM millrace.cluster_centers('one') AS c;
 END $$;
 
