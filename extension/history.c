@@ -358,7 +358,9 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		return true; /* equal by a collation only */
 	if (reader->shape->n_columns > 2)
 	{
-		entry.value = slot->tts_isnull[2] ? 0 : mr_number_of(slot->tts_values[2], reader->shape->value_type);
+		entry.value = slot->tts_isnull[2]
+			? 0
+			: mr_number_of(CurrentMemoryContext, slot->tts_values[2], reader->shape->value_type);
 		/* As a training reads it. */
 		entry.value = fabs(entry.value) <= FLT_MAX ? (float) entry.value : 0;
 	}
@@ -849,7 +851,7 @@ mr_user_history(PG_FUNCTION_ARGS)
 	int n_users = 0;
 	int n = 0;
 
-	if (!OidIsValid(mr_model_owner(name)))
+	if (!OidIsValid(mr_model_owner(name, MR_KIND_ALS)))
 		mr_model_unknown(name);
 	InitMaterializedSRF(fcinfo, 0);
 	if (!PG_ARGISNULL(1))

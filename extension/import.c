@@ -329,47 +329,25 @@ read_ratings(MrBudget *budget, MrNewModel *new_model, const char *given, bool im
 	return ratings;
 }
 
-/* The columns of millrace.training that an import has. */
 static Datum
 result_row(FunctionCallInfo fcinfo, const MrNewModel *new_model, int version, double seconds)
 {
-	TupleDesc desc;
-	Datum *values;
-	bool *nulls;
+	MrTrainingRow row = {
+		.name = new_model->name,
+		.version = version,
+		.n_users = new_model->users.ids.n,
+		.n_items = new_model->items.ids.n,
+		.n_ratings = new_model->n_ratings,
+		.n_rows = -1,
+		.rank = new_model->users.rank,
+		.loss = NAN,
+		.seconds = seconds,
+		.metric_value = NAN,
+		.active = new_model->activate,
+		.reason = new_model->activate ? NULL : "activate is false",
+	};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	values = palloc0(desc->natts * sizeof(Datum));
-	nulls = palloc(desc->natts * sizeof(bool));
-	for (int i = 0; i < desc->natts; i++)
-	{
-		const char *column = NameStr(TupleDescAttr(desc, i)->attname);
-
-		nulls[i] = false;
-		if (strcmp(column, "model") == 0)
-			values[i] = CStringGetTextDatum(new_model->name);
-		else if (strcmp(column, "version") == 0)
-			values[i] = Int32GetDatum(version);
-		else if (strcmp(column, "users") == 0)
-			values[i] = Int64GetDatum(new_model->users.ids.n);
-		else if (strcmp(column, "items") == 0)
-			values[i] = Int64GetDatum(new_model->items.ids.n);
-		else if (strcmp(column, "ratings") == 0)
-			values[i] = Int64GetDatum(new_model->n_ratings);
-		else if (strcmp(column, "rank") == 0)
-			values[i] = Int32GetDatum(new_model->users.rank);
-		else if (strcmp(column, "iterations") == 0)
-			values[i] = Int32GetDatum(0);
-		else if (strcmp(column, "seconds") == 0)
-			values[i] = Float8GetDatum(seconds);
-		else if (strcmp(column, "active") == 0)
-			values[i] = BoolGetDatum(new_model->activate);
-		else if (strcmp(column, "reason") == 0 && !new_model->activate)
-			values[i] = CStringGetTextDatum("activate is false");
-		else
-			nulls[i] = true;
-	}
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+	return mr_training_row(fcinfo, &row);
 }
 
 static bool
@@ -396,7 +374,7 @@ mr_import_als(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.import_als()");
 	new_model.activate = bool_arg(fcinfo, 5, "activate");
-	new_model.owner = mr_model_lock(new_model.name, false);
+	new_model.owner = mr_model_lock_kind(new_model.name, MR_KIND_ALS, false);
 	if (!OidIsValid(new_model.owner))
 		new_model.owner = GetUserId();
 	new_model.settings = mr_current_settings();

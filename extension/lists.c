@@ -497,7 +497,7 @@ make_ready(const char *model)
 static Oid
 owner_of(const char *model)
 {
-	Oid owner = mr_model_owner(model);
+	Oid owner = mr_model_owner(model, MR_KIND_ALS);
 
 	if (!OidIsValid(owner))
 		mr_model_unknown(model);

@@ -1,14 +1,11 @@
 /*
- * model.c: models at rest and in memory: versions, blocks, rights, and what a backend keeps of a model.
+ * model.c: factors at rest and in memory: blocks, and what a backend keeps of a model of kind als.
  *
- * The tables are the truth.  A version's factors are written once and never changed; what is active stands in the
- * model's own row, so a switch is one update and readers see the old version until it commits.  All writes are done
- * as the owner of the tables, after this file has checked that the caller may.
- *
- * What serving needs of a version is in a cache (cache.c), made when it is stored to be active, or else from its blocks by
- * whoever needs it first.  A backend keeps the models it has used, keyed by the uuid of the version: each call looks up the
- * active version in its own snapshot and so notices a switch by itself.  A model in use is pinned (its pins go with the
- * memory context of who uses it, by an error too) and is freed when it is neither pinned nor wanted.
+ * The tables are the truth (version.c).  What serving needs of a version is in a cache (cache.c), made when it is stored to
+ * be active, or else from its blocks by whoever needs it first.  A backend keeps the models it has used, keyed by the uuid
+ * of the version: each call looks up the active version in its own snapshot and so notices a switch by itself.  A model in
+ * use is pinned (its pins go with the memory context of who uses it, by an error too) and is freed when it is neither
+ * pinned nor wanted.
  */
 #include "model.h"
 
@@ -25,7 +22,6 @@
 #define BLOCK_ROWS 4096
 #define BLOCK_BYTES (32 * 1024 * 1024) /* a block ends at whichever comes first */
 #define MAX_OPEN 8					   /* models kept by a backend */
-#define LOCK_CLASS 3				   /* of advisory locks: 1 and 2 are SQL's own */
 
 /* Sections of a version's cache: those of a side are at SIDE_SECTION(side). */
 enum
@@ -57,10 +53,6 @@ typedef struct VersionMeta
 	} sides[N_SIDES];
 } VersionMeta;
 
-PG_FUNCTION_INFO_V1(mr_activate);
-PG_FUNCTION_INFO_V1(mr_rollback);
-PG_FUNCTION_INFO_V1(mr_prune);
-PG_FUNCTION_INFO_V1(mr_drop_model);
 PG_FUNCTION_INFO_V1(mr_warm);
 PG_FUNCTION_INFO_V1(mr_sweep);
 PG_FUNCTION_INFO_V1(mr_user_factors);
@@ -68,109 +60,6 @@ PG_FUNCTION_INFO_V1(mr_item_factors);
 
 static MrModel *open_models[MAX_OPEN];
 static uint64 use_clock = 0;
-
-char *
-mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument)
-{
-	char *name = PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
-
-	if (name == NULL || name[0] == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be %s", argument, name ? "empty" : "NULL")));
-	return name;
-}
-
-void
-mr_model_unknown(const char *name)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" does not exist", name),
-			 errhint("SELECT name, version, active FROM millrace.models lists the models.")));
-}
-
-/* ---- rights and locks ---- */
-
-/*
- * Whether the role is there and has the name it had.  Without the name, the number that a dropped role leaves behind
- * could mean another role after a restore.
- */
-static bool
-is_owner(Oid owner, const NameData *owner_name)
-{
-	char *name = GetUserNameFromId(owner, true);
-
-	return name && strcmp(name, NameStr(*owner_name)) == 0;
-}
-
-static void
-owner_gone(const char *name, const NameData *owner_name)
-{
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_UNDEFINED_OBJECT),
-		 errmsg("owner \"%s\" of model \"%s\" does not exist or was renamed", NameStr(*owner_name), name),
-		 errhint("A superuser may drop the model, to be trained again, or, if the role was renamed: UPDATE "
-				 "millrace.model SET owner_name = pg_get_userbyid(owner) WHERE name = %s.",
-				 quote_literal_cstr(name))));
-}
-
-/* The caller may change the model; returns its owner, read with a new snapshot, or InvalidOid if there is no model. */
-static Oid
-check_owner(const char *name, bool gone_ok)
-{
-	Oid types[1] = {TEXTOID};
-	Datum values[1] = {CStringGetTextDatum(name)};
-	Oid owner = InvalidOid;
-	NameData owner_name;
-	bool null;
-	MrGuard guard;
-
-	SPI_connect();
-	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT owner, owner_name FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1,
-				 types, values, NULL);
-	mr_leave(&guard);
-	if (SPI_processed == 1)
-	{
-		owner = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
-		owner_name = *DatumGetName(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &null));
-	}
-	SPI_finish();
-	if (!OidIsValid(owner))
-		return owner;
-	if (!is_owner(owner, &owner_name))
-	{
-		if (!gone_ok || !superuser())
-			owner_gone(name, &owner_name);
-	}
-	else if (!has_privs_of_role(GetUserId(), owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of model \"%s\"", name)));
-	return owner;
-}
-
-Oid
-mr_model_owner(const char *name)
-{
-	return check_owner(name, false);
-}
-
-Oid
-mr_model_lock(const char *name, bool gone_ok)
-{
-	uint64 key = hash_bytes_extended((const unsigned char *) name, strlen(name), 0);
-	LOCKTAG tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (key >> 32), (uint32) key, LOCK_CLASS);
-	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("model \"%s\" is being changed by another session", name),
-				 errdetail("Another transaction trains, prunes or drops it."),
-				 errhint("Try again when that transaction has ended.")));
-	return check_owner(name, gone_ok);
-}
 
 /* ---- writing ---- */
 
@@ -230,106 +119,6 @@ store_side(const char *name, int version, const char *side_name, const MrSide *s
 			SPI_OK_INSERT, false, 5, types, values, NULL);
 		pfree(data);
 	}
-}
-
-/* Take the next version number, creating the model's row if it is new. */
-static int
-next_version(const MrNewModel *new_model)
-{
-	Oid types[2] = {TEXTOID, REGROLEOID};
-	Datum values[2] = {CStringGetTextDatum(new_model->name), ObjectIdGetDatum(new_model->owner)};
-	bool null;
-
-	mr_exec_args("INSERT INTO millrace.model AS m (name, kind, owner, owner_name, last_version) VALUES ($1, "
-				 "'als', $2, pg_get_userbyid($2), 1) "
-				 "ON CONFLICT (name) DO UPDATE SET last_version = m.last_version + 1 RETURNING last_version",
-				 SPI_OK_INSERT_RETURNING, false, 2, types, values, NULL);
-	return DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
-}
-
-static pg_uuid_t
-store_version(const MrNewModel *new_model, int version)
-{
-	bool null;
-
-	Oid types[9] = {TEXTOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID};
-	Datum values[9] = {CStringGetTextDatum(new_model->name),
-					   Int32GetDatum(version),
-					   CStringGetTextDatum(new_model->query ? new_model->query : ""),
-					   PointerGetDatum(new_model->settings),
-					   CStringGetTextDatum(new_model->parameters),
-					   CStringGetTextDatum(new_model->metrics),
-					   Int64GetDatum(new_model->users.ids.n),
-					   Int64GetDatum(new_model->items.ids.n),
-					   Int64GetDatum(new_model->n_ratings)};
-
-	mr_exec_args("INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
-				 "users, items, "
-				 "ratings) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, $9) RETURNING uuid",
-				 SPI_OK_INSERT_RETURNING, false, 9, types, values, new_model->query ? NULL : "  n      ");
-	return *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
-}
-
-static void
-store_iterations(const MrNewModel *new_model, int version)
-{
-	Oid types[6] = {TEXTOID, INT4OID, INT4OID, FLOAT8OID, FLOAT8OID, FLOAT8OID};
-	Datum values[6] = {CStringGetTextDatum(new_model->name), Int32GetDatum(version)};
-
-	for (int i = 0; i < new_model->n_iterations; i++)
-	{
-		const MrIteration *iteration = &new_model->iterations[i];
-
-		CHECK_FOR_INTERRUPTS();
-		values[2] = Int32GetDatum(i + 1);
-		values[3] = Float8GetDatum(iteration->loss);
-		values[4] = Float8GetDatum(iteration->metric);
-		values[5] = Float8GetDatum(iteration->seconds);
-		mr_exec_args(
-			"INSERT INTO millrace.training_iteration (model, version, iteration, loss, metric, seconds) "
-			"VALUES ($1, $2, $3, $4, $5, $6)",
-			SPI_OK_INSERT, false, 6, types, values, isnan(iteration->metric) ? "    n " : NULL);
-	}
-}
-
-/* Catalog writes by name and version; the caller has entered the catalog. */
-static void
-exec_for_version(const char *sql, int expected, const char *name, int version)
-{
-	Oid types[2] = {TEXTOID, INT4OID};
-	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
-
-	mr_exec_args(sql, expected, false, 2, types, values, NULL);
-}
-
-/* The files of the uuids in the current SPI result go when the transaction commits. */
-static void
-forget_caches(void)
-{
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool null;
-		Datum uuid = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &null);
-
-		if (!null)
-			mr_cache_forget(DatumGetUUIDP(uuid));
-	}
-}
-
-/* False if there is no such version. */
-static bool
-set_active(const char *name, int version)
-{
-	exec_for_version("UPDATE millrace.model_version SET activated = clock_timestamp() WHERE model = $1 AND "
-					 "version = $2",
-					 SPI_OK_UPDATE, name, version);
-	if (SPI_processed == 0)
-		return false;
-	exec_for_version("SELECT lists FROM millrace.model WHERE name = $1", SPI_OK_SELECT, name, version);
-	forget_caches();
-	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
-					 SPI_OK_UPDATE, name, version);
-	return true;
 }
 
 /* What the version was trained with; one that was imported has what is usual. */
@@ -437,13 +226,27 @@ write_cache(const MrNewModel *new_model, int version, const pg_uuid_t *uuid)
 int
 mr_model_store(const MrNewModel *new_model)
 {
+	MrNewVersion new_version = {
+		.name = new_model->name,
+		.kind = MR_KIND_ALS,
+		.owner = new_model->owner,
+		.query = new_model->query,
+		.settings = new_model->settings,
+		.parameters = new_model->parameters,
+		.metrics = new_model->metrics,
+		.n_users = new_model->users.ids.n,
+		.n_items = new_model->items.ids.n,
+		.n_ratings = new_model->n_ratings,
+		.n_rows = -1,
+		.n_iterations = new_model->n_iterations,
+		.iterations = new_model->iterations,
+	};
 	MrGuard guard;
 	pg_uuid_t uuid;
 	int version;
 
 	mr_enter_catalog(&guard, "model");
-	version = next_version(new_model);
-	uuid = store_version(new_model, version);
+	version = mr_version_store(&new_version, &uuid);
 	store_side(new_model->name, version, "user", &new_model->users);
 	store_side(new_model->name, version, "item", &new_model->items);
 	store_side(new_model->name, version, "baseline", &new_model->baseline);
@@ -459,176 +262,13 @@ mr_model_store(const MrNewModel *new_model)
 
 		store_side(new_model->name, version, "usual", &side);
 	}
-	store_iterations(new_model, version);
 	if (new_model->activate)
 	{
-		(void) set_active(new_model->name, version);
+		(void) mr_version_activate(new_model->name, version);
 		write_cache(new_model, version, &uuid);
 	}
 	mr_leave(&guard);
 	return version;
-}
-
-/* Keeps what is active, and the versions that may become so, from changing until the transaction ends. */
-static void
-lock_row(const char *name)
-{
-	Oid types[1] = {TEXTOID};
-	Datum values[1] = {CStringGetTextDatum(name)};
-
-	mr_exec_args("SELECT FROM millrace.model WHERE name = $1 FOR UPDATE", SPI_OK_SELECT, false, 1, types,
-				 values, NULL);
-}
-
-/* Make what serving needs now, not when somebody waits for it; a version that cannot be served is not activated. */
-static void
-prepare_active(const char *name)
-{
-	PushActiveSnapshot(GetTransactionSnapshot());
-	(void) mr_lists_open(mr_model_open(name));
-	PopActiveSnapshot();
-}
-
-Datum
-mr_activate(PG_FUNCTION_ARGS)
-{
-	char *name = mr_name_arg(fcinfo, 0, "model");
-	MrGuard guard;
-	bool found;
-
-	PreventCommandIfReadOnly("millrace.activate()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("version must not be NULL")));
-	if (!OidIsValid(check_owner(name, true)))
-		mr_model_unknown(name);
-	SPI_connect();
-	mr_enter_catalog(&guard, "model");
-	lock_row(name);
-	found = set_active(name, PG_GETARG_INT32(1));
-	mr_leave(&guard);
-	if (!found)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("model \"%s\" has no version %d", name, PG_GETARG_INT32(1)),
-			 errhint(
-				 "SELECT version, active, created FROM millrace.models WHERE name = %s lists its versions.",
-				 quote_literal_cstr(name))));
-	prepare_active(name);
-	SPI_finish();
-	PG_RETURN_VOID();
-}
-
-/*
- * The version before the active one: the one with the greatest number below that was active at some time, so that it is
- * none that a gate refused.
- */
-#define EARLIER_VERSION                                                                               \
-	"(SELECT max(e.version) FROM millrace.model_version AS e WHERE e.model = m.name AND e.version < " \
-	"m.active "                                                                                       \
-	"AND e.activated IS NOT NULL)"
-
-Datum
-mr_rollback(PG_FUNCTION_ARGS)
-{
-	char *name = mr_name_arg(fcinfo, 0, "model");
-	Oid types[1] = {TEXTOID};
-	Datum values[1] = {CStringGetTextDatum(name)};
-	MrGuard guard;
-	int version;
-	bool none;
-
-	PreventCommandIfReadOnly("millrace.rollback()");
-	if (!OidIsValid(check_owner(name, true)))
-		mr_model_unknown(name);
-	SPI_connect();
-	mr_enter_catalog(&guard, "model");
-	lock_row(name);
-	mr_exec_args("SELECT " EARLIER_VERSION " FROM millrace.model AS m WHERE m.name = $1", SPI_OK_SELECT,
-				 false, 1, types, values, NULL);
-	if (SPI_processed == 0) /* dropped just now */
-		mr_model_unknown(name);
-	version = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &none));
-	if (none)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("model \"%s\" has no earlier version to go back to", name),
-				 errhint("SELECT version, active, activated FROM millrace.models WHERE name = %s lists its "
-						 "versions.",
-						 quote_literal_cstr(name))));
-	(void) set_active(name, version);
-	mr_leave(&guard);
-	prepare_active(name);
-	SPI_finish();
-	PG_RETURN_INT32(version);
-}
-
-Datum
-mr_prune(PG_FUNCTION_ARGS)
-{
-	char *name = mr_name_arg(fcinfo, 0, "model");
-	MrGuard guard;
-	uint64 n_removed;
-
-	PreventCommandIfReadOnly("millrace.prune()");
-	if (PG_ARGISNULL(1) || PG_GETARG_INT32(1) < 1)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("keep must be at least 1")));
-	if (!OidIsValid(mr_model_lock(name, true)))
-		mr_model_unknown(name);
-	SPI_connect();
-	mr_cache_sweep();
-	mr_enter_catalog(&guard, "model");
-	lock_row(name);
-	exec_for_version("DELETE FROM millrace.model_version AS v USING millrace.model AS m WHERE v.model = $1 "
-					 "AND m.name = $1 AND v.version IS DISTINCT FROM m.active "
-					 "AND NOT ($2 > 1 AND v.version IS NOT DISTINCT FROM " EARLIER_VERSION ") "
-					 "AND v.version NOT IN (SELECT version FROM millrace.model_version WHERE model = $1 "
-					 "ORDER BY version DESC LIMIT $2) RETURNING v.uuid",
-					 SPI_OK_DELETE_RETURNING, name, PG_GETARG_INT32(1));
-	n_removed = SPI_processed;
-	forget_caches();
-	exec_for_version("DELETE FROM millrace.factors WHERE model = $1 AND version NOT IN "
-					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
-					 SPI_OK_DELETE, name, 0);
-	exec_for_version("DELETE FROM millrace.training_iteration WHERE model = $1 AND version NOT IN "
-					 "(SELECT version FROM millrace.model_version WHERE model = $1)",
-					 SPI_OK_DELETE, name, 0);
-	mr_leave(&guard);
-	mr_history_sweep();
-	SPI_finish();
-	PG_RETURN_INT32((int32) n_removed);
-}
-
-Datum
-mr_drop_model(PG_FUNCTION_ARGS)
-{
-	static const char *const tables[] = {"model_version",		  "factors",		 "training_iteration",
-										 "item_features",		  "custom_baseline", "item_features_block",
-										 "custom_baseline_block", "tuning"};
-	char *name = mr_name_arg(fcinfo, 0, "model");
-	Oid types[1] = {TEXTOID};
-	Datum values[1] = {CStringGetTextDatum(name)};
-	MrGuard guard;
-
-	PreventCommandIfReadOnly("millrace.drop_model()");
-	if (!OidIsValid(mr_model_lock(name, true)))
-		mr_model_unknown(name);
-	SPI_connect();
-	mr_cache_sweep();
-	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT uuid FROM millrace.model_version WHERE model = $1 UNION ALL SELECT lists FROM "
-				 "millrace.model WHERE name = $1",
-				 SPI_OK_SELECT, false, 1, types, values, NULL);
-	forget_caches();
-	/* First the row that others lock who change the model. */
-	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
-	for (int i = 0; i < lengthof(tables); i++)
-		mr_exec_args(psprintf("DELETE FROM millrace.%s WHERE model = $1", tables[i]), SPI_OK_DELETE, false, 1,
-					 types, values, NULL);
-	mr_leave(&guard);
-	mr_history_sweep();
-	SPI_finish();
-	PG_RETURN_VOID();
 }
 
 /* ---- reading blocks ---- */
@@ -794,7 +434,7 @@ mr_model_active(const char *name, bool stays, MrActive *active)
 	memset(active, 0, sizeof(*active));
 	mr_enter_catalog(&guard, "model");
 	if (stays)
-		lock_row(name);
+		mr_model_lock_row(name);
 	mr_exec_args("SELECT v.version, EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = "
 				 "v.model AND i.version = v.version), (v.parameters->>'seed')::pg_catalog.int8, "
 				 "(v.parameters->>'holdout')::pg_catalog.float8, (v.parameters->>'k')::pg_catalog.int4, "
@@ -828,31 +468,16 @@ mr_model_active(const char *name, bool stays, MrActive *active)
 void
 mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als)
 {
+	MrRepeat repeat;
 	Oid types[2] = {TEXTOID, INT4OID};
 	Datum values[2] = {CStringGetTextDatum(name)};
 	MrGuard guard;
-	HeapTuple row;
-	TupleDesc desc;
-	bool null;
 
+	mr_model_repeat(name, &repeat);
+	*query = repeat.query;
+	*settings = repeat.settings;
+	values[1] = Int32GetDatum(repeat.version);
 	mr_enter_catalog(&guard, "model");
-	mr_exec_args("SELECT v.version, v.query, v.settings FROM millrace.model_version AS v "
-				 "JOIN millrace.model AS m ON m.name = v.model WHERE v.model = $1 "
-				 "AND EXISTS (SELECT FROM millrace.training_iteration AS i WHERE i.model = v.model AND "
-				 "i.version = v.version) ORDER BY v.version IS NOT DISTINCT FROM m.active DESC, v.version "
-				 "DESC LIMIT 1",
-				 SPI_OK_SELECT, false, 1, types, values, NULL);
-	if (SPI_processed == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("model \"%s\" has no training to repeat", name),
-				 errdetail("None of its versions was trained here."),
-				 errhint("Train it with millrace.train_als().")));
-	row = SPI_tuptable->vals[0];
-	desc = SPI_tuptable->tupdesc;
-	values[1] = SPI_getbinval(row, desc, 1, &null);
-	*query = SPI_getvalue(row, desc, 2);
-	*settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 3, &null));
 	/* What a training has chosen, the next one chooses again. */
 	mr_exec_args("SELECT p.key, p.value FROM millrace.model_version AS v, "
 				 "pg_catalog.jsonb_each_text(v.parameters) AS p WHERE v.model = $1 AND v.version = $2 "
@@ -924,95 +549,9 @@ free_slot(void)
 	return oldest;
 }
 
-/* ---- the active version ---- */
-
-/* What a call must know of a model; the rest is with the version's open model. */
-typedef struct Row
-{
-	Oid owner;
-	NameData owner_name;
-	pg_uuid_t lists_uuid;
-	int version;
-	HeapTuple tuple; /* of model_version */
-} Row;
-
-/* The row of a table by the first columns of its primary key, for the active snapshot; a copy, or NULL. */
-static HeapTuple
-find_row(Relation rel, const char *key_name, const char *model, int version)
-{
-	int n_keys = version ? 2 : 1;
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple tuple;
-
-	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
-						   TupleDescAttr(RelationGetDescr(rel), 0)->attcollation, F_TEXTEQ,
-						   CStringGetTextDatum(model));
-	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(version));
-	scan = systable_beginscan(rel, mr_catalog(key_name), true, GetActiveSnapshot(), n_keys, keys);
-	tuple = systable_getnext(scan);
-	if (tuple)
-		tuple = heap_copytuple(tuple);
-	systable_endscan(scan);
-	return tuple;
-}
-
-static Datum
-column(Relation rel, HeapTuple tuple, const char *name, bool *null)
-{
-	return heap_getattr(tuple, get_attnum(RelationGetRelid(rel), name), RelationGetDescr(rel), null);
-}
-
-/*
- * By the indexes themselves: this is done at every call, and neither planning nor becoming the tables' owner is for free.
- * (10 us for all of a call that finds nothing to recommend, against 150 by SQL.)
- */
-static void
-read_row(const char *name, Row *row)
-{
-	Relation rel = table_open(mr_catalog("model"), AccessShareLock);
-	HeapTuple tuple = find_row(rel, "model_pkey", name, 0);
-	Datum value;
-	bool null;
-
-	if (tuple == NULL)
-		mr_model_unknown(name);
-	row->owner = DatumGetObjectId(column(rel, tuple, "owner", &null));
-	row->owner_name = *DatumGetName(column(rel, tuple, "owner_name", &null));
-	memset(&row->lists_uuid, 0, sizeof(pg_uuid_t));
-	value = column(rel, tuple, "lists", &null);
-	if (!null)
-		row->lists_uuid = *DatumGetUUIDP(value);
-	row->version = DatumGetInt32(column(rel, tuple, "active", &null));
-	table_close(rel, AccessShareLock);
-	row->tuple = NULL;
-	if (!null)
-	{
-		rel = table_open(mr_catalog("model_version"), AccessShareLock);
-		row->tuple = find_row(rel, "model_version_pkey", name, row->version);
-		table_close(rel, AccessShareLock);
-	}
-	if (row->tuple == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("model \"%s\" has no active version", name),
-				 errhint("Train it, or activate a version with millrace.activate(model, version).")));
-}
-
-static pg_uuid_t
-uuid_of_row(const Row *row)
-{
-	Relation rel = table_open(mr_catalog("model_version"), AccessShareLock);
-	bool null;
-	pg_uuid_t uuid = *DatumGetUUIDP(column(rel, row->tuple, "uuid", &null));
-
-	table_close(rel, AccessShareLock);
-	return uuid;
-}
-
 /* A model without its factors, in a context of its own. */
 static MrModel *
-new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
+new_model(const char *name, const MrActiveRow *row)
 {
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "millrace model", ALLOCSET_DEFAULT_SIZES);
@@ -1025,10 +564,10 @@ new_model(const char *name, const Row *row, const pg_uuid_t *uuid)
 	model->context = context;
 	model->name = pstrdup(name);
 	model->version = row->version;
-	model->uuid = *uuid;
-	value = column(rel, row->tuple, "query", &null);
+	model->uuid = row->uuid;
+	value = mr_column(rel, row->tuple, "query", &null);
 	model->query = null ? NULL : TextDatumGetCString(value);
-	model->settings = DatumGetArrayTypePCopy(column(rel, row->tuple, "settings", &null));
+	model->settings = DatumGetArrayTypePCopy(mr_column(rel, row->tuple, "settings", &null));
 	table_close(rel, AccessShareLock);
 	MemoryContextSwitchTo(before);
 	return model;
@@ -1157,9 +696,9 @@ find_open(const char *name, const pg_uuid_t *uuid)
 }
 
 static MrModel *
-open_version(const char *name, const Row *row, const pg_uuid_t *uuid)
+open_version(const char *name, const MrActiveRow *row)
 {
-	MrModel *model = new_model(name, row, uuid);
+	MrModel *model = new_model(name, row);
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "model");
@@ -1174,19 +713,17 @@ MrModel *
 mr_model_open(const char *name)
 {
 	MemoryContext context = CurrentMemoryContext;
-	pg_uuid_t uuid;
 	MrModel *model;
 	bool is_kept;
-	Row row;
+	MrActiveRow row;
 	int slot;
 
-	read_row(name, &row);
-	uuid = uuid_of_row(&row);
-	model = find_open(name, &uuid);
+	mr_active_row(name, MR_KIND_ALS, &row);
+	model = find_open(name, &row.uuid);
 	is_kept = model != NULL;
 	if (!is_kept)
 	{
-		model = open_version(name, &row, &uuid);
+		model = open_version(name, &row);
 		MemoryContextSwitchTo(context);
 		slot = free_slot();
 		if (slot >= 0)
@@ -1224,12 +761,21 @@ mr_model_user(const MrModel *model, const MrKey *user)
 void
 mr_model_enter(MrGuard *guard, const MrModel *model)
 {
-	if (!is_owner(model->owner, &model->owner_name))
-		owner_gone(model->name, &model->owner_name);
+	if (!mr_is_owner(model->owner, &model->owner_name))
+		mr_owner_gone(model->name, &model->owner_name);
 	mr_enter(guard, model->owner, model->settings);
 }
 
 /* ---- warm ---- */
+
+/* A version that cannot be served is not activated. */
+void
+mr_model_prepare(const char *name)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	(void) mr_lists_open(mr_model_open(name));
+	PopActiveSnapshot();
+}
 
 typedef struct Warming
 {
@@ -1281,7 +827,8 @@ warm_all(void)
 	MrGuard guard;
 
 	mr_enter_catalog(&guard, "model");
-	mr_exec("SELECT name FROM millrace.model WHERE active IS NOT NULL ORDER BY name", SPI_OK_SELECT, true);
+	mr_exec("SELECT name FROM millrace.model WHERE kind = 'als' AND active IS NOT NULL ORDER BY name",
+			SPI_OK_SELECT, true);
 	mr_leave(&guard);
 	names = SPI_tuptable;
 	for (uint64 i = 0; i < names->numvals; i++)

@@ -1,6 +1,7 @@
 /*
- * model.h: what the files of the model side share: ratings.c, holdout.c, train.c, cache.c, model.c, history.c, lists.c, image.c,
- * recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c.
+ * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, settings.c, train.c, cache.c, version.c,
+ * model.c, history.c, lists.c, image.c, recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c, fitted.c,
+ * indexer.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H
@@ -48,6 +49,41 @@ typedef struct MrPlan
 } MrPlan;
 
 extern void mr_plan_init(MrPlan *plan, MemoryContext context);
+/* Plan a query without arguments, as the current user; as_owner as in mr_ratings_read.  Needs an SPI connection. */
+extern void
+mr_plan_query(MrPlan *plan, MemoryContext context, const char *query, const char *what, bool as_owner);
+extern void mr_plan_free(MrPlan *plan);
+/* The only statement of a plan; 22023 unless it is one that returns rows. */
+extern struct CachedPlanSource *mr_single_query(SPIPlanPtr plan, const char *what);
+
+/* A numeric as the nearest double precision number; infinite beyond the range.  context: for what is detoasted. */
+extern double mr_numeric_of(MemoryContext context, Datum value);
+
+/* A value of one of the types of numbers that are read (below any domain); boolean is 0 or 1. */
+static inline double
+mr_number_of(MemoryContext context, Datum value, Oid type)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+			return DatumGetFloat4(value);
+		case FLOAT8OID:
+			return DatumGetFloat8(value);
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		case INT8OID:
+			return DatumGetInt64(value);
+		case BOOLOID:
+			return DatumGetBool(value);
+		default:
+			return mr_numeric_of(context, value);
+	}
+}
+
+/* The text of a column (from 0) of a row, at most about 100 bytes of it, for a message. */
+extern char *mr_describe(TupleTableSlot *slot, int column);
 
 /* Distinct ids in ascending order (text: bytewise), so that the order of rows is the order of ids. */
 typedef struct MrIds
@@ -107,9 +143,6 @@ typedef struct MrShape
 	int n_columns;
 } MrShape;
 
-/* A value of one of the types of numbers that a value may have (below any domain). */
-extern double mr_number_of(Datum value, Oid type);
-
 /* Checks the columns of the query's plan; the error lists what was found. */
 extern MrShape mr_ratings_shape(SPIPlanPtr plan, const char *what);
 
@@ -165,9 +198,68 @@ typedef enum MrTransform
 
 /* In place, of the sums of duplicates.  MR_TRANSFORM_LOG1P: 22023 for a value below 0, naming user and item. */
 extern void mr_ratings_transform(MrRatings *ratings, MrTransform transform, const char *what);
+/* The names, ended by NULL. */
+extern const char *const MR_TRANSFORMS[];
 /* 22023 with the names there are. */
 extern MrTransform mr_transform_named(const char *name);
 extern const char *mr_transform_name(MrTransform transform);
+
+/* ---- features.c: the numbers of a query's rows ---- */
+
+/*
+ * Rows of a query as points.  Each column is a number (smallint … numeric, boolean as 0 or 1) or an array of numbers with
+ * one dimension, of the same width in all rows; they stand one behind the other, in the order of columns.
+ */
+typedef struct MrPoints
+{
+	MrcPoints core; /* no -0; core.weight is NULL where all are 1 */
+	int64 n_rows;	/* of the query, those of weight 0 included, which are no points */
+	int n_columns;	/* features; the weight is none */
+	char **names;
+	int *widths; /* a number has width 1; their sum is core.d */
+	char *columns_json; /* [{"name": …, "type": …, "width": …}, …]; types below domains, as SQL writes them */
+	char *uses;			/* mr_models_used() */
+} MrPoints;
+
+typedef enum MrNulls
+{
+	MR_NULLS_ERROR,
+	MR_NULLS_ZERO,
+	MR_NULLS_KEEP /* as NaN */
+} MrNulls;
+
+/*
+ * Read all rows, in one pass, serially and from the start of each table, as the current user (as_owner: as in
+ * mr_ratings_read).  weight: name of the column that is the weight of each row, a number not below 0; NULL: 1.  what begins
+ * messages ("features").  Equal rows become one point with the sum of their weights as long as that pays; if it does to the end, points are in ascending order, whatever that of the rows.
+ * Errors name the column and show the row: 22023 for no columns, other types, arrays without elements or of different
+ * width, NULL (an array that is NULL is an error in any case, because its width is not known), a weight below 0, no rows;
+ * 22003 for NaN and infinity.  All memory is the budget's, priced.  Needs an SPI connection.
+ */
+extern MrPoints *mr_points_read(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls);
+
+/* Receives one row: points->core.d numbers, which it may change, and a weight above 0. */
+typedef void (*MrPointSink)(void *arg, const MrPoints *points, double *x, double weight);
+
+/* The same without keeping anything: each row goes to the sink as it comes.  Of points->core only d is set. */
+extern MrPoints *mr_points_scan(MrBudget *budget, const char *query, const char *weight, const char *what,
+								bool as_owner, MrNulls nulls, MrPointSink sink, void *arg);
+
+/* As mr_ratings_query, for a query of features. */
+extern char *mr_features_query(const char *given, const char *what);
+
+/*
+ * The fitted models that a plan calls by a constant name, views included: a JSON object {"name": active version, …}, in the
+ * order of names, for the active snapshot; NULL: none.  Needs an SPI connection.
+ */
+extern char *mr_models_used(SPIPlanPtr plan);
+
+/*
+ * The features of one row from a float8[]: out has width numbers.  what names who takes them: "model \"m\"".  22023 for
+ * another width, NULL, more than one dimension; 22003 for NaN and infinity.
+ */
+extern void mr_features_arg(ArrayType *array, int width, const char *what, double *out);
 
 /* ---- holdout.c ---- */
 
@@ -224,6 +316,182 @@ extern Size mr_holdout_score_bytes(const MrRatings *ratings, const MrHoldout *ho
 /* As a JSON object, with the iterations done and the last loss. */
 extern char *mr_scores_json(const MrScores *scores, int n_iterations, double loss);
 
+/* ---- version.c: models of every kind in the catalog ---- */
+
+typedef enum MrKind
+{
+	MR_KIND_ALS,
+	MR_KIND_KMEANS,
+	MR_KIND_INDEXER,
+	MR_KIND_SCALER
+} MrKind;
+
+/* As in millrace.model.kind. */
+extern const char *mr_kind_name(MrKind kind);
+
+/* The name that an argument holds; 22023 if it is NULL or empty. */
+extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
+/* 42704, as for any function that is given an unknown name. */
+extern void mr_model_unknown(const char *name);
+
+/*
+ * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
+ * return its owner: InvalidOid if there is no such model.  42809 if it is of another kind; 42501 unless the caller is a
+ * member of the owner; 42704 if the owner has gone, unless gone_ok and the caller is a superuser.
+ */
+extern Oid mr_model_lock_kind(const char *name, MrKind kind, bool gone_ok);
+/* The same for a model of any kind, which there must be (42704); returns the kind. */
+extern MrKind mr_model_lock(const char *name, bool gone_ok);
+/* As mr_model_lock_kind, without the lock; the owner must be there. */
+extern Oid mr_model_owner(const char *name, MrKind kind);
+/* Whether the role is there and has the name it had: a dropped role's number could mean another role after a restore. */
+extern bool mr_is_owner(Oid owner, const NameData *owner_name);
+/* 42704 */
+extern void mr_owner_gone(const char *name, const NameData *owner_name);
+/* Keeps what is active, and the versions that may become so, from changing until the transaction ends.  In mr_enter_catalog. */
+extern void mr_model_lock_row(const char *name);
+
+typedef struct MrIteration
+{
+	double loss;   /* of k-means its cost */
+	double metric; /* on the hold-out; NaN if there is none */
+	double seconds;
+} MrIteration;
+
+/* A version that is not yet stored, of any kind: its row of model_version. */
+typedef struct MrNewVersion
+{
+	const char *name;
+	MrKind kind;
+	Oid owner;				/* of the model, if that is new */
+	const char *query;		/* NULL: there is none */
+	ArrayType *settings;	/* that the query is run with */
+	const char *parameters; /* JSON */
+	const char *metrics;	/* JSON */
+	const char *uses;		/* JSON {"name": version, …}: models that the query calls; NULL: none */
+	int64 n_users;			/* -1 for these four: NULL */
+	int64 n_items;
+	int64 n_ratings;
+	int64 n_rows; /* of the query */
+	int n_iterations;
+	const MrIteration *iterations;
+} MrNewVersion;
+
+/*
+ * Insert a version, and the model if it is new; returns the version's number.  What the kind has learnt is to be inserted
+ * after it, in the same mr_enter_catalog (which the caller has done, with an SPI connection), and then it may be activated.
+ * uuid may be NULL.
+ */
+extern int mr_version_store(const MrNewVersion *version, pg_uuid_t *uuid);
+/*
+ * Make it the active version, served from commit on; false: there is no such version.  A WARNING names the active models
+ * whose query called another version of this model, if that did something else to rows.  In mr_enter_catalog.
+ */
+extern bool mr_version_activate(const char *name, int version);
+
+/* A row of millrace.training.  Counts and rank below 0, NaN and NULL: NULL. */
+typedef struct MrTrainingRow
+{
+	const char *name;
+	int version;
+	int64 n_users;
+	int64 n_items;
+	int64 n_ratings;
+	int64 n_rows;
+	int rank;
+	int n_iterations;
+	double loss;
+	double seconds;
+	const char *metric;
+	double metric_value;
+	bool active;
+	const char *reason;
+} MrTrainingRow;
+
+/* In the current memory context. */
+extern Datum mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row);
+
+/*
+ * What retrain repeats: the active version, or the newest that was trained here if that one was not (an import).  In the
+ * current memory context, which is SPI's own if it is connected there.
+ */
+typedef struct MrRepeat
+{
+	MrKind kind;
+	int version;
+	char *query;
+	ArrayType *settings;
+	char *parameters; /* JSON */
+	int active;		  /* version; 0: none */
+} MrRepeat;
+
+/* By a new snapshot; for who holds the model's lock.  42704, 55000.  Needs an SPI connection. */
+extern void mr_model_repeat(const char *name, MrRepeat *definition);
+
+/* What a call must know of a model: its active version, for the active snapshot. */
+typedef struct MrActiveRow
+{
+	Oid owner;
+	NameData owner_name;
+	pg_uuid_t lists_uuid; /* model.lists */
+	int version;
+	pg_uuid_t uuid;
+	HeapTuple tuple; /* of model_version */
+} MrActiveRow;
+
+/*
+ * Without SPI; 42704 no such model, 42809 another kind, 55000 no active version.  In the current memory context.
+ */
+extern void mr_active_row(const char *name, MrKind kind, MrActiveRow *row);
+/* A column of a row of a catalog table, by name. */
+extern Datum mr_column(Relation rel, HeapTuple tuple, const char *name, bool *null);
+
+/* ---- settings.c: what a training goes by ---- */
+
+typedef enum MrSettingKind
+{
+	MR_SETTING_INT,	   /* int */
+	MR_SETTING_INT64,  /* int64, any */
+	MR_SETTING_FLOAT,  /* double */
+	MR_SETTING_BOOL,   /* bool */
+	MR_SETTING_CHOICE, /* int: number of a name; the argument is text */
+	MR_SETTING_NAME	   /* char *; the argument is of type name */
+} MrSettingKind;
+
+/* A setting of some kind of training, which stands at an offset in a struct of that kind. */
+typedef struct MrSetting
+{
+	const char *name; /* of the argument, and the key of the parameter */
+	MrSettingKind kind;
+	int arg; /* its number among the arguments of the function that trains */
+	size_t offset;
+	double least;
+	double most;				/* FLT_MAX: any finite number */
+	bool null_ok;				/* NULL is NaN, of a name NULL */
+	const char *const *choices; /* ended by NULL */
+} MrSetting;
+
+/* All from the arguments of a function.  22023 naming the setting, here and in the following. */
+extern void mr_settings_args(const MrSetting *settings, int n, FunctionCallInfo fcinfo, void *to);
+/* One from an argument of its own type: int, bigint, float8, bool, text or name. */
+extern void mr_setting_datum(const MrSetting *setting, Datum value, void *to);
+/* The one of that name from text, or NULL; an unknown name is an error that lists those there are. */
+extern void mr_setting_text(const MrSetting *settings, int n, const char *key, const char *value, void *to);
+/* Appends "name": value, …, without braces. */
+extern void mr_settings_json(const MrSetting *settings, int n, const void *from, StringInfo json);
+/* The shortest text that reads back as the same number; not finite: null. */
+extern char *mr_json_number(double value);
+/* Number of the choice of that name. */
+extern int mr_choice(const char *name, const char *const *choices, const char *value);
+/* Looks at name, least and most only. */
+extern void mr_check_range(const MrSetting *setting, double value);
+/* "NAME must be EXPECTED, not VALUE" */
+extern void mr_bad_value(const char *name, const char *expected, const char *value) pg_attribute_noreturn();
+/* "NAME must not be NULL" */
+extern void mr_null_value(const char *name) pg_attribute_noreturn();
+/* An argument threads, 0 to 1024; 0: one a processor. */
+extern int mr_threads_arg(FunctionCallInfo fcinfo, int n);
+
 /* ---- train.c: threads and BLAS ---- */
 
 /* A pool that stops when the context goes, by an error too.  Interrupts are served while it runs. */
@@ -264,13 +532,6 @@ extern char *mr_als_settings_json(const MrAlsSettings *settings);
 extern const char *mr_als_metric_name(const MrAlsSettings *settings);
 extern double mr_als_metric(const MrAlsSettings *settings, const MrScores *scores);
 
-typedef struct MrIteration
-{
-	double loss;
-	double metric; /* on the hold-out; NaN if there is none */
-	double seconds;
-} MrIteration;
-
 /* The weight of what a user has: see own.c. */
 typedef struct MrOwnChoice
 {
@@ -300,6 +561,14 @@ typedef struct MrFit
  */
 extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const MrRatings *ratings,
 					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
+
+/*
+ * What retrain does of the other kinds (cluster.c, indexer.c, scale.c), with its arguments; the model is locked, and
+ * the caller may train it.  SPI is not connected.
+ */
+extern Datum mr_kmeans_retrain(FunctionCallInfo fcinfo);
+extern Datum mr_indexer_retrain(FunctionCallInfo fcinfo);
+extern Datum mr_scaler_retrain(FunctionCallInfo fcinfo);
 
 /* ---- cache.c: what is derived from a stored model, once a machine ---- */
 
@@ -522,6 +791,8 @@ extern void mr_track_scan_end(MrTrackScan *scan);
  * then has nothing to wait for.  A warning if that fails.
  */
 extern void mr_model_make_ready(const char *name);
+/* The same, with an error if it fails.  Needs an SPI connection. */
+extern void mr_model_prepare(const char *name);
 
 /* Row of a user, or -1 if the model does not know him or has learnt nothing of him: all his values were 0. */
 extern int64 mr_model_user(const MrModel *model, const MrKey *user);
@@ -531,15 +802,6 @@ extern int64 mr_model_user(const MrModel *model, const MrKey *user);
  * or has another name than stored.
  */
 extern void mr_model_enter(MrGuard *guard, const MrModel *model);
-
-/*
- * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
- * return its owner: InvalidOid if there is no such model.  42501 unless the caller is a member of the owner; 42704 if the
- * owner has gone, unless gone_ok and the caller is a superuser.
- */
-extern Oid mr_model_lock(const char *name, bool gone_ok);
-/* The same without the lock. */
-extern Oid mr_model_owner(const char *name);
 
 /* A model that is not yet stored. */
 typedef struct MrNewModel
@@ -584,9 +846,6 @@ extern void mr_model_items(MrBudget *budget, const char *name, int version, MrSi
  * the current memory context.  55000 if none was.  Needs an SPI connection.
  */
 extern void mr_model_definition(const char *name, char **query, ArrayType **settings, MrAlsSettings *als);
-
-/* 42704, as for any function that is given an unknown name. */
-extern void mr_model_unknown(const char *name);
 
 /* Store it as the model's next version, served from commit on if activate; returns the version.  Needs an SPI connection. */
 extern int mr_model_store(const MrNewModel *new_model);
@@ -640,9 +899,6 @@ extern void mr_baseline_unknown(const char *model, const char *name);
 
 /* After a retraining: evaluates the model's lists again, for its owner.  A list that fails stays as it is, with a warning. */
 extern void mr_lists_retrained(const char *name, Oid owner);
-
-/* The name that an argument holds; 22023 if it is NULL or empty. */
-extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 
 /* ---- own.c: what users have, in lists that may repeat it ---- */
 
@@ -763,5 +1019,39 @@ extern bool mr_bool_arg(FunctionCallInfo fcinfo, int n, const char *name);
 extern int64 mr_k_arg(FunctionCallInfo fcinfo, int n);
 /* A key as a text datum. */
 extern Datum mr_key_datum(const MrKey *key);
+
+/* ---- fitted.c: what a backend keeps of models that are small, for functions called once a row ---- */
+
+typedef struct MrFitted
+{
+	MrKind kind;
+	char *name;
+	int version;
+	pg_uuid_t uuid;	  /* of the version: what it has learnt never changes */
+	const void *data; /* the kind's own, as MrFittedLoad made it */
+	/* fitted.c */
+	MemoryContext context;
+	Size n_bytes;
+	int n_pins;
+	uint64 last_use;
+} MrFitted;
+
+/*
+ * Make a kind's data of a version, in the current memory context, which lives as long as they are kept.  parameters: JSON, those of
+ * the version.  mr_version_rows() reads what it has learnt; no SPI.
+ */
+typedef void *(*MrFittedLoad)(const char *name, int version, const char *parameters);
+
+/*
+ * The active version of a model, as the active snapshot shows it, for a function called once a row; a call that repeats
+ * name and snapshot costs a comparison (flinfo->fn_extra, which is this file's).  Valid until the function returns.
+ * 42704 no such model, 42809 another kind, 55000 no active version.  No SPI: parallel workers and standbys may call it too.
+ */
+extern const MrFitted *mr_fitted_open(FunctionCallInfo fcinfo, text *name, MrKind kind, MrFittedLoad load);
+
+/* Receives a row of one of the tables of what versions have learnt; valid until it returns. */
+typedef void (*MrVersionRow)(void *arg, Relation rel, HeapTuple tuple);
+/* The rows of a version in a table with primary key (model, version, number), in the order of that, for the active snapshot. */
+extern void mr_version_rows(const char *table, const char *name, int version, MrVersionRow row, void *arg);
 
 #endif

@@ -72,15 +72,14 @@ mr_reserve_check(const MrBudget *budget, Size n_bytes, const char *what)
 
 	if (affordable(budget, n_bytes))
 		return;
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-		 errmsg("this needs more memory than millrace.max_memory allows"),
-		 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
-			  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
-						  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
-		 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train with a lower rank.",
-				 need_mb)));
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("this needs more memory than millrace.max_memory allows"),
+			 what ? errdetail("%s needs %zu MB, the limit is %zu MB.", what, need_mb, limit_mb)
+				  : errdetail("%zu MB are in use, the next step needs %zu MB, the limit is %zu MB.",
+							  budget->used_bytes >> 20, (n_bytes >> 20) + 1, limit_mb),
+			 errhint("Set millrace.max_memory to '%zuMB' or more, read fewer rows, or train a smaller model.",
+					 need_mb)));
 }
 
 /*
@@ -149,14 +148,18 @@ grow(MrBudget *budget, void *memory, Size used_bytes, Size n_bytes)
 	return bigger;
 }
 
-static void
-free_plan(void *arg)
+void
+mr_plan_free(MrPlan *plan)
 {
-	MrPlan *plan = arg;
-
 	if (plan->plan)
 		SPI_freeplan(plan->plan);
 	plan->plan = NULL;
+}
+
+static void
+free_plan(void *arg)
+{
+	mr_plan_free(arg);
 }
 
 void
@@ -166,6 +169,20 @@ mr_plan_init(MrPlan *plan, MemoryContext context)
 	plan->callback.func = free_plan;
 	plan->callback.arg = plan;
 	MemoryContextRegisterResetCallback(context, &plan->callback);
+}
+
+void
+mr_plan_query(MrPlan *plan, MemoryContext context, const char *query, const char *what, bool as_owner)
+{
+	mr_plan_init(plan, context);
+	if (as_owner)
+		(void) mr_prepare(&plan->plan, query, 0, NULL);
+	else
+	{
+		plan->plan = SPI_prepare(query, 0, NULL);
+		if (plan->plan == NULL || SPI_keepplan(plan->plan) != 0)
+			elog(ERROR, "%s: %s", what, SPI_result_code_string(SPI_result));
+	}
 }
 
 /* ---- ids ---- */
@@ -738,9 +755,8 @@ named_relation(const char *ratings)
 	return RangeVarGetRelid(makeRangeVarFromNameList(values), NoLock, true);
 }
 
-/* The only statement of a plan, which must return rows. */
-static CachedPlanSource *
-single_query(SPIPlanPtr plan, const char *what)
+CachedPlanSource *
+mr_single_query(SPIPlanPtr plan, const char *what)
 {
 	List *sources;
 
@@ -777,7 +793,7 @@ mr_query_of(const char *given, const char *what, const char *columns)
 			(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation \"%s\" does not exist", given),
 			 errhint("Give the name of a table or view, or a query whose first columns are %s.", columns)));
 	plan = SPI_prepare(given, 0, NULL); /* analysed, not run */
-	statement = single_query(plan, what)->raw_parse_tree;
+	statement = mr_single_query(plan, what)->raw_parse_tree;
 	given += Max(statement->stmt_location, 0);
 	given = statement->stmt_len > 0 ? pnstrdup(given, statement->stmt_len) : pstrdup(given);
 	SPI_freeplan(plan);
@@ -837,7 +853,7 @@ MrShape
 mr_ratings_shape(SPIPlanPtr plan, const char *what)
 {
 	MrShape shape = {false};
-	TupleDesc desc = single_query(plan, what)->resultDesc;
+	TupleDesc desc = mr_single_query(plan, what)->resultDesc;
 	char user;
 	char item;
 
@@ -922,9 +938,8 @@ typedef struct Reader
 	MemoryContext context; /* for what is detoasted; reset after each batch */
 } Reader;
 
-/* The text of a column of a row, for a message. */
-static char *
-describe(TupleTableSlot *slot, int column)
+char *
+mr_describe(TupleTableSlot *slot, int column)
 {
 	Oid output;
 	bool is_varlena;
@@ -947,10 +962,10 @@ null_column(const Reader *reader, TupleTableSlot *slot)
 {
 	static const char *const NAMES[] = {"user", "item", "value"};
 	int column = slot->tts_isnull[0] ? 0 : slot->tts_isnull[1] ? 1 : 2;
-	char *detail = column == 0 ? psprintf("The item is \"%s\".", describe(slot, 1))
+	char *detail = column == 0 ? psprintf("The item is \"%s\".", mr_describe(slot, 1))
 		: column == 1
-		? psprintf("The user is \"%s\".", describe(slot, 0))
-		: psprintf("It belongs to user \"%s\" and item \"%s\".", describe(slot, 0), describe(slot, 1));
+		? psprintf("The user is \"%s\".", mr_describe(slot, 0))
+		: psprintf("It belongs to user \"%s\" and item \"%s\".", mr_describe(slot, 0), mr_describe(slot, 1));
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -970,7 +985,7 @@ bad_value(const Reader *reader, TupleTableSlot *slot, double value)
 		!numeric_is_inf(DatumGetNumeric(slot->tts_values[2])))
 	{
 		wrong = "a value out of range";
-		shown = describe(slot, 2);
+		shown = mr_describe(slot, 2);
 		hint = "Scale the values down.";
 	}
 	else if (isnan(value))
@@ -988,10 +1003,11 @@ bad_value(const Reader *reader, TupleTableSlot *slot, double value)
 		hint = "Leave such rows out, or train with implicit => false.";
 		code = ERRCODE_INVALID_PARAMETER_VALUE;
 	}
-	ereport(ERROR,
-			(errcode(code), errmsg("%s: %s: %s", reader->what, wrong, shown),
-			 errdetail("It belongs to user \"%s\" and item \"%s\".", describe(slot, 0), describe(slot, 1)),
-			 errhint("%s", hint)));
+	ereport(
+		ERROR,
+		(errcode(code), errmsg("%s: %s: %s", reader->what, wrong, shown),
+		 errdetail("It belongs to user \"%s\" and item \"%s\".", mr_describe(slot, 0), mr_describe(slot, 1)),
+		 errhint("%s", hint)));
 }
 
 /*
@@ -1031,8 +1047,8 @@ simple_numeric(Datum value, double *result)
 	return true;
 }
 
-static double
-numeric_of(MemoryContext context, Datum value)
+double
+mr_numeric_of(MemoryContext context, Datum value)
 {
 	MemoryContext before;
 	double result;
@@ -1046,32 +1062,6 @@ numeric_of(MemoryContext context, Datum value)
 	return result;
 }
 
-static inline double
-number_of(MemoryContext context, Datum value, Oid type)
-{
-	switch (type)
-	{
-		case FLOAT4OID:
-			return DatumGetFloat4(value);
-		case FLOAT8OID:
-			return DatumGetFloat8(value);
-		case INT2OID:
-			return DatumGetInt16(value);
-		case INT4OID:
-			return DatumGetInt32(value);
-		case INT8OID:
-			return DatumGetInt64(value);
-		default:
-			return numeric_of(context, value);
-	}
-}
-
-double
-mr_number_of(Datum value, Oid type)
-{
-	return number_of(CurrentMemoryContext, value, type);
-}
-
 static void
 long_id(const Reader *reader, TupleTableSlot *slot, int column, Size n_bytes)
 {
@@ -1079,7 +1069,7 @@ long_id(const Reader *reader, TupleTableSlot *slot, int column, Size n_bytes)
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("%s: the id of %s has %zu bytes, more than %d", reader->what,
 					column ? "an item" : "a user", n_bytes, MAX_ID_BYTES),
-			 errdetail("It begins: %s", describe(slot, column)),
+			 errdetail("It begins: %s", mr_describe(slot, column)),
 			 errhint("Use a shorter id, or md5() of this one.")));
 }
 
@@ -1245,7 +1235,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	}
 	else if (reader->read_value)
 	{
-		value = number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
+		value = mr_number_of(reader->context, slot->tts_values[2], reader->shape.value_type);
 		if (!(value >= reader->least && value <= FLT_MAX))
 		{
 			if (!reader->is_live)
@@ -1271,21 +1261,6 @@ receive_end(DestReceiver *self)
 {
 }
 
-/* Plan a query into a plan that lives no longer than the budget. */
-static void
-prepare(Reader *reader, MrPlan *plan, const char *sql)
-{
-	mr_plan_init(plan, reader->budget->context);
-	if (reader->as_owner)
-		(void) mr_prepare(&plan->plan, sql, 0, NULL);
-	else
-	{
-		plan->plan = SPI_prepare(sql, 0, NULL);
-		if (plan->plan == NULL || SPI_keepplan(plan->plan) != 0)
-			elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(SPI_result));
-	}
-}
-
 static void
 read_all(Reader *reader, const char *query)
 {
@@ -1299,15 +1274,17 @@ read_all(Reader *reader, const char *query)
 	add_chunk(reader);
 	reader->user.bytes = mr_reserve(reader->budget, 1);
 	reader->item.bytes = mr_reserve(reader->budget, 1);
-	prepare(reader, &reader->plan,
-			mr_ratings_select(&reader->shape, reader->read_value ? "q.u, q.i, q.v" : "q.u, q.i", query, ""));
+	mr_plan_query(
+		&reader->plan, reader->budget->context,
+		mr_ratings_select(&reader->shape, reader->read_value ? "q.u, q.i, q.v" : "q.u, q.i", query, ""),
+		reader->what, reader->as_owner);
 	result = SPI_execute_plan_extended(reader->plan.plan, &options);
 	if (result < 0)
 		elog(ERROR, "%s: %s", reader->what, SPI_result_code_string(result));
 	finish_batch(reader);
 	mr_release(reader->budget, end_spare(reader));
-	free_plan(&reader->plan);
-	free_plan(&reader->shape_plan);
+	mr_plan_free(&reader->plan);
+	mr_plan_free(&reader->shape_plan);
 	MemoryContextDelete(reader->context);
 	mr_release(reader->budget, reader->user.bytes);
 	mr_release(reader->budget, reader->item.bytes);
@@ -1579,7 +1556,7 @@ read_ratings(MrBudget *budget, const char *query, const char *what, bool as_owne
 					   .keep_events = keep,
 					   .is_live = values == MR_VALUES_LIVE};
 	reader->least = values == MR_VALUES_NOT_NEGATIVE ? 0 : -FLT_MAX;
-	prepare(reader, &reader->shape_plan, query);
+	mr_plan_query(&reader->shape_plan, budget->context, query, what, as_owner);
 	reader->shape = mr_ratings_shape(reader->shape_plan.plan, what);
 	reader->read_value = reader->shape.n_columns > 2 && values != MR_VALUES_IGNORED;
 	map_begin(&reader->users, budget, reader->shape.user_text);
@@ -1620,24 +1597,19 @@ mr_ratings_read_events(MrBudget *budget, const char *query, const char *what, Mr
 
 /* ---- transforms ---- */
 
-static const char *const TRANSFORMS[] = {
-	[MR_TRANSFORM_NONE] = "none", [MR_TRANSFORM_LOG1P] = "log1p", [MR_TRANSFORM_BINARY] = "binary"};
+const char *const MR_TRANSFORMS[] = {
+	[MR_TRANSFORM_NONE] = "none", [MR_TRANSFORM_LOG1P] = "log1p", [MR_TRANSFORM_BINARY] = "binary", NULL};
 
 const char *
 mr_transform_name(MrTransform transform)
 {
-	return TRANSFORMS[transform];
+	return MR_TRANSFORMS[transform];
 }
 
 MrTransform
 mr_transform_named(const char *name)
 {
-	for (int i = 0; i < lengthof(TRANSFORMS); i++)
-		if (strcmp(name, TRANSFORMS[i]) == 0)
-			return (MrTransform) i;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("value_transform must be none, log1p or binary, not \"%s\"", name)));
+	return (MrTransform) mr_choice("value_transform", MR_TRANSFORMS, name);
 }
 
 static void

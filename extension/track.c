@@ -1062,7 +1062,7 @@ row_value(const MrTrack *track, ExprContext *econtext)
 	datum = ExecEvalExprSwitchContext(track->value, econtext, &isnull);
 	if (isnull)
 		return 0;
-	value = mr_number_of(datum, track->value_type);
+	value = mr_number_of(CurrentMemoryContext, datum, track->value_type);
 	if (!(fabs(value) <= FLT_MAX))
 		return 0;
 	return track->is_sum ? value : (float) value;
@@ -1918,7 +1918,8 @@ Datum
 mr_track_history(PG_FUNCTION_ARGS)
 {
 	char *name = mr_name_arg(fcinfo, 0, "model");
-	Start start = {.model = name, .owner = mr_model_owner(name), .n_ratings = -1, .is_wanted = true};
+	Start start = {
+		.model = name, .owner = mr_model_owner(name, MR_KIND_ALS), .n_ratings = -1, .is_wanted = true};
 	MrModel *model;
 
 	PreventCommandIfReadOnly("millrace.track_history()");

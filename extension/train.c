@@ -13,7 +13,6 @@
 #include <math.h>
 #include <signal.h>
 
-#include "common/shortest_dec.h"
 #include "tcop/utility.h"
 #include "utils/json.h"
 
@@ -151,148 +150,22 @@ mr_blas(void)
 #define EXPLICIT_REGULARIZATION 0.1
 #define EXPLICIT_EXPONENT 1
 
-typedef enum SettingKind
-{
-	SETTING_INT,
-	SETTING_INT64,
-	SETTING_FLOAT,
-	SETTING_BOOL,
-	SETTING_TRANSFORM
-} SettingKind;
-
-typedef struct Setting
-{
-	const char *name;
-	SettingKind kind;
-	int arg; /* number among the arguments of train_als */
-	size_t offset;
-	double least;
-	double most;  /* FLT_MAX: any finite number */
-	bool null_ok; /* NULL is what is usual for the kind of feedback */
-} Setting;
-
-static const Setting SETTINGS[] = {
-	{"rank", SETTING_INT, 2, offsetof(MrAlsSettings, core.rank), 1, MRC_MAX_RANK},
-	{"iterations", SETTING_INT, 3, offsetof(MrAlsSettings, n_iterations), 1, 10000},
-	{"regularization", SETTING_FLOAT, 4, offsetof(MrAlsSettings, core.regularization), 0, FLT_MAX, true},
-	{"alpha", SETTING_FLOAT, 5, offsetof(MrAlsSettings, core.alpha), 0, FLT_MAX},
-	{"implicit", SETTING_BOOL, 6, offsetof(MrAlsSettings, core.implicit)},
-	{"seed", SETTING_INT64, 7, offsetof(MrAlsSettings, seed)},
-	{"holdout", SETTING_FLOAT, 9, offsetof(MrAlsSettings, holdout), 0, 0.99},
-	{"unobserved_weight", SETTING_FLOAT, 12, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
-	{"regularization_exponent", SETTING_FLOAT, 13, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
-	{"value_transform", SETTING_TRANSFORM, 14, offsetof(MrAlsSettings, transform)},
-	{"nonnegative", SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
-	{"tolerance", SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
-	{"k", SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
-	{"own_history", SETTING_FLOAT, 18, offsetof(MrAlsSettings, own_history), 0, FLT_MAX, true},
+static const MrSetting SETTINGS[] = {
+	{"rank", MR_SETTING_INT, 2, offsetof(MrAlsSettings, core.rank), 1, MRC_MAX_RANK},
+	{"iterations", MR_SETTING_INT, 3, offsetof(MrAlsSettings, n_iterations), 1, 10000},
+	{"regularization", MR_SETTING_FLOAT, 4, offsetof(MrAlsSettings, core.regularization), 0, FLT_MAX, true},
+	{"alpha", MR_SETTING_FLOAT, 5, offsetof(MrAlsSettings, core.alpha), 0, FLT_MAX},
+	{"implicit", MR_SETTING_BOOL, 6, offsetof(MrAlsSettings, core.implicit)},
+	{"seed", MR_SETTING_INT64, 7, offsetof(MrAlsSettings, seed)},
+	{"holdout", MR_SETTING_FLOAT, 9, offsetof(MrAlsSettings, holdout), 0, 0.99},
+	{"unobserved_weight", MR_SETTING_FLOAT, 12, offsetof(MrAlsSettings, core.unobserved), 0, FLT_MAX},
+	{"regularization_exponent", MR_SETTING_FLOAT, 13, offsetof(MrAlsSettings, core.exponent), 0, 10, true},
+	{"value_transform", MR_SETTING_CHOICE, 14, offsetof(MrAlsSettings, transform), .choices = MR_TRANSFORMS},
+	{"nonnegative", MR_SETTING_BOOL, 15, offsetof(MrAlsSettings, core.nonnegative)},
+	{"tolerance", MR_SETTING_FLOAT, 16, offsetof(MrAlsSettings, tolerance), 0, 1},
+	{"k", MR_SETTING_INT, 17, offsetof(MrAlsSettings, k), 1, 10000},
+	{"own_history", MR_SETTING_FLOAT, 18, offsetof(MrAlsSettings, own_history), 0, FLT_MAX, true},
 };
-
-static void
-bad_value(const char *name, const char *expected, const char *value)
-{
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must be %s, not %s", name, expected, value)));
-}
-
-static void
-check_range(const Setting *setting, double value)
-{
-	if (value >= setting->least && value <= setting->most)
-		return;
-	bad_value(setting->name,
-			  setting->most == FLT_MAX ? "a finite number that is not negative"
-									   : psprintf("between %g and %g", setting->least, setting->most),
-			  isnan(value)		 ? "NaN"
-				  : isinf(value) ? (value > 0 ? "Infinity" : "-Infinity")
-								 : psprintf("%.15g", value));
-}
-
-static void
-null_value(const char *name)
-{
-	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s must not be NULL", name)));
-}
-
-static void
-set_float(MrAlsSettings *settings, const Setting *setting, double value)
-{
-	check_range(setting, value);
-	*(double *) ((char *) settings + setting->offset) = value;
-}
-
-static void
-set_int(MrAlsSettings *settings, const Setting *setting, int value)
-{
-	check_range(setting, value);
-	*(int *) ((char *) settings + setting->offset) = value;
-}
-
-/* A setting from an argument of its own type: int, bigint, float8, bool or text. */
-static void
-set_datum(MrAlsSettings *settings, const Setting *setting, Datum value)
-{
-	char *field = (char *) settings + setting->offset;
-
-	switch (setting->kind)
-	{
-		case SETTING_INT:
-			set_int(settings, setting, DatumGetInt32(value));
-			break;
-		case SETTING_INT64:
-			*(int64 *) field = DatumGetInt64(value);
-			break;
-		case SETTING_FLOAT:
-			set_float(settings, setting, DatumGetFloat8(value));
-			break;
-		case SETTING_BOOL:
-			*(bool *) field = DatumGetBool(value);
-			break;
-		case SETTING_TRANSFORM:
-			*(MrTransform *) field = mr_transform_named(TextDatumGetCString(value));
-			break;
-	}
-}
-
-/* The same from text. */
-static void
-set_text(MrAlsSettings *settings, const Setting *setting, const char *value)
-{
-	char *field = (char *) settings + setting->offset;
-	char *end;
-	double number;
-
-	errno = 0;
-	switch (setting->kind)
-	{
-		case SETTING_INT:
-			number = strtod(value, &end);
-			if (end == value || *end != '\0' || (isfinite(number) && number != rint(number)))
-				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
-			check_range(setting, number);
-			set_int(settings, setting, (int) number);
-			break;
-		case SETTING_INT64:
-			*(int64 *) field = strtoll(value, &end, 10);
-			if (end == value || *end != '\0' || errno != 0)
-				bad_value(setting->name, "an integer", psprintf("\"%s\"", value));
-			break;
-		case SETTING_FLOAT:
-			number = strtod(value, &end);
-			if (end == value || *end != '\0')
-				bad_value(setting->name, "a number", psprintf("\"%s\"", value));
-			set_float(settings, setting, number);
-			break;
-		case SETTING_BOOL:
-			if (!parse_bool(value, (bool *) field))
-				bad_value(setting->name, "true or false", psprintf("\"%s\"", value));
-			break;
-		case SETTING_TRANSFORM:
-			*(MrTransform *) field = mr_transform_named(value);
-			break;
-	}
-}
 
 void
 mr_als_settings_init(MrAlsSettings *settings)
@@ -315,26 +188,7 @@ mr_als_settings_init(MrAlsSettings *settings)
 void
 mr_als_settings_set(MrAlsSettings *settings, const char *key, const char *value)
 {
-	StringInfoData names;
-
-	for (int i = 0; i < lengthof(SETTINGS); i++)
-	{
-		if (strcmp(SETTINGS[i].name, key) != 0)
-			continue;
-		if (value)
-			set_text(settings, &SETTINGS[i], value);
-		else if (SETTINGS[i].null_ok)
-			*(double *) ((char *) settings + SETTINGS[i].offset) = NAN;
-		else
-			null_value(key);
-		return;
-	}
-	initStringInfo(&names);
-	for (int i = 0; i < lengthof(SETTINGS); i++)
-		appendStringInfo(&names, "%s%s", i ? ", " : "", SETTINGS[i].name);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a training has no parameter \"%s\"", key),
-			 errhint("The parameters are: %s.", names.data)));
+	mr_setting_text(SETTINGS, lengthof(SETTINGS), key, value, settings);
 }
 
 void
@@ -348,48 +202,14 @@ mr_als_settings_finish(MrAlsSettings *settings)
 		core->exponent = core->implicit ? IMPLICIT_EXPONENT : EXPLICIT_EXPONENT;
 }
 
-/* The shortest text that reads back as the same number; not finite: null. */
-static char *
-json_number(double value)
-{
-	char *number = palloc(DOUBLE_SHORTEST_DECIMAL_LEN);
-
-	if (!isfinite(value))
-		return "null";
-	double_to_shortest_decimal_buf(value, number);
-	return number;
-}
-
 char *
 mr_als_settings_json(const MrAlsSettings *settings)
 {
 	StringInfoData json;
 
 	initStringInfo(&json);
-	for (int i = 0; i < lengthof(SETTINGS); i++)
-	{
-		const char *field = (const char *) settings + SETTINGS[i].offset;
-
-		appendStringInfo(&json, "%s\"%s\": ", i ? ", " : "{", SETTINGS[i].name);
-		switch (SETTINGS[i].kind)
-		{
-			case SETTING_INT:
-				appendStringInfo(&json, "%d", *(const int *) field);
-				break;
-			case SETTING_INT64:
-				appendStringInfo(&json, INT64_FORMAT, *(const int64 *) field);
-				break;
-			case SETTING_FLOAT:
-				appendStringInfoString(&json, json_number(*(const double *) field));
-				break;
-			case SETTING_BOOL:
-				appendStringInfoString(&json, *(const bool *) field ? "true" : "false");
-				break;
-			case SETTING_TRANSFORM:
-				appendStringInfo(&json, "\"%s\"", mr_transform_name(*(const MrTransform *) field));
-				break;
-		}
-	}
+	appendStringInfoChar(&json, '{');
+	mr_settings_json(SETTINGS, lengthof(SETTINGS), settings, &json);
 	appendStringInfoChar(&json, '}');
 	return json.data;
 }
@@ -703,27 +523,6 @@ typedef struct Training
 	char *reason; /* why it is not active, or why no gate was passed; NULL: none to give */
 } Training;
 
-static bool
-bool_arg(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		null_value(name);
-	return PG_GETARG_BOOL(n);
-}
-
-static int
-threads_arg(FunctionCallInfo fcinfo, int n)
-{
-	int n_threads;
-
-	if (PG_ARGISNULL(n))
-		null_value("threads");
-	n_threads = PG_GETARG_INT32(n);
-	if (n_threads < 0 || n_threads > 1024)
-		bad_value("threads", "between 0 and 1024", psprintf("%d", n_threads));
-	return n_threads;
-}
-
 static void
 train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 {
@@ -732,19 +531,11 @@ train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 	training->name = mr_name_arg(fcinfo, 0, "model");
 	training->ratings = mr_name_arg(fcinfo, 1, "ratings");
 	mr_als_settings_init(als);
-	for (int i = 0; i < lengthof(SETTINGS); i++)
-	{
-		const Setting *setting = &SETTINGS[i];
-
-		if (!PG_ARGISNULL(setting->arg))
-			set_datum(als, setting, PG_GETARG_DATUM(setting->arg));
-		else if (!setting->null_ok)
-			null_value(setting->name);
-	}
+	mr_settings_args(SETTINGS, lengthof(SETTINGS), fcinfo, als);
 	mr_als_settings_finish(als);
-	als->n_threads = threads_arg(fcinfo, 8);
-	training->warm_start = bool_arg(fcinfo, 10, "warm_start");
-	training->activate = bool_arg(fcinfo, 11, "activate");
+	als->n_threads = mr_threads_arg(fcinfo, 8);
+	training->warm_start = mr_bool_arg(fcinfo, 10, "warm_start");
+	training->activate = mr_bool_arg(fcinfo, 11, "activate");
 	training->track = PG_ARGISNULL(19) ? TRACK_IF_EASY : PG_GETARG_BOOL(19) ? TRACK : TRACK_NOT;
 	training->gate_tolerance = -1;
 }
@@ -752,15 +543,15 @@ train_als_arguments(FunctionCallInfo fcinfo, Training *training)
 static void
 retrain_arguments(FunctionCallInfo fcinfo, Training *training)
 {
-	const Setting tolerance = {"gate_tolerance", .least = 0, .most = FLT_MAX};
+	const MrSetting tolerance = {"gate_tolerance", .least = 0, .most = FLT_MAX};
 
 	training->name = mr_name_arg(fcinfo, 0, "model");
-	training->warm_start = bool_arg(fcinfo, 2, "warm_start");
+	training->warm_start = mr_bool_arg(fcinfo, 2, "warm_start");
 	if (PG_ARGISNULL(4))
-		null_value(tolerance.name);
+		mr_null_value(tolerance.name);
 	training->gate_tolerance = PG_GETARG_FLOAT8(4);
-	check_range(&tolerance, training->gate_tolerance);
-	training->activate = bool_arg(fcinfo, 7, "activate");
+	mr_check_range(&tolerance, training->gate_tolerance);
+	training->activate = mr_bool_arg(fcinfo, 7, "activate");
 }
 
 /* What retrain changes in the definition that it repeats. */
@@ -776,8 +567,8 @@ retrain_settings(FunctionCallInfo fcinfo, MrAlsSettings *als)
 	for (int i = 0; i < lengthof(SETTINGS); i++)
 		for (int j = 0; j < lengthof(given); j++)
 			if (strcmp(SETTINGS[i].name, given[j].name) == 0 && !PG_ARGISNULL(given[j].arg))
-				set_datum(als, &SETTINGS[i], PG_GETARG_DATUM(given[j].arg));
-	als->n_threads = threads_arg(fcinfo, 5);
+				mr_setting_datum(&SETTINGS[i], PG_GETARG_DATUM(given[j].arg), als);
+	als->n_threads = mr_threads_arg(fcinfo, 5);
 }
 
 /*
@@ -892,27 +683,27 @@ metrics_json(const Training *training)
 
 	initStringInfo(&json);
 	appendStringInfo(&json, "{\"loss\": %s, \"seconds\": %.3f",
-					 json_number(fit->history[fit->n_iterations - 1].loss), training->seconds);
+					 mr_json_number(fit->history[fit->n_iterations - 1].loss), training->seconds);
 	if (training->als.holdout > 0)
 	{
 		appendStringInfo(&json, ", \"metric\": \"%s\", \"metric_value\": %s",
 						 mr_als_metric_name(&training->als),
-						 json_number(mr_als_metric(&training->als, scores)));
+						 mr_json_number(mr_als_metric(&training->als, scores)));
 		appendStringInfo(&json,
 						 ", \"holdout\": {\"precision\": %s, \"recall\": %s, \"map\": %s, \"ndcg\": %s",
-						 json_number(scores->precision), json_number(scores->recall),
-						 json_number(scores->map), json_number(scores->ndcg));
+						 mr_json_number(scores->precision), mr_json_number(scores->recall),
+						 mr_json_number(scores->map), mr_json_number(scores->ndcg));
 		appendStringInfo(&json,
 						 ", \"hit_rate\": %s, \"coverage\": %s, \"rmse\": %s, \"users\": " INT64_FORMAT "}",
-						 json_number(scores->hit_rate), json_number(scores->coverage),
-						 json_number(scores->rmse), scores->n_users);
+						 mr_json_number(scores->hit_rate), mr_json_number(scores->coverage),
+						 mr_json_number(scores->rmse), scores->n_users);
 	}
 	if (fit->own.n_users >= 0)
 		appendStringInfo(&json,
 						 ", \"own_history\": {\"weight\": %s, \"users\": " INT64_FORMAT
 						 ", \"ndcg\": %s, \"ndcg_without\": %s}",
-						 json_number(fit->own.weight), fit->own.n_users, json_number(fit->own.ndcg),
-						 json_number(fit->own.without));
+						 mr_json_number(fit->own.weight), fit->own.n_users, mr_json_number(fit->own.ndcg),
+						 mr_json_number(fit->own.without));
 	if (training->reason)
 	{
 		appendStringInfoString(&json, ", \"reason\": ");
@@ -955,28 +746,24 @@ result_row(FunctionCallInfo fcinfo, const Training *training, int version, bool 
 {
 	const MrFit *fit = &training->fit;
 	double metric = training->als.holdout > 0 ? mr_als_metric(&training->als, &fit->scores) : NAN;
-	TupleDesc desc;
-	Datum values[13];
-	bool nulls[13] = {false};
+	MrTrainingRow row = {
+		.name = training->name,
+		.version = version,
+		.n_users = training->n_users,
+		.n_items = training->n_items,
+		.n_ratings = fit->n_ratings,
+		.n_rows = -1,
+		.rank = training->als.core.rank,
+		.n_iterations = fit->n_iterations,
+		.loss = fit->history[fit->n_iterations - 1].loss,
+		.seconds = training->seconds,
+		.metric = isnan(metric) ? NULL : mr_als_metric_name(&training->als),
+		.metric_value = metric,
+		.active = activated,
+		.reason = training->reason,
+	};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(training->name);
-	values[1] = Int32GetDatum(version);
-	values[2] = Int64GetDatum(training->n_users);
-	values[3] = Int64GetDatum(training->n_items);
-	values[4] = Int64GetDatum(fit->n_ratings);
-	values[5] = Int32GetDatum(training->als.core.rank);
-	values[6] = Int32GetDatum(fit->n_iterations);
-	values[7] = Float8GetDatum(fit->history[fit->n_iterations - 1].loss);
-	values[8] = Float8GetDatum(training->seconds);
-	values[9] = CStringGetTextDatum(mr_als_metric_name(&training->als));
-	values[10] = Float8GetDatum(metric);
-	nulls[9] = nulls[10] = isnan(metric);
-	values[11] = BoolGetDatum(activated);
-	values[12] = training->reason ? CStringGetTextDatum(training->reason) : 0;
-	nulls[12] = training->reason == NULL;
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+	return mr_training_row(fcinfo, &row);
 }
 
 /* From a definition to a stored version.  The model is locked; SPI is connected, and ends here. */
@@ -1027,7 +814,7 @@ mr_train_als(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.train_als()");
 	train_als_arguments(fcinfo, &training);
-	training.owner = mr_model_lock(training.name, false);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
 	if (!OidIsValid(training.owner))
 		training.owner = GetUserId();
 	training.settings = mr_current_settings();
@@ -1039,19 +826,16 @@ mr_train_als(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-Datum
-mr_retrain(PG_FUNCTION_ARGS)
+static Datum
+retrain_als(FunctionCallInfo fcinfo)
 {
 	Training training = {.start_ms = mr_now_ms()};
 	Datum result;
 
-	PreventCommandIfReadOnly("millrace.retrain()");
 	retrain_arguments(fcinfo, &training);
 	/* The ratings stay the same, and so does what is kept of them. */
 	training.track = TRACK_NOT;
-	training.owner = mr_model_lock(training.name, false);
-	if (!OidIsValid(training.owner))
-		mr_model_unknown(training.name);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
 	mr_model_definition(training.name, &training.query, &training.settings, &training.als);
@@ -1060,5 +844,36 @@ mr_retrain(PG_FUNCTION_ARGS)
 	mr_lists_retrained(training.name, training.owner);
 	if (training.activated)
 		mr_model_make_ready(training.name);
-	PG_RETURN_DATUM(result);
+	return result;
+}
+
+Datum
+mr_retrain(PG_FUNCTION_ARGS)
+{
+	PreventCommandIfReadOnly("millrace.retrain()");
+	switch (mr_model_lock(mr_name_arg(fcinfo, 0, "model"), false))
+	{
+		case MR_KIND_ALS:
+			return retrain_als(fcinfo);
+		case MR_KIND_KMEANS:
+			return mr_kmeans_retrain(fcinfo);
+		case MR_KIND_INDEXER:
+			return mr_indexer_retrain(fcinfo);
+		case MR_KIND_SCALER:
+			return mr_scaler_retrain(fcinfo);
+	}
+	pg_unreachable();
+}
+
+/* Until cluster.c and scale.c have them. */
+Datum
+mr_kmeans_retrain(FunctionCallInfo fcinfo)
+{
+	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("retrain of kmeans is not there yet")));
+}
+
+Datum
+mr_scaler_retrain(FunctionCallInfo fcinfo)
+{
+	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("retrain of scaler is not there yet")));
 }

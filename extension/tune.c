@@ -634,7 +634,7 @@ mr_tune_als(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	read_arguments(fcinfo, &tuning);
-	tuning.owner = mr_model_owner(tuning.model);
+	tuning.owner = mr_model_owner(tuning.model, MR_KIND_ALS);
 	if (!OidIsValid(tuning.owner))
 		tuning.owner = GetUserId();
 	tuning.budget = mr_budget_create("millrace tuning");

@@ -1,11 +1,11 @@
 /*
- * Models: what is stored.  A model is a name with an owner and versions; a version's factors are never changed
- * once they are written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
+ * Models: what is stored.  A model is a name with a kind, an owner and versions; what a version has learnt is never changed
+ * once it is written, and which one is active stands in the model's row.  Written by C code as the owner of these tables; rights
  * on a model are those of its owner, a role, kept as regrole so that a dump names it, and by name, to be sure who it is.
  */
 CREATE TABLE millrace.model (
 	name text PRIMARY KEY CHECK (name <> ''),
-	kind text NOT NULL CHECK (kind IN ('als')),
+	kind text NOT NULL CHECK (kind IN ('als', 'kmeans', 'indexer', 'scaler')),
 	owner regrole NOT NULL,
 	owner_name name NOT NULL,
 	active int,
@@ -14,7 +14,7 @@ CREATE TABLE millrace.model (
 );
 COMMENT ON TABLE millrace.model IS 'Models; see the view millrace.models';
 COMMENT ON COLUMN millrace.model.name IS 'Name that the functions take';
-COMMENT ON COLUMN millrace.model.kind IS 'What its versions are: als, factors of users and items';
+COMMENT ON COLUMN millrace.model.kind IS 'What its versions are: als, factors of users and items; kmeans, clusters; indexer, numbers for texts; scaler, scales of numbers';
 COMMENT ON COLUMN millrace.model.owner IS 'Role that trained it first; its members may train, activate, prune and drop it';
 COMMENT ON COLUMN millrace.model.owner_name IS 'Name of that role when it trained first. A role that has gone leaves a number, which another role may get after a restore: unless owner still has this name, the model is neither trained nor asked for what a user has, and only a superuser may activate, prune and drop it. After ALTER ROLE … RENAME a superuser sets it to the new name';
 COMMENT ON COLUMN millrace.model.active IS 'Version that is served; NULL: none';
@@ -30,9 +30,11 @@ CREATE TABLE millrace.model_version (
 	settings text[] NOT NULL,
 	parameters jsonb NOT NULL,
 	metrics jsonb NOT NULL,
-	users bigint NOT NULL,
-	items bigint NOT NULL,
-	ratings bigint NOT NULL,
+	users bigint,
+	items bigint,
+	ratings bigint,
+	rows bigint,
+	uses jsonb,
 	created timestamptz NOT NULL DEFAULT clock_timestamp(),
 	activated timestamptz,
 	PRIMARY KEY (model, version)
@@ -40,14 +42,16 @@ CREATE TABLE millrace.model_version (
 COMMENT ON TABLE millrace.model_version IS 'Versions of models, one a training; see the view millrace.models';
 COMMENT ON COLUMN millrace.model_version.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
-COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of these factors, key of every cache made from them: a number can come back with other factors after a point-in-time recovery';
-COMMENT ON COLUMN millrace.model_version.query IS 'Ratings as a query; run as the owner, with these settings. NULL: imported without ratings';
+COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of what it has learnt, key of every cache made from that: a number can come back with something else after a point-in-time recovery';
+COMMENT ON COLUMN millrace.model_version.query IS 'What it was trained on, as a query (of an als model the ratings); run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
 COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
-COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
-COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users';
-COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items';
-COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item that it was trained on';
+COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
+COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item that it was trained on; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.model_version.rows IS 'Rows of the query that it was trained on; NULL for als, which has ratings';
+COMMENT ON COLUMN millrace.model_version.uses IS 'Other models that its query calls (index_of, scale and their like) and the version of each that was active, as {"name": version}; NULL: none';
 COMMENT ON COLUMN millrace.model_version.created IS 'When it was made';
 COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the active version; NULL: never';
 
@@ -81,31 +85,89 @@ COMMENT ON TABLE millrace.training_iteration IS 'History of trainings; see the v
 COMMENT ON COLUMN millrace.training_iteration.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.training_iteration.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.training_iteration.iteration IS 'Number of the iteration, from 1';
-COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it';
+COMMENT ON COLUMN millrace.training_iteration.loss IS 'The objective after it; of a kmeans model its cost';
 COMMENT ON COLUMN millrace.training_iteration.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.training_iteration.seconds IS 'Its duration, without measuring';
+
+CREATE TABLE millrace.cluster (
+	model text NOT NULL,
+	version int NOT NULL,
+	cluster int NOT NULL CHECK (cluster >= 0),
+	size bigint NOT NULL,
+	cost float8 NOT NULL,
+	center float8[] NOT NULL,
+	PRIMARY KEY (model, version, cluster)
+);
+COMMENT ON TABLE millrace.cluster IS 'Clusters of models of kind kmeans; see millrace.cluster_centers';
+COMMENT ON COLUMN millrace.cluster.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.cluster.version IS 'Version of the model';
+COMMENT ON COLUMN millrace.cluster.cluster IS 'Number of the cluster, from 0';
+COMMENT ON COLUMN millrace.cluster.size IS 'Rows that it was trained on which are in this cluster';
+COMMENT ON COLUMN millrace.cluster.cost IS 'Sum of their squared distances from the center, each times its weight';
+COMMENT ON COLUMN millrace.cluster.center IS 'The center, a number for each feature';
+
+CREATE TABLE millrace.index_label (
+	model text NOT NULL,
+	version int NOT NULL,
+	index int NOT NULL CHECK (index >= 0),
+	value text NOT NULL,
+	count bigint NOT NULL,
+	PRIMARY KEY (model, version, index)
+);
+COMMENT ON TABLE millrace.index_label IS 'Values that models of kind indexer know, with their numbers';
+COMMENT ON COLUMN millrace.index_label.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.index_label.version IS 'Version of the model';
+COMMENT ON COLUMN millrace.index_label.index IS 'Number of the value, from 0: the most frequent first, equally frequent ones in bytewise order';
+COMMENT ON COLUMN millrace.index_label.value IS 'The value as a text';
+COMMENT ON COLUMN millrace.index_label.count IS 'Rows that had it when the indexer was fitted';
+
+CREATE TABLE millrace.scale_column (
+	model text NOT NULL,
+	version int NOT NULL,
+	position int NOT NULL CHECK (position >= 1),
+	n bigint NOT NULL,
+	mean float8 NOT NULL,
+	stddev float8 NOT NULL,
+	minimum float8 NOT NULL,
+	maximum float8 NOT NULL,
+	PRIMARY KEY (model, version, position)
+);
+COMMENT ON TABLE millrace.scale_column IS 'What models of kind scaler know of each feature';
+COMMENT ON COLUMN millrace.scale_column.model IS 'Name of the model';
+COMMENT ON COLUMN millrace.scale_column.version IS 'Version of the model';
+COMMENT ON COLUMN millrace.scale_column.position IS 'Number of the feature, from 1';
+COMMENT ON COLUMN millrace.scale_column.n IS 'Rows that had a number there';
+COMMENT ON COLUMN millrace.scale_column.mean IS 'Their mean';
+COMMENT ON COLUMN millrace.scale_column.stddev IS 'Their sample standard deviation; 0 of a single one';
+COMMENT ON COLUMN millrace.scale_column.minimum IS 'The least';
+COMMENT ON COLUMN millrace.scale_column.maximum IS 'The greatest';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.model', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.model_version', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.factors', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.training_iteration', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.cluster', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.index_label', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.scale_column', '');
 
 CREATE VIEW millrace.models AS
 	SELECT m.name, m.kind, v.version, v.version IS NOT DISTINCT FROM m.active AS active, m.owner, v.parameters, v.metrics,
-		v.users, v.items, v.ratings, v.query, v.created, v.activated
+		v.users, v.items, v.ratings, v.query, v.created, v.activated, v.rows, v.uses
 	FROM millrace.model AS m JOIN millrace.model_version AS v ON v.model = m.name;
 COMMENT ON VIEW millrace.models IS 'Models, one row a version';
 COMMENT ON COLUMN millrace.models.name IS 'Name that the functions take';
-COMMENT ON COLUMN millrace.models.kind IS 'What its versions are: als, factors of users and items';
+COMMENT ON COLUMN millrace.models.kind IS 'What its versions are: als, factors of users and items; kmeans, clusters; indexer, numbers for texts; scaler, scales of numbers';
 COMMENT ON COLUMN millrace.models.version IS 'Number of the version, from 1';
 COMMENT ON COLUMN millrace.models.active IS 'Whether this version is served';
 COMMENT ON COLUMN millrace.models.owner IS 'Role whose members may train, activate, prune and drop the model';
 COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included';
-COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: loss, seconds; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
-COMMENT ON COLUMN millrace.models.users IS 'Distinct users';
-COMMENT ON COLUMN millrace.models.items IS 'Distinct items';
-COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item that it was trained on';
-COMMENT ON COLUMN millrace.models.query IS 'Ratings as a query; NULL: imported without';
+COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
+COMMENT ON COLUMN millrace.models.users IS 'Distinct users; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.models.items IS 'Distinct items; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.models.ratings IS 'Distinct pairs of user and item that it was trained on; NULL for other kinds than als';
+COMMENT ON COLUMN millrace.models.rows IS 'Rows of the query that it was trained on; NULL for als, which has ratings';
+COMMENT ON COLUMN millrace.models.uses IS 'Other models that its query calls (index_of, scale and their like) and the version of each that was active, as {"name": version}; NULL: none';
+COMMENT ON COLUMN millrace.models.query IS 'What it was trained on, as a query (of an als model the ratings); NULL: imported without';
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
@@ -115,12 +177,12 @@ COMMENT ON VIEW millrace.trainings IS 'History of trainings, one row an iteratio
 COMMENT ON COLUMN millrace.trainings.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.trainings.version IS 'Version that the training made';
 COMMENT ON COLUMN millrace.trainings.iteration IS 'Number of the iteration, from 1';
-COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it';
+COMMENT ON COLUMN millrace.trainings.loss IS 'The objective after it; of a kmeans model its cost';
 COMMENT ON COLUMN millrace.trainings.metric IS 'What it does on the hold-out, of a part of the users if there are many items: NDCG at k, or RMSE of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.trainings.seconds IS 'Its duration, without measuring';
 
-GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.models,
-	millrace.trainings TO PUBLIC;
+GRANT SELECT ON millrace.model, millrace.model_version, millrace.factors, millrace.training_iteration, millrace.cluster,
+	millrace.index_label, millrace.scale_column, millrace.models, millrace.trainings TO PUBLIC;
 
 CREATE TYPE millrace.training AS (
 	model text,
@@ -135,9 +197,10 @@ CREATE TYPE millrace.training AS (
 	metric text,
 	metric_value float8,
 	active bool,
-	reason text
+	reason text,
+	rows bigint
 );
-COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made, distinct users, items and pairs it was trained on, rank, iterations done, the last loss, the duration, what was measured on the hold-out (ndcg or rmse) if there was one, whether the version is active, and why not';
+COMMENT ON TYPE millrace.training IS 'Result of a training: the version it made, distinct users, items and pairs it was trained on, rank, iterations done, the last loss, the duration, what was measured on the hold-out (ndcg or rmse) if there was one, whether the version is active, why not, and the rows it was trained on. What a kind of models does not have is NULL';
 COMMENT ON COLUMN millrace.training.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.training.version IS 'Version that it made';
 COMMENT ON COLUMN millrace.training.users IS 'Distinct users';
@@ -145,12 +208,13 @@ COMMENT ON COLUMN millrace.training.items IS 'Distinct items';
 COMMENT ON COLUMN millrace.training.ratings IS 'Distinct pairs of user and item that it was trained on';
 COMMENT ON COLUMN millrace.training.rank IS 'Numbers in a factor';
 COMMENT ON COLUMN millrace.training.iterations IS 'Iterations done: fewer than asked for if the loss no longer fell';
-COMMENT ON COLUMN millrace.training.loss IS 'The objective after the last';
+COMMENT ON COLUMN millrace.training.loss IS 'The objective after the last; of a kmeans model its cost';
 COMMENT ON COLUMN millrace.training.seconds IS 'Duration of the whole training';
 COMMENT ON COLUMN millrace.training.metric IS 'What was measured on the hold-out: ndcg, or rmse of explicit feedback; NULL: nothing was held out';
 COMMENT ON COLUMN millrace.training.metric_value IS 'Its value after the last iteration';
 COMMENT ON COLUMN millrace.training.active IS 'Whether the version is served, from commit on';
 COMMENT ON COLUMN millrace.training.reason IS 'Why it is not, or why retrain had no gate';
+COMMENT ON COLUMN millrace.training.rows IS 'Rows of the query; NULL for als, which has ratings';
 
 /* Not STRICT: a NULL argument is an error that names it. */
 CREATE FUNCTION millrace.train_als(model text, ratings text, rank int = 64, iterations int = 15, regularization float8 = NULL,

@@ -408,6 +408,104 @@ extern size_t mrc_error_scratch_bytes(int64_t n_rows);
 /* Pool.  The result does not depend on the number of threads. */
 extern MrcStatus mrc_error_run(MrcError *error);
 
+/* ---- kmeans.c: clusters ---- */
+
+/* Points: rows of d numbers, all finite, in chunks of chunk_rows rows each; the last chunk may have fewer. */
+typedef struct MrcPoints
+{
+	int64_t n;
+	int d;
+	int64_t chunk_rows;
+	double *const *chunk;  /* each chunk_rows x d */
+	double *const *weight; /* each chunk_rows, finite, at least 0; NULL: all 1 */
+} MrcPoints;
+
+/* The starts and the tolerance (relative fall of the cost in an iteration) that a training has unless told otherwise. */
+#define MRC_KMEANS_STARTS 4
+#define MRC_KMEANS_TOLERANCE 1e-4
+/* The most clusters, and the most numbers of a point. */
+#define MRC_MAX_CLUSTERS 65536
+#define MRC_MAX_FEATURES 16384
+
+/*
+ * One clustering: centres that make cost, the sum over points of weight * |point - nearest centre|^2, small.  The caller
+ * fills the first part and puts zeros in all the rest.  Then a training is
+ *   mrc_kmeans_start()            or centres from elsewhere (a warm start), all finite
+ *   mrc_kmeans_iterate() …        n_changed == 0: more iterations change nothing
+ *   mrc_kmeans_finish()
+ *   mrc_kmeans_order()            after a cold start, so that numbers of clusters mean something
+ * and mrc_kmeans_finish() alone says what given centres cost.  After mrc_kmeans_start(), and when the caller changes
+ * center between iterations, n_iterations must be 0.  There should be at least k distinct points (mrc_kmeans_distinct):
+ * with fewer, some centres are equal, and only the first of equals has points.  Functions return MRC_NOTFINITE where
+ * squares of the numbers are too large for a double, else what the pool returns.
+ */
+typedef struct MrcKmeans
+{
+	MrcPool *pool;
+	MrcPoints points; /* at least one */
+	int k;			  /* 1 … MRC_MAX_CLUSTERS */
+	uint64_t seed;
+	int n_starts;	/* of mrc_kmeans_start(), at least 1; 0: it is not called, and the scratch is smaller */
+	int lanes;		/* as in MrcAls */
+	void *scratch;	/* mrc_kmeans_scratch_bytes(), aligned to 64; kept between the calls */
+	double *center; /* k x d, in and out */
+	int32_t *label; /* n: out, the cluster of each point */
+	double *size;	/* k: out, sum of weights of each cluster */
+	double *cluster_cost; /* k: out, its part of the cost; only by mrc_kmeans_finish() */
+	/* results */
+	double cost;	   /* iterate: of label under the centres before it; finish: under the centres */
+	int64_t n_changed; /* iterate: points whose cluster changed, or was found for the first time */
+	/* kept for the next call */
+	int64_t n_iterations; /* since the centres were set */
+	bool measured;		  /* the points have been measured */
+} MrcKmeans;
+
+/* Bytes of scratch; n_threads as in mrc_pool_size(). */
+extern size_t mrc_kmeans_scratch_bytes(const MrcPoints *points, int k, int n_starts, int n_threads);
+/*
+ * Sets center from the points and the seed: the best of n_starts starts.  Takes about as long as a few iterations.  Pool.
+ */
+extern MrcStatus mrc_kmeans_start(MrcKmeans *kmeans);
+/*
+ * One iteration of Lloyd: each point goes to its nearest centre (label, size, cost, n_changed), each centre to the mean of
+ * its points.  A cluster without weight takes the point that costs most.  Pool.
+ */
+extern MrcStatus mrc_kmeans_iterate(MrcKmeans *kmeans);
+/* label, size, cluster_cost and cost of the centres as they are, as mrc_kmeans_nearest() has them, bit by bit.  Pool. */
+extern MrcStatus mrc_kmeans_finish(MrcKmeans *kmeans);
+/*
+ * After mrc_kmeans_finish(): renumbers clusters (center, label, size, cluster_cost) by size, the largest first, those of
+ * equal size by their centres.  Pool.
+ */
+extern MrcStatus mrc_kmeans_order(MrcKmeans *kmeans);
+/*
+ * The number of the centre (k x d) nearest to x (d), the lowest among equals; *distance2 (may be NULL): the square of
+ * their distance.  O(k d).  Any thread.
+ */
+extern int mrc_kmeans_nearest(const double *center, int k, int d, const double *x, double *distance2);
+
+extern size_t mrc_kmeans_distinct_bytes(int k);
+/*
+ * *n_distinct = the number of distinct points that have weight, or k if there are more (0 and -0 are equal).  scratch:
+ * mrc_kmeans_distinct_bytes(), aligned to 8.  Pool.
+ */
+extern MrcStatus
+mrc_kmeans_distinct(MrcPool *pool, const MrcPoints *points, int k, int *n_distinct, void *scratch);
+
+extern size_t mrc_silhouette_scratch_bytes(const MrcPoints *points, int k, int n_threads);
+/*
+ * The mean silhouette with the squared Euclidean distance, as Spark's ClusteringEvaluator has it.  label: n, each in
+ * [0, k), any clustering; weights are numbers of equal points.  For a point of cluster a, with N_a points, a mean m_a and a
+ * mean square V_a of the distance to it, the mean distance to the points of cluster c is |x - m_c|^2 + V_c, to the others of
+ * its own that times N_a / (N_a - 1); a point alone in its cluster has silhouette 0.  NaN when fewer than two clusters have
+ * points.  O(n k d).  scratch: mrc_silhouette_scratch_bytes(), aligned to 64.  Pool.
+ */
+extern MrcStatus mrc_silhouette(MrcPool *pool, const MrcPoints *points, const int32_t *label, int k,
+								void *scratch, double *silhouette);
+/* The same with the Euclidean distance, from all pairs of points: O(n^2 d).  The same scratch.  Pool. */
+extern MrcStatus mrc_silhouette_pairs(MrcPool *pool, const MrcPoints *points, const int32_t *label, int k,
+									  void *scratch, double *silhouette);
+
 /* ---- block.c: factors at rest ---- */
 
 /* XXH64 (Yann Collet; the algorithm's specification is public), the same on every machine. */
