@@ -62,7 +62,7 @@ def compare_kmeans(peers, session, what, query, algorithm):
             theirs.append(peer[2])
         beside = "scikit-learn's ten starts" if n_init > 1 else "scikit-learn's"
         ratio("kmeans", f"{what}: {name} / {beside}", "s", times, "<= 1")
-        report("kmeans", f"{what}: {name} / {beside}, mean of ten seeds", "cost", statistics.mean(mine), statistics.mean(theirs), "", [a / b for a, b in zip(mine, theirs)])
+        report("kmeans", f"{what}: {name} / {beside}, mean", "cost", statistics.mean(mine), statistics.mean(theirs), "", [a / b for a, b in zip(mine, theirs)])
         if not settings:
             report("kmeans", f"{what}: worst of ten seeds / {COST:g}", "cost", max(mine), COST, "<= 1", [cost / COST for cost in mine])
     scan = f"SELECT count(q) FROM ({query}) AS q"
