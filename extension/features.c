@@ -41,7 +41,8 @@ typedef struct Reader
 	MrNulls nulls;
 	MrPointSink sink;
 	void *arg;
-	int n_columns; /* of points */
+	TupleDesc desc; /* of the query: what the executor hands over may have no names */
+	int n_columns;	/* of points */
 	Column *columns;
 	Column weight; /* attribute -1: none */
 	int n_attributes;
@@ -110,6 +111,7 @@ set_columns(Reader *reader, TupleDesc desc, const char *weight)
 {
 	MrPoints *points = reader->points;
 
+	reader->desc = CreateTupleDescCopy(desc);
 	reader->n_attributes = desc->natts;
 	reader->weight.attribute = -1;
 	if (weight)
@@ -149,7 +151,7 @@ set_columns(Reader *reader, TupleDesc desc, const char *weight)
 static char *
 row_detail(const Reader *reader, TupleTableSlot *slot)
 {
-	TupleDesc desc = slot->tts_tupleDescriptor;
+	TupleDesc desc = reader->desc;
 	StringInfoData row;
 
 	initStringInfo(&row);
@@ -163,9 +165,9 @@ row_detail(const Reader *reader, TupleTableSlot *slot)
 
 /* element: from 1; 0: the whole column */
 static char *
-name_element(TupleTableSlot *slot, const Column *column, int element)
+name_element(const Reader *reader, const Column *column, int element)
 {
-	const char *name = NameStr(TupleDescAttr(slot->tts_tupleDescriptor, column->attribute)->attname);
+	const char *name = NameStr(TupleDescAttr(reader->desc, column->attribute)->attname);
 
 	return element > 0 ? psprintf("element %d of column \"%s\"", element, name)
 					   : psprintf("column \"%s\"", name);
@@ -176,7 +178,7 @@ null_error(const Reader *reader, TupleTableSlot *slot, const Column *column, int
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("%s: %s is NULL", reader->what, name_element(slot, column, element)),
+			 errmsg("%s: %s is NULL", reader->what, name_element(reader, column, element)),
 			 errdetail_internal("%s", row_detail(reader, slot)),
 			 errhint("Give it a value with coalesce(), or leave such rows out with WHERE … IS NOT NULL.")));
 }
@@ -188,7 +190,7 @@ value_error(const Reader *reader, TupleTableSlot *slot, const Column *column, in
 
 	ereport(ERROR,
 			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-			 errmsg("%s: %s is %s", reader->what, name_element(slot, column, element),
+			 errmsg("%s: %s is %s", reader->what, name_element(reader, column, element),
 					isnan(value)   ? "not a number"
 						: is_large ? "infinite, or too large for double precision"
 								   : "infinite"),
@@ -201,7 +203,7 @@ width_error(const Reader *reader, TupleTableSlot *slot, const Column *column, in
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("%s: %s has %d elements, and %d in the rows before", reader->what,
-					name_element(slot, column, 0), width, column->width),
+					name_element(reader, column, 0), width, column->width),
 			 errdetail_internal("%s", row_detail(reader, slot)),
 			 errhint("An array of features has the same number of elements in all rows.")));
 }
@@ -220,14 +222,14 @@ open_array(const Reader *reader, TupleTableSlot *slot, Column *column)
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s: %s has %d dimensions, not one", reader->what, name_element(slot, column, 0),
+				 errmsg("%s: %s has %d dimensions, not one", reader->what, name_element(reader, column, 0),
 						ARR_NDIM(array)),
 				 errdetail_internal("%s", row_detail(reader, slot))));
 	width = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
 	if (width == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s: %s is an empty array", reader->what, name_element(slot, column, 0)),
+				 errmsg("%s: %s is an empty array", reader->what, name_element(reader, column, 0)),
 				 errdetail_internal("%s", row_detail(reader, slot))));
 	if (column->width == 0)
 		column->width = width;

@@ -333,6 +333,8 @@ extern const char *mr_kind_name(MrKind kind);
 extern char *mr_name_arg(FunctionCallInfo fcinfo, int n, const char *argument);
 /* 42704, as for any function that is given an unknown name. */
 extern void mr_model_unknown(const char *name);
+/* Why there is no such version of that kind: 42704, 42809. */
+extern void mr_version_unknown(const char *name, MrKind kind, int version);
 
 /*
  * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
@@ -410,6 +412,8 @@ typedef struct MrTrainingRow
 
 /* In the current memory context. */
 extern Datum mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row);
+/* The WARNING for a version that was to be activated. */
+extern void mr_not_activated(const char *name, int version, const char *reason);
 
 /*
  * What retrain repeats: the active version, or the newest that was trained here if that one was not (an import).  In the

@@ -791,12 +791,7 @@ train(FunctionCallInfo fcinfo, Training *training)
 		mr_track_model(training->name, training->query, training->owner, training->settings,
 					   training->fit.n_ratings, training->track == TRACK);
 	if (training->activate && !activated)
-		ereport(
-			WARNING,
-			(errmsg("version %d of model \"%s\" was not activated: %s", version, training->name,
-					training->reason),
-			 errhint("Look at millrace.models; SELECT millrace.activate(%s, %d) activates it all the same.",
-					 quote_literal_cstr(training->name), version)));
+		mr_not_activated(training->name, version, training->reason);
 	training->seconds = (mr_now_ms() - training->start_ms) / 1e3;
 	before = MemoryContextSwitchTo(MemoryContextGetParent(budget->context)); /* the caller's */
 	result = result_row(fcinfo, training, version, activated);
@@ -865,13 +860,7 @@ mr_retrain(PG_FUNCTION_ARGS)
 	pg_unreachable();
 }
 
-/* Until cluster.c and scale.c have them. */
-Datum
-mr_kmeans_retrain(FunctionCallInfo fcinfo)
-{
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("retrain of kmeans is not there yet")));
-}
-
+/* Until scale.c has it. */
 Datum
 mr_scaler_retrain(FunctionCallInfo fcinfo)
 {

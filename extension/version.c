@@ -92,6 +92,16 @@ check_kind(const char *name, MrKind kind, MrKind wanted)
 					 KINDS[kind].functions)));
 }
 
+static void
+no_such_version(const char *name, int version)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("model \"%s\" has no version %d", name, version),
+		 errhint("SELECT version, active, created FROM millrace.models WHERE name = %s lists its versions.",
+				 quote_literal_cstr(name))));
+}
+
 /* ---- rights and locks ---- */
 
 bool
@@ -148,6 +158,17 @@ find_holder(const char *name)
 	}
 	SPI_finish();
 	return holder;
+}
+
+void
+mr_version_unknown(const char *name, MrKind kind, int version)
+{
+	Holder holder = find_holder(name);
+
+	if (!OidIsValid(holder.owner))
+		mr_model_unknown(name);
+	check_kind(name, holder.kind, kind);
+	no_such_version(name, version);
 }
 
 /* The caller may change the model. */
@@ -353,6 +374,15 @@ mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row)
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
+void
+mr_not_activated(const char *name, int version, const char *reason)
+{
+	ereport(WARNING,
+			(errmsg("version %d of model \"%s\" was not activated: %s", version, name, reason),
+			 errhint("Look at millrace.models; SELECT millrace.activate(%s, %d) activates it all the same.",
+					 quote_literal_cstr(name), version)));
+}
+
 /* ---- what retrain repeats ---- */
 
 void
@@ -525,13 +555,7 @@ mr_activate(PG_FUNCTION_ARGS)
 	found = mr_version_activate(name, PG_GETARG_INT32(1));
 	mr_leave(&guard);
 	if (!found)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("model \"%s\" has no version %d", name, PG_GETARG_INT32(1)),
-			 errhint(
-				 "SELECT version, active, created FROM millrace.models WHERE name = %s lists its versions.",
-				 quote_literal_cstr(name))));
+		no_such_version(name, PG_GETARG_INT32(1));
 	if (kind == MR_KIND_ALS)
 		mr_model_prepare(name);
 	SPI_finish();

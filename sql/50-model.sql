@@ -93,16 +93,16 @@ CREATE TABLE millrace.cluster (
 	model text NOT NULL,
 	version int NOT NULL,
 	cluster int NOT NULL CHECK (cluster >= 0),
-	size bigint NOT NULL,
+	size float8 NOT NULL,
 	cost float8 NOT NULL,
 	center float8[] NOT NULL,
 	PRIMARY KEY (model, version, cluster)
 );
-COMMENT ON TABLE millrace.cluster IS 'Clusters of models of kind kmeans; see millrace.cluster_centers';
+COMMENT ON TABLE millrace.cluster IS 'What versions of models of kind kmeans have learnt; see millrace.cluster_centers';
 COMMENT ON COLUMN millrace.cluster.model IS 'Name of the model';
 COMMENT ON COLUMN millrace.cluster.version IS 'Version of the model';
 COMMENT ON COLUMN millrace.cluster.cluster IS 'Number of the cluster, from 0';
-COMMENT ON COLUMN millrace.cluster.size IS 'Rows that it was trained on which are in this cluster';
+COMMENT ON COLUMN millrace.cluster.size IS 'Rows that it was trained on which are in this cluster; with weights, the sum of theirs';
 COMMENT ON COLUMN millrace.cluster.cost IS 'Sum of their squared distances from the center, each times its weight';
 COMMENT ON COLUMN millrace.cluster.center IS 'The center, a number for each feature';
 
