@@ -101,23 +101,6 @@ read_clusters(const char *name, int version)
 	return clusters;
 }
 
-/* A parameter of a training as text; NULL if it is not there, or null. */
-static char *
-parameter(const char *parameters, const char *key)
-{
-	Datum json = DirectFunctionCall1(jsonb_in, CStringGetDatum(parameters));
-	JsonbValue space;
-	JsonbValue *value = getKeyJsonValueFromContainer(&DatumGetJsonbP(json)->root, key, strlen(key), &space);
-
-	if (value == NULL || value->type == jbvNull)
-		return NULL;
-	if (value->type == jbvString)
-		return pnstrdup(value->val.string.val, value->val.string.len);
-	if (value->type == jbvNumeric)
-		return DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
-	elog(ERROR, "parameter \"%s\" of a training is neither text nor number", key);
-}
-
 /* An MrFittedLoad */
 static void *
 load_clusters(const char *name, int version, const char *parameters)
@@ -126,7 +109,7 @@ load_clusters(const char *name, int version, const char *parameters)
 
 	if (clusters->k == 0)
 		corrupt_cluster(&(Loader){name, version}, 0, "it is missing");
-	clusters->weight = parameter(parameters, "weight");
+	clusters->weight = mr_json_field(parameters, "weight");
 	return clusters;
 }
 
@@ -317,11 +300,6 @@ retrain_arguments(FunctionCallInfo fcinfo, Training *training)
 
 	training->name = mr_name_arg(fcinfo, 0, "model");
 	training->warm_start = mr_bool_arg(fcinfo, 2, "warm_start");
-	if (!PG_ARGISNULL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("holdout means nothing for model \"%s\", which is of kind kmeans", training->name),
-				 errhint("Leave it out: the gate compares costs of the same rows.")));
 	if (PG_ARGISNULL(4))
 		mr_null_value(tolerance.name);
 	training->gate_tolerance = PG_GETARG_FLOAT8(4);
@@ -342,7 +320,7 @@ repeat_training(FunctionCallInfo fcinfo, Training *training)
 	training->settings = training->repeated.settings;
 	for (int i = 0; i < lengthof(SETTINGS); i++)
 		mr_setting_text(settings, lengthof(SETTINGS), settings[i].name,
-						parameter(training->repeated.parameters, settings[i].name), kmeans);
+						mr_json_field(training->repeated.parameters, settings[i].name), kmeans);
 	if (!PG_ARGISNULL(1))
 		mr_check_range(&(MrSetting){"iterations", .least = 1, .most = 10000}, PG_GETARG_INT32(1));
 	if (!PG_ARGISNULL(1))

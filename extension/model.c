@@ -856,7 +856,8 @@ mr_warm(PG_FUNCTION_ARGS)
 	else
 	{
 		warming.name = mr_name_arg(fcinfo, 0, "model");
-		warm_model(&warming);
+		if (mr_model_kind(warming.name) == MR_KIND_ALS) /* others need nothing */
+			warm_model(&warming);
 	}
 	mr_cache_sweep();
 	SPI_finish();

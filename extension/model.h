@@ -447,8 +447,12 @@ typedef struct MrActiveRow
  * Without SPI; 42704 no such model, 42809 another kind, 55000 no active version.  In the current memory context.
  */
 extern void mr_active_row(const char *name, MrKind kind, MrActiveRow *row);
+/* The kind of a model, for the active snapshot.  Without SPI; 42704. */
+extern MrKind mr_model_kind(const char *name);
 /* A column of a row of a catalog table, by name. */
 extern Datum mr_column(Relation rel, HeapTuple tuple, const char *name, bool *null);
+/* A field of a JSON object as text, in the current memory context; NULL: there is none, or it is null. */
+extern char *mr_json_field(const char *json, const char *key);
 
 /* ---- settings.c: what a training goes by ---- */
 
@@ -567,8 +571,8 @@ extern void mr_als_fit(MrBudget *budget, const MrAlsSettings *settings, const Mr
 					   const MrHoldout *holdout, const MrSide *warm, const char *notice, MrFit *fit);
 
 /*
- * What retrain does of the other kinds (cluster.c, indexer.c, scale.c), with its arguments; the model is locked, and
- * the caller may train it.  SPI is not connected.
+ * What retrain does of the other kinds (cluster.c, indexer.c, scale.c), with its arguments; the model is locked, the caller
+ * may train it, and arguments that mean nothing for the kind are NULL.  SPI is not connected.
  */
 extern Datum mr_kmeans_retrain(FunctionCallInfo fcinfo);
 extern Datum mr_indexer_retrain(FunctionCallInfo fcinfo);

@@ -842,22 +842,46 @@ retrain_als(FunctionCallInfo fcinfo)
 	return result;
 }
 
+/* Arguments of retrain that mean nothing for a kind of models must be NULL. */
+static void
+refuse_arguments(FunctionCallInfo fcinfo, const char *name, MrKind kind)
+{
+	static const struct
+	{
+		const char *name;
+		int arg;
+		bool of_kmeans;
+	} given[] = {{"iterations", 1, true}, {"holdout", 3, false}, {"seed", 6, true}};
+
+	for (int i = 0; i < lengthof(given); i++)
+		if (!PG_ARGISNULL(given[i].arg) && !(kind == MR_KIND_KMEANS && given[i].of_kmeans))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s means nothing for model \"%s\", which is of kind %s", given[i].name, name,
+							mr_kind_name(kind)),
+					 errhint("Leave it out.")));
+}
+
 Datum
 mr_retrain(PG_FUNCTION_ARGS)
 {
+	char *name = mr_name_arg(fcinfo, 0, "model");
+	MrKind kind;
+
 	PreventCommandIfReadOnly("millrace.retrain()");
-	switch (mr_model_lock(mr_name_arg(fcinfo, 0, "model"), false))
+	kind = mr_model_lock(name, false);
+	if (kind == MR_KIND_ALS)
+		return retrain_als(fcinfo);
+	refuse_arguments(fcinfo, name, kind);
+	switch (kind)
 	{
-		case MR_KIND_ALS:
-			return retrain_als(fcinfo);
 		case MR_KIND_KMEANS:
 			return mr_kmeans_retrain(fcinfo);
 		case MR_KIND_INDEXER:
 			return mr_indexer_retrain(fcinfo);
-		case MR_KIND_SCALER:
+		default:
 			return mr_scaler_retrain(fcinfo);
 	}
-	pg_unreachable();
 }
 
 /* Until scale.c has it. */

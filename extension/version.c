@@ -427,6 +427,18 @@ mr_model_repeat(const char *name, MrRepeat *definition)
 	definition->parameters = SPI_getvalue(row, desc, 6);
 }
 
+char *
+mr_json_field(const char *json, const char *key)
+{
+	Jsonb *object = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+	JsonbValue *value = getKeyJsonValueFromContainer(&object->root, key, strlen(key), NULL);
+
+	if (value == NULL || value->type == jbvNull)
+		return NULL;
+	return value->type == jbvString ? pnstrdup(value->val.string.val, value->val.string.len)
+									: JsonbToCString(NULL, &JsonbValueToJsonb(value)->root, 0);
+}
+
 /* ---- activating, pruning, dropping ---- */
 
 /* What versions have learnt, and how. */
@@ -699,6 +711,21 @@ Datum
 mr_column(Relation rel, HeapTuple tuple, const char *name, bool *null)
 {
 	return heap_getattr(tuple, get_attnum(RelationGetRelid(rel), name), RelationGetDescr(rel), null);
+}
+
+MrKind
+mr_model_kind(const char *name)
+{
+	Relation rel = table_open(mr_catalog("model"), AccessShareLock);
+	HeapTuple tuple = find_row(rel, "model_pkey", name, 0);
+	MrKind kind;
+	bool null;
+
+	if (tuple == NULL)
+		mr_model_unknown(name);
+	kind = kind_named(TextDatumGetCString(mr_column(rel, tuple, "kind", &null)));
+	table_close(rel, AccessShareLock);
+	return kind;
 }
 
 /*
