@@ -36,6 +36,7 @@ typedef struct Column
 typedef struct Reader
 {
 	DestReceiver dest;
+	MrBudget *budget;
 	MrPoints *points;
 	const char *what;
 	MrNulls nulls;
@@ -323,11 +324,37 @@ check_finite(double *x, int n)
 	return bad >> 63 == 0;
 }
 
+/*
+ * A small float8[] as tables have it, with a header of one byte and so not aligned, is not copied first.  False: it is not
+ * that, or not as wide as the column.
+ */
+static bool
+take_short(const struct varlena *stored, const Column *column, double *out)
+{
+	const char *body = VARDATA_SHORT(stored);
+	const Size header_bytes = ARR_OVERHEAD_NONULLS(1) - VARHDRSZ;
+	const Size data_bytes = column->width * sizeof(double);
+	int32 header[5]; /* dimensions, offset of the data or 0, type, length, first index */
+
+	if (!VARATT_IS_SHORT(stored) || column->type != FLOAT8OID ||
+		VARSIZE_SHORT(stored) - VARHDRSZ_SHORT != header_bytes + data_bytes)
+		return false;
+	memcpy(header, body, sizeof(header));
+	if (header[0] != 1 || header[1] != 0 || header[3] != column->width)
+		return false;
+	memcpy(out, body + header_bytes, data_bytes);
+	return true;
+}
+
 static void
 take_array(const Reader *reader, TupleTableSlot *slot, Column *column, double *out)
 {
-	ArrayType *array = open_array(reader, slot, column);
+	ArrayType *array;
 
+	if (take_short((struct varlena *) DatumGetPointer(slot->tts_values[column->attribute]), column, out) &&
+		check_finite(out, column->width))
+		return;
+	array = open_array(reader, slot, column);
 	if (ARR_HASNULL(array) && array_contains_nulls(array))
 	{
 		take_nulls(reader, slot, column, array, out);
@@ -393,7 +420,7 @@ learn_widths(Reader *reader, TupleTableSlot *slot)
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("%s: " INT64_FORMAT " features, more than %d", reader->what, width, MRC_MAX_FEATURES)));
 	points->core.d = (int) width;
-	reader->x = MemoryContextAlloc(GetMemoryChunkContext(points), width * sizeof(double));
+	reader->x = MemoryContextAlloc(reader->budget->context, width * sizeof(double));
 }
 
 /* Of the DestReceiver: one row. */
@@ -488,7 +515,8 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 {
 	MemoryContext before = MemoryContextSwitchTo(budget->context);
 	MrPoints *points = palloc0(sizeof(MrPoints));
-	Reader reader = {.points = points, .what = what, .nulls = nulls, .sink = sink, .arg = arg};
+	Reader reader = {
+		.budget = budget, .points = points, .what = what, .nulls = nulls, .sink = sink, .arg = arg};
 	MrPlan *plan = palloc0(sizeof(MrPlan));
 
 	mr_plan_query(plan, budget->context, query, what, as_owner);
@@ -989,7 +1017,7 @@ mr_models_used(SPIPlanPtr plan)
 /* ---- one row from an array ---- */
 
 void
-mr_features_arg(ArrayType *array, int width, const char *what, double *out)
+mr_features_width(const ArrayType *array, int width, const char *what)
 {
 	int n = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
 
@@ -1002,14 +1030,20 @@ mr_features_arg(ArrayType *array, int width, const char *what, double *out)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s takes %d features, not %d", what, width, n),
 				 errhint("Give the columns of its query, in their order.")));
+}
+
+void
+mr_features_arg(ArrayType *array, int width, const char *what, double *out)
+{
+	mr_features_width(array, width, what);
 	if (ARR_HASNULL(array) && array_contains_nulls(array))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a feature of %s is NULL", what),
 				 errhint("Give it a value with coalesce().")));
-	memcpy(out, ARR_DATA_PTR(array), n * sizeof(double));
-	if (check_finite(out, n))
+	memcpy(out, ARR_DATA_PTR(array), width * sizeof(double));
+	if (check_finite(out, width))
 		return;
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < width; i++)
 		if (!isfinite(out[i]))
 			ereport(
 				ERROR,

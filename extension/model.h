@@ -255,8 +255,10 @@ extern char *mr_features_query(const char *given, const char *what);
  */
 extern char *mr_models_used(SPIPlanPtr plan);
 
+/* 22023 unless a float8[] has this width and one dimension.  what names who takes it: "model \"m\"". */
+extern void mr_features_width(const ArrayType *array, int width, const char *what);
 /*
- * The features of one row from a float8[]: out has width numbers.  what names who takes them: "model \"m\"".  22023 for
+ * The features of one row from a float8[]: out has width numbers.  what as before.  22023 for
  * another width, NULL, more than one dimension; 22003 for NaN and infinity.
  */
 extern void mr_features_arg(ArrayType *array, int width, const char *what, double *out);

@@ -883,10 +883,3 @@ mr_retrain(PG_FUNCTION_ARGS)
 			return mr_scaler_retrain(fcinfo);
 	}
 }
-
-/* Until scale.c has it. */
-Datum
-mr_scaler_retrain(FunctionCallInfo fcinfo)
-{
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("retrain of scaler is not there yet")));
-}
