@@ -69,9 +69,9 @@ append_cluster(void *arg, Relation rel, HeapTuple row)
 	if (DatumGetInt32(mr_column(rel, row, "cluster", &null)) != cluster)
 		corrupt_cluster(loader, cluster, "it is missing");
 	if (d < 1 || d > MRC_MAX_FEATURES || ARR_HASNULL(center))
-		corrupt_cluster(loader, cluster, "its centre is no array of numbers");
+		corrupt_cluster(loader, cluster, "its center is no array of numbers");
 	if (cluster > 0 && d != clusters->d)
-		corrupt_cluster(loader, cluster, "its centre has another width");
+		corrupt_cluster(loader, cluster, "its center has another width");
 	if (cluster >= MRC_MAX_CLUSTERS)
 		corrupt_cluster(loader, cluster, "there are too many");
 	clusters->d = d;
@@ -83,7 +83,7 @@ append_cluster(void *arg, Relation rel, HeapTuple row)
 	memcpy(to, ARR_DATA_PTR(center), d * sizeof(double));
 	for (int i = 0; i < d; i++)
 		if (!isfinite(to[i]))
-			corrupt_cluster(loader, cluster, "its centre is not finite");
+			corrupt_cluster(loader, cluster, "its center is not finite");
 	if ((Pointer) center != DatumGetPointer(stored))
 		pfree(center);
 	clusters->size[cluster] = DatumGetFloat8(mr_column(rel, row, "size", &null));
@@ -362,7 +362,7 @@ metrics_json(const Training *training)
 	return json.data;
 }
 
-/* ---- training: from points to centres ---- */
+/* ---- training: from points to centers ---- */
 
 /* The clusters of a version, with a new snapshot. */
 static Clusters *
@@ -467,6 +467,7 @@ prepare(Training *training)
 	const MrcPoints *points = &training->points->core;
 	const Settings *kmeans = &training->kmeans;
 	MrcKmeans *run = &training->run;
+	double start_ms = mr_now_ms();
 	int n_threads = mr_n_threads(training->n_threads);
 	int n_starts = training->warm ? 0 : kmeans->n_starts;
 
@@ -483,6 +484,10 @@ prepare(Training *training)
 		memcpy(run->center, training->warm->center, (Size) run->k * points->d * sizeof(double));
 	else
 		check_status(mrc_kmeans_start(run));
+	ereport(DEBUG1,
+			(errmsg_internal("model \"%s\": " INT64_FORMAT " points read in %.3f s, started in %.3f s",
+							 training->name, points->n, (start_ms - training->start_ms) / 1e3,
+							 (mr_now_ms() - start_ms) / 1e3)));
 }
 
 /* The cost that iteration i has left is known now, after n of them in so many milliseconds. */
@@ -545,7 +550,7 @@ iterate(Training *training)
 
 /* ---- training: the gate, and storing ---- */
 
-/* Compares the costs of today's rows under the new centres and under those of the active version; sets the reason. */
+/* Compares the costs of today's rows under the new centers and under those of the active version; sets the reason. */
 static bool
 passes_gate(Training *training)
 {
@@ -908,7 +913,7 @@ mr_silhouette(PG_FUNCTION_ARGS)
 	PG_RETURN_FLOAT8(silhouette);
 }
 
-/* ---- centres as rows ---- */
+/* ---- centers as rows ---- */
 
 static const Clusters *
 clusters_argument(FunctionCallInfo fcinfo, const char *name)

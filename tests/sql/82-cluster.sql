@@ -33,20 +33,20 @@ SELECT is(loss, (SELECT loss FROM result), 'the last one''s is the model''s') FR
 SELECT is(array_agg(size ORDER BY cluster), '{69,69,68,68,68}', 'the five heaps, the largest first') FROM millrace.cluster_centers('m');
 SELECT is(array_agg(cluster ORDER BY cluster), '{0,1,2,3,4}', 'numbered from 0') FROM millrace.cluster_centers('m');
 
--- Truth: nearest centre, its distance, sizes, cost, each centre the mean of its rows
-SELECT is(count(*), 0::bigint, 'kmeans_assign is the nearest centre') FROM shop.rows, nearest('m', f) AS n WHERE millrace.kmeans_assign('m', f) IS DISTINCT FROM n.cluster;
+-- Truth: nearest center, its distance, sizes, cost, each center the mean of its rows
+SELECT is(count(*), 0::bigint, 'kmeans_assign is the nearest center') FROM shop.rows, nearest('m', f) AS n WHERE millrace.kmeans_assign('m', f) IS DISTINCT FROM n.cluster;
 SELECT ok(bool_and(close(millrace.kmeans_distance('m', f), sqrt(n.distance2))), 'kmeans_distance is the distance to it') FROM shop.rows, nearest('m', f) AS n;
 SELECT ok(bool_and(c.size = t.n AND close(c.cost, t.cost)), 'sizes and costs of clusters') FROM millrace.cluster_centers('m') AS c
 	JOIN (SELECT n.cluster, count(*) AS n, sum(n.distance2) AS cost FROM shop.rows, nearest('m', f) AS n GROUP BY 1) AS t USING (cluster);
 SELECT ok(close(sum(cost), (SELECT loss FROM result)), 'whose sum is the cost') FROM millrace.cluster_centers('m');
-SELECT ok(bool_and(close(c.center[i], t.mean, 1e-6)), 'a centre is the mean of its rows') FROM millrace.cluster_centers('m') AS c,
+SELECT ok(bool_and(close(c.center[i], t.mean, 1e-6)), 'a center is the mean of its rows') FROM millrace.cluster_centers('m') AS c,
 	LATERAL (SELECT i, avg(f[i]) AS mean FROM shop.rows, generate_series(1, 4) AS i WHERE millrace.kmeans_assign('m', f) = c.cluster GROUP BY i) AS t;
 SELECT ok(close(millrace.kmeans_cost('m', 'SELECT f FROM shop.rows'), (SELECT loss FROM result)), 'kmeans_cost of the rows of the training');
-SELECT is(millrace.kmeans_cost('m', 'SELECT center FROM millrace.cluster_centers(''m'')'), 0::float8, 'of the centres themselves');
+SELECT is(millrace.kmeans_cost('m', 'SELECT center FROM millrace.cluster_centers(''m'')'), 0::float8, 'of the centers themselves');
 SELECT ok(close(millrace.kmeans_cost('m', 'SELECT x + 1, y, z FROM shop.p WHERE id < 50'), (SELECT sum(n.distance2) FROM shop.p, nearest('m', ARRAY[x + 1, y] || z) AS n WHERE id < 50)), 'of other rows');
 
 -- Forms of the features
-SELECT is(millrace.kmeans_assign('m', center), cluster, 'a centre is in its cluster') FROM millrace.cluster_centers('m') WHERE cluster = 3;
+SELECT is(millrace.kmeans_assign('m', center), cluster, 'a center is in its cluster') FROM millrace.cluster_centers('m') WHERE cluster = 3;
 SELECT is(millrace.kmeans_distance('m', center), 0::float8, 'at distance 0') FROM millrace.cluster_centers('m') WHERE cluster = 3;
 SELECT is(millrace.kmeans_assign('m', (ARRAY[NULL::float8] || center)[2:5]), 3, 'a slice of an array') FROM millrace.cluster_centers('m') WHERE cluster = 3;
 SELECT is(millrace.kmeans_assign('m', ('[0:3]=' || center::text)::float8[]), 3, 'another lower bound') FROM millrace.cluster_centers('m') WHERE cluster = 3;
@@ -71,7 +71,7 @@ SELECT is(millrace.kmeans_assign('form', ARRAY[1, 2, 1, 1, 1, 0, 1, 0]) <> millr
 -- Ties, k = 1, k = rows, few distinct rows
 SELECT millrace.train_kmeans('tie', 'VALUES (0), (4)', 2);
 SELECT is(millrace.kmeans_assign('tie', '{2}'), 0, 'as near to two: the lower number');
-SELECT is(array_agg(center ORDER BY cluster), '{{0},{4}}', 'clusters of one size are in the order of their centres') FROM millrace.cluster_centers('tie');
+SELECT is(array_agg(center ORDER BY cluster), '{{0},{4}}', 'clusters of one size are in the order of their centers') FROM millrace.cluster_centers('tie');
 SELECT is((millrace.train_kmeans('one', 'SELECT i, 2 * i FROM generate_series(1, 9) AS i', 1)).loss, 300::float8, 'one cluster');
 SELECT is(center, '{5,10}', 'is the mean') FROM millrace.cluster_centers('one');
 SELECT is((millrace.train_kmeans('all', 'SELECT i, i * i % 7 FROM generate_series(1, 40) AS i', 40)).loss, 0::float8, 'as many clusters as rows');
@@ -87,14 +87,16 @@ CREATE TEMP TABLE early AS SELECT * FROM millrace.train_kmeans('early', 'SELECT 
 SELECT cmp_ok(iterations, '<', 100, 'ends when the cost no longer falls: ' || iterations) FROM early;
 CREATE TEMP TABLE late AS SELECT * FROM millrace.train_kmeans('late', 'SELECT sin(i * 12.9898) * 437, cos(i * 78.233) * 135 FROM generate_series(1, 800) AS i', 12, max_iterations => 1000, tolerance => 0);
 SELECT ok(late.iterations >= early.iterations AND late.iterations < 1000 AND late.loss <= early.loss, 'or when no row changes its cluster: ' || late.iterations) FROM early, late;
-SELECT ok(bool_and(close(c.center[1], t.x, 1e-9)), 'then each centre is a mean')
+SELECT ok(bool_and(close(c.center[1], t.x, 1e-9)), 'then each center is a mean')
 	FROM millrace.cluster_centers('late') AS c, LATERAL (SELECT avg(sin(i * 12.9898) * 437) AS x FROM generate_series(1, 800) AS i WHERE millrace.kmeans_assign('late', ARRAY[sin(i * 12.9898) * 437, cos(i * 78.233) * 135]) = c.cluster) AS t;
 
 -- Weights
 SELECT millrace.train_kmeans('w', 'SELECT x, y, z, 1 + id % 3 AS w FROM shop.p', 5, weight => 'w');
 SELECT millrace.train_kmeans('w2', 'SELECT x, y, z FROM shop.p, generate_series(1, 1 + id % 3)', 5);
 SELECT is(learnt('w', 1), learnt('w2', 1), 'a row of weight 3 is a row three times');
-SELECT is((parameters->>'weight', rows)::text, '(w,342)', 'the weight is stored') FROM millrace.models WHERE name = 'w';
+SELECT is((SELECT (version, rows)::text FROM millrace.retrain('w', warm_start => false)), '(2,342)', 'retrain');
+SELECT is(learnt('w', 2), learnt('w', 1), 'takes the weight too');
+SELECT is((parameters->>'weight', rows)::text, '(w,342)', 'the weight is stored') FROM millrace.models WHERE name = 'w' AND version = 2;
 SELECT is(sum(size), (SELECT sum(1 + id % 3)::float8 FROM shop.p), 'sizes are sums of weights') FROM millrace.cluster_centers('w');
 SELECT ok(close(millrace.kmeans_cost('w', 'SELECT 1 + id % 3 AS w, x, y, z FROM shop.p'), metrics('w', 'cost')::float8), 'kmeans_cost takes the weight by its name');
 SELECT is(millrace.silhouette('w', 'SELECT 1 + id % 3 AS w, x, y, z FROM shop.p'), millrace.silhouette('w2', 'SELECT x, y, z FROM shop.p, generate_series(1, 1 + id % 3)'), 'so does silhouette');
@@ -141,7 +143,7 @@ SELECT is(array_agg(DISTINCT version), '{3}', 'removes clusters too') FROM millr
 SELECT lives_ok($$ SELECT millrace.drop_model('form') $$, 'drop_model');
 SELECT is(count(*), 0::bigint, 'leaves no clusters') FROM millrace.cluster WHERE model = 'form';
 
--- Retrain: from the active centres, so that numbers keep their meaning
+-- Retrain: from the active centers, so that numbers keep their meaning
 CREATE TABLE shop.live AS SELECT id, x, y FROM shop.p;
 SELECT millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5);
 CREATE TEMP TABLE before AS SELECT id, millrace.kmeans_assign('r', ARRAY[x, y]) AS cluster FROM shop.live;
@@ -157,7 +159,7 @@ SELECT is(cluster, 0, 'the largest first') FROM millrace.cluster_centers('r') OR
 SELECT is((SELECT iterations FROM millrace.retrain('r', iterations => 1, seed => 9)), 1, 'iterations');
 SELECT is((parameters->'max_iterations', parameters->'seed')::text, '(1,9)', 'and seed are stored') FROM millrace.models WHERE name = 'r' AND version = 4;
 SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('r', activate => false)), '(5,f,"activate is false")', 'activate => false');
-SELECT is((SELECT version FROM millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5, warm_start => true)), 6, 'train_kmeans starts from the active centres if asked to');
+SELECT is((SELECT version FROM millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5, warm_start => true)), 6, 'train_kmeans starts from the active centers if asked to');
 SELECT is((SELECT (version, iterations)::text FROM millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5, warm_start => true, tolerance => 0)), '(7,2)', 'which are good for the same rows');
 SELECT throws_ok($$ SELECT millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 4, warm_start => true) $$, '22023', 'k must be 5 to start from version 7 of model "r", not 4', 'not from another number');
 SELECT throws_ok($$ SELECT millrace.train_kmeans('r', 'SELECT x FROM shop.live', 5, warm_start => true) $$, '22023', 'query: 1 features, but model "r" has 2', 'nor from other features');
@@ -173,7 +175,7 @@ SELECT throws_ok($$ SELECT millrace.retrain('wide', warm_start => false) $$, '22
 -- The gate
 SET LOCAL client_min_messages = error;
 SELECT millrace.train_kmeans('gate', 'SELECT x, y FROM shop.live', 5);
-SELECT is((version, active)::text, '(2,t)', 'from the active centres it is never worse') FROM millrace.retrain('gate', gate_tolerance => 0);
+SELECT is((version, active)::text, '(2,t)', 'from the active centers it is never worse') FROM millrace.retrain('gate', gate_tolerance => 0);
 UPDATE millrace.model_version SET parameters = parameters || '{"k": 2}' WHERE model = 'gate';
 SELECT is((version, active)::text, '(3,f)', 'fewer clusters cost more') FROM millrace.retrain('gate', warm_start => false);
 SELECT matches(metrics->>'reason', '^cost [0-9.e+]+ is above the [0-9.e+]+ of the same rows under version 2 by more than 5 %$', 'the reason') FROM millrace.models WHERE name = 'gate' AND version = 3;
@@ -287,10 +289,10 @@ BEGIN
 END $$;
 SELECT damaged(change) FROM unnest(ARRAY[
 	'DELETE FROM millrace.cluster WHERE model = ''r'' AND version = 7 AND cluster = 1 -- cluster 1 of model "r" version 7 is corrupt: it is missing',
-	'UPDATE millrace.cluster SET center = ''{1}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its centre has another width',
-	'UPDATE millrace.cluster SET center = ''{}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its centre is no array of numbers',
-	'UPDATE millrace.cluster SET center = ''{1,NULL}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its centre is no array of numbers',
-	'UPDATE millrace.cluster SET center = ''{1,NaN}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its centre is not finite',
+	'UPDATE millrace.cluster SET center = ''{1}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center has another width',
+	'UPDATE millrace.cluster SET center = ''{}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is no array of numbers',
+	'UPDATE millrace.cluster SET center = ''{1,NULL}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is no array of numbers',
+	'UPDATE millrace.cluster SET center = ''{1,NaN}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is not finite',
 	'SELECT 1 -- fine']) AS change;
 
 -- Only reading
@@ -309,18 +311,23 @@ SET LOCAL ROLE mr_trainer;
 CREATE TABLE private.p AS SELECT i % 10 AS x, i % 7 AS y FROM generate_series(1, 70) AS i;
 SELECT lives_ok($$ SELECT millrace.train_kmeans('private', 'private.p', 3) $$, 'who has EXECUTE and SELECT trains');
 SELECT throws_ok($$ SELECT millrace.train_kmeans('m', 'private.p', 3) $$, '42501', 'must be owner of model "m"', 'not over another''s model');
+CREATE FUNCTION private.spy(int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'mr_trainer' THEN RAISE 'called by %', current_user; END IF; RETURN $1; END $$;
+SET LOCAL search_path = private, public;
+SELECT lives_ok($$ SELECT millrace.train_kmeans('spy', 'SELECT spy(x), y FROM p', 3) $$, 'a query that calls a function of the owner');
+SET LOCAL search_path = public;
 CREATE TEMP TABLE mine AS SELECT 1 AS x;
 SELECT throws_ok($$ SELECT millrace.train_kmeans('temporary', 'mine', 1) $$, '22023', NULL, 'nor from a temporary table');
 SELECT lives_ok($$ SELECT millrace.kmeans_cost('private', 'SELECT x, x FROM mine') $$, 'which kmeans_cost may read');
 SET LOCAL ROLE mr_reader;
 SELECT throws_ok($$ SELECT millrace.train_kmeans('x', 'VALUES (1)', 1) $$, '42501', 'permission denied for function train_kmeans', 'training is not for everybody');
 SELECT is(millrace.kmeans_assign('private', '{1,1}') IS NOT NULL, true, 'assigning is');
-SELECT is((SELECT sum(size) FROM millrace.cluster_centers('private')), 70::float8, 'and looking at the centres');
+SELECT is((SELECT sum(size) FROM millrace.cluster_centers('private')), 70::float8, 'and looking at the centers');
 SELECT throws_ok($$ SELECT millrace.silhouette('private', 'private.p') $$, '42501', NULL, 'rows are read as the caller');
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('private', 'private.p') $$, '42501', NULL, 'those of kmeans_cost too');
 RESET ROLE;
 SELECT is((SELECT (version, active)::text FROM millrace.retrain('private')), '(2,t)', 'a superuser retrains');
-SELECT is(owner::text, 'mr_trainer', 'for the owner') FROM millrace.models WHERE name = 'private' AND version = 2;
+SELECT is((SELECT version FROM millrace.retrain('spy')), 2, 'as the owner, with his search_path');
+SELECT is(owner::text, 'mr_trainer', 'who owns the version') FROM millrace.models WHERE name = 'private' AND version = 2;
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training beside other sessions: they write the ratings and read the version before; it ends soon after it is cancelled,
-# in whatever phase, and leaves nothing behind.
+# in whatever phase, and leaves nothing behind.  Factors first, then clusters.
 . "$(dirname "$0")/../../lib/scenario.sh"
 start_cluster
 createdb shop
@@ -63,8 +63,39 @@ sleep 0.5
 end pg_terminate_backend
 echo "# the longest time from cancel to end, with two psql: $most_ms ms"
 ok $((most_ms < 2000 ? 0 : 1)) "each ended soon"
-is "$(value "SELECT regexp_replace(t::text, ',[^,]*$', '') FROM millrace.models AS t")" "$(sed 's/,[^,]*$//' <<<"$before")" "the models are as they were"
+is "$(value "SELECT regexp_replace(t::text, '(,[^,]*){3}$', '') FROM millrace.models AS t")" "$(sed -E 's/(,[^,]*){3}$//' <<<"$before")" "the models are as they were"
 is "$(value "SELECT count(*) FROM millrace.factors WHERE version > 1")|$(value "SELECT count(*) FROM millrace.training_iteration WHERE version > 1")" "0|0" "nothing is left in the tables"
 is "$(value "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")" 0 "no lock is left"
 is "$(value "SELECT version FROM millrace.train_als('m', 'ratings', rank => 8, iterations => 2)" 2>/dev/null)" 2 "the next training makes the next version"
+
+# Clusters
+value "CREATE TABLE points AS SELECT i AS id, sin(i) AS x, cos(i * 0.7) * 9 AS y, sqrt(i) AS z FROM generate_series(1, 300000) AS i" \
+	-c "SELECT version FROM millrace.train_kmeans('c', 'SELECT x, y, z FROM points', 7, max_iterations => 2, tolerance => 0)" >"$work/first" 2>&1
+is "$(tail -1 "$work/first")" 1 "clusters: a first version"
+like "$(cat "$work/first")" 'NOTICE:  model "c": iteration 1 of 2: cost [0-9.e+]+, [0-9.]+ s, [0-9.]+ s left' "each iteration is told"
+like "$(cat "$work/first")" 'NOTICE:  model "c": iteration 2 of 2: cost [0-9.e+]+, [0-9.]+ s, 0.0 s left' "the last too"
+start "SELECT millrace.train_kmeans('c', 'SELECT x, y, z FROM points', 50, max_iterations => 10000, tolerance => 0)"
+until_true grep -q "iteration 3 of 10000" "$work/err"
+is "$(value "UPDATE points SET x = 1 WHERE id < 100; SELECT count(DISTINCT millrace.kmeans_assign('c', ARRAY[x, y, z])) FROM points")" 7 "rows can be written, and are assigned by the version before"
+like "$(value "SELECT millrace.retrain('c')" 2>&1)" 'model "c" is being changed by another session' "a second training of the model is refused"
+kill -0 "$job"
+ok $? "all that while it trains"
+most_ms=0
+end pg_cancel_backend
+like "$(tail -1 "$work/err")" "canceling statement due to user request" "it is cancelled"
+many="SELECT x, y, z, x + 1, y * 2, x * y, x * z, y * z FROM points"
+for at in 0 0.1 0.2 0.4 0.6 1 1.5; do
+	start "SELECT millrace.train_kmeans('c', '$many', 100) FROM generate_series(1, 1000)"
+	sleep "$at"
+	end pg_cancel_backend
+	grep -q "canceling statement" "$work/err" || { ok 1 "cancelled after $at s"; tail -3 "$work/err" | diag; }
+	start "SELECT millrace.silhouette('c', 'SELECT x, y, z FROM points', 'euclidean', 200000), millrace.kmeans_cost('c', '$many')"
+	sleep "$at"
+	end pg_cancel_backend
+	grep -q "canceling statement" "$work/err" || { ok 1 "a silhouette cancelled after $at s"; tail -3 "$work/err" | diag; }
+done
+echo "# the longest time from cancel to end, with two psql: $most_ms ms"
+ok $((most_ms < 1000 ? 0 : 1)) "each ended soon"
+is "$(value "SELECT count(*), max(version) FROM millrace.models WHERE name = 'c'")|$(value "SELECT count(*) FROM millrace.cluster")" "1|1|7" "nothing is left in the tables"
+is "$(value "SELECT (version, active)::text FROM millrace.retrain('c')" 2>/dev/null)" "(2,t)" "the next training makes the next version"
 done_testing
