@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(34);
+SELECT plan(36);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -91,27 +91,29 @@ SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a ver
 SELECT is((SELECT count(*) FROM regexp_matches(sql_of('The "k"'), 'fit_indexer', 'g')), 1::bigint, 'the active one is fitted in its place');
 SELECT millrace.drop_model('kinds');
 SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a model that was dropped, too') FROM millrace.pipelines WHERE name = 'The "k"';
-SELECT unlike(sql_of('The "k"'), '%fit_indexer%', 'but nothing is fitted in its place');
+SELECT unalike(sql_of('The "k"'), '%fit_indexer%', 'but nothing is fitted in its place');
 
 -- Names, quotes and columns
 SELECT millrace.fit_scaler('it''s', E'SELECT price, quantity, ''$\\'' || '''' = ''$'' FROM sales', method => 'minmax');
 SELECT matches(body_of('it''s'), $$^SELECT millrace.fit_scaler\('it''s', +E'SELECT price, quantity, ''\$\\\\'' \|\| '''' = ''\$'' FROM sales', method => 'minmax'\);$$, 'names and queries are quoted');
 SELECT lives_ok(sql_of('it''s'), 'and read back');
 SELECT millrace.fit_scaler('same', 'SELECT price + 1, quantity + 1, more FROM sales');
-SELECT like(sql_of('same'), E'%ARRAY[q.c1, q.c2]::float8[] || q.c3::float8[]) AS scaled\nFROM (SELECT price + 1, quantity + 1, more FROM sales\n) AS q (c1, c2, c3);\n', 'columns of the same name are numbered');
+SELECT alike(sql_of('same'), E'%ARRAY[q.c1, q.c2]::float8[] || q.c3::float8[]) AS scaled\nFROM (SELECT price + 1, quantity + 1, more FROM sales\n) AS q (c1, c2, c3);\n', 'columns of the same name are numbered');
 SELECT lives_ok(sql_of('same'), 'and found');
 
 -- Settings
 SET LOCAL search_path = shop;
 SET LOCAL DateStyle = 'SQL, DMY';
-SELECT public.matches(shop.sql_of('same'), 'public', 'settings are those of the training');
 SELECT millrace.fit_indexer('dates', 'SELECT ''01/02/2024''::date');
-SELECT public.matches(shop.sql_of('dates'), E'^SET search_path = shop;\nSET TimeZone = ''Europe/Paris'';\nSET DateStyle = ''SQL, DMY'';\n', 'all that differ from those of PostgreSQL');
 SET LOCAL search_path = shop, public;
+SELECT matches(sql_of('dates'), E'^SET search_path = shop;\nSET TimeZone = ''Europe/Paris'';\nSET DateStyle = ''SQL, DMY'';\n', 'settings are those of the training, all that differ from PostgreSQL''s own');
+SET LOCAL DateStyle = 'ISO, MDY';
+SELECT millrace.fit_scaler('days', 'SELECT millrace.index_of(''dates'', ''01/02/2024''), price FROM sales');
+SELECT matches(sql_of('days'), E'DMY(.|\n)*fit_indexer(.|\n)*SET search_path = shop, public;\n(.|\n)*SET DateStyle = ''ISO, MDY'';\n(.|\n)*fit_scaler', 'each statement has its own');
 
 -- Recommenders
 SELECT millrace.train_als('als', 'SELECT id % 20, quantity FROM sales', rank => 3, iterations => 2);
-SELECT like(body_of('als'), 'SELECT millrace.train_als(''als'', $$SELECT id % 20, quantity FROM sales$$, rank => 3, iterations => 2%);' || E'\nSELECT * FROM millrace.recommend_top_k_for(''als'', NULL);\n', 'a recommender');
+SELECT alike(body_of('als'), 'SELECT millrace.train_als(''als'', $$SELECT id % 20, quantity FROM sales$$, rank => 3, iterations => 2%);' || E'\nSELECT * FROM millrace.recommend_top_k_for(''als'', NULL);\n', 'a recommender');
 SELECT lives_ok(sql_of('als'), 'its script');
 
 -- Anybody may look.
