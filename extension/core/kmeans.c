@@ -1,15 +1,145 @@
 /*
  * kmeans.c: clusters of points.
+ *
+ * An iteration (Lloyd 1982) takes each point to its nearest centre.  Most points are not looked at: each has an upper
+ * bound of the distance to its centre and a lower bound of that to all others, which go with the centres' moves, and
+ * while the first is below the second nothing can change (Hamerly 2010).  Those left are scored in tiles by the kernels
+ * of kmeans_kernel.h, in single precision, by |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x . c) around a point in the middle of
+ * the data.  Where rounding might change who is nearest, the point is scored again in double precision.  So labels are
+ * those of double precision.
+ *
+ * Rounding.  With u = 2^-24 and g = (d + 8) u a score s has an error of at most g (|c|^2 / 2 + |x| |c|), the rounding of
+ * x and c included.  If |c| <= 4 |x| that is below 12 g |x|^2, else s >= |c|^2 / 4 and it is below 4 g s: in each case at
+ * most max(16 g |x|^2, 4 g |s|), which is what slack() says, with room for the rounding of |x|^2.  s - slack(s) does not
+ * fall with s, so that of the second least score bounds all others.
+ *
+ * Sums of clusters are kept between iterations, and points that change are moved between them.  Points are cut into parts
+ * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
+ *
+ * The start.  Points, or a sample of them by weight and by squared distance from the middle (a lightweight coreset:
+ * Bachem, Lucic, Krause 2018), go through n_starts starts, each on one thread, and the best is taken:
+ *   k-means++, the best of several draws for each centre (Arthur, Vassilvitskii 2007)
+ *   swaps: a point drawn likewise takes the place of the centre that is missed least (Lattanzi, Sohler 2019)
+ *   Lloyd
+ *   breathing: m centres are added in the clusters that cost most, Lloyd, the m that are missed least go, Lloyd; with a
+ *   smaller m where that does not help (Fritzke 2020)
  */
 #include "core.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-#define MAX_PARTS 256		/* of the points, each with its own sums */
-#define PART_ROWS 256		/* of a part, at least */
-#define CHECK_NUMBERS 65536 /* between two looks whether the pool pauses */
+#define TILE 64			  /* points that are scored together */
+#define MAX_PARTS 256	  /* of the points, each with its own sums */
+#define PART_ROWS 256	  /* of a part, at least */
+#define MEASURE_ROWS 4096 /* that say where the middle is */
+#define LOOK_ROWS 4096	  /* between two looks whether the pool pauses, of points that are skipped */
+#define BLOCK_ROWS 1024	  /* of a task of sampling */
+#define SAMPLE_ROWS 65536 /* of a sample, at most, or this part of the points: */
+#define SAMPLE_SHARE 16
+#define SAMPLE_NUMBERS (1 << 24) /* of a sample, at most */
+#define SWAPS 25				 /* that are tried */
+#define BREATH 5				 /* centres, at first */
+#define START_ROUNDS 20			 /* of Lloyd, at a time */
+#define START_TOLERANCE 1e-3	 /* its relative progress, at least */
+#define START_SHARE 4			 /* all starts take as long as so many iterations, */
+#define START_WORK 4e9			 /* or so many differences of numbers */
+#define FARTHEST 1e30f			 /* a lower bound need not be more */
+#define FILL_MOST 16			 /* clusters without points that get one in an iteration */
+#define CHECK_NUMBERS 65536		 /* between two looks whether the pool pauses */
+
+#if defined(__x86_64__)
+#define KERNEL(name) name##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+#define LANES 16
+#define GROUP 6
+#define WIDE 4
+#define LEAST(a, b) ((VEC) _mm512_min_ps((__m512) (a), (__m512) (b)))
+#define MOST(a, b) ((VEC) _mm512_max_ps((__m512) (a), (__m512) (b)))
+#define LESS(a, b) _mm512_cmp_ps_mask((__m512) (a), (__m512) (b), _CMP_LT_OQ)
+#define CHOOSE_INT(mask, a, b) ((INTS) _mm512_mask_mov_epi32((__m512i) (b), mask, (__m512i) (a)))
+#include "kmeans_kernel.h"
+#undef KERNEL
+#undef TARGET
+#undef LANES
+#undef GROUP
+#undef WIDE
+#undef LEAST
+#undef MOST
+#undef LESS
+#undef CHOOSE_INT
+#define KERNEL(name) name##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define GROUP 4
+#define WIDE 2
+#define LEAST(a, b) ((VEC) _mm256_min_ps((__m256) (a), (__m256) (b)))
+#define MOST(a, b) ((VEC) _mm256_max_ps((__m256) (a), (__m256) (b)))
+#define LESS(a, b) _mm256_cmp_ps((__m256) (a), (__m256) (b), _CMP_LT_OQ)
+#define CHOOSE_INT(mask, a, b) ((INTS) _mm256_blendv_ps((__m256) (b), (__m256) (a), mask))
+#include "kmeans_kernel.h"
+#undef KERNEL
+#undef TARGET
+#undef LANES
+#undef GROUP
+#undef WIDE
+#undef LEAST
+#undef MOST
+#undef LESS
+#undef CHOOSE_INT
+#endif
+#define KERNEL(name) name##_plain
+#define TARGET
+#define LANES 4
+#define GROUP 4
+#define WIDE 2
+#define LEAST(a, b) ((VEC) (((INTS) (a) & ((a) < (b))) | ((INTS) (b) & ~((a) < (b)))))
+#define MOST(a, b) ((VEC) (((INTS) (a) & ((a) > (b))) | ((INTS) (b) & ~((a) > (b)))))
+#define LESS(a, b) ((a) < (b))
+#define CHOOSE_INT(mask, a, b) (((a) & (mask)) | ((b) & ~(mask)))
+#include "kmeans_kernel.h"
+
+typedef struct Kernels
+{
+	void (*scores)(const float *x, int d, const float *center, const float *bias, int k, float *best,
+				   float *second, int32_t *label);
+	void (*closer)(const float *x, int d, const float *center, int lo, int hi, float *best, float *second,
+				   int32_t *label, int32_t *label2);
+	double (*with)(const float *x, int d, const float *center, const float *best, const float *weight);
+	double (*instead)(const float *x, int d, const float *center, const float *best, const float *second,
+					  const float *weight, const int32_t *label, double *loss);
+	void (*turn)(float *to, const float *from, int cols);
+	float (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
+	float (*away)(const float *a, const float *b, int d);
+	double (*gather)(double *sum, const double *x, const double *shift, double weight, int d);
+	int (*exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second);
+} Kernels;
+
+#define KERNELS(suffix)                                                                          \
+	((Kernels){scores_##suffix, closer_##suffix, with_##suffix, instead_##suffix, turn_##suffix, \
+			   narrow_##suffix, away_##suffix, gather_##suffix, exact_##suffix})
+
+/* The widest the processor has, up to so many lanes if not 0. */
+static Kernels
+kernels(int lanes)
+{
+#if defined(__x86_64__)
+	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512vl"))
+		return KERNELS(avx512);
+	if (lanes != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return KERNELS(avx2);
+#else
+	(void) lanes;
+#endif
+	return KERNELS(plain);
+}
 
 static const double *
 row_of(const MrcPoints *points, int64_t row)
@@ -23,18 +153,30 @@ weight_of(const MrcPoints *points, int64_t row)
 	return points->weight ? points->weight[row / points->chunk_rows][row % points->chunk_rows] : 1;
 }
 
+typedef double Eight __attribute__((vector_size(64), aligned(8), may_alias));
+
 /* Squared distance of a and b (d), summed in an order that depends on d only; the same code for all callers. */
 static __attribute__((noinline)) double
 distance2(const double *a, const double *b, int d)
 {
+	Eight sums = {0};
 	double sum = 0;
+	int j = 0;
 
-	for (int j = 0; j < d; j++)
+	for (; j + 8 <= d; j += 8)
+	{
+		Eight x = *(const Eight *) (a + j) - *(const Eight *) (b + j);
+
+		sums += x * x;
+	}
+	for (; j < d; j++)
 	{
 		double x = a[j] - b[j];
 
 		sum += x * x;
 	}
+	if (d >= 8)
+		sum += ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 	return sum;
 }
 
@@ -59,6 +201,23 @@ mrc_kmeans_nearest(const double *center, int k, int d, const double *x, double *
 	return nearest;
 }
 
+static uint64_t
+mix(uint64_t x)
+{
+	x += 0x9E3779B97F4A7C15u;
+	x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+	x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+	return x ^ (x >> 31);
+}
+
+/* The next of a sequence, uniform in [0, 1). */
+static double
+uniform(uint64_t *state)
+{
+	*state += 0x9E3779B97F4A7C15u;
+	return (double) (mix(*state) >> 11) / 9007199254740992.0;
+}
+
 /* Points are cut into parts by their number and k alone; sums are kept by part and added in order. */
 static int
 n_parts_of(const MrcPoints *points, int k)
@@ -75,22 +234,115 @@ typedef struct Part
 	int64_t lo;
 	int64_t next; /* the first row that is not done */
 	int64_t hi;
-	double cost;
 	int64_t n_changed;
-	double *sum;		  /* k x d */
-	double *size;		  /* k */
-	double *cluster_cost; /* k */
-	double worst;
-	int64_t worst_row;
+	double cost;		  /* finish */
+	double square;		  /* the sum of weight * |x - shift|^2 */
+	double *sum;		  /* k x d: of weight * (x - shift) */
+	double *size;		  /* k: of weights */
+	int64_t *n_points;	  /* k: of points that have weight */
+	double *cluster_cost; /* k: finish */
 } Part;
+
+/* One start of a thread: centres among the sample's points, while they get better. */
+typedef struct Start
+{
+	int64_t number; /* -1: none yet */
+	int phase;
+	int after; /* the phase that follows Lloyd */
+	int pass;  /* over the sample, that is not done */
+	int64_t pass_tile;
+	int lost; /* of the pass: the centre that is not what it was */
+	int last; /* of the pass: the number that becomes lost's; -1: none */
+	int k;	  /* centres now */
+	int n_done;
+	int breath;
+	double work; /* done so far */
+	double total;
+	double before; /* the total a round of Lloyd ago */
+	double kept_total;
+	double best_total; /* of the starts of this thread */
+	int64_t best_number;
+	uint64_t random;
+	float *best; /* by point: the least squared distances and their centres */
+	float *second;
+	int32_t *label;
+	int32_t *label2;
+	int32_t *summed; /* the cluster in whose sum the point is, -1: none */
+	double *mass;	 /* by tile: sum of weight * best */
+	float *center;	 /* (k + BREATH) x d */
+	float *kept;	 /* k x d */
+	float *found;	 /* k x d: the best of the starts of this thread */
+	float *point;	 /* 2 x d */
+	double *sum;	 /* (k + BREATH) x d */
+	double *size;	 /* k + BREATH */
+	int64_t *n_points;
+	double *value; /* k + BREATH */
+} Start;
+
+/* One thread's. */
+typedef struct Desk
+{
+	float *row;	 /* TILE x ld: points of a tile */
+	float *tile; /* ld x TILE */
+	float *norm; /* TILE: their squared lengths */
+	float *best;
+	float *second;
+	int32_t *label;
+	int32_t *label2;
+	int64_t *number; /* TILE: which points they are */
+	int n;
+	Start start;
+} Desk;
+
+/* What the scratch begins with. */
+typedef struct State
+{
+	double scale; /* a power of two that takes most numbers into [-1, 1] */
+	double drift; /* the longest move of a centre in the last iteration, scaled; not below it */
+	double drift2;
+	int drifted; /* the centre that moved so far */
+} State;
 
 typedef struct Work
 {
 	MrcKmeans *kmeans;
+	Kernels kernels;
 	bool finish;
+	bool fresh; /* there are no bounds yet */
+	int d;
+	int k;
+	int ld;			   /* d, up to a multiple of 16 */
+	int turned_ld;	   /* k, up to a multiple of 32 */
+	float slope;	   /* g of the head of this file */
+	float slack_least; /* where numbers are too small for single precision */
 	int n_parts;
 	Part *parts;
-	int *map; /* k */
+	State *state;
+	double *shift;	/* d */
+	float *center;	/* k x d: (center - shift) * scale */
+	float *bias;	/* k: half their squared lengths */
+	float *length;	/* k: their lengths, not below */
+	double *turned; /* d x turned_ld: center */
+	float *drift;	/* k: how far each centre has moved, scaled, not below */
+	float *half;	/* k: half the distance to the nearest other centre, scaled, not above */
+	float *upper;	/* n: of the distance to the centre, scaled */
+	float *lower;	/* n: of the distance to any other */
+	Desk *desks;
+	/* the start */
+	int64_t n_sample;
+	int64_t n_tiles;
+	int64_t n_blocks;
+	float *sample;		  /* n_tiles tiles of d x TILE */
+	float *sample_weight; /* n_tiles x TILE, 0 beyond n_sample */
+	double *block_weight; /* n_blocks, then the sum of those before */
+	double *block_square;
+	double total_weight;
+	double total_square;
+	double offset; /* of the positions of the sample, in [0, 1) */
+	double *far;   /* MAX_PARTS: a part's point that costs most */
+	int64_t *far_row;
+	int n_filled;
+	const double *filled[FILL_MOST];
 } Work;
 
 typedef struct Layout
@@ -108,27 +360,133 @@ take(Layout *layout, size_t n_bytes)
 	return taken;
 }
 
-static size_t
-lay_out(Work *work, char *base, const MrcPoints *points, int k)
+static float *
+take_floats(Layout *layout, size_t n)
 {
-	Layout at = {base, 0};
+	return take(layout, n * sizeof(float));
+}
 
-	work->n_parts = n_parts_of(points, k);
-	work->parts = take(&at, (size_t) work->n_parts * sizeof(Part));
+static double *
+take_doubles(Layout *layout, size_t n)
+{
+	return take(layout, n * sizeof(double));
+}
+
+static int64_t
+n_sample_of(const MrcPoints *points, int k)
+{
+	int64_t n = points->n / SAMPLE_SHARE > SAMPLE_ROWS ? points->n / SAMPLE_SHARE : SAMPLE_ROWS;
+
+	n = n > SAMPLE_NUMBERS / points->d ? SAMPLE_NUMBERS / points->d : n;
+	n = n < 4 * (int64_t) k ? 4 * (int64_t) k : n;
+	return n < points->n ? n : points->n;
+}
+
+static void
+lay_out_start(Layout *at, Start *start, const Work *work)
+{
+	size_t n = (size_t) work->n_tiles * TILE;
+	size_t k = (size_t) work->k + BREATH;
+
+	start->best = take_floats(at, n);
+	start->second = take_floats(at, n);
+	start->label = take(at, n * sizeof(int32_t));
+	start->label2 = take(at, n * sizeof(int32_t));
+	start->summed = take(at, n * sizeof(int32_t));
+	start->mass = take_doubles(at, (size_t) work->n_tiles);
+	start->center = take_floats(at, k * work->d);
+	start->kept = take_floats(at, (size_t) work->k * work->d);
+	start->found = take_floats(at, (size_t) work->k * work->d);
+	start->point = take_floats(at, 2 * (size_t) work->d);
+	start->sum = take_doubles(at, k * work->d);
+	start->size = take_doubles(at, k);
+	start->n_points = take(at, k * sizeof(int64_t));
+	start->value = take_doubles(at, k);
+}
+
+static Desk
+lay_out_desk(Layout *at, const Work *work, bool starts)
+{
+	Desk desk = {.n = 0};
+
+	desk.row = take_floats(at, (size_t) work->ld * TILE);
+	desk.tile = take_floats(at, (size_t) work->ld * TILE);
+	desk.norm = take_floats(at, TILE);
+	desk.best = take_floats(at, TILE);
+	desk.second = take_floats(at, TILE);
+	desk.label = take(at, TILE * sizeof(int32_t));
+	desk.label2 = take(at, TILE * sizeof(int32_t));
+	desk.number = take(at, TILE * sizeof(int64_t));
+	if (starts)
+		lay_out_start(at, &desk.start, work);
+	return desk;
+}
+
+static void
+lay_out_parts(Layout *at, Work *work, const MrcPoints *points)
+{
+	size_t k = (size_t) work->k;
+
+	work->n_parts = n_parts_of(points, work->k);
+	work->parts = take(at, (size_t) work->n_parts * sizeof(Part));
+	work->far = take_doubles(at, (size_t) work->n_parts);
+	work->far_row = take(at, (size_t) work->n_parts * sizeof(int64_t));
 	for (int p = 0; p < work->n_parts; p++)
 	{
 		Part part = {.lo = points->n * p / work->n_parts, .hi = points->n * (p + 1) / work->n_parts};
 
-		part.next = part.lo;
-		part.worst = -1;
-		part.sum = take(&at, (size_t) k * points->d * sizeof(double));
-		part.size = take(&at, (size_t) k * sizeof(double));
-		part.cluster_cost = take(&at, (size_t) k * sizeof(double));
-		if (base)
+		part.sum = take_doubles(at, k * work->d);
+		part.size = take_doubles(at, k);
+		part.n_points = take(at, k * sizeof(int64_t));
+		part.cluster_cost = take_doubles(at, k);
+		if (at->base)
+		{
+			part.square = work->parts[p].square;
 			work->parts[p] = part;
+		}
 	}
-	work->map = take(&at, (size_t) k * sizeof(int));
-	take(&at, (size_t) points->n * sizeof(double));
+}
+
+/* Lay out the scratch from base (NULL: to measure), every piece at a multiple of 64 bytes; the number of bytes. */
+static size_t
+lay_out(Work *work, char *base, const MrcPoints *points, int k, int n_starts, int n_threads)
+{
+	Layout at = {base, 0};
+
+	memset(work, 0, sizeof(*work));
+	work->d = points->d;
+	work->k = k;
+	work->ld = (points->d + 15) / 16 * 16;
+	work->turned_ld = (k + 31) / 32 * 32;
+	work->state = take(&at, sizeof(State));
+	work->shift = take_doubles(&at, (size_t) work->d);
+	work->center = take_floats(&at, (size_t) k * work->d);
+	work->bias = take_floats(&at, (size_t) k);
+	work->length = take_floats(&at, (size_t) k);
+	work->turned = take_doubles(&at, (size_t) work->d * work->turned_ld);
+	work->drift = take_floats(&at, (size_t) k);
+	work->half = take_floats(&at, (size_t) k);
+	work->upper = take_floats(&at, (size_t) points->n);
+	work->lower = take_floats(&at, (size_t) points->n);
+	lay_out_parts(&at, work, points);
+	if (n_starts > 0)
+	{
+		work->n_sample = n_sample_of(points, k);
+		work->n_tiles = (work->n_sample + TILE - 1) / TILE;
+		work->n_blocks = (points->n + BLOCK_ROWS - 1) / BLOCK_ROWS;
+		work->sample = take_floats(&at, (size_t) work->n_tiles * TILE * work->d);
+		work->sample_weight = take_floats(&at, (size_t) work->n_tiles * TILE);
+		work->block_weight = take_doubles(&at, (size_t) work->n_blocks);
+		work->block_square = take_doubles(&at, (size_t) work->n_blocks);
+	}
+	work->desks = take(&at, (size_t) n_threads * sizeof(Desk));
+	for (int i = 0; i < n_threads; i++)
+	{
+		Desk desk = lay_out_desk(&at, work, n_starts > 0);
+
+		if (base)
+			work->desks[i] = desk;
+	}
 	return at.n_bytes;
 }
 
@@ -137,176 +495,1126 @@ mrc_kmeans_scratch_bytes(const MrcPoints *points, int k, int n_starts, int n_thr
 {
 	Work work;
 
-	(void) n_starts;
-	(void) n_threads;
-	return lay_out(&work, NULL, points, k);
+	return lay_out(&work, NULL, points, k, n_starts, n_threads);
+}
+
+/*
+ * The middle and the size of the numbers, from some rows: shift is about the mean, scale about the inverse of the greatest
+ * distance from it.  shift has few digits, so that what is taken from numbers with few digits leaves such.
+ */
+static void
+measure(Work *work, const MrcPoints *points)
+{
+	int64_t n = points->n < MEASURE_ROWS ? points->n : MEASURE_ROWS;
+	double most = 0;
+	int exponent;
+
+	for (int j = 0; j < work->d; j++)
+	{
+		double first = row_of(points, 0)[j];
+		double sum = 0;
+		double square = 0;
+
+		for (int64_t i = 0; i < n; i++)
+		{
+			double x = row_of(points, points->n * i / n)[j] - first;
+
+			sum += x;
+			square += x * x;
+		}
+		sum /= (double) n;
+		square = square / (double) n - sum * sum;
+		frexp(square > 0 ? sqrt(square) : 0, &exponent);
+		work->shift[j] = first + sum;
+		if (square > 0 && isfinite(square))
+			work->shift[j] = ldexp(rint(ldexp(work->shift[j], -exponent)), exponent);
+		if (!isfinite(work->shift[j]))
+			work->shift[j] = 0;
+		for (int64_t i = 0; i < n; i++)
+		{
+			double x = fabs(row_of(points, points->n * i / n)[j] - work->shift[j]);
+
+			most = x > most ? x : most;
+		}
+	}
+	frexp(most, &exponent);
+	work->state->scale = most > 0 && exponent > -1000 && exponent < 1000 ? ldexp(1, -exponent) : 1;
+}
+
+static void
+work_begin(Work *work, MrcKmeans *km)
+{
+	lay_out(work, km->scratch, &km->points, km->k, km->n_starts, mrc_pool_size(km->pool));
+	work->kmeans = km;
+	work->kernels = kernels(km->lanes);
+	work->slope = (float) (km->points.d + 8) * 0x1p-24f;
+	work->slack_least = 1e-30f;
+	if (!km->measured)
+		measure(work, &km->points);
+	km->measured = true;
+}
+
+/* The centres as kernels take them. */
+static void
+take_centers(Work *work)
+{
+	const MrcKmeans *km = work->kmeans;
+
+	memset(work->turned, 0, (size_t) work->d * work->turned_ld * sizeof(double));
+	for (int c = 0; c < work->k; c++)
+	{
+		double square = 0;
+
+		for (int j = 0; j < work->d; j++)
+		{
+			double x = km->center[(size_t) c * work->d + j];
+			double at = (x - work->shift[j]) * work->state->scale;
+
+			work->turned[(size_t) j * work->turned_ld + c] = x;
+			work->center[(size_t) c * work->d + j] = (float) at;
+			square += at * at;
+		}
+		work->bias[c] = (float) (square / 2);
+		work->length[c] = (float) sqrt(square) * (1 + 0x1p-20f);
+	}
+}
+
+/* half of centres [lo, hi). */
+static MrcStatus
+half_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const double *center = work->kmeans->center;
+
+	(void) worker;
+	for (; lo < hi; lo++)
+	{
+		double least = INFINITY;
+
+		for (int c = 0; c < work->k; c++)
+			if (c != lo)
+			{
+				double here =
+					distance2(center + (size_t) lo * work->d, center + (size_t) c * work->d, work->d);
+
+				least = here < least ? here : least;
+			}
+		work->half[lo] = (float) (sqrt(least) * work->state->scale / 2 * (1 - 0x1p-20));
+		if (mrc_pool_pausing(work->kmeans->pool))
+			return MRC_AGAIN;
+	}
+	return MRC_OK;
+}
+
+static float
+slack(const Work *work, float score, float norm)
+{
+	float by_norm = 16 * work->slope * norm + work->slack_least;
+	float by_score = 4 * work->slope * fabsf(score);
+
+	return by_norm > by_score ? by_norm : by_score;
+}
+
+/* A point's label is known. */
+static void
+settle(Work *work, Part *part, int64_t row, int label)
+{
+	MrcKmeans *km = work->kmeans;
+	const double *x = row_of(&km->points, row);
+	double weight = weight_of(&km->points, row);
+	int before = km->label[row];
+
+	if (!work->fresh && before == label)
+		return;
+	km->label[row] = label;
+	part->n_changed++;
+	if (work->finish)
+		return;
+	part->size[label] += weight;
+	part->n_points[label] += weight > 0;
+	if (work->fresh)
+	{
+		part->square += weight *
+			work->kernels.gather(part->sum + (size_t) label * work->d, x, work->shift, weight, work->d);
+		return;
+	}
+	work->kernels.gather(part->sum + (size_t) label * work->d, x, work->shift, weight, work->d);
+	work->kernels.gather(part->sum + (size_t) before * work->d, x, work->shift, -weight, work->d);
+	part->size[before] -= weight;
+	part->n_points[before] -= weight > 0;
+	if (part->n_points[before] == 0)
+	{
+		memset(part->sum + (size_t) before * work->d, 0, (size_t) work->d * sizeof(double));
+		part->size[before] = 0;
+	}
+}
+
+/* Scores the desk's points, and settles them. */
+static void
+flush(Work *work, Part *part, Desk *desk)
+{
+	MrcKmeans *km = work->kmeans;
+
+	if (desk->n == 0)
+		return;
+	work->kernels.turn(desk->tile, desk->row, work->ld);
+	work->kernels.scores(desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second,
+						 desk->label);
+	for (int i = 0; i < desk->n; i++)
+	{
+		float norm = desk->norm[i];
+		float most = desk->best[i] + slack(work, desk->best[i], norm);
+		float least = desk->second[i] - slack(work, desk->second[i], norm);
+		int64_t row = desk->number[i];
+		int label = desk->label[i];
+
+		if (most < least)
+		{
+			work->upper[row] = sqrtf(fmaxf(norm + 2 * most, 0)) * (1 + 0x1p-20f);
+			work->lower[row] = fminf(sqrtf(fmaxf(norm + 2 * least, 0)) * (1 - 0x1p-20f), FARTHEST);
+		}
+		else
+		{
+			const double *x = row_of(&km->points, row);
+			double best;
+			double second;
+
+			label = work->kernels.exact(x, work->d, work->turned, work->k, work->turned_ld, &best, &second);
+			if (work->finish)
+				label = mrc_kmeans_nearest(km->center, work->k, work->d, x, NULL);
+			work->upper[row] = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
+			work->lower[row] = fminf((float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f), FARTHEST);
+		}
+		settle(work, part, row, label);
+	}
+	desk->n = 0;
+}
+
+/*
+ * The bounds of a point after the centres' moves: true if it stays where it is.  Else limit is what its distance to its
+ * centre must be below.
+ */
+static bool
+stays(Work *work, int64_t row, float *limit)
+{
+	int label = work->kmeans->label[row];
+	float upper = (work->upper[row] + work->drift[label]) * (1 + 0x1p-22f);
+	float lower =
+		work->lower[row] - (float) (label == work->state->drifted ? work->state->drift2 : work->state->drift);
+
+	lower -= fabsf(lower) * 0x1p-22f;
+	work->upper[row] = upper;
+	work->lower[row] = lower;
+	*limit = lower > work->half[label] ? lower : work->half[label];
+	return upper < *limit;
+}
+
+/* Takes a point onto the desk, unless it is near enough to its centre. */
+static void
+take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
+{
+	const MrcKmeans *km = work->kmeans;
+	float *x = desk->row + (size_t) desk->n * work->ld;
+	float norm = work->kernels.narrow(row_of(&km->points, row), work->shift, work->state->scale, work->d, x);
+
+	if (!work->fresh)
+	{
+		int label = km->label[row];
+		float away = sqrtf(work->kernels.away(x, work->center + (size_t) label * work->d, work->d));
+
+		away = away * (1 + work->slope) + (sqrtf(norm) + work->length[label]) * 0x1p-22f;
+		if (away < work->upper[row])
+			work->upper[row] = away;
+		if (away < limit)
+			return;
+	}
+	desk->norm[desk->n] = norm;
+	desk->number[desk->n++] = row;
+	if (desk->n == TILE)
+		flush(work, part, desk);
+}
+
+/* What the points of a part cost, each by mrc_kmeans_nearest(). */
+static void
+add_up(Work *work, Part *part, int64_t lo, int64_t hi)
+{
+	const MrcKmeans *km = work->kmeans;
+
+	for (int64_t row = lo; row < hi; row++)
+	{
+		double weight = weight_of(&km->points, row);
+		int label = km->label[row];
+		double cost =
+			weight * distance2(row_of(&km->points, row), km->center + (size_t) label * work->d, work->d);
+
+		part->size[label] += weight;
+		part->cluster_cost[label] += cost;
+		part->cost += cost;
+	}
 }
 
 static MrcStatus
 assign_task(void *arg, int worker, int64_t lo, int64_t hi)
 {
 	Work *work = arg;
+	Desk *desk = &work->desks[worker];
+	Part *part = &work->parts[lo];
+	int64_t done = part->next;
+
+	(void) hi;
+	desk->n = 0;
+	while (part->next < part->hi)
+	{
+		int64_t row = part->next++;
+		float limit = 0;
+
+		if (work->fresh || !stays(work, row, &limit))
+			take_point(work, part, desk, row, limit);
+		if (part->next - done < LOOK_ROWS && (desk->n > 0 || !mrc_pool_pausing(work->kmeans->pool)))
+			continue;
+		flush(work, part, desk);
+		if (work->finish)
+			add_up(work, part, done, part->next);
+		done = part->next;
+		if (mrc_pool_pausing(work->kmeans->pool))
+			return MRC_AGAIN;
+	}
+	flush(work, part, desk);
+	if (work->finish)
+		add_up(work, part, done, part->next);
+	return MRC_OK;
+}
+
+/* Assigns all points; the sums of the parts are in the first one of a copy. */
+static MrcStatus
+assign(Work *work, bool finish)
+{
 	MrcKmeans *km = work->kmeans;
-	int d = km->points.d;
-	int64_t check = CHECK_NUMBERS / ((int64_t) km->k * d) + 1;
+	size_t k = (size_t) work->k;
+	MrcStatus status = MRC_OK;
+
+	work->finish = finish;
+	work->fresh = km->n_iterations == 0;
+	take_centers(work);
+	memset(work->half, 0, k * sizeof(float));
+	if (!work->fresh && (int64_t) k < km->points.n / 16)
+		status = mrc_pool_run(km->pool, work->k, 16, half_task, work);
+	if (status != MRC_OK)
+		return status;
+	for (int p = 0; p < work->n_parts; p++)
+	{
+		Part *part = &work->parts[p];
+
+		part->next = part->lo;
+		if (work->fresh || finish)
+			memset(part->size, 0, k * sizeof(double));
+		if (finish)
+			memset(part->cluster_cost, 0, k * sizeof(double));
+		else if (work->fresh)
+		{
+			part->square = 0;
+			memset(part->sum, 0, k * work->d * sizeof(double));
+			memset(part->n_points, 0, k * sizeof(int64_t));
+		}
+	}
+	return mrc_pool_run(km->pool, work->n_parts, 1, assign_task, work);
+}
+
+/* The sums of all parts for cluster c into sum (d); the number of its points that have weight. */
+static int64_t
+cluster_sum(const Work *work, int c, double *sum, double *size)
+{
+	int64_t n = 0;
+
+	memset(sum, 0, (size_t) work->d * sizeof(double));
+	*size = 0;
+	for (int p = 0; p < work->n_parts; p++)
+	{
+		const Part *part = &work->parts[p];
+
+		n += part->n_points[c];
+		if (part->n_points[c] == 0)
+			continue;
+		*size += part->size[c];
+		for (int j = 0; j < work->d; j++)
+			sum[j] += part->sum[(size_t) c * work->d + j];
+	}
+	return n;
+}
+
+/* Centre c goes to where it should; its move. */
+static void
+move_center(Work *work, int c, const double *to)
+{
+	double *center = work->kmeans->center + (size_t) c * work->d;
+	double moved = sqrt(distance2(center, to, work->d)) * work->state->scale * (1 + 0x1p-20);
+	State *state = work->state;
+
+	memcpy(center, to, (size_t) work->d * sizeof(double));
+	work->drift[c] = (float) (moved * (1 + 0x1p-20)) + FLT_MIN * (moved > 0);
+	moved = work->drift[c];
+	if (moved > state->drift)
+	{
+		state->drift2 = state->drift;
+		state->drift = moved;
+		state->drifted = c;
+	}
+	else if (moved > state->drift2)
+		state->drift2 = moved;
+}
+
+/* Of each part, the point that costs most under the centres its points have, and those filled in this iteration. */
+static MrcStatus
+far_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const MrcKmeans *km = work->kmeans;
+	Part *part = &work->parts[lo];
 
 	(void) worker;
 	(void) hi;
-	Part *part = &work->parts[lo];
-
-	if (part->next == part->lo)
-	{
-		memset(part->sum, 0, (size_t) km->k * d * sizeof(double));
-		memset(part->size, 0, (size_t) km->k * sizeof(double));
-		memset(part->cluster_cost, 0, (size_t) km->k * sizeof(double));
-	}
 	for (; part->next < part->hi; part->next++)
 	{
 		const double *x = row_of(&km->points, part->next);
-		double w = weight_of(&km->points, part->next);
-		double far;
-		int c;
+		double far = distance2(x, km->center + (size_t) km->label[part->next] * work->d, work->d);
 
-		if (part->next % check == 0 && part->next > part->lo && mrc_pool_pausing(km->pool))
+		if (part->next % LOOK_ROWS == 0 && mrc_pool_pausing(km->pool))
 			return MRC_AGAIN;
-		c = mrc_kmeans_nearest(km->center, km->k, d, x, &far);
-		part->n_changed += km->n_iterations == 0 || km->label[part->next] != c;
-		km->label[part->next] = c;
-		part->cost += w * far;
-		part->size[c] += w;
-		part->cluster_cost[c] += w * far;
-		for (int j = 0; j < d && !work->finish; j++)
-			part->sum[(size_t) c * d + j] += w * x[j];
-		if (w * far > part->worst)
+		for (int i = 0; i < work->n_filled; i++)
+			far = fmin(far, distance2(x, work->filled[i], work->d));
+		far *= weight_of(&km->points, part->next);
+		if (far > work->far[lo])
 		{
-			part->worst = w * far;
-			part->worst_row = part->next;
+			work->far[lo] = far;
+			work->far_row[lo] = part->next;
 		}
 	}
 	return MRC_OK;
 }
 
-/* Assigns all points, and adds the parts up into the first one. */
+/* Cluster c has no points with weight: its centre becomes the point that costs most, if one costs anything. */
 static MrcStatus
-assign(Work *work, MrcKmeans *km, bool finish)
+fill(Work *work, int c)
 {
+	MrcKmeans *km = work->kmeans;
+	int best = 0;
 	MrcStatus status;
-	Part *first;
 
-	memset(work, 0, sizeof(*work));
-	work->kmeans = km;
-	work->finish = finish;
-	lay_out(work, km->scratch, &km->points, km->k);
-	status = mrc_pool_run(km->pool, work->n_parts, 1, assign_task, work);
-	if (status != MRC_OK)
-		return status;
-	first = &work->parts[0];
-	for (int p = 1; p < work->n_parts; p++)
+	for (int p = 0; p < work->n_parts; p++)
 	{
-		Part *part = &work->parts[p];
-
-		first->cost += part->cost;
-		first->n_changed += part->n_changed;
-		for (int c = 0; c < km->k; c++)
-		{
-			first->size[c] += part->size[c];
-			first->cluster_cost[c] += part->cluster_cost[c];
-		}
-		for (size_t i = 0; i < (size_t) km->k * km->points.d; i++)
-			first->sum[i] += part->sum[i];
+		work->parts[p].next = work->parts[p].lo;
+		work->far[p] = 0;
 	}
-	km->cost = first->cost;
-	km->n_changed = first->n_changed;
-	memcpy(km->size, first->size, (size_t) km->k * sizeof(double));
-	return isfinite(km->cost) ? MRC_OK : MRC_NOTFINITE;
+	status = mrc_pool_run(km->pool, work->n_parts, 1, far_task, work);
+	for (int p = 1; p < work->n_parts && status == MRC_OK; p++)
+		best = work->far[p] > work->far[best] ? p : best;
+	if (status != MRC_OK || !(work->far[best] > 0))
+		return status;
+	work->filled[work->n_filled] = row_of(&km->points, work->far_row[best]);
+	move_center(work, c, work->filled[work->n_filled++]);
+	km->n_changed++;
+	return MRC_OK;
 }
 
 MrcStatus
 mrc_kmeans_iterate(MrcKmeans *km)
 {
-	int d = km->points.d;
 	Work work;
-	MrcStatus status = assign(&work, km, false);
-	int next = 0;
+	double *sum;
+	MrcStatus status;
+	int n_empty = 0;
 
+	work_begin(&work, km);
+	sum = work.turned; /* at least d numbers, and not used any more when they are */
+	status = assign(&work, false);
 	if (status != MRC_OK)
 		return status;
+	work.state->drift = work.state->drift2 = 0;
+	work.state->drifted = -1;
+	km->n_changed = 0;
+	km->cost = 0;
+	for (int p = 0; p < work.n_parts; p++)
+	{
+		km->n_changed += work.parts[p].n_changed;
+		km->cost += work.parts[p].square;
+	}
 	for (int c = 0; c < km->k; c++)
 	{
-		double *center = km->center + (size_t) c * d;
+		double *center = km->center + (size_t) c * work.d;
+		int64_t n = cluster_sum(&work, c, sum, &km->size[c]);
 
-		for (int j = 0; j < d && km->size[c] > 0; j++)
-			center[j] = work.parts[0].sum[(size_t) c * d + j] / km->size[c];
-		while (km->size[c] == 0 && next < work.n_parts && !(work.parts[next].worst > 0))
-			next++;
-		if (km->size[c] == 0 && next < work.n_parts)
+		work.drift[c] = 0;
+		n_empty += n == 0;
+		for (int j = 0; j < work.d && n > 0; j++)
 		{
-			memcpy(center, row_of(&km->points, work.parts[next++].worst_row), (size_t) d * sizeof(double));
-			km->n_changed++;
+			double at = center[j] - work.shift[j];
+
+			km->cost += at * (km->size[c] * at - 2 * sum[j]);
+			sum[j] = work.shift[j] + sum[j] / km->size[c];
 		}
+		if (n > 0)
+			move_center(&work, c, sum);
 	}
+	km->cost = km->cost < 0 ? 0 : km->cost;
+	for (int c = 0; c < km->k && n_empty > 0 && work.n_filled < FILL_MOST && status == MRC_OK; c++)
+		if (km->size[c] == 0)
+			status = fill(&work, c);
 	km->n_iterations++;
-	return MRC_OK;
+	return status != MRC_OK ? status : isfinite(km->cost) ? MRC_OK : MRC_NOTFINITE;
 }
 
 MrcStatus
 mrc_kmeans_finish(MrcKmeans *km)
 {
 	Work work;
-	MrcStatus status = assign(&work, km, true);
+	MrcStatus status;
 
-	if (status == MRC_OK)
-		memcpy(km->cluster_cost, work.parts[0].cluster_cost, (size_t) km->k * sizeof(double));
-	return status;
+	work_begin(&work, km);
+	status = assign(&work, true);
+	if (status != MRC_OK)
+		return status;
+	km->cost = 0;
+	km->n_iterations = 0;
+	memset(km->size, 0, (size_t) km->k * sizeof(double));
+	memset(km->cluster_cost, 0, (size_t) km->k * sizeof(double));
+	for (int p = 0; p < work.n_parts; p++)
+	{
+		km->cost += work.parts[p].cost;
+		for (int c = 0; c < km->k; c++)
+		{
+			km->size[c] += work.parts[p].size[c];
+			km->cluster_cost[c] += work.parts[p].cluster_cost[c];
+		}
+	}
+	return isfinite(km->cost) ? MRC_OK : MRC_NOTFINITE;
 }
 
-static uint64_t
-mix(uint64_t x)
+/* ---- the start: a sample ---- */
+
+/* The sums of blocks [lo, hi) of rows. */
+static MrcStatus
+block_task(void *arg, int worker, int64_t lo, int64_t hi)
 {
-	x += 0x9E3779B97F4A7C15u;
-	x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-	x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-	return x ^ (x >> 31);
+	Work *work = arg;
+	const MrcPoints *points = &work->kmeans->points;
+
+	(void) worker;
+	for (; lo < hi; lo++)
+	{
+		double weights = 0;
+		double squares = 0;
+
+		for (int64_t row = lo * BLOCK_ROWS; row < (lo + 1) * BLOCK_ROWS && row < points->n; row++)
+		{
+			double weight = weight_of(points, row);
+
+			weights += weight;
+			squares += weight * distance2(row_of(points, row), work->shift, work->d);
+		}
+		work->block_weight[lo] = weights;
+		work->block_square[lo] = squares;
+	}
+	return MRC_OK;
+}
+
+/* Where a sum of weights and one of squares stand, in shares of the whole. */
+static double
+share_of(const Work *work, double weight, double square)
+{
+	if (!(work->total_square > 0))
+		return work->total_weight > 0 ? weight / work->total_weight : 0;
+	return weight / work->total_weight / 2 + square / work->total_square / 2;
+}
+
+static void
+put(Work *work, int64_t slot, const double *x, double weight)
+{
+	float *to = work->sample + (size_t) (slot / TILE) * work->d * TILE + slot % TILE;
+
+	for (int j = 0; j < work->d; j++)
+		to[(size_t) j * TILE] = (float) ((x[j] - work->shift[j]) * work->state->scale);
+	work->sample_weight[slot] = (float) weight;
+}
+
+/*
+ * The rows of blocks [lo, hi) that are in the sample: slot i is the row at (i + offset) / n_sample of the whole.  Its weight
+ * is what it stands for, in units of the mean weight of a slot.
+ */
+static MrcStatus
+sample_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const MrcPoints *points = &work->kmeans->points;
+	double n = (double) work->n_sample;
+
+	(void) worker;
+	for (; lo < hi; lo++)
+	{
+		double at = share_of(work, work->block_weight[lo], work->block_square[lo]);
+		double end = lo + 1 < work->n_blocks
+			? share_of(work, work->block_weight[lo + 1], work->block_square[lo + 1])
+			: 2;
+		int64_t slot = lo == 0 ? 0 : (int64_t) ceil(at * n - work->offset);
+		int64_t last = (int64_t) ceil(end * n - work->offset);
+
+		last = last > work->n_sample ? work->n_sample : last;
+		for (int64_t row = lo * BLOCK_ROWS; row < (lo + 1) * BLOCK_ROWS && row < points->n; row++)
+		{
+			const double *x = row_of(points, row);
+			double weight = weight_of(points, row);
+			double share = share_of(work, weight, weight * distance2(x, work->shift, work->d));
+			bool is_last = row + 1 == (lo + 1) * BLOCK_ROWS || row + 1 == points->n;
+
+			at += share;
+			for (; slot < last && (((double) slot + work->offset) / n < at || is_last); slot++)
+				put(work, slot, x, share > 0 ? weight / work->total_weight / share : 0);
+		}
+	}
+	return MRC_OK;
+}
+
+/* All rows of blocks [lo, hi). */
+static MrcStatus
+copy_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const MrcPoints *points = &work->kmeans->points;
+	double unit = work->total_weight > 0 ? (double) points->n / work->total_weight : 1;
+
+	(void) worker;
+	hi = hi * BLOCK_ROWS < points->n ? hi * BLOCK_ROWS : points->n;
+	for (int64_t row = lo * BLOCK_ROWS; row < hi; row++)
+		put(work, row, row_of(points, row), weight_of(points, row) * unit);
+	return MRC_OK;
+}
+
+static MrcStatus
+draw_sample(Work *work, uint64_t *random)
+{
+	MrcPool *pool = work->kmeans->pool;
+	int64_t padded = work->n_tiles * TILE;
+	MrcStatus status = mrc_pool_run(pool, work->n_blocks, 1, block_task, work);
+
+	if (status != MRC_OK)
+		return status;
+	for (int64_t i = 0; i < work->n_blocks; i++)
+	{
+		double weight = work->block_weight[i];
+		double square = work->block_square[i];
+
+		work->block_weight[i] = work->total_weight;
+		work->block_square[i] = work->total_square;
+		work->total_weight += weight;
+		work->total_square += square;
+	}
+	if (!isfinite(work->total_weight) || !isfinite(work->total_square))
+		return MRC_NOTFINITE;
+	for (int64_t slot = work->n_sample; slot < padded; slot++)
+		put(work, slot, work->shift, 0);
+	work->offset = uniform(random);
+	return mrc_pool_run(pool, work->n_blocks, 1,
+						work->n_sample < work->kmeans->points.n ? sample_task : copy_task, work);
+}
+
+/* ---- the start: among the sample ---- */
+
+enum
+{
+	SEED,
+	SWAP,
+	LLOYD,
+	INHALE,
+	EXHALE,
+	JUDGE,
+	DONE
+};
+
+enum
+{
+	NONE,
+	ASSIGN, /* all points to the centres anew */
+	MEND	/* what had to do with centre `lost` */
+};
+
+static const float *
+tile_of(const Work *work, int64_t tile)
+{
+	return work->sample + (size_t) tile * work->d * TILE;
+}
+
+/* mass and total. */
+static void
+tally(const Work *work, Start *start)
+{
+	start->total = 0;
+	for (int64_t tile = 0; tile < work->n_tiles; tile++)
+	{
+		double sum = 0;
+
+		for (int64_t i = tile * TILE; i < (tile + 1) * TILE; i++)
+			sum += work->sample_weight[i] * start->best[i];
+		start->mass[tile] = sum;
+		start->total += sum;
+	}
+}
+
+/* A point with the probability of its weight * best, into out (d). */
+static void
+draw_point(const Work *work, Start *start, float *out)
+{
+	double at = uniform(&start->random) * start->total;
+	int64_t tile = 0;
+	int64_t drawn = (int64_t) (uniform(&start->random) * (double) work->n_sample);
+
+	while (tile + 1 < work->n_tiles && at >= start->mass[tile])
+		at -= start->mass[tile++];
+	for (int64_t i = tile * TILE; i < (tile + 1) * TILE && at >= 0; i++)
+	{
+		double mass = work->sample_weight[i] * start->best[i];
+
+		drawn = mass > 0 ? i : drawn;
+		at -= mass;
+	}
+	for (int j = 0; j < work->d; j++)
+		out[j] = tile_of(work, drawn / TILE)[(size_t) j * TILE + drawn % TILE];
+}
+
+/* A point of cluster c likewise; mass: their sum. */
+static void
+draw_of_cluster(const Work *work, Start *start, int c, double mass, float *out)
+{
+	double at = uniform(&start->random) * mass;
+	int64_t drawn = -1;
+
+	for (int64_t i = 0; i < work->n_sample && at >= 0; i++)
+		if (start->label[i] == c && work->sample_weight[i] * start->best[i] > 0)
+		{
+			drawn = i;
+			at -= work->sample_weight[i] * start->best[i];
+		}
+	for (int j = 0; j < work->d; j++)
+		out[j] = drawn < 0 ? start->center[(size_t) c * work->d + j]
+						   : tile_of(work, drawn / TILE)[(size_t) j * TILE + drawn % TILE];
+}
+
+/* The last centre is new. */
+static void
+add_center(const Work *work, Start *start)
+{
+	start->k++;
+	for (int64_t tile = 0; tile < work->n_tiles; tile++)
+	{
+		int64_t at = tile * TILE;
+
+		for (int64_t i = at; i < at + TILE && start->k == 1; i++)
+		{
+			start->best[i] = start->second[i] = FLT_MAX;
+			start->label[i] = start->label2[i] = 0;
+		}
+		work->kernels.closer(tile_of(work, tile), work->d, start->center, start->k - 1, start->k,
+							 start->best + at, start->second + at, start->label + at, start->label2 + at);
+	}
+	tally(work, start);
+}
+
+/* One more centre: of some points drawn that which helps most. */
+static void
+seed(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+	int n_draws = start->k == 0 ? 1 : 2 + (int) log(work->k);
+	float *chosen = start->center + (size_t) start->k * d;
+	double least = INFINITY;
+
+	for (int draw = 0; draw < n_draws; draw++)
+	{
+		double total = 0;
+
+		draw_point(work, start, start->point);
+		for (int64_t tile = 0; tile < work->n_tiles && n_draws > 1; tile++)
+			total += work->kernels.with(tile_of(work, tile), work->d, start->point, start->best + tile * TILE,
+										work->sample_weight + tile * TILE);
+		if (total < least)
+		{
+			least = total;
+			memcpy(chosen, start->point, d * sizeof(float));
+		}
+	}
+	add_center(work, start);
+	start->work += (double) work->n_sample * work->d * (n_draws + 1);
+}
+
+/* A point drawn takes the place of a centre, if that helps. */
+static void
+swap(const Work *work, Start *start)
+{
+	double total = 0;
+	int lost = 0;
+
+	draw_point(work, start, start->point);
+	memset(start->value, 0, (size_t) start->k * sizeof(double));
+	for (int64_t tile = 0; tile < work->n_tiles; tile++)
+	{
+		int64_t at = tile * TILE;
+
+		total += work->kernels.instead(tile_of(work, tile), work->d, start->point, start->best + at,
+									   start->second + at, work->sample_weight + at, start->label + at,
+									   start->value);
+	}
+	start->work += 2.0 * (double) work->n_sample * work->d;
+	for (int c = 1; c < start->k; c++)
+		lost = start->value[c] < start->value[lost] ? c : lost;
+	if (!(total + start->value[lost] < start->total * (1 - 1e-6)))
+		return;
+	memcpy(start->center + (size_t) lost * work->d, start->point, (size_t) work->d * sizeof(float));
+	start->lost = lost;
+	start->last = -1;
+	start->pass = MEND;
+}
+
+/* Sums follow the labels, and centres are their means. */
+static void
+means(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+
+	for (int64_t i = 0; i < work->n_sample; i++)
+	{
+		const float *x = tile_of(work, i / TILE) + i % TILE;
+		double weight = work->sample_weight[i];
+		int from = start->summed[i];
+		int to = start->label[i];
+
+		if (from == to || !(weight > 0))
+			continue;
+		start->summed[i] = to;
+		start->size[to] += weight;
+		start->n_points[to]++;
+		for (size_t j = 0; j < d; j++)
+			start->sum[(size_t) to * d + j] += weight * x[j * TILE];
+		if (from < 0)
+			continue;
+		start->size[from] -= weight;
+		start->n_points[from]--;
+		for (size_t j = 0; j < d; j++)
+			start->sum[(size_t) from * d + j] -= weight * x[j * TILE];
+	}
+	for (int c = 0; c < start->k; c++)
+		for (size_t j = 0; j < d && start->n_points[c] > 0; j++)
+			start->center[(size_t) c * d + j] = (float) (start->sum[(size_t) c * d + j] / start->size[c]);
+}
+
+/* Centres are added where most is to be gained. */
+static void
+inhale(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+
+	memcpy(start->kept, start->center, (size_t) work->k * d * sizeof(float));
+	start->kept_total = start->total;
+	memset(start->value, 0, (size_t) start->k * sizeof(double));
+	for (int64_t i = 0; i < work->n_sample; i++)
+		start->value[start->label[i]] += work->sample_weight[i] * start->best[i];
+	for (int n = 0; n < start->breath; n++)
+	{
+		int most = 0;
+
+		for (int c = 1; c < work->k; c++)
+			most = start->value[c] > start->value[most] ? c : most;
+		draw_of_cluster(work, start, most, start->value[most], start->center + (size_t) (work->k + n) * d);
+		start->value[most] = -1;
+	}
+	for (int n = 0; n < start->breath; n++)
+		add_center(work, start);
+	start->work += (double) work->n_sample * work->d * start->breath;
+}
+
+/* The centre that is missed least goes; the last one takes its number. */
+static void
+exhale(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+	int last = start->k - 1;
+	int lost = 0;
+
+	memset(start->value, 0, (size_t) start->k * sizeof(double));
+	for (int64_t i = 0; i < work->n_sample; i++)
+		start->value[start->label[i]] += work->sample_weight[i] * (start->second[i] - start->best[i]);
+	for (int c = 1; c < start->k; c++)
+		lost = start->value[c] < start->value[lost] ? c : lost;
+	memcpy(start->center + (size_t) lost * d, start->center + (size_t) last * d, d * sizeof(float));
+	memcpy(start->sum + (size_t) lost * d, start->sum + (size_t) last * d, d * sizeof(double));
+	start->size[lost] = start->size[last];
+	start->n_points[lost] = start->n_points[last];
+	memset(start->sum + (size_t) last * d, 0, d * sizeof(double));
+	start->size[last] = 0;
+	start->n_points[last] = 0;
+	start->k = last;
+	start->lost = lost;
+	start->last = last;
+	start->pass = MEND;
+}
+
+/* The points of the desk are scored anew. */
+static void
+mend(const Work *work, Start *start, Desk *desk)
+{
+	for (int i = 0; i < TILE; i++)
+	{
+		desk->best[i] = desk->second[i] = FLT_MAX;
+		desk->label[i] = desk->label2[i] = 0;
+	}
+	work->kernels.closer(desk->tile, work->d, start->center, 0, start->k, desk->best, desk->second,
+						 desk->label, desk->label2);
+	for (int i = 0; i < desk->n; i++)
+	{
+		int64_t to = desk->number[i];
+
+		start->best[to] = desk->best[i];
+		start->second[to] = desk->second[i];
+		start->label[to] = desk->label[i];
+		start->label2[to] = desk->label2[i];
+	}
+	start->work += (double) desk->n * work->d * start->k;
+	desk->n = 0;
+}
+
+/* The pass MEND over a tile. */
+static void
+mend_tile(const Work *work, Start *start, Desk *desk, int64_t tile)
+{
+	int64_t at = tile * TILE;
+	int lanes[TILE];
+	int n = 0;
+
+	for (int i = 0; i < TILE; i++)
+	{
+		if (start->label[at + i] == start->lost || start->label2[at + i] == start->lost)
+			lanes[n++] = i;
+		if (start->last < 0)
+			continue;
+		if (start->summed[at + i] == start->lost)
+			start->summed[at + i] = -1;
+		if (start->label[at + i] == start->last)
+			start->label[at + i] = start->lost;
+		if (start->label2[at + i] == start->last)
+			start->label2[at + i] = start->lost;
+		if (start->summed[at + i] == start->last)
+			start->summed[at + i] = start->lost;
+	}
+	if (start->last < 0)
+		work->kernels.closer(tile_of(work, tile), work->d, start->center, start->lost, start->lost + 1,
+							 start->best + at, start->second + at, start->label + at, start->label2 + at);
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 0; j < work->d; j++)
+			desk->tile[(size_t) j * TILE + desk->n] = tile_of(work, tile)[(size_t) j * TILE + lanes[i]];
+		desk->number[desk->n++] = at + lanes[i];
+		if (desk->n == TILE)
+			mend(work, start, desk);
+	}
+}
+
+/* Goes on with the pass over the sample; false when the pool pauses before its end. */
+static bool
+run_pass(const Work *work, Start *start, Desk *desk)
+{
+	desk->n = 0;
+	for (; start->pass_tile < work->n_tiles; start->pass_tile++)
+	{
+		int64_t at = start->pass_tile * TILE;
+
+		if (mrc_pool_pausing(work->kmeans->pool))
+			break;
+		if (start->pass == MEND)
+		{
+			mend_tile(work, start, desk, start->pass_tile);
+			continue;
+		}
+		for (int64_t i = at; i < at + TILE; i++)
+		{
+			start->best[i] = start->second[i] = FLT_MAX;
+			start->label[i] = start->label2[i] = 0;
+		}
+		work->kernels.closer(tile_of(work, start->pass_tile), work->d, start->center, 0, start->k,
+							 start->best + at, start->second + at, start->label + at, start->label2 + at);
+		start->work += (double) TILE * work->d * start->k;
+	}
+	if (desk->n > 0)
+		mend(work, start, desk);
+	if (start->pass_tile < work->n_tiles)
+		return false;
+	start->pass_tile = 0;
+	start->pass = NONE;
+	tally(work, start);
+	return true;
+}
+
+/* All starts together may do so much. */
+static double
+work_of(const Work *work)
+{
+	double most = START_SHARE * (double) work->kmeans->points.n * work->k * work->d;
+
+	return (most > START_WORK ? most : START_WORK) / work->kmeans->n_starts;
+}
+
+static void
+begin_lloyd(Start *start, int after)
+{
+	start->phase = LLOYD;
+	start->after = after;
+	start->n_done = 0;
+	start->before = INFINITY;
+}
+
+/* One step of a start: something short, and maybe a pass to be run. */
+static void
+step(const Work *work, Start *start)
+{
+	bool tired = start->work > work_of(work);
+
+	switch (start->phase)
+	{
+		case SEED:
+			if (start->k < work->k)
+				seed(work, start);
+			else
+				start->phase = SWAP;
+			break;
+		case SWAP:
+			if (start->n_done++ < SWAPS && !tired)
+				swap(work, start);
+			else
+				begin_lloyd(start, INHALE);
+			break;
+		case LLOYD:
+			if (start->total <= start->before * (1 - START_TOLERANCE) && start->n_done++ < START_ROUNDS &&
+				!tired)
+			{
+				start->before = start->total;
+				means(work, start);
+				start->pass = ASSIGN;
+			}
+			else
+				start->phase = start->after;
+			break;
+		case INHALE:
+			if (start->breath > 0 && !tired && start->total > 0)
+			{
+				inhale(work, start);
+				begin_lloyd(start, EXHALE);
+			}
+			else
+				start->phase = DONE;
+			break;
+		case EXHALE:
+			if (start->k > work->k)
+				exhale(work, start);
+			else
+				begin_lloyd(start, JUDGE);
+			break;
+		case JUDGE:
+			if (!(start->total < start->kept_total * (1 - 1e-4)))
+				start->breath--;
+			if (start->total > start->kept_total)
+			{
+				memcpy(start->center, start->kept, (size_t) work->k * work->d * sizeof(float));
+				start->pass = ASSIGN;
+			}
+			start->phase = INHALE;
+			break;
+	}
+}
+
+static void
+begin_start(const Work *work, Start *start, int64_t number)
+{
+	size_t k = (size_t) work->k + BREATH;
+
+	start->number = number;
+	start->random = mix(work->kmeans->seed + mix((uint64_t) number + 1));
+	start->phase = SEED;
+	start->pass = NONE;
+	start->pass_tile = 0;
+	start->k = 0;
+	start->n_done = 0;
+	start->breath = work->k < BREATH ? work->k : BREATH;
+	start->work = 0;
+	memset(start->sum, 0, k * work->d * sizeof(double));
+	memset(start->size, 0, k * sizeof(double));
+	memset(start->n_points, 0, k * sizeof(int64_t));
+	for (int64_t i = 0; i < work->n_tiles * TILE; i++)
+	{
+		start->best[i] = 1;
+		start->summed[i] = -1;
+	}
+	tally(work, start);
+}
+
+static MrcStatus
+start_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	Desk *desk = &work->desks[worker];
+	Start *start = &desk->start;
+
+	(void) hi;
+	if (start->number != lo)
+		begin_start(work, start, lo);
+	while (start->phase != DONE || start->pass != NONE)
+	{
+		if (mrc_pool_pausing(work->kmeans->pool))
+			return MRC_AGAIN;
+		if (start->pass == NONE)
+			step(work, start);
+		else if (!run_pass(work, start, desk))
+			return MRC_AGAIN;
+	}
+	if (start->total < start->best_total)
+	{
+		start->best_total = start->total;
+		start->best_number = lo;
+		memcpy(start->found, start->center, (size_t) work->k * work->d * sizeof(float));
+	}
+	return MRC_OK;
 }
 
 MrcStatus
 mrc_kmeans_start(MrcKmeans *km)
 {
+	uint64_t random = mix(km->seed);
+	const Start *best;
 	Work work;
-	double *near =
-		(double *) ((char *) km->scratch + lay_out(&work, NULL, &km->points, km->k)) - km->points.n;
-	int64_t n = km->points.n;
-	int d = km->points.d;
+	MrcStatus status;
 
-	near = (double *) ((uintptr_t) near / 64 * 64);
-	for (int64_t i = 0; i < n; i++)
-		near[i] = INFINITY;
-	for (int c = 0; c < km->k; c++)
-	{
-		double *center = km->center + (size_t) c * d;
-		double total = 0;
-		double at;
-		int64_t row = 0;
-
-		for (int64_t i = 0; i < n; i++)
-			total += weight_of(&km->points, i) * (c > 0 ? near[i] : 1);
-		at = (double) (mix(km->seed * 1000003 + (uint64_t) c) >> 11) / 9007199254740992.0 * total;
-		for (int64_t i = 0; i < n && at >= 0; i++)
-		{
-			double mass = weight_of(&km->points, i) * (c > 0 ? near[i] : 1);
-
-			at -= mass;
-			row = mass > 0 ? i : row;
-		}
-		memcpy(center, row_of(&km->points, row), (size_t) d * sizeof(double));
-		for (int64_t i = 0; i < n; i++)
-		{
-			double here = distance2(row_of(&km->points, i), center, d);
-
-			near[i] = here < near[i] ? here : near[i];
-		}
-	}
+	work_begin(&work, km);
 	km->n_iterations = 0;
+	status = draw_sample(&work, &random);
+	for (int i = 0; i < mrc_pool_size(km->pool); i++)
+	{
+		work.desks[i].start.number = -1;
+		work.desks[i].start.best_total = INFINITY;
+	}
+	if (status == MRC_OK)
+		status = mrc_pool_run(km->pool, km->n_starts, 1, start_task, &work);
+	if (status != MRC_OK)
+		return status;
+	best = &work.desks[0].start;
+	for (int i = 1; i < mrc_pool_size(km->pool); i++)
+	{
+		const Start *other = &work.desks[i].start;
+
+		if (other->best_total < best->best_total ||
+			(other->best_total == best->best_total && other->best_number < best->best_number))
+			best = other;
+	}
+	if (!isfinite(best->best_total))
+		return MRC_NOTFINITE;
+	for (int c = 0; c < km->k; c++)
+		for (int j = 0; j < work.d; j++)
+			km->center[(size_t) c * work.d + j] =
+				work.shift[j] + best->found[(size_t) c * work.d + j] / work.state->scale;
 	return MRC_OK;
 }
 
@@ -393,6 +1701,7 @@ mrc_kmeans_order(MrcKmeans *km)
 	permute(km->size, km->k, 1, number, done);
 	permute(km->cluster_cost, km->k, 1, number, done);
 	km->n_iterations = 0;
+	km->measured = false;
 	return mrc_pool_run(km->pool, km->points.n, 1 << 20, renumber_task, &renumber);
 }
 

@@ -2085,6 +2085,579 @@ test_rmse_against_definition(void **state)
 	free(error.scratch);
 }
 
+/* ---- clusters ---- */
+
+typedef struct Clusters
+{
+	MrcKmeans km;
+	double *x;
+	double *weight;
+	double *chunks[64];
+	double *weight_chunks[64];
+} Clusters;
+
+/* n x d points and weights (NULL: 1), in chunks of chunk_rows; lanes 0. */
+static void
+clusters_open(Clusters *c, const double *x, const double *weight, int64_t n, int d, int k, int n_threads,
+			  int64_t chunk_rows)
+{
+	memset(c, 0, sizeof(*c));
+	c->x = malloc((size_t) n * d * sizeof(double));
+	memcpy(c->x, x, (size_t) n * d * sizeof(double));
+	if (weight)
+	{
+		c->weight = malloc((size_t) n * sizeof(double));
+		memcpy(c->weight, weight, (size_t) n * sizeof(double));
+	}
+	assert_true((n + chunk_rows - 1) / chunk_rows <= 64);
+	for (int64_t i = 0; i * chunk_rows < n; i++)
+	{
+		c->chunks[i] = c->x + i * chunk_rows * d;
+		c->weight_chunks[i] = c->weight + i * chunk_rows;
+	}
+	c->km.points = (MrcPoints){n, d, chunk_rows, c->chunks, weight ? c->weight_chunks : NULL};
+	c->km.pool = pool_of(n_threads);
+	c->km.k = k;
+	c->km.seed = SEED;
+	c->km.n_starts = 3;
+	c->km.scratch = aligned(mrc_kmeans_scratch_bytes(&c->km.points, k, 3, n_threads));
+	c->km.center = malloc((size_t) k * d * sizeof(double));
+	c->km.label = aligned((size_t) n * sizeof(int32_t));
+	c->km.size = aligned((size_t) k * sizeof(double));
+	c->km.cluster_cost = aligned((size_t) k * sizeof(double));
+}
+
+static void
+clusters_close(Clusters *c)
+{
+	pool_free(c->km.pool);
+	free(c->x);
+	free(c->weight);
+	free(c->km.scratch);
+	free(c->km.center);
+	free(c->km.label);
+	free(c->km.size);
+	free(c->km.cluster_cost);
+}
+
+/* n x d: blobs of unit size around n_blobs points, apart by `apart`, all of it moved by offset. */
+static double *
+blobs(int64_t n, int d, int n_blobs, double apart, double offset)
+{
+	double *x = malloc((size_t) n * d * sizeof(double));
+	double *middle = malloc((size_t) n_blobs * d * sizeof(double));
+
+	srand(SEED);
+	for (int i = 0; i < n_blobs * d; i++)
+		middle[i] = apart * uniform();
+	for (int64_t i = 0; i < n; i++)
+	{
+		int of = (int) (uniform() * n_blobs);
+
+		for (int j = 0; j < d; j++)
+			x[i * d + j] = offset + middle[of * d + j] + uniform() + uniform() - 1;
+	}
+	free(middle);
+	return x;
+}
+
+static double
+squared(const double *a, const double *b, int d)
+{
+	double sum = 0;
+
+	for (int j = 0; j < d; j++)
+		sum += (a[j] - b[j]) * (a[j] - b[j]);
+	return sum;
+}
+
+/* One iteration by definition: labels and cost of center, then center is the means.  No cluster may be empty. */
+static double
+lloyd(const double *x, const double *weight, int64_t n, int d, int k, double *center, int32_t *label)
+{
+	double *sum = calloc((size_t) k * d, sizeof(double));
+	double *size = calloc((size_t) k, sizeof(double));
+	double cost = 0;
+
+	for (int64_t i = 0; i < n; i++)
+	{
+		double w = weight ? weight[i] : 1;
+		int best = 0;
+
+		for (int c = 1; c < k; c++)
+			if (squared(x + i * d, center + c * d, d) < squared(x + i * d, center + best * d, d))
+				best = c;
+		cost += w * squared(x + i * d, center + best * d, d);
+		label[i] = best;
+		size[best] += w;
+		for (int j = 0; j < d; j++)
+			sum[best * d + j] += w * x[i * d + j];
+	}
+	for (int c = 0; c < k; c++)
+		for (int j = 0; j < d && size[c] > 0; j++)
+			center[c * d + j] = sum[c * d + j] / size[c];
+	free(sum);
+	free(size);
+	return cost;
+}
+
+static const int all_lanes[] = {0, 16, 8, 4};
+
+/* Each iteration has the labels and the cost of the definition, at every width of vector, near the origin and far from it. */
+static void
+test_kmeans_is_lloyd(void **state)
+{
+	static const struct
+	{
+		int64_t n;
+		int d;
+		int k;
+		double apart;
+		double offset;
+	} all[] = {{700, 1, 5, 10, 0},	 {3000, 2, 7, 5, 0},	  {2000, 7, 20, 3, 1e6},  {900, 33, 65, 1, -3e4},
+			   {300, 1000, 9, 1, 5}, {5000, 16, 100, 1e5, 0}, {4000, 3, 1, 2, 0},	  {100, 5, 100, 2, 1e9},
+			   {9000, 4, 40, 0, 0},	 {3000, 3, 30, 1, 1e-20}, {2000, 8, 10, 1e140, 0}};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+		for (int l = 0; l < 4; l++)
+		{
+			int64_t n = all[a].n;
+			int d = all[a].d;
+			int k = all[a].k;
+			double *x = blobs(n, d, all[a].apart < 1e100 ? k : (int) n, all[a].apart, all[a].offset);
+			double *weight = malloc((size_t) n * sizeof(double));
+			double *center = malloc((size_t) k * d * sizeof(double));
+			int32_t *label = malloc((size_t) n * sizeof(int32_t));
+			Clusters c;
+
+			for (int64_t i = 0; i < n; i++)
+				weight[i] = (double) (i % 5) + 0.25;
+			clusters_open(&c, x, a % 2 ? weight : NULL, n, d, k, 2, n / 3 + 1);
+			c.km.lanes = all_lanes[l];
+			memcpy(c.km.center, x, (size_t) k * d * sizeof(double)); /* no cluster is empty */
+			memcpy(center, x, (size_t) k * d * sizeof(double));
+			for (int i = 0; i < 12; i++)
+			{
+				double cost = lloyd(x, a % 2 ? weight : NULL, n, d, k, center, label);
+
+				assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+				assert_memory_equal(c.km.label, label, (size_t) n * sizeof(int32_t));
+				assert_true(fabs(c.km.cost - cost) <=
+							1e-9 * cost + 1e-18 * all[a].offset * all[a].offset * n * d);
+				for (int j = 0; j < k * d; j++)
+					assert_true(fabs(c.km.center[j] - center[j]) <=
+								1e-12 * fabs(center[j]) + 1e-9 * all[a].apart + 1e-14);
+				memcpy(center, c.km.center,
+					   (size_t) k * d * sizeof(double)); /* so that rounding does not add up */
+			}
+			assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+			for (int64_t i = 0; i < n; i++)
+				assert_int_equal(c.km.label[i], mrc_kmeans_nearest(c.km.center, k, d, x + i * d, NULL));
+			clusters_close(&c);
+			free(x);
+			free(weight);
+			free(center);
+			free(label);
+		}
+}
+
+/* A whole training; the last word is mrc_kmeans_order()'s. */
+static void
+train(MrcKmeans *km)
+{
+	assert_int_equal(mrc_kmeans_start(km), MRC_OK);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(mrc_kmeans_iterate(km), MRC_OK);
+	assert_int_equal(mrc_kmeans_finish(km), MRC_OK);
+	assert_int_equal(mrc_kmeans_order(km), MRC_OK);
+}
+
+static void
+same_clusters(const MrcKmeans *a, const MrcKmeans *b)
+{
+	size_t k = (size_t) a->k;
+
+	assert_memory_equal(a->center, b->center, k * a->points.d * sizeof(double));
+	assert_memory_equal(a->label, b->label, (size_t) a->points.n * sizeof(int32_t));
+	assert_memory_equal(a->size, b->size, k * sizeof(double));
+	assert_memory_equal(a->cluster_cost, b->cluster_cost, k * sizeof(double));
+	assert_true(a->cost == b->cost);
+}
+
+/* Any number of threads and any chunks give the same; so do pauses; another seed gives something else. */
+static void
+test_kmeans_threads_agree(void **state)
+{
+	static const int64_t all[] = {9000, 90000}; /* all points, and a sample, in the start */
+
+	(void) state;
+	for (int a = 0; a < 2; a++)
+	{
+		int64_t n = all[a];
+		double *x = blobs(n, 6, 50, 4, 100);
+		int n_interrupts = 0;
+		const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+		Clusters one;
+		Clusters other;
+
+		clusters_open(&one, x, NULL, n, 6, 12, 1, n);
+		clusters_open(&other, x, NULL, n, 6, 12, 4, n / 11);
+		train(&one.km);
+		train(&other.km);
+		same_clusters(&one.km, &other.km);
+		clusters_close(&other);
+
+		clusters_open(&other, x, NULL, n, 6, 12, 2, n);
+		pool_free(other.km.pool);
+		assert_int_equal(mrc_pool_start(&other.km.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+		train(&other.km);
+		assert_true(n_interrupts > 0);
+		same_clusters(&one.km, &other.km);
+		other.km.seed++;
+		train(&other.km);
+		assert_true(memcmp(one.km.center, other.km.center, 12 * 6 * sizeof(double)) != 0);
+		clusters_close(&one);
+		clusters_close(&other);
+		free(x);
+	}
+}
+
+/* Points with weights are as so many points; a point without weight has a cluster, and makes none. */
+static void
+test_kmeans_weights(void **state)
+{
+	enum
+	{
+		N = 2000,
+		D = 3,
+		K = 6
+	};
+	double *x = blobs(N, D, K, 8, 0);
+	double *many = malloc((size_t) 3 * N * D * sizeof(double));
+	double weight[N];
+	int64_t n = 0;
+	Clusters merged;
+	Clusters repeated;
+
+	(void) state;
+	for (int i = 0; i < N; i++)
+	{
+		weight[i] = i % 4;
+		for (int t = 0; t < i % 4; t++)
+			memcpy(many + n++ * D, x + i * D, D * sizeof(double));
+	}
+	clusters_open(&merged, x, weight, N, D, K, 2, N);
+	clusters_open(&repeated, many, NULL, n, D, K, 2, n);
+	memcpy(merged.km.center, x + D, K * D * sizeof(double));
+	memcpy(repeated.km.center, x + D, K * D * sizeof(double));
+	for (int i = 0; i < 8; i++)
+	{
+		assert_int_equal(mrc_kmeans_iterate(&merged.km), MRC_OK);
+		assert_int_equal(mrc_kmeans_iterate(&repeated.km), MRC_OK);
+	}
+	assert_int_equal(mrc_kmeans_finish(&merged.km), MRC_OK);
+	assert_int_equal(mrc_kmeans_finish(&repeated.km), MRC_OK);
+	assert_true(fabs(merged.km.cost - repeated.km.cost) < 1e-10 * repeated.km.cost);
+	for (int c = 0; c < K; c++)
+		assert_true(merged.km.size[c] == repeated.km.size[c]);
+	for (int i = 0; i < K * D; i++)
+		assert_true(fabs(merged.km.center[i] - repeated.km.center[i]) < 1e-10);
+	for (int i = 0; i < N; i++)
+		assert_in_range(merged.km.label[i], 0, K - 1);
+	clusters_close(&merged);
+	clusters_close(&repeated);
+
+	/* A few points far away, which are nothing: no centre goes there. */
+	for (int i = 0; i < 10; i++)
+	{
+		weight[i] = 0;
+		x[i * D] = 1e5;
+	}
+	clusters_open(&merged, x, weight, N, D, K, 2, N);
+	train(&merged.km);
+	for (int c = 0; c < K; c++)
+		assert_true(merged.km.center[c * D] < 1e3);
+	clusters_close(&merged);
+	free(x);
+	free(many);
+}
+
+/* The start finds clusters that are there; one per distinct point; empty clusters get points. */
+static void
+test_kmeans_start(void **state)
+{
+	double *x = blobs(20000, 8, 30, 100, 0);
+	double repeated[500];
+	Clusters c;
+
+	(void) state;
+	clusters_open(&c, x, NULL, 20000, 8, 30, 2, 20000);
+	train(&c.km);
+	assert_true(c.km.cost < 20000 * 8 * 0.2); /* the variance of a coordinate is 1 / 6 */
+	for (int i = 1; i < 30; i++)
+		assert_true(c.km.size[i - 1] >= c.km.size[i]);
+	clusters_close(&c);
+	free(x);
+
+	for (int i = 0; i < 500; i++)
+		repeated[i] = i * 7 % 40;
+	clusters_open(&c, repeated, NULL, 500, 1, 40, 2, 500);
+	train(&c.km);
+	assert_true(c.km.cost == 0);
+	clusters_close(&c);
+
+	/* All centres alike: a cluster each for the points that are farthest. */
+	clusters_open(&c, repeated, NULL, 500, 1, 5, 2, 500);
+	for (int i = 0; i < 5; i++)
+		c.km.center[i] = 3;
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+	for (int i = 0; i < 5; i++)
+		assert_true(c.km.size[i] > 0);
+	clusters_close(&c);
+
+	/* Fewer distinct points than centres, and numbers whose squares overflow. */
+	clusters_open(&c, (const double[]){1, 1, 2, 2}, NULL, 4, 1, 3, 1, 4);
+	train(&c.km);
+	assert_true(c.km.cost == 0 && c.km.size[0] == 2 && c.km.size[1] == 2 && c.km.size[2] == 0);
+	clusters_close(&c);
+	clusters_open(&c, (const double[]){1e200, -1e200, 0, 1}, NULL, 4, 1, 2, 1, 4);
+	assert_int_equal(mrc_kmeans_start(&c.km), MRC_NOTFINITE);
+	memcpy(c.km.center, (const double[]){0, 1}, 2 * sizeof(double));
+	assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_NOTFINITE);
+	c.km.n_iterations = 0;
+	assert_int_equal(mrc_kmeans_finish(&c.km), MRC_NOTFINITE);
+	clusters_close(&c);
+}
+
+/* While points are pruned for many iterations, what finish says is what the definition says; ties go to the lowest. */
+static void
+test_kmeans_finish(void **state)
+{
+	enum
+	{
+		N = 3000,
+		K = 25
+	};
+	double x[N * 2];
+	Clusters c;
+	double cost = 0;
+
+	(void) state;
+	for (int i = 0; i < N; i++) /* a grid, where many points are as far from two centres */
+	{
+		x[2 * i] = i % 60;
+		x[2 * i + 1] = i / 60;
+	}
+	clusters_open(&c, x, NULL, N, 2, K, 2, N);
+	for (int i = 0; i < K; i++)
+	{
+		c.km.center[2 * i] = 5 + i % 5 * 10;
+		c.km.center[2 * i + 1] = 5 + i / 5 * 10;
+	}
+	assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+	for (int i = 0; i < N; i++)
+	{
+		double far;
+		int nearest = mrc_kmeans_nearest(c.km.center, K, 2, x + 2 * i, &far);
+		int first = 0;
+
+		for (int k = 1; k < K; k++)
+			if (squared(x + 2 * i, c.km.center + 2 * k, 2) < squared(x + 2 * i, c.km.center + 2 * first, 2))
+				first = k;
+		assert_int_equal(nearest, first);
+		assert_int_equal(c.km.label[i], nearest);
+		cost += far;
+	}
+	assert_true(fabs(cost - c.km.cost) <= 1e-12 * cost);
+	for (int i = 0; i < 40; i++)
+		assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+	assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+	for (int i = 0; i < N; i++)
+		assert_int_equal(c.km.label[i], mrc_kmeans_nearest(c.km.center, K, 2, x + 2 * i, NULL));
+	clusters_close(&c);
+}
+
+/* All steps of a long training end soon when they are told to. */
+static void
+test_kmeans_cancels_in_time(void **state)
+{
+	enum
+	{
+		N = 60000,
+		D = 20,
+		K = 900
+	};
+	double *x = blobs(N, D, N, 1, 0);
+
+	(void) state;
+	for (int what = 0; what < 5; what++)
+	{
+		Job job = {.last_us = clock_us()};
+		const MrcHost host = {soon, refuse, &job};
+		MrcStatus status = MRC_OK;
+		Clusters c;
+
+		clusters_open(&c, x, NULL, N, D, K, 2, N);
+		pool_free(c.km.pool);
+		assert_int_equal(mrc_pool_start(&c.km.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+		memcpy(c.km.center, x, K * D * sizeof(double));
+		for (int i = 0; i < N; i++)
+			c.km.label[i] = i % K;
+		job.last_us = clock_us();
+		for (int i = 0; i < 100000 && status == MRC_OK; i++)
+		{
+			double silhouette;
+			void *scratch = NULL;
+
+			c.km.n_iterations = 0; /* else iterations get so short that nobody waits for them */
+			if (what >= 3)
+				scratch = aligned(mrc_silhouette_scratch_bytes(&c.km.points, K, 2));
+			status = what == 0 ? mrc_kmeans_start(&c.km)
+				: what == 1	   ? mrc_kmeans_iterate(&c.km)
+				: what == 2	   ? mrc_kmeans_finish(&c.km)
+				: what == 3
+				? mrc_silhouette(c.km.pool, &c.km.points, c.km.label, K, scratch, &silhouette)
+				: mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, &silhouette);
+			free(scratch);
+		}
+		assert_int_equal(status, MRC_CANCELLED);
+		assert_true(clock_us() - job.last_us < 200000);
+		clusters_close(&c);
+	}
+	free(x);
+}
+
+static void
+test_kmeans_distinct(void **state)
+{
+	double x[3000];
+	double weight[1500];
+	void *scratch = aligned(mrc_kmeans_distinct_bytes(1000));
+	MrcPool *pool = pool_of(2);
+	int n;
+
+	(void) state;
+	for (int i = 0; i < 1500; i++)
+	{
+		x[2 * i] = i % 100;
+		x[2 * i + 1] = i % 200 < 100 ? 0.0 : -0.0;
+		weight[i] = i % 100 != 17;
+	}
+	double *chunk[] = {x, x + 2 * 750};
+	double *weights[] = {weight, weight + 750};
+	MrcPoints points = {1500, 2, 750, chunk, NULL};
+
+	assert_int_equal(mrc_kmeans_distinct(pool, &points, 1000, &n, scratch), MRC_OK);
+	assert_int_equal(n, 100);
+	assert_int_equal(mrc_kmeans_distinct(pool, &points, 7, &n, scratch), MRC_OK);
+	assert_int_equal(n, 7);
+	points.weight = weights;
+	assert_int_equal(mrc_kmeans_distinct(pool, &points, 1000, &n, scratch), MRC_OK);
+	assert_int_equal(n, 99);
+	pool_free(pool);
+	free(scratch);
+}
+
+/* The silhouette by definition: means over all other points. */
+static double
+silhouette_by_definition(const double *x, const double *weight, const int32_t *label, int n, int d, int k,
+						 bool squares)
+{
+	double total = 0;
+	double all = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		double *sum = calloc((size_t) k, sizeof(double));
+		double *count = calloc((size_t) k, sizeof(double));
+		double other = INFINITY;
+		double own;
+
+		for (int j = 0; j < n; j++)
+		{
+			double far = squared(x + i * d, x + j * d, d);
+
+			sum[label[j]] += (weight ? weight[j] : 1) * (squares ? far : sqrt(far));
+			count[label[j]] += weight ? weight[j] : 1;
+		}
+		for (int c = 0; c < k; c++)
+			if (c != label[i] && count[c] > 0)
+				other = fmin(other, sum[c] / count[c]);
+		own = sum[label[i]] / (count[label[i]] - 1);
+		if (count[label[i]] > 1 && fmax(own, other) > 0)
+			total += (weight ? weight[i] : 1) * (other - own) / fmax(own, other);
+		all += weight ? weight[i] : 1;
+		free(sum);
+		free(count);
+	}
+	return total / all;
+}
+
+static void
+test_silhouette(void **state)
+{
+	enum
+	{
+		N = 900,
+		D = 5,
+		K = 8
+	};
+	static const double offsets[] = {0, 1e6};
+
+	(void) state;
+	for (int a = 0; a < 4; a++)
+	{
+		double *x = blobs(N, D, K, 2, offsets[a % 2]);
+		double weight[N];
+		double have[2];
+		Clusters c;
+		Clusters other;
+		void *scratch;
+
+		for (int i = 0; i < N; i++)
+			weight[i] = 1 + i % 3;
+		clusters_open(&c, x, a / 2 ? weight : NULL, N, D, K + 2, 3, 100);
+		clusters_open(&other, x, a / 2 ? weight : NULL, N, D, K + 2, 1, N);
+		scratch = aligned(mrc_silhouette_scratch_bytes(&c.km.points, K + 2, 3));
+		for (int i = 0; i < N; i++)
+			c.km.label[i] =
+				i == 3 ? 7 : (i * 31 + i / 7) % 7 + (i % 7 == 0); /* 7 has one point or more; 8 and 9 none */
+		for (int squares = 0; squares < 2; squares++)
+		{
+			double want =
+				silhouette_by_definition(x, a / 2 ? weight : NULL, c.km.label, N, D, K + 2, squares);
+
+			for (int t = 0; t < 2; t++)
+				assert_int_equal((squares ? mrc_silhouette : mrc_silhouette_pairs)(
+									 t ? other.km.pool : c.km.pool, t ? &other.km.points : &c.km.points,
+									 c.km.label, K + 2, scratch, &have[t]),
+								 MRC_OK);
+			assert_true(have[0] == have[1]);
+			assert_true(fabs(have[0] - want) < 1e-9);
+		}
+		/* One cluster, and points that are all alike. */
+		for (int i = 0; i < N; i++)
+			c.km.label[i] = 3;
+		assert_int_equal(mrc_silhouette(c.km.pool, &c.km.points, c.km.label, K, scratch, have), MRC_OK);
+		assert_true(isnan(have[0]));
+		for (int i = 0; i < N; i++)
+		{
+			c.km.label[i] = i % 2;
+			memcpy(c.x + i * D, x, D * sizeof(double));
+		}
+		assert_int_equal(mrc_silhouette(c.km.pool, &c.km.points, c.km.label, K, scratch, have), MRC_OK);
+		assert_true(have[0] == 0);
+		assert_int_equal(mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, have), MRC_OK);
+		assert_true(have[0] == 0);
+		free(scratch);
+		clusters_close(&c);
+		clusters_close(&other);
+		free(x);
+	}
+}
+
 /* ---- blocks ---- */
 
 /* Reference values from the xxHash project's specification test. */
@@ -2321,6 +2894,14 @@ main(void)
 		cmocka_unit_test(test_ranking_against_definition),
 		cmocka_unit_test(test_ranking_repeats),
 		cmocka_unit_test(test_rmse_against_definition),
+		cmocka_unit_test(test_kmeans_is_lloyd),
+		cmocka_unit_test(test_kmeans_threads_agree),
+		cmocka_unit_test(test_kmeans_weights),
+		cmocka_unit_test(test_kmeans_start),
+		cmocka_unit_test(test_kmeans_finish),
+		cmocka_unit_test(test_kmeans_cancels_in_time),
+		cmocka_unit_test(test_kmeans_distinct),
+		cmocka_unit_test(test_silhouette),
 		cmocka_unit_test(test_hash),
 		cmocka_unit_test(test_block_round_trip),
 		cmocka_unit_test(test_block_bytes_are_fixed),

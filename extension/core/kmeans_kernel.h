@@ -1,0 +1,374 @@
+/*
+ * kmeans_kernel.h: the inner loops of kmeans.c, written once for every width of vector.  kmeans.c includes it several
+ * times with KERNEL(name), TARGET and LANES as in kernel.h, and
+ *   GROUP         centres of a tile
+ *   WIDE          vectors of points of a tile: GROUP x WIDE accumulators, WIDE vectors and two more fit the registers
+ *   LEAST(a, b)   the lesser of two vectors of floats
+ *   MOST(a, b)    the greater
+ *   LESS(a, b)    a mask, where a < b
+ *   CHOOSE(mask, a, b), CHOOSE_INT   a where the mask is set, else b
+ * No include guard, and nothing here may be called without the check in kernels() of kmeans.c.
+ *
+ * A tile is TILE points turned round: d rows of TILE floats, aligned to 64.
+ */
+
+typedef float KERNEL(Vec) __attribute__((vector_size(LANES * 4)));
+typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t KERNEL(Ints) __attribute__((vector_size(LANES * 4)));
+typedef int32_t KERNEL(LooseInts) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#define VEC KERNEL(Vec)
+#define INTS KERNEL(Ints)
+#define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
+#define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
+#define LOAD_INTS(p) ((INTS) * (const KERNEL(LooseInts) *) (p))
+#define STORE_INTS(p, v) (*(KERNEL(LooseInts) *) (p) = (KERNEL(LooseInts))(v))
+#define INLINE TARGET static inline __attribute__((always_inline))
+#if LANES == 16
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOWER 0, 4, 1, 5
+#define UPPER 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, LOWER)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, UPPER)
+#else
+#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (INTS){LOWER})
+#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (INTS){UPPER})
+#endif
+
+/*
+ * Scores of centres c … c + group - 1 for WIDE vectors of points, taken into the two least of each point.
+ * A score is bias[c] - x . center, or, if direct, |x - center|^2.
+ */
+INLINE void
+KERNEL(near_group)(const float *x, int d, const float *center, const float *bias, int c, float *best,
+				   float *second, int32_t *label, int32_t *label2, const int group, const bool direct)
+{
+	VEC acc[GROUP][WIDE];
+
+#pragma GCC unroll 8
+	for (int r = 0; r < group; r++)
+#pragma GCC unroll 4
+		for (int v = 0; v < WIDE; v++)
+			acc[r][v] = (direct ? 0 : bias[c + r]) + (VEC){0};
+	for (int t = 0; t < d; t++)
+	{
+		VEC point[WIDE];
+
+#pragma GCC unroll 4
+		for (int v = 0; v < WIDE; v++)
+			point[v] = LOAD(x + (size_t) t * TILE + v * LANES);
+#pragma GCC unroll 8
+		for (int r = 0; r < group; r++)
+		{
+			float at = center[(size_t) (c + r) * d + t];
+
+#pragma GCC unroll 4
+			for (int v = 0; v < WIDE; v++)
+				if (direct)
+				{
+					VEC apart = point[v] - at;
+
+					acc[r][v] += apart * apart;
+				}
+				else
+					acc[r][v] -= at * point[v];
+		}
+	}
+#pragma GCC unroll 4
+	for (int v = 0; v < WIDE; v++)
+	{
+		VEC first = LOAD(best + v * LANES);
+		VEC next = LOAD(second + v * LANES);
+		INTS one = LOAD_INTS(label + v * LANES);
+		INTS two = direct ? LOAD_INTS(label2 + v * LANES) : one;
+
+#pragma GCC unroll 8
+		for (int r = 0; r < group; r++)
+		{
+			INTS number = c + r + (INTS){0};
+
+			if (direct)
+			{
+				two = CHOOSE_INT(LESS(acc[r][v], next), number, two);
+				two = CHOOSE_INT(LESS(acc[r][v], first), one, two);
+			}
+			one = CHOOSE_INT(LESS(acc[r][v], first), number, one);
+			next = LEAST(next, MOST(first, acc[r][v]));
+			first = LEAST(first, acc[r][v]);
+		}
+		STORE(best + v * LANES, first);
+		STORE(second + v * LANES, next);
+		STORE_INTS(label + v * LANES, one);
+		if (direct)
+			STORE_INTS(label2 + v * LANES, two);
+	}
+}
+
+INLINE void
+KERNEL(near)(const float *x, int d, const float *center, const float *bias, int lo, int hi, float *best,
+			 float *second, int32_t *label, int32_t *label2, const bool direct)
+{
+	for (int i = 0; i < TILE; i += WIDE * LANES)
+	{
+		int c = lo;
+
+		for (; c + GROUP <= hi; c += GROUP)
+			KERNEL(near_group)
+		(x + i, d, center, bias, c, best + i, second + i, label + i, label2 + i, GROUP, direct);
+		for (; c < hi; c++)
+			KERNEL(near_group)
+		(x + i, d, center, bias, c, best + i, second + i, label + i, label2 + i, 1, direct);
+	}
+}
+
+/* The two least scores bias - x . center of each point of a tile, and the centre that has the least. */
+TARGET static void
+KERNEL(scores)(const float *x, int d, const float *center, const float *bias, int k, float *best,
+			   float *second, int32_t *label)
+{
+	for (int i = 0; i < TILE; i++)
+	{
+		best[i] = second[i] = FLT_MAX;
+		label[i] = 0;
+	}
+	KERNEL(near)(x, d, center, bias, 0, k, best, second, label, label, false);
+}
+
+/* Takes centres [lo, hi) into the least two squared distances of each point of a tile, and whose they are. */
+TARGET static void
+KERNEL(closer)(const float *x, int d, const float *center, int lo, int hi, float *best, float *second,
+			   int32_t *label, int32_t *label2)
+{
+	KERNEL(near)(x, d, center, NULL, lo, hi, best, second, label, label2, true);
+}
+
+/* Squared distances of a tile's points from a centre. */
+INLINE void
+KERNEL(apart)(const float *x, int d, const float *center, float *out)
+{
+	VEC acc[TILE / LANES];
+
+#pragma GCC unroll 16
+	for (int v = 0; v < TILE / LANES; v++)
+		acc[v] = (VEC){0};
+	for (int t = 0; t < d; t++)
+#pragma GCC unroll 16
+		for (int v = 0; v < TILE / LANES; v++)
+		{
+			VEC apart = LOAD(x + (size_t) t * TILE + v * LANES) - center[t];
+
+			acc[v] += apart * apart;
+		}
+#pragma GCC unroll 16
+	for (int v = 0; v < TILE / LANES; v++)
+		STORE(out + v * LANES, acc[v]);
+}
+
+/* The sum over a tile's points of weight * min(best, squared distance from center). */
+TARGET static double
+KERNEL(with)(const float *x, int d, const float *center, const float *best, const float *weight)
+{
+	float out[TILE];
+	VEC sums = {0};
+	double sum = 0;
+
+	KERNEL(apart)(x, d, center, out);
+	for (int i = 0; i < TILE; i += LANES)
+		sums += LOAD(weight + i) * LEAST(LOAD(best + i), LOAD(out + i));
+	for (int i = 0; i < LANES; i++)
+		sum += sums[i];
+	return sum;
+}
+
+/*
+ * The same, where loss[c] += what would be added to it without centre c, for its points.
+ */
+TARGET static double
+KERNEL(instead)(const float *x, int d, const float *center, const float *best, const float *second,
+				const float *weight, const int32_t *label, double *loss)
+{
+	float out[TILE];
+	float more[TILE];
+	VEC sums = {0};
+	double sum = 0;
+
+	KERNEL(apart)(x, d, center, out);
+	for (int i = 0; i < TILE; i += LANES)
+	{
+		VEC here = LOAD(out + i);
+		VEC least = LEAST(LOAD(best + i), here);
+
+		sums += LOAD(weight + i) * least;
+		STORE(more + i, LOAD(weight + i) * (LEAST(LOAD(second + i), here) - least));
+	}
+	for (int i = 0; i < TILE; i++)
+		loss[label[i]] += more[i];
+	for (int i = 0; i < LANES; i++)
+		sum += sums[i];
+	return sum;
+}
+
+/* to (cols x TILE) = from (TILE x cols) turned round; cols a multiple of 16.  Blocks, by rounds of a perfect shuffle. */
+TARGET static void
+KERNEL(turn)(float *to, const float *from, int cols)
+{
+	for (int i = 0; i < TILE; i += LANES)
+		for (int j = 0; j < cols; j += LANES)
+		{
+			VEC v[2][LANES];
+			int side = 0;
+
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				v[0][r] = LOAD(from + (size_t) (i + r) * cols + j);
+#pragma GCC unroll 4
+			for (int round = 1; round < LANES; round *= 2, side = 1 - side)
+#pragma GCC unroll 8
+				for (int r = 0; r < LANES / 2; r++)
+				{
+					v[1 - side][2 * r] = ZIP_LOW(v[side][r], v[side][r + LANES / 2]);
+					v[1 - side][2 * r + 1] = ZIP_HIGH(v[side][r], v[side][r + LANES / 2]);
+				}
+#pragma GCC unroll 16
+			for (int r = 0; r < LANES; r++)
+				STORE(to + (size_t) (j + r) * TILE + i, v[side][r]);
+		}
+}
+
+/* out (d) = (x - shift) * scale in single precision; the square of its length. */
+TARGET static float
+KERNEL(narrow)(const double *x, const double *shift, double scale, int d, float *out)
+{
+	VEC sums = {0};
+	float sum = 0;
+	int t = 0;
+
+	for (; t + LANES <= d; t += LANES)
+	{
+		VEC v;
+
+		for (int i = 0; i < LANES; i++)
+			out[t + i] = (float) ((x[t + i] - shift[t + i]) * scale);
+		v = LOAD(out + t);
+		sums += v * v;
+	}
+	for (; t < d; t++)
+	{
+		out[t] = (float) ((x[t] - shift[t]) * scale);
+		sum += out[t] * out[t];
+	}
+	for (int i = 0; i < LANES; i++)
+		sum += sums[i];
+	return sum;
+}
+
+/* The squared distance of a and b (d). */
+TARGET static float
+KERNEL(away)(const float *a, const float *b, int d)
+{
+	VEC sums = {0};
+	float sum = 0;
+	int t = 0;
+
+	for (; t + LANES <= d; t += LANES)
+	{
+		VEC apart = LOAD(a + t) - LOAD(b + t);
+
+		sums += apart * apart;
+	}
+	for (; t < d; t++)
+		sum += (a[t] - b[t]) * (a[t] - b[t]);
+	for (int i = 0; i < LANES; i++)
+		sum += sums[i];
+	return sum;
+}
+
+/* sum (d) += weight * (x - shift); the squared length of x - shift. */
+TARGET static double
+KERNEL(gather)(double *sum, const double *x, const double *shift, double weight, int d)
+{
+	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
+	enum
+	{
+		HALF = LANES / 2
+	};
+	Doubles squares = {0};
+	double square = 0;
+	int t = 0;
+
+	for (; t + HALF <= d; t += HALF)
+	{
+		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (shift + t);
+
+		*(Doubles *) (sum + t) += weight * v;
+		squares += v * v;
+	}
+	for (; t < d; t++)
+	{
+		double v = x[t] - shift[t];
+
+		sum[t] += weight * v;
+		square += v * v;
+	}
+	for (int i = 0; i < HALF; i++)
+		square += squares[i];
+	return square;
+}
+
+/*
+ * Squared distances, in double precision, of x (d) from k centres turned round (d x ld, ld a multiple of 32): the least
+ * two, and the first centre that has the least.
+ */
+TARGET static int
+KERNEL(exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second)
+{
+	double best = INFINITY;
+	double next = INFINITY;
+	int label = 0;
+
+	for (int c = 0; c < ld; c += 32)
+	{
+		double acc[32] = {0};
+
+		for (int t = 0; t < d; t++)
+#pragma GCC unroll 32
+			for (int i = 0; i < 32; i++)
+			{
+				double apart = x[t] - turned[(size_t) t * ld + c + i];
+
+				acc[i] += apart * apart;
+			}
+		for (int i = 0; i < 32 && c + i < k; i++)
+		{
+			if (acc[i] < next)
+				next = acc[i];
+			if (acc[i] < best)
+			{
+				next = best;
+				best = acc[i];
+				label = c + i;
+			}
+		}
+	}
+	*least = best;
+	*second = next;
+	return label;
+}
+
+#undef VEC
+#undef INTS
+#undef LOAD
+#undef STORE
+#undef LOAD_INTS
+#undef STORE_INTS
+#undef INLINE
+#undef LOWER
+#undef UPPER
+#undef ZIP_LOW
+#undef ZIP_HIGH
