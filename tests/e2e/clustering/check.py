@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.distance import cdist  # sums squared differences, without the cancellation of |x|^2 - 2xy + |y|^2
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin, silhouette_score
 from sklearn.preprocessing import StandardScaler
@@ -21,14 +22,6 @@ def load(name):
     return rows[:, 0].astype(int), np.ascontiguousarray(rows[:, 1:])
 
 
-def squares(points, others):
-    """Squared distances as sums of squared differences, without the cancellation of |x|^2 - 2xy + |y|^2."""
-    out = np.zeros((len(points), len(others)))
-    for i in range(points.shape[1]):
-        out += np.subtract.outer(points[:, i], others[:, i]) ** 2
-    return out
-
-
 def silhouette(labels, points, squared):
     """By the definition, all pairs, of rows that may be many times the same."""
     rows, n = np.unique(np.column_stack([labels, points]), axis=0, return_counts=True)
@@ -39,8 +32,7 @@ def silhouette(labels, points, squared):
     total = 0.0
     for first in range(0, len(rows), 1000):
         part = slice(first, first + 1000)
-        distance = squares(points[part], points)
-        sums = (distance if squared else np.sqrt(distance)) @ member
+        sums = cdist(points[part], points, "sqeuclidean" if squared else "euclidean") @ member
         i, own = np.arange(len(sums)), labels[part]
         with np.errstate(divide="ignore", invalid="ignore"):
             a = sums[i, own] / (size[own] - 1)
@@ -54,7 +46,7 @@ def silhouette(labels, points, squared):
 
 for name in ("train", "test"):
     labels, points = load(name + ".csv")
-    distance = squares(points, centers)
+    distance = cdist(points, centers, "sqeuclidean")
     mine, least = distance[np.arange(len(points)), labels], distance.min(axis=1)
     print(name + "_rows", len(points))
     print(name + "_not_nearest", (mine > least * (1 + 1e-12) + 1e-12).sum())
@@ -67,7 +59,7 @@ for name in ("train", "test"):
         # From the centers of the other training Lloyd's algorithm goes nowhere.
         again = KMeans(len(fixed), init=fixed, n_init=1, max_iter=300, tol=0).fit(points)
         print("fixed_cost", repr(float(again.inertia_)))
-        print("fixed_iterations", again.n_iter_)
+        print("fixed_iterations", again.n_iter_)  # the second finds that no label has changed
         print("fixed_moved", repr(float(np.abs(again.cluster_centers_ - fixed).max())))
         print("one_start_cost", repr(float(KMeans(len(centers), n_init=1, random_state=1).fit(points).inertia_)))
     else:
