@@ -140,6 +140,34 @@ receive_end(DestReceiver *self)
 {
 }
 
+/* Values of the query's first column with their counts; all columns have new names, so that none of theirs is in the way. */
+static char *
+counting_query(const char *query, int n_columns)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql,
+					 "SELECT q.c1::pg_catalog.text COLLATE pg_catalog.\"C\", pg_catalog.count(*) FROM "
+					 "(\n%s\n) AS q(c1",
+					 query);
+	for (int i = 2; i <= n_columns; i++)
+		appendStringInfo(&sql, ", c%d", i);
+	appendStringInfoString(&sql, ") GROUP BY 1 ORDER BY 2 DESC, 1");
+	return sql.data;
+}
+
+static void
+no_values(const char *what, const Fitting *fitting)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no values", what),
+		 errdetail("The query is: %s", fitting->query),
+		 errhint(fitting->n_nulls > 0 ? "The first column is NULL in all rows."
+									  : "Check its conditions, and whether its tables have been filled.")));
+}
+
 static void
 count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 {
@@ -147,11 +175,12 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 	const char *what = psprintf("indexer \"%s\"", fitting->name);
 	MrPlan *as_given = palloc0(sizeof(MrPlan));
 	MrPlan *plan = palloc0(sizeof(MrPlan));
+	int n_columns;
 	int result;
 
-	/* First as it is, for clear errors, and to see which models it calls. */
 	mr_plan_query(as_given, budget->context, fitting->query, what, true);
-	if (mr_single_query(as_given->plan, what)->resultDesc->natts == 0)
+	n_columns = mr_single_query(as_given->plan, what)->resultDesc->natts;
+	if (n_columns == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: the query has no columns", what),
 				 errhint("Its first column has the values.")));
@@ -159,11 +188,7 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 	mr_plan_free(as_given);
 	*labels = (Labels){.dest = {receive_label, receive_start, receive_end, receive_end, DestNone},
 					   .budget = budget};
-	mr_plan_query(plan, budget->context,
-				  psprintf("SELECT q.v::pg_catalog.text COLLATE pg_catalog.\"C\", pg_catalog.count(*) FROM "
-						   "(\n%s\n) AS q(v) GROUP BY 1 ORDER BY 2 DESC, 1",
-						   fitting->query),
-				  what, true);
+	mr_plan_query(plan, budget->context, counting_query(fitting->query, n_columns), what, true);
 	result = SPI_execute_plan_extended(plan->plan, &options);
 	if (result < 0)
 		elog(ERROR, "%s: %s", what, SPI_result_code_string(result));
@@ -172,12 +197,7 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 	for (int64 i = 0; i < labels->n; i++)
 		fitting->n_rows += labels->counts[i];
 	if (labels->n == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: there are no values", what),
-				 errdetail("The query is: %s", fitting->query),
-				 errhint(fitting->n_nulls > 0
-							 ? "The first column is NULL in all rows."
-							 : "Check its conditions, and whether its tables have been filled.")));
+		no_values(what, fitting);
 }
 
 /* In mr_enter_catalog. */

@@ -234,6 +234,7 @@ mr_model_store(const MrNewModel *new_model)
 		.settings = new_model->settings,
 		.parameters = new_model->parameters,
 		.metrics = new_model->metrics,
+		.uses = new_model->uses,
 		.n_users = new_model->users.ids.n,
 		.n_items = new_model->items.ids.n,
 		.n_ratings = new_model->n_ratings,

@@ -388,8 +388,9 @@ typedef struct MrNewVersion
  */
 extern int mr_version_store(const MrNewVersion *version, pg_uuid_t *uuid);
 /*
- * Make it the active version, served from commit on; false: there is no such version.  A WARNING names the active models
- * whose query called another version of this model, if that did something else to rows.  In mr_enter_catalog.
+ * Make it the active version, served from commit on; false: there is no such version.  A WARNING if active models were
+ * trained with another version of this one that does something else to rows, or this one with such a version of others.
+ * In mr_enter_catalog.
  */
 extern bool mr_version_activate(const char *name, int version);
 
@@ -822,6 +823,7 @@ typedef struct MrNewModel
 	ArrayType *settings;
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */
+	const char *uses;		/* as in MrNewVersion */
 	int64 n_ratings;
 	bool activate;
 	int n_iterations; /* 0: it was not trained here */

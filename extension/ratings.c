@@ -763,7 +763,7 @@ mr_single_query(SPIPlanPtr plan, const char *what)
 	if (plan == NULL)
 		elog(ERROR, "%s: %s", what, SPI_result_code_string(SPI_result));
 	sources = SPI_plan_get_plan_sources(plan);
-	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->resultDesc == NULL)
+	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->commandTag != CMDTAG_SELECT)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be a single query that returns rows", what),

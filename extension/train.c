@@ -511,6 +511,7 @@ typedef struct Training
 	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
 	char *query; /* NULL until ratings has been understood */
+	char *uses;
 	ArrayType *settings;
 	MrActive active; /* before */
 	MrHoldout holdout;
@@ -606,12 +607,16 @@ static MrRatings *
 read_ratings(Training *training, MrBudget *budget)
 {
 	const MrAlsSettings *als = &training->als;
+	MrPlan *plan = palloc0(sizeof(MrPlan));
 	MrRatings *ratings;
 	MrGuard guard;
 
 	mr_enter(&guard, training->owner, training->settings);
 	if (training->query == NULL)
 		training->query = mr_ratings_query(training->ratings, "ratings");
+	mr_plan_query(plan, CurrentMemoryContext, training->query, "ratings", true);
+	training->uses = mr_models_used(plan->plan);
+	mr_plan_free(plan);
 	ratings =
 		mr_ratings_read_events(budget, training->query, "ratings",
 							   als->core.implicit ? MR_VALUES_NOT_NEGATIVE : MR_VALUES_ANY, als->n_threads);
@@ -725,6 +730,7 @@ store(const Training *training, const MrRatings *ratings, bool activate)
 		.query = training->query,
 		.settings = training->settings,
 		.metrics = metrics_json(training),
+		.uses = training->uses,
 		.n_ratings = fit->n_ratings,
 		.activate = activate,
 		.n_iterations = fit->n_iterations,

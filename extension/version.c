@@ -50,19 +50,17 @@ mr_model_unknown(const char *name)
 typedef struct Kind
 {
 	const char *name;
-	const char *functions; /* that take models of the kind, for a hint */
-	const char *table;	   /* what decides whether two versions do the same to any row; NULL: not compared */
-	const char *columns;
+	const char *training;  /* the function that makes a version */
+	const char *functions; /* others that take models of the kind */
 } Kind;
 
 static const Kind KINDS[] = {
-	[MR_KIND_ALS] = {"als",
-					 "train_als, recommend_top_k, recommend_top_k_for, similar_items, predict, evaluate"},
-	[MR_KIND_KMEANS] = {"kmeans", "train_kmeans, kmeans_assign, kmeans_distance, cluster_centers, silhouette",
-						"cluster", "cluster, center"},
-	[MR_KIND_INDEXER] = {"indexer", "fit_indexer, index_of, index_size", "index_label", "index, value"},
-	[MR_KIND_SCALER] = {"scaler", "fit_scaler, scale, unscale", "scale_column",
-						"position, mean, stddev, minimum, maximum"},
+	[MR_KIND_ALS] = {"als", "train_als",
+					 "recommend_top_k, recommend_top_k_for, similar_items, predict, evaluate"},
+	[MR_KIND_KMEANS] = {"kmeans", "train_kmeans",
+						"kmeans_assign, kmeans_distance, cluster_centers, silhouette"},
+	[MR_KIND_INDEXER] = {"indexer", "fit_indexer", "index_of, index_size"},
+	[MR_KIND_SCALER] = {"scaler", "fit_scaler", "scale, unscale"},
 };
 
 const char *
@@ -88,7 +86,7 @@ check_kind(const char *name, MrKind kind, MrKind wanted)
 	ereport(ERROR,
 			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 			 errmsg("model \"%s\" is of kind %s, not %s", name, KINDS[kind].name, KINDS[wanted].name),
-			 errhint("These functions of millrace take a model of kind %s: %s.", KINDS[kind].name,
+			 errhint("Functions for a model of kind %s are %s, %s.", KINDS[kind].name, KINDS[kind].training,
 					 KINDS[kind].functions)));
 }
 
@@ -417,11 +415,7 @@ mr_model_repeat(const char *name, MrRepeat *definition)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("model \"%s\" has no training to repeat", name),
 				 errdetail("None of its versions was trained here."),
-				 errhint("Train it with millrace.%s().",
-						 definition->kind == MR_KIND_ALS		   ? "train_als"
-							 : definition->kind == MR_KIND_KMEANS  ? "train_kmeans"
-							 : definition->kind == MR_KIND_INDEXER ? "fit_indexer"
-																   : "fit_scaler")));
+				 errhint("Train it with millrace.%s().", KINDS[definition->kind].training)));
 	definition->query = SPI_getvalue(row, desc, 4);
 	definition->settings = DatumGetArrayTypePCopy(SPI_getbinval(row, desc, 5, &null));
 	definition->parameters = SPI_getvalue(row, desc, 6);
@@ -470,41 +464,32 @@ forget_caches(void)
 }
 
 /*
- * Tells of models in use that were trained with what another version of this one does to rows; nothing if both do the
- * same.
+ * Tells of models in use that were trained with another version of this one than is active now, or this one with others;
+ * not where both versions do the same to rows.
  */
 static void
-warn_users(const char *name, int version)
+warn_of_uses(const char *name)
 {
-	Oid types[2] = {TEXTOID, INT4OID};
-	Datum values[2] = {CStringGetTextDatum(name), Int32GetDatum(version)};
-	MrKind kind;
-	const char *rows;
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	TupleDesc desc;
 
-	mr_exec_args("SELECT kind FROM millrace.model WHERE name = $1", SPI_OK_SELECT, false, 1, types, values,
-				 NULL);
-	kind = kind_named(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
-	if (KINDS[kind].table == NULL)
-		return;
-	rows = psprintf("SELECT %s FROM millrace.%s WHERE model = $1 AND version =", KINDS[kind].columns,
-					KINDS[kind].table);
-	mr_exec_args(psprintf("SELECT m.name, (v.uses->>$1)::int4 AS used FROM millrace.model AS m JOIN "
-						  "millrace.model_version AS v ON v.model = m.name AND v.version = m.active WHERE "
-						  "v.uses ? $1 AND (v.uses->>$1)::int4 <> $2 AND (EXISTS (%1$s $2 EXCEPT %1$s "
-						  "(v.uses->>$1)::int4) OR EXISTS (%1$s (v.uses->>$1)::int4 EXCEPT %1$s $2) OR "
-						  "(SELECT count(DISTINCT (o.parameters->>'on_unknown', o.parameters->>'method', "
-						  "o.parameters->>'on_null')) FROM millrace.model_version AS o WHERE o.model = $1 "
-						  "AND o.version IN ($2, (v.uses->>$1)::int4)) > 1) ORDER BY m.name",
-						  rows),
-				 SPI_OK_SELECT, false, 2, types, values, NULL);
+	mr_exec_args("SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
+				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
+				 "jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
+				 "WHERE (m.name = $1 OR k.name = $1) AND k.active <> u.value::int4 AND NOT "
+				 "millrace._same_version(k.name, u.value::int4, k.active) ORDER BY m.name, k.name",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	desc = SPI_tuptable->tupdesc;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		char *user = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		HeapTuple row = SPI_tuptable->vals[i];
+		char *user = SPI_getvalue(row, desc, 1);
 
 		ereport(WARNING,
-				(errmsg("model \"%s\" was trained with version %s of %s \"%s\"; now %d is active", user,
-						SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2), KINDS[kind].name, name,
-						version),
+				(errmsg("model \"%s\" was trained with version %s of %s \"%s\"; now %s is active", user,
+						SPI_getvalue(row, desc, 2), SPI_getvalue(row, desc, 3), SPI_getvalue(row, desc, 4),
+						SPI_getvalue(row, desc, 5)),
 				 errhint("SELECT millrace.retrain(%s) trains it with what is active now.",
 						 quote_literal_cstr(user))));
 	}
@@ -522,7 +507,7 @@ mr_version_activate(const char *name, int version)
 	forget_caches();
 	exec_for_version("UPDATE millrace.model SET active = $2, lists = gen_random_uuid() WHERE name = $1",
 					 SPI_OK_UPDATE, name, version);
-	warn_users(name, version);
+	warn_of_uses(name);
 	return true;
 }
 

@@ -171,6 +171,21 @@ COMMENT ON COLUMN millrace.models.query IS 'What it was trained on, as a query (
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
+CREATE FUNCTION millrace._same_version(model text, a int, b int) RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
+	SELECT $2 = $3 OR NOT EXISTS (
+		-- What both versions do to a row is there twice.
+		SELECT FROM (
+			SELECT pg_catalog.jsonb_build_array(i.index, i.value) FROM millrace.index_label AS i WHERE i.model = $1 AND i.version IN ($2, $3)
+			UNION ALL
+			SELECT pg_catalog.to_jsonb(s) - 'version' - 'n' FROM millrace.scale_column AS s WHERE s.model = $1 AND s.version IN ($2, $3)
+			UNION ALL
+			SELECT pg_catalog.jsonb_build_array(c.cluster, c.center) FROM millrace.cluster AS c WHERE c.model = $1 AND c.version IN ($2, $3)
+			UNION ALL
+			SELECT pg_catalog.jsonb_build_array(v.parameters->'on_unknown', v.parameters->'method', v.parameters->'on_null')
+			FROM millrace.model_version AS v WHERE v.model = $1 AND v.version IN ($2, $3)) AS r (row)
+		GROUP BY r.row HAVING pg_catalog.count(*) <> 2) $$;
+COMMENT ON FUNCTION millrace._same_version(text, int, int) IS 'Internal: whether two versions of a model of kind kmeans, indexer or scaler do the same to any row; false if one of them was pruned';
+
 CREATE VIEW millrace.trainings AS
 	SELECT i.model, i.version, i.iteration, i.loss, i.metric, i.seconds FROM millrace.training_iteration AS i;
 COMMENT ON VIEW millrace.trainings IS 'History of trainings, one row an iteration';

@@ -157,7 +157,7 @@ SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1') $$, '22023', 'rat
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT now(), 1') $$, '22023', 'ratings: the first column, user, is neither an integer nor text', 'type of user');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1.5') $$, '22023', 'ratings: the second column, item, is neither an integer nor text', 'type of item');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1, true') $$, '22023', 'ratings: the third column, value, is not a number', 'type of value');
-SELECT throws_ok($$ SELECT millrace.train_als('x', 'DELETE FROM pairs RETURNING customer, item') $$, '42601', NULL, 'no SELECT');
+SELECT throws_ok($$ SELECT millrace.train_als('x', 'DELETE FROM pairs RETURNING customer, item') $$, '22023', 'ratings must be a single query that returns rows', 'no SELECT');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1; SELECT 1, 1') $$, '22023', 'ratings must be a single query that returns rows', 'two queries');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'bad') $$, '22023', 'ratings: there are no rows', 'empty');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (1, 1, 1.0), (NULL, 2, 1)') $$, '22023', 'ratings: the user is NULL', 'NULL user');

@@ -28,7 +28,7 @@ SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "t
 SELECT is((metrics->>'rows', metrics->>'points', (metrics->>'iterations')::int, (metrics->>'cost')::float8)::text, (SELECT ('342', '300', iterations, loss)::text FROM result), 'metrics; equal rows are one point')
 	FROM millrace.models WHERE name = 'm';
 SELECT results_eq($$ SELECT iteration FROM millrace.trainings WHERE model = 'm' ORDER BY 1 $$, $$ SELECT generate_series(1, (SELECT iterations FROM result)) $$, 'one row an iteration');
-SELECT ok(bool_and(falls), 'the cost falls') FROM (SELECT loss <= lag(loss) OVER (ORDER BY iteration) AS falls FROM millrace.trainings WHERE model = 'm') t;
+SELECT ok(coalesce(bool_and(falls), true), 'the cost falls, but for rounding') FROM (SELECT loss <= lag(loss) OVER (ORDER BY iteration) * (1 + 1e-12) AS falls FROM millrace.trainings WHERE model = 'm') t;
 SELECT is(loss, (SELECT loss FROM result), 'the last one''s is the model''s') FROM millrace.trainings WHERE model = 'm' ORDER BY iteration DESC LIMIT 1;
 SELECT is(array_agg(size ORDER BY cluster), '{69,69,68,68,68}', 'the five heaps, the largest first') FROM millrace.cluster_centers('m');
 SELECT is(array_agg(cluster ORDER BY cluster), '{0,1,2,3,4}', 'numbered from 0') FROM millrace.cluster_centers('m');
@@ -258,7 +258,7 @@ EXCEPTION WHEN query_canceled THEN
 	RETURN CASE WHEN clock_timestamp() - statement_timestamp() < interval '900 ms' THEN 'cancelled' ELSE 'cancelled late' END;
 END $$;
 SET LOCAL statement_timeout = '500 ms';
-SELECT is(cancelled(training($$ 'x', 'shop.many', 100, starts => 1, max_iterations => 10000, tolerance => 0 $$)), 'cancelled', 'statement_timeout ends a training');
+SELECT is(cancelled(training($$ 'x', 'shop.many', 3000, max_iterations => 10000, tolerance => 0 $$)), 'cancelled', 'statement_timeout ends a training');
 RESET statement_timeout;
 SELECT millrace.train_kmeans('many', 'shop.many', 5, max_iterations => 1, starts => 1);
 SET LOCAL statement_timeout = '500 ms';

@@ -85,7 +85,7 @@ end pg_cancel_backend
 like "$(tail -1 "$work/err")" "canceling statement due to user request" "it is cancelled"
 many="SELECT x, y, z, x + 1, y * 2, x * y, x * z, y * z FROM points"
 for at in 0 0.1 0.2 0.4 0.6 1 1.5; do
-	start "SELECT millrace.train_kmeans('c', '$many', 100) FROM generate_series(1, 1000)"
+	start "SELECT millrace.train_kmeans('c', '$many', 1000, starts => 10) FROM generate_series(1, 1000)"
 	sleep "$at"
 	end pg_cancel_backend
 	grep -q "canceling statement" "$work/err" || { ok 1 "cancelled after $at s"; tail -3 "$work/err" | diag; }
