@@ -106,9 +106,10 @@ static void *
 load_clusters(const char *name, int version, const char *parameters)
 {
 	Clusters *clusters = read_clusters(name, version);
+	const char *k = mr_json_field(parameters, "k");
 
-	if (clusters->k == 0)
-		corrupt_cluster(&(Loader){name, version}, 0, "it is missing");
+	if (clusters->k == 0 || (k && clusters->k < pg_strtoint32(k)))
+		corrupt_cluster(&(Loader){name, version}, clusters->k, "it is missing");
 	clusters->weight = mr_json_field(parameters, "weight");
 	return clusters;
 }
@@ -182,7 +183,7 @@ check_status(MrcStatus status)
 	elog(ERROR, "clustering failed with status %d", status);
 }
 
-/* The memory of a clustering of these points; with_start: one that starts from a seed. */
+/* The memory of a clustering of these points; n_starts as in MrcKmeans. */
 static Size
 clustering_bytes(const MrcPoints *points, int k, int n_starts, int n_threads)
 {
@@ -404,9 +405,10 @@ active_version(const char *name, bool stays)
 static void
 find_start(Training *training)
 {
-	int version = active_version(training->name, false);
+	bool is_repeated = training->repeated.version > 0;
+	int version = is_repeated ? training->repeated.active : active_version(training->name, false);
 
-	if (training->repeated.version)
+	if (is_repeated)
 		training->width = clusters_of_version(training->name, training->repeated.version)->d;
 	if (!training->warm_start || version == 0)
 		return;
@@ -471,8 +473,10 @@ prepare(Training *training)
 	int n_threads = mr_n_threads(training->n_threads);
 	int n_starts = training->warm ? 0 : kmeans->n_starts;
 
+	/* Besides, centers to start from, and of the active version to be compared with. */
 	mr_reserve_check(budget,
 					 kmeans->max_iterations * sizeof(MrIteration) + mrc_kmeans_distinct_bytes(kmeans->k) +
+						 (Size) 2 * kmeans->k * points->d * sizeof(double) +
 						 clustering_bytes(points, kmeans->k, n_starts, n_threads),
 					 sizes(points, kmeans->k));
 	training->pool = mr_pool_create(budget->context, n_threads);

@@ -334,13 +334,13 @@ take_short(const struct varlena *stored, const Column *column, double *out)
 	const char *body = VARDATA_SHORT(stored);
 	const Size header_bytes = ARR_OVERHEAD_NONULLS(1) - VARHDRSZ;
 	const Size data_bytes = column->width * sizeof(double);
-	int32 header[5]; /* dimensions, offset of the data or 0, type, length, first index */
+	int32 header[2]; /* dimensions, offset of the data or 0 */
 
 	if (!VARATT_IS_SHORT(stored) || column->type != FLOAT8OID ||
 		VARSIZE_SHORT(stored) - VARHDRSZ_SHORT != header_bytes + data_bytes)
 		return false;
 	memcpy(header, body, sizeof(header));
-	if (header[0] != 1 || header[1] != 0 || header[3] != column->width)
+	if (header[0] != 1 || header[1] != 0)
 		return false;
 	memcpy(out, body + header_bytes, data_bytes);
 	return true;

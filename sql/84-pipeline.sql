@@ -3,10 +3,10 @@
  * the versions that it met.  From these, and from the query, settings and parameters that each version keeps, follow the
  * statements that make all of it again.
  */
-CREATE FUNCTION millrace.pipeline(model text, OUT uses jsonb, OUT is_current bool, OUT sql text)
+CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bool, OUT sql text)
 	RETURNS SETOF record LANGUAGE sql STABLE ROWS 1 COST 1000 SET search_path = pg_catalog, pg_temp AS $pipeline$
 	WITH RECURSIVE part (model, version, shown) AS ( -- what the active version stands on, and itself; shown: the active one for one that was pruned
-		SELECT m.name, m.active, m.active FROM millrace.model AS m WHERE m.name = pipeline.model AND m.active IS NOT NULL
+		SELECT m.name, m.active, m.active FROM millrace.model AS m WHERE m.name = _pipeline.model AND m.active IS NOT NULL
 		UNION
 		SELECT u.key, u.value::int4, coalesce(
 				(SELECT k.version FROM millrace.model_version AS k WHERE k.model = u.key AND k.version = u.value::int4),
@@ -26,7 +26,7 @@ CREATE FUNCTION millrace.pipeline(model text, OUT uses jsonb, OUT is_current boo
 					SELECT jsonb_build_array(v.parameters->'on_unknown', v.parameters->'method', v.parameters->'on_null')
 					FROM millrace.model_version AS v WHERE v.model = p.model AND v.version IN (p.version, m.active)) AS r (row)
 				GROUP BY r.row HAVING count(*) <> 2))) AS is_current
-		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> pipeline.model
+		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> _pipeline.model
 	), step AS ( -- the versions to be made, in the order in which they were made
 		SELECT s.*, lag(s.settings) OVER (ORDER BY s.n) AS settings_before
 		FROM (SELECT row_number() OVER (ORDER BY v.created, v.model, v.version) AS n, m.name, v.parameters, v.metrics, v.settings, v.query,
@@ -83,12 +83,12 @@ CREATE FUNCTION millrace.pipeline(model text, OUT uses jsonb, OUT is_current boo
 					FROM (SELECT e->>'name', e->>'type', e->>'type' LIKE '%[]', n FROM jsonb_array_elements(v.parameters->'columns') WITH ORDINALITY AS e (e, n)) AS c (name, type, is_array, n)
 					) AS c (n, is_array, name, as_number, run)
 				GROUP BY c.is_array, c.run) AS r (text, names, run)) AS x (text, names)
-	WHERE m.name = pipeline.model
+	WHERE m.name = _pipeline.model
 $pipeline$;
-COMMENT ON FUNCTION millrace.pipeline(text) IS 'A row of millrace.pipelines; none if the model has no active version';
+COMMENT ON FUNCTION millrace._pipeline(text) IS 'A row of millrace.pipelines; none if the model has no active version';
 
 CREATE VIEW millrace.pipelines AS
-	SELECT m.name, m.kind, m.active AS version, p.uses, p.is_current, p.sql FROM millrace.model AS m, LATERAL millrace.pipeline(m.name) AS p;
+	SELECT m.name, m.kind, m.active AS version, p.uses, p.is_current, p.sql FROM millrace.model AS m, LATERAL millrace._pipeline(m.name) AS p;
 COMMENT ON VIEW millrace.pipelines IS 'Pipelines of models as SQL, one row for each model that has an active version: statements that fit what it uses, train it and apply it to the rows of its query';
 COMMENT ON COLUMN millrace.pipelines.name IS 'Name of the model';
 COMMENT ON COLUMN millrace.pipelines.kind IS 'als, kmeans, indexer or scaler';

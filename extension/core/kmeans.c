@@ -10,7 +10,7 @@
  *
  * Rounding.  With u = 2^-24 and g = (d + 8) u a score s has an error of at most g (|c|^2 / 2 + |x| |c|), the rounding of
  * x and c included.  If |c| <= 4 |x| that is below 12 g |x|^2, else s >= |c|^2 / 4 and it is below 4 g s: in each case at
- * most max(16 g |x|^2, 4 g |s|), which is what slack() says, with room for the rounding of |x|^2.  s - slack(s) does not
+ * most max(16 g |x|^2, 4 g |s|), which is what bounds() takes, with room for the rounding of |x|^2.  s less that does not
  * fall with s, so that of the second least score bounds all others.
  *
  * Sums of clusters are kept between iterations, and points that change are moved between them.  Points are cut into parts
@@ -38,20 +38,27 @@
 #define MAX_PARTS 256	  /* of the points, each with its own sums */
 #define PART_ROWS 256	  /* of a part, at least */
 #define MEASURE_ROWS 4096 /* that say where the middle is */
-#define LOOK_ROWS 4096	  /* between two looks whether the pool pauses, of points that are skipped */
-#define BLOCK_ROWS 1024	  /* of a task of sampling */
-#define SAMPLE_ROWS 65536 /* of a sample, at most, or this part of the points: */
-#define SAMPLE_SHARE 16
-#define SAMPLE_NUMBERS (1 << 24) /* of a sample, at most */
-#define SWAPS 25				 /* that are tried */
-#define BREATH 5				 /* centres, at first */
-#define START_ROUNDS 20			 /* of Lloyd, at a time */
-#define START_TOLERANCE 1e-3	 /* its relative progress, at least */
-#define START_SHARE 4			 /* all starts take as long as so many iterations, */
-#define START_WORK 4e9			 /* or so many differences of numbers */
-#define FARTHEST 1e30f			 /* a lower bound need not be more */
-#define FILL_MOST 16			 /* clusters without points that get one in an iteration */
-#define CHECK_NUMBERS 65536		 /* between two looks whether the pool pauses */
+#define AHEAD 256		  /* numbers between what is read and what is fetched into the cache */
+#define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
+#define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
+#define LOOK_ROWS 4096 /* between two looks whether the pool pauses, of points that are skipped */
+#define BLOCK_ROWS 1024							/* of a task of sampling */
+#define SAMPLE_ALL 65536						/* points, at most, need no sample; of more a sample has */
+#define SAMPLE_LEAST 32768						/* points, */
+#define SAMPLE_SHARE 32							/* one of so many, */
+#define SAMPLE_CENTERS 64						/* so many for each centre: which is most, but */
+#define SAMPLE_NUMBERS (1 << 24)				/* of a sample, at most */
+#define MAX_DRAWS 16							/* of a centre, at least 2 + log(MRC_MAX_CLUSTERS) */
+#define SWAPS 25								/* that are tried */
+#define BREATH 5								/* centres, at first */
+#define START_ROUNDS 20							/* of Lloyd, at a time */
+#define START_TOLERANCE 1e-3					/* its relative progress, at least */
+#define START_SHARE 2							/* all starts take as long as so many iterations, */
+#define START_WORK 4e9							/* or so many differences of numbers */
+#define SLOPE(d) ((float) ((d) + 8) * 0x1p-24f) /* g of the head of this file */
+#define FARTHEST 1e30f							/* a lower bound need not be more */
+#define FILL_MOST 16							/* clusters without points that get one in an iteration */
+#define CHECK_NUMBERS 65536						/* between two looks whether the pool pauses */
 
 #if defined(__x86_64__)
 #define KERNEL(name) name##_avx512
@@ -114,7 +121,8 @@ typedef struct Kernels
 	double (*instead)(const float *x, int d, const float *center, const float *best, const float *second,
 					  const float *weight, const int32_t *label, double *loss);
 	void (*turn)(float *to, const float *from, int cols);
-	float (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
+	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
+	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
 	double (*gather)(double *sum, const double *x, const double *shift, double weight, int d);
 	int (*exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second);
@@ -122,7 +130,7 @@ typedef struct Kernels
 
 #define KERNELS(suffix)                                                                          \
 	((Kernels){scores_##suffix, closer_##suffix, with_##suffix, instead_##suffix, turn_##suffix, \
-			   narrow_##suffix, away_##suffix, gather_##suffix, exact_##suffix})
+			   narrow_##suffix, bounds_##suffix, away_##suffix, gather_##suffix, exact_##suffix})
 
 /* The widest the processor has, up to so many lanes if not 0. */
 static Kernels
@@ -145,6 +153,28 @@ static const double *
 row_of(const MrcPoints *points, int64_t row)
 {
 	return points->chunk[row / points->chunk_rows] + (row % points->chunk_rows) * points->d;
+}
+
+/* Where rows are, for one who goes through them in order. */
+typedef struct Cursor
+{
+	int64_t lo; /* rows of the chunk */
+	int64_t hi;
+	const double *chunk;
+} Cursor;
+
+static inline const double *
+row_at(const MrcPoints *points, Cursor *cursor, int64_t row)
+{
+	if (row < cursor->lo || row >= cursor->hi)
+	{
+		int64_t chunk = row / points->chunk_rows;
+
+		cursor->lo = chunk * points->chunk_rows;
+		cursor->hi = cursor->lo + points->chunk_rows;
+		cursor->chunk = points->chunk[chunk];
+	}
+	return cursor->chunk + (row - cursor->lo) * points->d;
 }
 
 static double
@@ -235,6 +265,9 @@ typedef struct Part
 	int64_t next; /* the first row that is not done */
 	int64_t hi;
 	int64_t n_changed;
+	int64_t
+		n_tried; /* points whose distance to their centre was computed first, and for which that was enough */
+	int64_t n_spared;
 	double cost;		  /* finish */
 	double square;		  /* the sum of weight * |x - shift|^2 */
 	double *sum;		  /* k x d: of weight * (x - shift) */
@@ -272,7 +305,7 @@ typedef struct Start
 	float *center;	 /* (k + BREATH) x d */
 	float *kept;	 /* k x d */
 	float *found;	 /* k x d: the best of the starts of this thread */
-	float *point;	 /* 2 x d */
+	float *point;	 /* MAX_DRAWS x d */
 	double *sum;	 /* (k + BREATH) x d */
 	double *size;	 /* k + BREATH */
 	int64_t *n_points;
@@ -284,13 +317,15 @@ typedef struct Desk
 {
 	float *row;	 /* TILE x ld: points of a tile */
 	float *tile; /* ld x TILE */
-	float *norm; /* TILE: their squared lengths */
 	float *best;
 	float *second;
 	int32_t *label;
 	int32_t *label2;
 	int64_t *number; /* TILE: which points they are */
+	float *upper;	 /* TILE */
+	float *lower;	 /* TILE: below upper where the scores do not tell who is nearest */
 	int n;
+	Cursor cursor;
 	Start start;
 } Desk;
 
@@ -311,10 +346,9 @@ typedef struct Work
 	bool fresh; /* there are no bounds yet */
 	int d;
 	int k;
-	int ld;			   /* d, up to a multiple of 16 */
-	int turned_ld;	   /* k, up to a multiple of 32 */
-	float slope;	   /* g of the head of this file */
-	float slack_least; /* where numbers are too small for single precision */
+	int ld;		   /* d, up to a multiple of 16 */
+	int turned_ld; /* k, up to a multiple of 32 */
+	float slope;   /* g of the head of this file */
 	int n_parts;
 	Part *parts;
 	State *state;
@@ -375,11 +409,13 @@ take_doubles(Layout *layout, size_t n)
 static int64_t
 n_sample_of(const MrcPoints *points, int k)
 {
-	int64_t n = points->n / SAMPLE_SHARE > SAMPLE_ROWS ? points->n / SAMPLE_SHARE : SAMPLE_ROWS;
+	int64_t n = points->n / SAMPLE_SHARE;
 
-	n = n > SAMPLE_NUMBERS / points->d ? SAMPLE_NUMBERS / points->d : n;
-	n = n < 4 * (int64_t) k ? 4 * (int64_t) k : n;
-	return n < points->n ? n : points->n;
+	n = n > SAMPLE_LEAST ? n : SAMPLE_LEAST;
+	n = n > SAMPLE_CENTERS * (int64_t) k ? n : SAMPLE_CENTERS * (int64_t) k;
+	n = n < SAMPLE_NUMBERS / points->d ? n : SAMPLE_NUMBERS / points->d;
+	n = n > 4 * (int64_t) k ? n : 4 * (int64_t) k;
+	return n < points->n && points->n > SAMPLE_ALL ? n : points->n;
 }
 
 static void
@@ -397,7 +433,7 @@ lay_out_start(Layout *at, Start *start, const Work *work)
 	start->center = take_floats(at, k * work->d);
 	start->kept = take_floats(at, (size_t) work->k * work->d);
 	start->found = take_floats(at, (size_t) work->k * work->d);
-	start->point = take_floats(at, 2 * (size_t) work->d);
+	start->point = take_floats(at, MAX_DRAWS * (size_t) work->d);
 	start->sum = take_doubles(at, k * work->d);
 	start->size = take_doubles(at, k);
 	start->n_points = take(at, k * sizeof(int64_t));
@@ -411,12 +447,13 @@ lay_out_desk(Layout *at, const Work *work, bool starts)
 
 	desk.row = take_floats(at, (size_t) work->ld * TILE);
 	desk.tile = take_floats(at, (size_t) work->ld * TILE);
-	desk.norm = take_floats(at, TILE);
 	desk.best = take_floats(at, TILE);
 	desk.second = take_floats(at, TILE);
 	desk.label = take(at, TILE * sizeof(int32_t));
 	desk.label2 = take(at, TILE * sizeof(int32_t));
 	desk.number = take(at, TILE * sizeof(int64_t));
+	desk.upper = take_floats(at, TILE);
+	desk.lower = take_floats(at, TILE);
 	if (starts)
 		lay_out_start(at, &desk.start, work);
 	return desk;
@@ -547,8 +584,7 @@ work_begin(Work *work, MrcKmeans *km)
 	lay_out(work, km->scratch, &km->points, km->k, km->n_starts, mrc_pool_size(km->pool));
 	work->kmeans = km;
 	work->kernels = kernels(km->lanes);
-	work->slope = (float) (km->points.d + 8) * 0x1p-24f;
-	work->slack_least = 1e-30f;
+	work->slope = SLOPE(km->points.d);
 	if (!km->measured)
 		measure(work, &km->points);
 	km->measured = true;
@@ -606,15 +642,6 @@ half_task(void *arg, int worker, int64_t lo, int64_t hi)
 	return MRC_OK;
 }
 
-static float
-slack(const Work *work, float score, float norm)
-{
-	float by_norm = 16 * work->slope * norm + work->slack_least;
-	float by_score = 4 * work->slope * fabsf(score);
-
-	return by_norm > by_score ? by_norm : by_score;
-}
-
 /* A point's label is known. */
 static void
 settle(Work *work, Part *part, int64_t row, int label)
@@ -660,20 +687,15 @@ flush(Work *work, Part *part, Desk *desk)
 	work->kernels.turn(desk->tile, desk->row, work->ld);
 	work->kernels.scores(desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second,
 						 desk->label);
+	work->kernels.bounds(desk->tile, work->d, desk->best, desk->second, desk->upper, desk->lower);
 	for (int i = 0; i < desk->n; i++)
 	{
-		float norm = desk->norm[i];
-		float most = desk->best[i] + slack(work, desk->best[i], norm);
-		float least = desk->second[i] - slack(work, desk->second[i], norm);
 		int64_t row = desk->number[i];
 		int label = desk->label[i];
+		float upper = desk->upper[i];
+		float lower = desk->lower[i];
 
-		if (most < least)
-		{
-			work->upper[row] = sqrtf(fmaxf(norm + 2 * most, 0)) * (1 + 0x1p-20f);
-			work->lower[row] = fminf(sqrtf(fmaxf(norm + 2 * least, 0)) * (1 - 0x1p-20f), FARTHEST);
-		}
-		else
+		if (!(upper < lower))
 		{
 			const double *x = row_of(&km->points, row);
 			double best;
@@ -682,9 +704,11 @@ flush(Work *work, Part *part, Desk *desk)
 			label = work->kernels.exact(x, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
 				label = mrc_kmeans_nearest(km->center, work->k, work->d, x, NULL);
-			work->upper[row] = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
-			work->lower[row] = fminf((float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f), FARTHEST);
+			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
+			lower = (float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f);
 		}
+		work->upper[row] = upper;
+		work->lower[row] = fminf(lower, FARTHEST);
 		settle(work, part, row, label);
 	}
 	desk->n = 0;
@@ -709,26 +733,29 @@ stays(Work *work, int64_t row, float *limit)
 	return upper < *limit;
 }
 
-/* Takes a point onto the desk, unless it is near enough to its centre. */
+/* Takes a point onto the desk, unless it is seen to be near enough to its centre. */
 static void
 take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
 {
 	const MrcKmeans *km = work->kmeans;
+	const double *from = row_at(&km->points, &desk->cursor, row);
 	float *x = desk->row + (size_t) desk->n * work->ld;
-	float norm = work->kernels.narrow(row_of(&km->points, row), work->shift, work->state->scale, work->d, x);
 
-	if (!work->fresh)
+	for (int j = 0; j < work->d && j < AHEAD; j += 8)
+		__builtin_prefetch((const void *) ((uintptr_t) from + (size_t) (AHEAD + j) * sizeof(double)), 0, 3);
+	work->kernels.narrow(from, work->shift, work->state->scale, work->d, x);
+	if (!work->fresh && (part->n_tried < TRY_ROWS || part->n_spared * work->k > TRY_CENTERS * part->n_tried))
 	{
 		int label = km->label[row];
 		float away = sqrtf(work->kernels.away(x, work->center + (size_t) label * work->d, work->d));
 
-		away = away * (1 + work->slope) + (sqrtf(norm) + work->length[label]) * 0x1p-22f;
-		if (away < work->upper[row])
-			work->upper[row] = away;
+		away = away * (1 + work->slope) + work->length[label] * 0x1p-20f; /* |x| <= |c| + |x - c| */
+		work->upper[row] = away < work->upper[row] ? away : work->upper[row];
+		part->n_tried++;
+		part->n_spared += away < limit;
 		if (away < limit)
 			return;
 	}
-	desk->norm[desk->n] = norm;
 	desk->number[desk->n++] = row;
 	if (desk->n == TILE)
 		flush(work, part, desk);
@@ -763,6 +790,7 @@ assign_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 	(void) hi;
 	desk->n = 0;
+	desk->cursor = (Cursor){0, 0, NULL};
 	while (part->next < part->hi)
 	{
 		int64_t row = part->next++;
@@ -1223,23 +1251,18 @@ seed(const Work *work, Start *start)
 {
 	size_t d = (size_t) work->d;
 	int n_draws = start->k == 0 ? 1 : 2 + (int) log(work->k);
-	float *chosen = start->center + (size_t) start->k * d;
-	double least = INFINITY;
+	double total[MAX_DRAWS] = {0};
+	int best = 0;
 
 	for (int draw = 0; draw < n_draws; draw++)
-	{
-		double total = 0;
-
-		draw_point(work, start, start->point);
-		for (int64_t tile = 0; tile < work->n_tiles && n_draws > 1; tile++)
-			total += work->kernels.with(tile_of(work, tile), work->d, start->point, start->best + tile * TILE,
-										work->sample_weight + tile * TILE);
-		if (total < least)
-		{
-			least = total;
-			memcpy(chosen, start->point, d * sizeof(float));
-		}
-	}
+		draw_point(work, start, start->point + (size_t) draw * d);
+	for (int64_t tile = 0; tile < work->n_tiles && n_draws > 1; tile++)
+		for (int draw = 0; draw < n_draws; draw++)
+			total[draw] += work->kernels.with(tile_of(work, tile), work->d, start->point + (size_t) draw * d,
+											  start->best + tile * TILE, work->sample_weight + tile * TILE);
+	for (int draw = 1; draw < n_draws; draw++)
+		best = total[draw] < total[best] ? draw : best;
+	memcpy(start->center + (size_t) start->k * d, start->point + (size_t) best * d, d * sizeof(float));
 	add_center(work, start);
 	start->work += (double) work->n_sample * work->d * (n_draws + 1);
 }

@@ -41,6 +41,21 @@ typedef int32_t KERNEL(LooseInts) __attribute__((vector_size(LANES * 4), aligned
 #define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (INTS){UPPER})
 #endif
 
+/* Sum of the lanes, by halves. */
+INLINE float
+KERNEL(sum)(VEC v)
+{
+	float lanes[LANES];
+
+	STORE(lanes, v);
+#pragma GCC unroll 4
+	for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+		for (int i = 0; i < half; i++)
+			lanes[i] += lanes[i + half];
+	return lanes[0];
+}
+
 /*
  * Scores of centres c … c + group - 1 for WIDE vectors of points, taken into the two least of each point.
  * A score is bias[c] - x . center, or, if direct, |x - center|^2.
@@ -176,14 +191,11 @@ KERNEL(with)(const float *x, int d, const float *center, const float *best, cons
 {
 	float out[TILE];
 	VEC sums = {0};
-	double sum = 0;
 
 	KERNEL(apart)(x, d, center, out);
 	for (int i = 0; i < TILE; i += LANES)
 		sums += LOAD(weight + i) * LEAST(LOAD(best + i), LOAD(out + i));
-	for (int i = 0; i < LANES; i++)
-		sum += sums[i];
-	return sum;
+	return KERNEL(sum)(sums);
 }
 
 /*
@@ -196,7 +208,6 @@ KERNEL(instead)(const float *x, int d, const float *center, const float *best, c
 	float out[TILE];
 	float more[TILE];
 	VEC sums = {0};
-	double sum = 0;
 
 	KERNEL(apart)(x, d, center, out);
 	for (int i = 0; i < TILE; i += LANES)
@@ -209,9 +220,7 @@ KERNEL(instead)(const float *x, int d, const float *center, const float *best, c
 	}
 	for (int i = 0; i < TILE; i++)
 		loss[label[i]] += more[i];
-	for (int i = 0; i < LANES; i++)
-		sum += sums[i];
-	return sum;
+	return KERNEL(sum)(sums);
 }
 
 /* to (cols x TILE) = from (TILE x cols) turned round; cols a multiple of 16.  Blocks, by rounds of a perfect shuffle. */
@@ -241,31 +250,48 @@ KERNEL(turn)(float *to, const float *from, int cols)
 		}
 }
 
-/* out (d) = (x - shift) * scale in single precision; the square of its length. */
-TARGET static float
+/* out (d) = (x - shift) * scale in single precision. */
+TARGET static void
 KERNEL(narrow)(const double *x, const double *shift, double scale, int d, float *out)
 {
-	VEC sums = {0};
-	float sum = 0;
+	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
+	typedef float Floats __attribute__((vector_size(LANES * 2), aligned(4), may_alias));
 	int t = 0;
 
-	for (; t + LANES <= d; t += LANES)
+	for (; t + LANES / 2 <= d; t += LANES / 2)
 	{
-		VEC v;
+		Doubles v = (*(const Doubles *) (x + t) - *(const Doubles *) (shift + t)) * scale;
 
-		for (int i = 0; i < LANES; i++)
-			out[t + i] = (float) ((x[t + i] - shift[t + i]) * scale);
-		v = LOAD(out + t);
-		sums += v * v;
+		*(Floats *) (out + t) = __builtin_convertvector(v, Floats);
 	}
 	for (; t < d; t++)
-	{
 		out[t] = (float) ((x[t] - shift[t]) * scale);
-		sum += out[t] * out[t];
+}
+
+/*
+ * From the two least scores of a tile's points: upper and lower bounds of their distances to the centre that has the least
+ * and to all others.
+ */
+TARGET static void
+KERNEL(bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower)
+{
+	float slope = SLOPE(d);
+	float norm[TILE] = {0};
+
+	for (int t = 0; t < d; t++)
+		for (int i = 0; i < TILE; i++)
+			norm[i] += x[(size_t) t * TILE + i] * x[(size_t) t * TILE + i];
+	for (int i = 0; i < TILE; i++)
+	{
+		float by_norm = 16 * slope * norm[i] + 1e-30f; /* and what is too small for single precision */
+		float by_best = 4 * slope * fabsf(best[i]);
+		float by_second = 4 * slope * fabsf(second[i]);
+		float most = norm[i] + 2 * (best[i] + (by_norm > by_best ? by_norm : by_best));
+		float least = norm[i] + 2 * (second[i] - (by_norm > by_second ? by_norm : by_second));
+
+		upper[i] = sqrtf(most > 0 ? most : 0) * (1 + 0x1p-20f);
+		lower[i] = sqrtf(least > 0 ? least : 0) * (1 - 0x1p-20f);
 	}
-	for (int i = 0; i < LANES; i++)
-		sum += sums[i];
-	return sum;
 }
 
 /* The squared distance of a and b (d). */
@@ -284,9 +310,7 @@ KERNEL(away)(const float *a, const float *b, int d)
 	}
 	for (; t < d; t++)
 		sum += (a[t] - b[t]) * (a[t] - b[t]);
-	for (int i = 0; i < LANES; i++)
-		sum += sums[i];
-	return sum;
+	return sum + KERNEL(sum)(sums);
 }
 
 /* sum (d) += weight * (x - shift); the squared length of x - shift. */

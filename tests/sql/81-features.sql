@@ -18,17 +18,18 @@ END $$;
 -- Points of the rows of a table, whose columns but w are features (all of them if weight is NULL), and whether the model of
 -- one cluster has the sums that SQL has.
 CREATE FUNCTION reading(query text, weight name = NULL, OUT points int, OUT is_right bool) LANGUAGE plpgsql AS $$
-DECLARE truth record;
+DECLARE truth record; columns text[];
 BEGIN
 	PERFORM millrace.train_kmeans('one', query, 1, starts => 1, weight => weight);
 	SELECT (metrics->>'points')::int INTO points FROM millrace.models WHERE name = 'one' AND active;
-	EXECUTE format($q$
-		WITH rows AS MATERIALIZED (SELECT %s AS w, to_jsonb(q) - coalesce(%L, '') AS x FROM (%s) AS q),
-			numbers AS (SELECT w, n.key, n.value::float8 AS x FROM rows, jsonb_each_text(x) AS n),
-			means AS (SELECT key, sum(w * x) / sum(w) AS mean, sum(w) AS w FROM numbers GROUP BY key)
-		SELECT max(m.w) AS w, array_agg(DISTINCT m.mean) AS center, sum(n.w * (n.x - m.mean) ^ 2) AS cost FROM numbers AS n JOIN means AS m USING (key)$q$,
-		coalesce(quote_ident(weight) || '::float8', '1::float8'), weight, query) INTO truth;
-	SELECT close(c.size, truth.w) AND close(c.cost, truth.cost, 1e-7) AND (SELECT bool_and(close(u, v, 1e-9)) FROM unnest((SELECT array_agg(DISTINCT x) FROM unnest(c.center) AS x), truth.center) AS t (u, v))
+	EXECUTE format('CREATE TEMP TABLE q ON COMMIT DROP AS %s', query);
+	SELECT array_agg(quote_ident(attname)) INTO columns FROM pg_attribute WHERE attrelid = 'q'::regclass AND attnum > 0 AND attname IS DISTINCT FROM weight;
+	EXECUTE format('SELECT sum(w) AS w, ARRAY[%s] AS center, %s AS cost FROM (SELECT *, %s::float8 AS w FROM (SELECT %s%s FROM q) AS r (%s%s)) AS q',
+		(SELECT string_agg(format('sum(w * %s) / sum(w)', c), ', ') FROM unnest(columns) AS c),
+		(SELECT string_agg(format('(sum(w * %1$s::float8 ^ 2) - sum(w * %1$s) ^ 2 / sum(w))', c), ' + ') FROM unnest(columns) AS c),
+		CASE WHEN weight IS NULL THEN '1' ELSE 'weight' END, array_to_string(columns, ', '), ', ' || quote_ident(weight), array_to_string(columns, ', '), CASE WHEN weight IS NOT NULL THEN ', weight' END) INTO truth;
+	DROP TABLE q;
+	SELECT close(c.size, truth.w) AND close(c.cost, truth.cost, 1e-7) AND (SELECT bool_and(close(u, v, 1e-9)) FROM unnest(c.center, truth.center) AS t (u, v))
 		INTO is_right FROM millrace.cluster_centers('one') AS c;
 END $$;
 
@@ -37,11 +38,13 @@ SELECT is(points, 30, 'equal rows are one point') FROM reading('SELECT i % 10 AS
 SELECT ok(is_right, 'with their number as weight') FROM reading('SELECT i % 10 AS a, i % 3 AS c FROM generate_series(1, 3000) AS i');
 SELECT is(reading('SELECT i % 20000 AS a, i % 8 AS b FROM generate_series(1, 100000) AS i')::text, '(20000,t)', 'many points, five rows each');
 SELECT is(reading($$ SELECT '-0'::float8 AS a, 1 AS b UNION ALL SELECT 0, 1 UNION ALL SELECT 2, 1 $$)::text, '(2,t)', '0 and -0 are equal');
+SELECT millrace.train_kmeans('zero', $$ VALUES ('{-0,1}'::float8[]), ('{0,1}'), ('{0,-0}') $$, 1);
+SELECT is(metrics->>'points', '2', 'in an array too') FROM millrace.models WHERE name = 'zero';
 
 -- Given up after 65,536 rows
 SELECT is(reading('SELECT i AS a FROM generate_series(1, 65536) AS i')::text, '(65536,t)', 'as many rows as are looked at');
 SELECT is(reading('SELECT i AS a FROM generate_series(1, 65537) AS i')::text, '(65537,t)', 'one more');
-SELECT is(reading('SELECT i AS a, -i AS b FROM generate_series(1, 100000) AS i')::text, '(100000,t)', 'no equal rows: all weights are 1');
+SELECT is(reading('SELECT i AS a, -i AS b FROM generate_series(1, 70000) AS i')::text, '(70000,t)', 'no equal rows: all weights are 1');
 SELECT is(reading('SELECT greatest(i, 5000) AS a FROM generate_series(1, 70000) AS i')::text, '(65001,t)', 'some equal rows before it is given up, and a chunk that grows after');
 SELECT is(reading('SELECT CASE WHEN i <= 70000 THEN i ELSE 1 END AS a FROM generate_series(1, 80000) AS i')::text, '(80000,t)', 'and none found after');
 CREATE FUNCTION shop.sixteen(n int) RETURNS text LANGUAGE sql AS $$ SELECT format('SELECT %s FROM (SELECT greatest(s, 1000) AS i FROM generate_series(1, %s) AS s) AS t', string_agg(format('i + %s AS c%s', c, c), ', '), n) FROM generate_series(1, 16) AS c $$;
@@ -86,6 +89,7 @@ SELECT matches(error('SELECT millrace.train_kmeans(''bad'', ''SELECT i, i, i FRO
 SELECT is(points, 10, 'rows that are merged are not') FROM reading('SELECT i % 10 AS a FROM generate_series(1, 60000) AS i');
 RESET millrace.max_memory;
 SELECT is(count(*), 0::bigint, 'nothing is left in memory') FROM pg_backend_memory_contexts WHERE name LIKE 'millrace run%' OR name LIKE 'millrace features%';
+SELECT ok(millrace.kmeans_cost('zero', $$ SELECT ARRAY[1, 2] $$) > 0, 'a query that runs as the caller');
 SELECT is(current_setting('synchronize_seqscans'), 'on', 'nor of settings');
 
 SELECT * FROM finish();

@@ -280,7 +280,7 @@ DECLARE message text;
 BEGIN
 	BEGIN
 		EXECUTE change;
-		EXECUTE $q$ SELECT * FROM millrace.cluster_centers('r', 7) $q$;
+		EXECUTE $q$ SELECT millrace.kmeans_assign('first', '{1,2}') FROM millrace.cluster_centers('r', 7) $q$;
 		message := 'fine';
 		RAISE EXCEPTION 'undo';
 	EXCEPTION WHEN data_corrupted THEN message := SQLERRM; WHEN raise_exception THEN NULL;
@@ -293,6 +293,7 @@ SELECT damaged(change) FROM unnest(ARRAY[
 	'UPDATE millrace.cluster SET center = ''{}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is no array of numbers',
 	'UPDATE millrace.cluster SET center = ''{1,NULL}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is no array of numbers',
 	'UPDATE millrace.cluster SET center = ''{1,NaN}'' WHERE model = ''r'' AND version = 7 AND cluster = 2 -- cluster 2 of model "r" version 7 is corrupt: its center is not finite',
+	'DELETE FROM millrace.cluster WHERE model = ''first'' AND cluster = 4 -- cluster 4 of model "first" version 1 is corrupt: it is missing',
 	'SELECT 1 -- fine']) AS change;
 
 -- Only reading
