@@ -1,7 +1,7 @@
 /*
  * model.h: what the files of the model side share: ratings.c, features.c, holdout.c, settings.c, train.c, cache.c, version.c,
  * model.c, history.c, lists.c, image.c, recommend.c, serve.c, similar.c, scorer.c, evaluate.c, import.c, tune.c, fitted.c,
- * indexer.c, scale.c.
+ * indexer.c, scale.c, cluster.c.
  */
 #ifndef MILLRACE_MODEL_H
 #define MILLRACE_MODEL_H

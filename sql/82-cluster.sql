@@ -6,11 +6,12 @@ CREATE FUNCTION millrace.train_kmeans(model text, query text, k int, seed bigint
 	RETURNS millrace.training LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_train_kmeans';
 COMMENT ON FUNCTION millrace.train_kmeans(text, text, int, bigint, int, int, float8, name, bool, bool, int) IS
 'SELECT * FROM millrace.train_kmeans(…): divide rows into k clusters around centers, so that the cost, the sum of squared distances of the rows to their centers, is small; makes a new version of the model, active at commit unless activate is false.
-query: a table, a view or a query whose columns are the features: numbers or boolean, or arrays of numbers, which have one length in all rows; put one behind the other they are what kmeans_assign is given. It is stored, and run again by retrain as the model''s owner; so it must not read temporary tables. No value may be NULL: coalesce(value, 0) makes it 0.
+query: a table, a view or a query whose columns are the features: numbers or boolean, or arrays of numbers, which have one length in all rows; put one behind the other they are what kmeans_assign is given; all columns count, so leave ids out, and scale what is not in one unit (millrace.scale). It is stored, and run again by retrain as the model''s owner; so it must not read temporary tables. No value may be NULL: coalesce(value, 0) makes it 0.
 weight: name of the column that says how much a row counts, at least 0; it is no feature.
 seed decides where the centers start; starts: how many beginnings are tried, of which the best goes on. The same rows in the same order give the same centers, on one machine, whatever threads are (0: one per processor).
 Ends after max_iterations, or before when the cost falls by less than tolerance times itself (tolerance => 0: only when no row changes its cluster).
 Clusters are numbered from 0, the largest first. warm_start: starts from the centers of the active version, whose clusters keep their numbers; from the seed if no version is active.
+metrics in millrace.models have cost, seconds, rows, points (rows, equal ones being one where that pays) and iterations; millrace.trainings the cost after each iteration.
 Ends with an error, leaving nothing behind, when it would need more than millrace.max_memory.';
 
 CREATE FUNCTION millrace.kmeans_assign(model text, features float8[])

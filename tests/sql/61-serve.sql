@@ -58,7 +58,7 @@ SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates =>
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => 'SELECT FROM r') $$, '22023', 'candidates: the first column, item id, is neither an integer nor text', 'no column');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => 'SELECT 1; SELECT 2') $$, '22023', 'candidates must be a single query that returns rows', 'two queries');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => 'DELETE FROM f') $$, '22023', 'candidates must be a single query that returns rows', 'no query');
-SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => 'DELETE FROM f RETURNING i') $$, '0A000', NULL, 'nothing is written');
+SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => 'DELETE FROM f RETURNING i') $$, '22023', NULL, 'nothing is written');
 SELECT throws_ok($$ SELECT * FROM millrace.recommend_top_k('m', 5, candidates => '') $$, '22023', 'candidates must not be empty', 'empty');
 SELECT is((SELECT count(*) FROM millrace.recommend_top_k('m', 5, candidates => NULL)), 10::bigint, 'NULL: all');
 CREATE TABLE stock AS SELECT 3 AS i;
