@@ -265,12 +265,12 @@ store(const Fitting *fitting, const Labels *labels)
 	return version;
 }
 
-/* From a definition to a stored version.  The model is locked; SPI is connected, and ends here. */
+/* From a definition to a stored version.  The model is locked; SPI is connected, and ends here; the name is not SPI's. */
 static Datum
 fit(FunctionCallInfo fcinfo, Fitting *fitting)
 {
 	MrBudget *budget = mr_budget_create("millrace indexer");
-	MrTrainingRow row = {.name = pstrdup(fitting->name),
+	MrTrainingRow row = {.name = fitting->name,
 						 .n_users = -1,
 						 .n_items = -1,
 						 .n_ratings = -1,

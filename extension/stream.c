@@ -837,7 +837,7 @@ mr_history_sweep(void)
 	mr_exec("SELECT t.name FROM " MR_SCHEMA
 			".stream t WHERE t.kind = 'history' AND NOT EXISTS (SELECT FROM " MR_SCHEMA
 			".model_version v JOIN " MR_SCHEMA ".model m ON m.name = v.model WHERE m.kind = 'als' AND "
-											   "v.query = t.command AND v.settings = t.settings AND m.owner ="
+			"v.query = t.command AND v.settings = t.settings AND m.owner ="
 			" t.owner)",
 			SPI_OK_SELECT, false);
 	for (uint64 i = 0; i < SPI_processed; i++)

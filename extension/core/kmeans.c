@@ -38,7 +38,7 @@
 #define MAX_PARTS 256	  /* of the points, each with its own sums */
 #define PART_ROWS 256	  /* of a part, at least */
 #define MEASURE_ROWS 4096 /* that say where the middle is */
-#define AHEAD 256		  /* numbers between what is read and what is fetched into the cache */
+#define DENSE 2 /* the next points are fetched while those of a tile are scored, if one of so many is used */
 #define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
 #define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
 #define LOOK_ROWS 4096 /* between two looks whether the pool pauses, of points that are skipped */
@@ -114,7 +114,7 @@
 typedef struct Kernels
 {
 	void (*scores)(const float *x, int d, const float *center, const float *bias, int k, float *best,
-				   float *second, int32_t *label);
+				   float *second, int32_t *label, uintptr_t ahead, int n_lines);
 	void (*closer)(const float *x, int d, const float *center, int lo, int hi, float *best, float *second,
 				   int32_t *label, int32_t *label2);
 	double (*with)(const float *x, int d, const float *center, const float *best, const float *weight);
@@ -124,7 +124,7 @@ typedef struct Kernels
 	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
 	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
-	double (*gather)(double *sum, const double *x, const double *shift, double weight, int d);
+	void (*gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d);
 	int (*exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second);
 } Kernels;
 
@@ -269,7 +269,7 @@ typedef struct Part
 		n_tried; /* points whose distance to their centre was computed first, and for which that was enough */
 	int64_t n_spared;
 	double cost;		  /* finish */
-	double square;		  /* the sum of weight * |x - shift|^2 */
+	double *square;		  /* d: of weight * (x - shift)^2 */
 	double *sum;		  /* k x d: of weight * (x - shift) */
 	double *size;		  /* k: of weights */
 	int64_t *n_points;	  /* k: of points that have weight */
@@ -322,8 +322,9 @@ typedef struct Desk
 	int32_t *label;
 	int32_t *label2;
 	int64_t *number; /* TILE: which points they are */
-	float *upper;	 /* TILE */
-	float *lower;	 /* TILE: below upper where the scores do not tell who is nearest */
+	const double **from;
+	float *upper; /* TILE */
+	float *lower; /* TILE: below upper where the scores do not tell who is nearest */
 	int n;
 	Cursor cursor;
 	Start start;
@@ -452,6 +453,7 @@ lay_out_desk(Layout *at, const Work *work, bool starts)
 	desk.label = take(at, TILE * sizeof(int32_t));
 	desk.label2 = take(at, TILE * sizeof(int32_t));
 	desk.number = take(at, TILE * sizeof(int64_t));
+	desk.from = take(at, TILE * sizeof(double *));
 	desk.upper = take_floats(at, TILE);
 	desk.lower = take_floats(at, TILE);
 	if (starts)
@@ -473,12 +475,12 @@ lay_out_parts(Layout *at, Work *work, const MrcPoints *points)
 		Part part = {.lo = points->n * p / work->n_parts, .hi = points->n * (p + 1) / work->n_parts};
 
 		part.sum = take_doubles(at, k * work->d);
+		part.square = take_doubles(at, (size_t) work->d);
 		part.size = take_doubles(at, k);
 		part.n_points = take(at, k * sizeof(int64_t));
 		part.cluster_cost = take_doubles(at, k);
 		if (at->base)
 		{
-			part.square = work->parts[p].square;
 			work->parts[p] = part;
 		}
 	}
@@ -644,10 +646,9 @@ half_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 /* A point's label is known. */
 static void
-settle(Work *work, Part *part, int64_t row, int label)
+settle(Work *work, Part *part, int64_t row, const double *x, int label)
 {
 	MrcKmeans *km = work->kmeans;
-	const double *x = row_of(&km->points, row);
 	double weight = weight_of(&km->points, row);
 	int before = km->label[row];
 
@@ -657,16 +658,13 @@ settle(Work *work, Part *part, int64_t row, int label)
 	part->n_changed++;
 	if (work->finish)
 		return;
+	work->kernels.gather(part->sum + (size_t) label * work->d, work->fresh ? part->square : NULL, x,
+						 work->shift, weight, work->d);
 	part->size[label] += weight;
 	part->n_points[label] += weight > 0;
 	if (work->fresh)
-	{
-		part->square += weight *
-			work->kernels.gather(part->sum + (size_t) label * work->d, x, work->shift, weight, work->d);
 		return;
-	}
-	work->kernels.gather(part->sum + (size_t) label * work->d, x, work->shift, weight, work->d);
-	work->kernels.gather(part->sum + (size_t) before * work->d, x, work->shift, -weight, work->d);
+	work->kernels.gather(part->sum + (size_t) before * work->d, NULL, x, work->shift, -weight, work->d);
 	part->size[before] -= weight;
 	part->n_points[before] -= weight > 0;
 	if (part->n_points[before] == 0)
@@ -682,11 +680,18 @@ flush(Work *work, Part *part, Desk *desk)
 {
 	MrcKmeans *km = work->kmeans;
 
+	int n_lines = 0;
+
 	if (desk->n == 0)
 		return;
+	if (desk->number[desk->n - 1] - desk->number[0] < DENSE * TILE && part->next + TILE < desk->cursor.hi &&
+		part->next + TILE < part->hi)
+		n_lines = TILE * work->d / 8;
 	work->kernels.turn(desk->tile, desk->row, work->ld);
-	work->kernels.scores(desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second,
-						 desk->label);
+	work->kernels.scores(
+		desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second, desk->label,
+		(uintptr_t) desk->cursor.chunk + (size_t) (part->next - desk->cursor.lo) * work->d * sizeof(double),
+		n_lines);
 	work->kernels.bounds(desk->tile, work->d, desk->best, desk->second, desk->upper, desk->lower);
 	for (int i = 0; i < desk->n; i++)
 	{
@@ -694,22 +699,23 @@ flush(Work *work, Part *part, Desk *desk)
 		int label = desk->label[i];
 		float upper = desk->upper[i];
 		float lower = desk->lower[i];
+		const double *from = desk->from[i];
 
 		if (!(upper < lower))
 		{
-			const double *x = row_of(&km->points, row);
 			double best;
 			double second;
 
-			label = work->kernels.exact(x, work->d, work->turned, work->k, work->turned_ld, &best, &second);
+			label =
+				work->kernels.exact(from, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
-				label = mrc_kmeans_nearest(km->center, work->k, work->d, x, NULL);
+				label = mrc_kmeans_nearest(km->center, work->k, work->d, from, NULL);
 			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
 			lower = (float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f);
 		}
 		work->upper[row] = upper;
 		work->lower[row] = fminf(lower, FARTHEST);
-		settle(work, part, row, label);
+		settle(work, part, row, from, label);
 	}
 	desk->n = 0;
 }
@@ -741,8 +747,6 @@ take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
 	const double *from = row_at(&km->points, &desk->cursor, row);
 	float *x = desk->row + (size_t) desk->n * work->ld;
 
-	for (int j = 0; j < work->d && j < AHEAD; j += 8)
-		__builtin_prefetch((const void *) ((uintptr_t) from + (size_t) (AHEAD + j) * sizeof(double)), 0, 3);
 	work->kernels.narrow(from, work->shift, work->state->scale, work->d, x);
 	if (!work->fresh && (part->n_tried < TRY_ROWS || part->n_spared * work->k > TRY_CENTERS * part->n_tried))
 	{
@@ -756,6 +760,7 @@ take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
 		if (away < limit)
 			return;
 	}
+	desk->from[desk->n] = from;
 	desk->number[desk->n++] = row;
 	if (desk->n == TILE)
 		flush(work, part, desk);
@@ -840,7 +845,7 @@ assign(Work *work, bool finish)
 			memset(part->cluster_cost, 0, k * sizeof(double));
 		else if (work->fresh)
 		{
-			part->square = 0;
+			memset(part->square, 0, (size_t) work->d * sizeof(double));
 			memset(part->sum, 0, k * work->d * sizeof(double));
 			memset(part->n_points, 0, k * sizeof(int64_t));
 		}
@@ -964,7 +969,8 @@ mrc_kmeans_iterate(MrcKmeans *km)
 	for (int p = 0; p < work.n_parts; p++)
 	{
 		km->n_changed += work.parts[p].n_changed;
-		km->cost += work.parts[p].square;
+		for (int j = 0; j < work.d; j++)
+			km->cost += work.parts[p].square[j];
 	}
 	for (int c = 0; c < km->k; c++)
 	{

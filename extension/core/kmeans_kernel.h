@@ -62,7 +62,8 @@ KERNEL(sum)(VEC v)
  */
 INLINE void
 KERNEL(near_group)(const float *x, int d, const float *center, const float *bias, int c, float *best,
-				   float *second, int32_t *label, int32_t *label2, const int group, const bool direct)
+				   float *second, int32_t *label, int32_t *label2, const int group, const bool direct,
+				   uintptr_t ahead, int lines)
 {
 	VEC acc[GROUP][WIDE];
 
@@ -75,6 +76,8 @@ KERNEL(near_group)(const float *x, int d, const float *center, const float *bias
 	{
 		VEC point[WIDE];
 
+		if (!direct && t < lines)
+			__builtin_prefetch((const void *) (ahead + (size_t) t * 64), 0, 3);
 #pragma GCC unroll 4
 		for (int v = 0; v < WIDE; v++)
 			point[v] = LOAD(x + (size_t) t * TILE + v * LANES);
@@ -125,34 +128,54 @@ KERNEL(near_group)(const float *x, int d, const float *center, const float *bias
 	}
 }
 
+/* Lines from ahead on are fetched into the cache meanwhile, by each group so many that none is left. */
 INLINE void
 KERNEL(near)(const float *x, int d, const float *center, const float *bias, int lo, int hi, float *best,
-			 float *second, int32_t *label, int32_t *label2, const bool direct)
+			 float *second, int32_t *label, int32_t *label2, const bool direct, uintptr_t ahead, int n_lines)
 {
-	for (int i = 0; i < TILE; i += WIDE * LANES)
-	{
-		int c = lo;
+	int n_groups = TILE / (WIDE * LANES) * ((hi - lo + GROUP - 1) / GROUP);
+	int lines = (n_lines + n_groups - 1) / n_groups;
 
-		for (; c + GROUP <= hi; c += GROUP)
-			KERNEL(near_group)
-		(x + i, d, center, bias, c, best + i, second + i, label + i, label2 + i, GROUP, direct);
-		for (; c < hi; c++)
-			KERNEL(near_group)
-		(x + i, d, center, bias, c, best + i, second + i, label + i, label2 + i, 1, direct);
-	}
+	for (int i = 0; i < TILE; i += WIDE * LANES)
+		for (int c = lo; c < hi; c += GROUP, ahead += (size_t) lines * 64)
+			switch (hi - c)
+			{
+#define REST(n)                                                                                        \
+	KERNEL(near_group)                                                                                 \
+	(x + i, d, center, bias, c, best + i, second + i, label + i, label2 + i, n, direct, ahead, lines); \
+	break
+				case 1:
+					REST(1);
+				case 2:
+					REST(2);
+				case 3:
+					REST(3);
+#if GROUP > 4
+				case 4:
+					REST(4);
+				case 5:
+					REST(5);
+#endif
+				default:
+					REST(GROUP);
+#undef REST
+			}
 }
 
-/* The two least scores bias - x . center of each point of a tile, and the centre that has the least. */
+/*
+ * The two least scores bias - x . center of each point of a tile, and the centre that has the least.  Meanwhile so many
+ * lines from `ahead` on are fetched into the cache.
+ */
 TARGET static void
 KERNEL(scores)(const float *x, int d, const float *center, const float *bias, int k, float *best,
-			   float *second, int32_t *label)
+			   float *second, int32_t *label, uintptr_t ahead, int n_lines)
 {
 	for (int i = 0; i < TILE; i++)
 	{
 		best[i] = second[i] = FLT_MAX;
 		label[i] = 0;
 	}
-	KERNEL(near)(x, d, center, bias, 0, k, best, second, label, label, false);
+	KERNEL(near)(x, d, center, bias, 0, k, best, second, label, label, false, ahead, n_lines);
 }
 
 /* Takes centres [lo, hi) into the least two squared distances of each point of a tile, and whose they are. */
@@ -160,7 +183,7 @@ TARGET static void
 KERNEL(closer)(const float *x, int d, const float *center, int lo, int hi, float *best, float *second,
 			   int32_t *label, int32_t *label2)
 {
-	KERNEL(near)(x, d, center, NULL, lo, hi, best, second, label, label2, true);
+	KERNEL(near)(x, d, center, NULL, lo, hi, best, second, label, label2, true, 0, 0);
 }
 
 /* Squared distances of a tile's points from a centre. */
@@ -313,36 +336,38 @@ KERNEL(away)(const float *a, const float *b, int d)
 	return sum + KERNEL(sum)(sums);
 }
 
-/* sum (d) += weight * (x - shift); the squared length of x - shift. */
-TARGET static double
-KERNEL(gather)(double *sum, const double *x, const double *shift, double weight, int d)
+/* sum (d) += weight * (x - shift), and square (d; NULL: none) += weight * (x - shift)^2, by coordinates. */
+INLINE void
+KERNEL(gather_both)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
 {
 	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
-	enum
-	{
-		HALF = LANES / 2
-	};
-	Doubles squares = {0};
-	double square = 0;
 	int t = 0;
 
-	for (; t + HALF <= d; t += HALF)
+	for (; t + LANES / 2 <= d; t += LANES / 2)
 	{
 		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (shift + t);
 
 		*(Doubles *) (sum + t) += weight * v;
-		squares += v * v;
+		if (square)
+			*(Doubles *) (square + t) += weight * v * v;
 	}
 	for (; t < d; t++)
 	{
 		double v = x[t] - shift[t];
 
 		sum[t] += weight * v;
-		square += v * v;
+		if (square)
+			square[t] += weight * v * v;
 	}
-	for (int i = 0; i < HALF; i++)
-		square += squares[i];
-	return square;
+}
+
+TARGET static void
+KERNEL(gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
+{
+	if (square)
+		KERNEL(gather_both)(sum, square, x, shift, weight, d);
+	else
+		KERNEL(gather_both)(sum, NULL, x, shift, weight, d);
 }
 
 /*
@@ -352,33 +377,43 @@ KERNEL(gather)(double *sum, const double *x, const double *shift, double weight,
 TARGET static int
 KERNEL(exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second)
 {
+	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
+	enum
+	{
+		N = 32 / (LANES / 2)
+	};
 	double best = INFINITY;
 	double next = INFINITY;
 	int label = 0;
 
 	for (int c = 0; c < ld; c += 32)
 	{
-		double acc[32] = {0};
+		Doubles acc[N];
+		double out[32];
 
+#pragma GCC unroll 16
+		for (int i = 0; i < N; i++)
+			acc[i] = (Doubles){0};
 		for (int t = 0; t < d; t++)
-#pragma GCC unroll 32
-			for (int i = 0; i < 32; i++)
+#pragma GCC unroll 16
+			for (int i = 0; i < N; i++)
 			{
-				double apart = x[t] - turned[(size_t) t * ld + c + i];
+				Doubles apart = x[t] - *(const Doubles *) (turned + (size_t) t * ld + c + i * (LANES / 2));
 
 				acc[i] += apart * apart;
 			}
+#pragma GCC unroll 16
+		for (int i = 0; i < N; i++)
+			*(Doubles *) (out + i * (LANES / 2)) = acc[i];
 		for (int i = 0; i < 32 && c + i < k; i++)
-		{
-			if (acc[i] < next)
-				next = acc[i];
-			if (acc[i] < best)
+			if (out[i] < best)
 			{
 				next = best;
-				best = acc[i];
+				best = out[i];
 				label = c + i;
 			}
-		}
+			else if (out[i] < next)
+				next = out[i];
 	}
 	*least = best;
 	*second = next;

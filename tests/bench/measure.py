@@ -75,7 +75,7 @@ HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio",
 
 
 def show(row):
-    print("".join(f"{field:<{width}}" for field, width in zip(row, (12, 72, 24, 10, 10, 8, 12, 11, 10))), flush=True)
+    print("".join(f"{field:<{width}}" for field, width in zip(row, (16, 72, 24, 10, 10, 8, 12, 11, 10))), flush=True)
 
 
 def median_pair(pairs):

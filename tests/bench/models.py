@@ -48,6 +48,7 @@ def arguments(settings):
 class Training:
     """One training, watched from outside: its iterations (seconds, CPU seconds of the backend with its threads), the seconds before the
     first and behind the last of them, the peak of the backend's anonymous memory."""
+    function = "train_als"
 
     def __init__(self, query, **settings):
         psql = subprocess.Popen(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
@@ -59,7 +60,7 @@ class Training:
         watch.start()
         measure.start()
         began, cpu_began = time.monotonic(), process_cpu(pid)
-        psql.stdin.write(f"SELECT (millrace.train_als('bench', $q${query}$q$, tolerance => 0{arguments(settings)})).version;\n")
+        psql.stdin.write(f"SELECT (millrace.{self.function}('bench', $q${query}$q$, tolerance => 0{arguments(settings)})).version;\n")
         self.version = psql.stdout.readline().strip()
         ended = time.monotonic()
         psql.stdin.close()

@@ -58,14 +58,14 @@ def draw_movielens(users, items, pairs):
 
 
 def copy_binary(path, columns):
-    """A file for COPY … BINARY: columns are arrays; a matrix of float32 becomes real[]."""
+    """A file for COPY … BINARY: columns are arrays; a matrix of float32 becomes real[], one of float64 float8[]."""
     n = len(columns[0])
     fields, out = [("n", ">i2")], None
     for i, column in enumerate(columns):
         big = column.dtype.newbyteorder(">")
         fields.append((f"l{i}", ">i4"))
         if column.ndim == 2:
-            fields += [(f"h{i}", "5>i4"), (f"e{i}", [("l", ">i4"), ("v", ">f4")], column.shape[1])]
+            fields += [(f"h{i}", "5>i4"), (f"e{i}", [("l", ">i4"), ("v", big)], column.shape[1])]
         else:
             fields.append((f"v{i}", big))
     with open(path, "wb") as file:
@@ -76,9 +76,9 @@ def copy_binary(path, columns):
             for i, column in enumerate(columns):
                 part = column[start:start + len(out)]
                 if column.ndim == 2:
-                    rank = column.shape[1]
-                    out[f"l{i}"], out[f"h{i}"] = 20 + 8 * rank, (1, 0, 700, rank, 1)
-                    out[f"e{i}"]["l"], out[f"e{i}"]["v"] = 4, part
+                    rank, size = column.shape[1], column.dtype.itemsize
+                    out[f"l{i}"], out[f"h{i}"] = 20 + (4 + size) * rank, (1, 0, {4: 700, 8: 701}[size], rank, 1)
+                    out[f"e{i}"]["l"], out[f"e{i}"]["v"] = size, part
                 else:
                     out[f"l{i}"], out[f"v{i}"] = column.dtype.itemsize, part
             out.tofile(file)
@@ -246,6 +246,51 @@ def forget():
         del held[key]
 
 
+# ---- scikit-learn ----
+
+def points_load(path):
+    """path: CSV of numbers, one point a line."""
+    held["retail"] = np.loadtxt(path, delimiter=",", ndmin=2)
+    return {"points": len(held["retail"]), "columns": held["retail"].shape[1], "distinct": len(np.unique(held["retail"], axis=0))}
+
+
+def draw_points(folder, n, d, k):
+    """Points of two kinds, each also a file for COPY … BINARY of one float8[]: blobs, normal clouds around k normal centres that lie so close that they
+    overlap; uniform, where there are no clusters and hardly any distance can be left out."""
+    rng = np.random.default_rng(5)
+    centres = 0.5 * rng.standard_normal((k, d))
+    held["blobs"] = centres[rng.integers(0, k, n)] + rng.standard_normal((n, d))
+    held["uniform"] = rng.random((n, d))
+    for name in ("blobs", "uniform"):
+        copy_binary(Path(folder) / name, [held[name]])
+    return {"points": n, "columns": d, "clusters": k}
+
+
+def sklearn_fit(data, **parameters):
+    """Seconds and CPU seconds of a fit on all cores, its sum of squares, iterations."""
+    import warnings
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+    with threadpool_limits(limits=CORES), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        wall, cpu = time.monotonic(), time.process_time()
+        model = KMeans(**parameters).fit(held[data])
+        return time.monotonic() - wall, time.process_time() - cpu, float(model.inertia_), int(model.n_iter_)
+
+
+def sklearn_iteration(data, k, algorithm, single=False):
+    """Seconds and CPU seconds of one of 20 iterations, by the difference of 22 and of 2 from the same k-means++ centres; in single precision on request."""
+    from sklearn.cluster import kmeans_plusplus
+    name = data + " in float4" if single else data
+    if name not in held:
+        held[name] = held[data].astype(np.float32)
+    if (name, "start") not in held:
+        held[name, "start"] = kmeans_plusplus(held[name], k, random_state=1)[0]
+    few, many = (sklearn_fit(name, n_clusters=k, init=held[name, "start"], n_init=1, algorithm=algorithm, max_iter=n, tol=0) for n in (2, 22))
+    assert many[3] == 22, f"{many[3]} iterations"
+    return [(b - a) / 20 for a, b in zip(few[:2], many[:2])]
+
+
 # ---- an independent implementation ----
 
 def factors_of(path, rank, ids):
@@ -406,6 +451,22 @@ def spark_fit(ratings, **parameters):
 def spark_seconds(folder, **parameters):
     spark_session(folder)
     return spark_fit(held["ratings"], **parameters)[0]
+
+
+def spark_kmeans(folder, data, k, iterations, seed):
+    """Seconds of the fit alone, the points being cached, and the sum of squares."""
+    from pyspark.ml.clustering import KMeans
+    from pyspark.ml.feature import VectorAssembler
+    spark = spark_session(folder)
+    if "frame" not in held:
+        path, columns = Path(folder) / "points.csv", [f"c{i}" for i in range(held[data].shape[1])]
+        np.savetxt(path, held[data], fmt="%.17g", delimiter=",")
+        frame = spark.read.csv(str(path), schema=", ".join(f"{column} double" for column in columns))
+        held["frame"] = VectorAssembler(inputCols=columns, outputCol="features").transform(frame).select("features").repartition(4).cache()
+        held["frame"].count()
+    start = time.monotonic()
+    model = KMeans(k=k, maxIter=iterations, seed=seed).fit(held["frame"])
+    return time.monotonic() - start, float(model.summary.trainingCost)
 
 
 def precision_spark(folder, values="none", **parameters):

@@ -60,6 +60,16 @@ SELECT is(sum(n), 0::numeric, 'nothing stays: ' || k.kind) FROM kinds AS k, rows
 SELECT lives_ok(format(k.again, 'a_' || o.kind), 'a name that is free again may be of any kind: ' || k.kind) FROM kinds AS k, kinds AS o WHERE (o.kind, k.kind) IN (('als', 'kmeans'), ('kmeans', 'indexer'), ('indexer', 'scaler'), ('scaler', 'als'));
 SELECT millrace.drop_model('a_' || kind) FROM kinds;
 
+-- What users have is kept for models of users and items only, whatever others read with the same query
+CREATE TABLE shop.bought (at timestamptz, u int, i int);
+INSERT INTO shop.bought SELECT now(), u, i FROM shop.sales;
+SELECT millrace.create_source('shop.bought', 'at');
+SELECT millrace.train_als('taste', 'SELECT u, i FROM shop.bought', rank => 2, iterations => 1), millrace.train_kmeans('heaps', 'SELECT u, i FROM shop.bought', 2);
+SELECT is(count(*), 1::bigint, 'a history') FROM millrace.streams WHERE kind = 'history';
+SELECT millrace.drop_model('taste');
+SELECT is(count(*), 0::bigint, 'goes with its model') FROM millrace.streams WHERE kind = 'history';
+SELECT millrace.drop_model('heaps');
+
 -- Versions that a training used
 SELECT millrace.fit_indexer('day', 'SELECT day FROM shop.sales'), millrace.fit_indexer('item', 'SELECT i FROM shop.sales'), millrace.fit_scaler('size', 'SELECT x, y FROM shop.sales');
 SELECT millrace.train_kmeans('heaps', $$ SELECT millrace.one_hot(millrace.index_of('day', day), millrace.index_size('day')), millrace.scale('size', ARRAY[x, y]) FROM shop.sales $$, 3);
