@@ -22,6 +22,7 @@
 #define FIRST_CHUNK_BYTES 65536
 #define LEAST_CHUNK_ROWS 64
 #define SHOWN_COLUMNS 10
+#define INTERRUPT_MASK 0xFFFF /* look for interrupts once in so many points */
 
 /* ---- the columns ---- */
 
@@ -545,12 +546,17 @@ typedef struct Slot
 	uint32 number; /* of the point, from 1 */
 } Slot;
 
+#define FIRST_SLOTS 1024
+#define FIRST_CHECK 65536 /* a multiple of BATCH_ROWS */
+#define BATCH_ROWS 32
+#define MOST_MERGED (INT64CONST(1) << 30)
+
 typedef struct Gatherer
 {
 	MrBudget *budget;
 	const char *what;
 	bool has_weights; /* a column has them */
-	MrcPoints *core;
+	MrcPoints core;	  /* so far */
 	int n_chunks;
 	int max_chunks; /* room in the arrays */
 	double **chunk;
@@ -560,14 +566,15 @@ typedef struct Gatherer
 	/* Merging: a hash table with linear probing, at most three quarters full; NULL: given up */
 	Slot *slots;
 	uint32 mask;
-	int64 n_rows;	  /* that have come */
+	int64 n_rows;	  /* that have been merged */
 	int64 next_check; /* after so many rows it is asked again whether merging pays */
 	int64 n_checked;  /* points at the last check */
+	/* rows that are merged together, so that they wait for memory at the same time */
+	int n_batch;
+	double *batch; /* BATCH_ROWS x d */
+	double batch_weight[BATCH_ROWS];
 } Gatherer;
 
-#define FIRST_SLOTS 1024
-#define FIRST_CHECK 65536
-#define MOST_MERGED (INT64CONST(1) << 30)
 
 static Size
 chunk_bytes(const MrcPoints *core, int64 n_rows)
@@ -589,7 +596,7 @@ chunk_rows(const MrcPoints *core, Size n_bytes)
 static double *
 point_at(const Gatherer *gatherer, int64 point)
 {
-	const MrcPoints *core = gatherer->core;
+	const MrcPoints *core = &gatherer->core;
 
 	return gatherer->chunk[point / core->chunk_rows] + (point & (core->chunk_rows - 1)) * core->d;
 }
@@ -597,7 +604,7 @@ point_at(const Gatherer *gatherer, int64 point)
 static double *
 weight_at(const Gatherer *gatherer, int64 point)
 {
-	const MrcPoints *core = gatherer->core;
+	const MrcPoints *core = &gatherer->core;
 
 	return gatherer->weight[point / core->chunk_rows] + (point & (core->chunk_rows - 1));
 }
@@ -606,14 +613,14 @@ weight_at(const Gatherer *gatherer, int64 point)
 static double *
 reserve_weights(Gatherer *gatherer)
 {
-	Size n_bytes = gatherer->core->chunk_rows * sizeof(double);
+	Size n_bytes = gatherer->core.chunk_rows * sizeof(double);
 
 	if (gatherer->slots || gatherer->has_weights || gatherer->n_chunks == 0)
 		return mr_reserve(gatherer->budget, n_bytes);
 	if (gatherer->ones == NULL && gatherer->is_weighted)
 	{
 		gatherer->ones = mr_reserve(gatherer->budget, n_bytes);
-		for (int64 i = 0; i < gatherer->core->chunk_rows; i++)
+		for (int64 i = 0; i < gatherer->core.chunk_rows; i++)
 			gatherer->ones[i] = 1;
 	}
 	return gatherer->ones;
@@ -622,7 +629,7 @@ reserve_weights(Gatherer *gatherer)
 static void
 reserve_chunk(Gatherer *gatherer)
 {
-	const MrcPoints *core = gatherer->core;
+	const MrcPoints *core = &gatherer->core;
 	Size n_bytes = chunk_bytes(core, core->chunk_rows);
 	int i = gatherer->n_chunks;
 
@@ -643,7 +650,7 @@ reserve_chunk(Gatherer *gatherer)
 static void
 double_chunk(Gatherer *gatherer)
 {
-	MrcPoints *core = gatherer->core;
+	MrcPoints *core = &gatherer->core;
 	double *chunk = gatherer->chunk[0];
 	double *weight = gatherer->weight[0];
 
@@ -660,7 +667,7 @@ double_chunk(Gatherer *gatherer)
 static void
 make_room(Gatherer *gatherer)
 {
-	MrcPoints *core = gatherer->core;
+	MrcPoints *core = &gatherer->core;
 	MemoryContext before = MemoryContextSwitchTo(gatherer->budget->context);
 
 	if (gatherer->n_chunks == 0)
@@ -675,7 +682,7 @@ make_room(Gatherer *gatherer)
 static void
 add_point(Gatherer *gatherer, const double *x, double weight)
 {
-	MrcPoints *core = gatherer->core;
+	MrcPoints *core = &gatherer->core;
 	double *weights;
 
 	if (core->n == gatherer->n_chunks * core->chunk_rows)
@@ -696,7 +703,7 @@ rehash(Gatherer *gatherer, int64 n)
 	int64 n_before = before ? (int64) gatherer->mask + 1 : 0;
 
 	mr_reserve_check(gatherer->budget, n * sizeof(Slot),
-					 psprintf("Merging more than " INT64_FORMAT " points", gatherer->core->n));
+					 psprintf("Merging more than " INT64_FORMAT " points", gatherer->core.n));
 	gatherer->slots = mr_reserve(gatherer->budget, n * sizeof(Slot));
 	gatherer->mask = (uint32) (n - 1);
 	memset(gatherer->slots, 0, n * sizeof(Slot));
@@ -704,6 +711,8 @@ rehash(Gatherer *gatherer, int64 n)
 	{
 		uint32 at = before[i].hash & gatherer->mask;
 
+		if ((i & INTERRUPT_MASK) == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (before[i].number == 0)
 			continue;
 		while (gatherer->slots[at].number != 0)
@@ -715,11 +724,10 @@ rehash(Gatherer *gatherer, int64 n)
 
 /* Add the weight to the point that x is, or make it one. */
 static void
-merge_point(Gatherer *gatherer, const double *x, double weight)
+merge_point(Gatherer *gatherer, const double *x, double weight, uint32 hash)
 {
-	MrcPoints *core = gatherer->core;
+	MrcPoints *core = &gatherer->core;
 	Size n_bytes = core->d * sizeof(double);
-	uint32 hash = (uint32) mrc_hash64(x, n_bytes, 0);
 	uint32 at = hash & gatherer->mask;
 	double *sum;
 
@@ -748,6 +756,7 @@ static void
 stop_merging(Gatherer *gatherer)
 {
 	mr_release(gatherer->budget, gatherer->slots);
+	mr_release(gatherer->budget, gatherer->batch);
 	gatherer->slots = NULL;
 }
 
@@ -755,13 +764,51 @@ stop_merging(Gatherer *gatherer)
 static void
 check_merging(Gatherer *gatherer)
 {
-	int64 n_new = gatherer->core->n - gatherer->n_checked;
+	int64 n_new = gatherer->core.n - gatherer->n_checked;
 	int64 n_rows = gatherer->next_check == FIRST_CHECK ? FIRST_CHECK : gatherer->next_check / 2;
 
-	gatherer->n_checked = gatherer->core->n;
+	gatherer->n_checked = gatherer->core.n;
 	gatherer->next_check *= 2;
-	if (n_new > n_rows / 8 * 7 || gatherer->core->n > MOST_MERGED)
+	if (n_new > n_rows / 8 * 7 || gatherer->core.n > MOST_MERGED)
 		stop_merging(gatherer);
+}
+
+static void
+merge_batch(Gatherer *gatherer)
+{
+	int d = gatherer->core.d;
+	uint32 hash[BATCH_ROWS];
+	int n = gatherer->n_batch;
+
+	for (int i = 0; i < n; i++)
+	{
+		hash[i] = (uint32) mrc_hash64(gatherer->batch + (Size) i * d, d * sizeof(double), 0);
+		__builtin_prefetch(&gatherer->slots[hash[i] & gatherer->mask]);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		uint32 number = gatherer->slots[hash[i] & gatherer->mask].number;
+
+		if (number != 0)
+		{
+			__builtin_prefetch(point_at(gatherer, number - 1));
+			__builtin_prefetch(weight_at(gatherer, number - 1));
+		}
+	}
+	for (int i = 0; i < n; i++)
+		merge_point(gatherer, gatherer->batch + (Size) i * d, gatherer->batch_weight[i], hash[i]);
+	gatherer->n_batch = 0;
+	gatherer->n_rows += n;
+	if (gatherer->n_rows == gatherer->next_check)
+		check_merging(gatherer);
+}
+
+static void
+begin_merging(Gatherer *gatherer, int d)
+{
+	gatherer->core.d = d;
+	gatherer->batch = mr_reserve(gatherer->budget, (Size) BATCH_ROWS * d * sizeof(double));
+	rehash(gatherer, FIRST_SLOTS);
 }
 
 /* MrPointSink */
@@ -770,19 +817,17 @@ gather(void *arg, const MrPoints *points, double *x, double weight)
 {
 	Gatherer *gatherer = arg;
 
-	if (gatherer->core == NULL)
-	{
-		gatherer->core = (MrcPoints *) &points->core;
-		rehash(gatherer, FIRST_SLOTS);
-	}
+	if (gatherer->core.d == 0)
+		begin_merging(gatherer, points->core.d);
 	if (gatherer->slots == NULL)
 	{
 		add_point(gatherer, x, weight);
 		return;
 	}
-	merge_point(gatherer, x, weight);
-	if (++gatherer->n_rows == gatherer->next_check)
-		check_merging(gatherer);
+	memcpy(gatherer->batch + (Size) gatherer->n_batch * points->core.d, x, points->core.d * sizeof(double));
+	gatherer->batch_weight[gatherer->n_batch++] = weight;
+	if (gatherer->n_batch == BATCH_ROWS)
+		merge_batch(gatherer);
 }
 
 /* ---- the order of points ---- */
@@ -826,13 +871,17 @@ run_end(const Place *places, int64 lo, int64 hi)
 static void
 sort_from(const Gatherer *gatherer, Place *places, int64 lo, int64 hi, int column)
 {
-	for (; column < gatherer->core->d && hi - lo > 1; column++)
+	for (; column < gatherer->core.d && hi - lo > 1; column++)
 	{
 		int64 longest = lo;
 		int64 longest_end = lo;
 
 		for (int64 i = lo; i < hi; i++)
+		{
+			if ((i & INTERRUPT_MASK) == 0)
+				CHECK_FOR_INTERRUPTS();
 			places[i].key = order_key(point_at(gatherer, places[i].number)[column]);
+		}
 		sort_places(places + lo, hi - lo);
 		/* The longest run goes on here, so that the depth is a logarithm. */
 		for (int64 i = lo, end; i < hi; i = end)
@@ -859,16 +908,15 @@ sort_from(const Gatherer *gatherer, Place *places, int64 lo, int64 hi, int colum
 static void
 move_points(const Gatherer *gatherer, Place *places)
 {
-	Size n_bytes = gatherer->core->d * sizeof(double);
+	Size n_bytes = gatherer->core.d * sizeof(double);
 	double *held = palloc(n_bytes);
+	int64 n_moved = 0;
 
-	for (int64 i = 0; i < gatherer->core->n; i++)
+	for (int64 i = 0; i < gatherer->core.n; i++)
 	{
 		double weight = *weight_at(gatherer, i);
 		int64 to = i;
 
-		if ((i & 0xFFFF) == 0)
-			CHECK_FOR_INTERRUPTS();
 		if (places[i].number == i)
 			continue;
 		memcpy(held, point_at(gatherer, i), n_bytes);
@@ -878,6 +926,8 @@ move_points(const Gatherer *gatherer, Place *places)
 			*weight_at(gatherer, to) = *weight_at(gatherer, from);
 			places[to].number = to;
 			to = from;
+			if ((++n_moved & INTERRUPT_MASK) == 0)
+				CHECK_FOR_INTERRUPTS();
 		}
 		memcpy(point_at(gatherer, to), held, n_bytes);
 		*weight_at(gatherer, to) = weight;
@@ -889,7 +939,7 @@ move_points(const Gatherer *gatherer, Place *places)
 static void
 sort_points(Gatherer *gatherer)
 {
-	int64 n = gatherer->core->n;
+	int64 n = gatherer->core.n;
 	Place *places;
 
 	mr_reserve_check(gatherer->budget, n * sizeof(Place), psprintf("Sorting " INT64_FORMAT " points", n));
@@ -909,15 +959,18 @@ mr_points_read(MrBudget *budget, const char *query, const char *weight, const ch
 		.budget = budget, .what = what, .has_weights = weight != NULL, .next_check = FIRST_CHECK};
 	MrPoints *points = mr_points_scan(budget, query, weight, what, as_owner, nulls, gather, &gatherer);
 
-	if (points->core.n == 0)
+	if (gatherer.core.d == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: all weights are 0", what),
 				 errdetail("The query is: %s", query)));
+	if (gatherer.slots)
+		merge_batch(&gatherer);
 	if (gatherer.slots)
 	{
 		stop_merging(&gatherer);
 		sort_points(&gatherer);
 	}
+	points->core = gatherer.core;
 	points->core.chunk = gatherer.chunk;
 	if (gatherer.is_weighted)
 		points->core.weight = gatherer.weight;

@@ -19,6 +19,10 @@ trend|0
 visits|0" "its aggregates equal their queries"
 is "$(value "SELECT (SELECT count(*) FROM millrace.alerts) > 0, (SELECT count(*) FROM sales_per_minute_final) > 0")" "t|t" "an alert was raised, and windows are final"
 is "$(value "SELECT count(*) FROM millrace.recommend_top_k('shop', 17, 3)")" 3 "it recommends"
+is "$(value "SELECT count(DISTINCT millrace.kmeans_assign('kinds', millrace.scale('amounts', ARRAY[amount]) || items)) FROM features")" 5 "it clusters"
+value "SELECT sql FROM millrace.pipelines WHERE name = 'kinds'" >"$work/pipeline.sql"
+psql -AtXq -v ON_ERROR_STOP=1 -f "$work/pipeline.sql" >"$work/out" 2>&1
+is $? 0 "its pipeline is a script"
 block ini >"$work/events.ini"
 sed -i "s/^connection = .*/connection = dbname=shop/" "$work/events.ini"
 millrace check "$work/events.ini" >"$work/out" 2>&1

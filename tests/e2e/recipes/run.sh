@@ -166,4 +166,37 @@ is "$(PGDATABASE=copy value "$lists" | md5sum)" "$(value "$lists" | md5sum)" "th
 is "$(PGDATABASE=copy value "SELECT millrace.refresh_lists('shop')")" 2 "which can be refreshed"
 value "SELECT millrace.drop_model('shop')" >/dev/null
 is "$(value "$files") $(value "SELECT (SELECT count(*) FROM millrace.item_features_block) + (SELECT count(*) FROM millrace.custom_baseline_block)")" "0 0" "drop_model leaves neither files nor rows"
+# Kinds of sales lines: learnt from the days before July 2011, then each later day is clustered in the transaction that stores it
+createdb retail
+export PGDATABASE=retail
+value "CREATE EXTENSION millrace"
+is "$(recipe retail.sql | grep -v '^$')" "" "retail.sql"
+rm -r "$work/by-day"
+tar -xJf "$data/retail-by-day.tar.xz" -C "$work"
+mkdir "$work/later"
+mv "$work"/by-day/2011-0[7-9]*.csv "$work"/by-day/2011-1*.csv "$work/later"
+n_later=$(ls "$work/later" | wc -l)
+ingest retail "$work/by-day"
+recipe retail-clusters.sql >"$work/clusters"
+mv "$work"/later/*.csv "$work/by-day"
+ingest retail "$work/by-day"
+recipe retail-silhouette.sql >>"$work/clusters"
+is "$(cat "$work/clusters")" "$(cat "$here/retail-clusters.out")" "retail-clusters.sql and retail-silhouette.sql print what they are known to"
+is "$(grep -E '^[0-5]\|[A-Z]' "$work/clusters" | cut -d'|' -f2 | paste -sd' ')" "Thursday Tuesday Monday Wednesday Friday Sunday" "days by how often they come, as in Spark"
+is "$(value "SELECT count(*) FILTER (WHERE invoice_date < '2011-07-01'), count(*) FILTER (WHERE invoice_date >= '2011-07-01') FROM features")" "245903|296006" "lines to learn from, and later ones"
+is "$(value "SELECT (metrics->>'cost')::float8 <= 72.5e6 FROM millrace.models WHERE name = 'lines'")" t "the cost is below that of Spark"
+assigned="SELECT invoice_no, stock_code, invoice_date, millrace.kmeans_assign('lines', ARRAY[unit_price, quantity] || days) FROM features WHERE invoice_date >= '2011-07-01'"
+is "$(value "SELECT (SELECT count(*) FROM ($assigned EXCEPT ALL TABLE clustered) d) + (SELECT count(*) FROM (TABLE clustered EXCEPT ALL $assigned) d)")" 0 "clusters in the stream are those that are assigned afterwards"
+is "$(value "SELECT count(*), count(DISTINCT c.xmin::text) FROM clustered c")|$(value "SELECT count(*) FROM (SELECT xmin::text, count(*) FROM clustered GROUP BY 1 EXCEPT SELECT xmin::text, count(*) FROM retail GROUP BY 1) d")" "296006|$n_later|0" "a day in one transaction, with its clusters"
+# The same in SQL, from the definitions; lines that are the same count together.
+value "CREATE TABLE x AS SELECT id, train, n, cluster, i, v FROM (SELECT row_number() OVER () AS id, f.* FROM (SELECT invoice_date < '2011-07-01' AS train, unit_price, quantity, days, count(*) AS n FROM features GROUP BY 1, 2, 3, 4) f) f,
+		LATERAL (SELECT millrace.kmeans_assign('lines', ARRAY[unit_price, quantity] || days)) k (cluster), unnest(ARRAY[unit_price, quantity] || days::numeric[]) WITH ORDINALITY u (v, i);
+	CREATE TABLE near AS SELECT id, train, min(n) AS n, c.cluster, x.cluster = c.cluster AS own, sum((v::float8 - center[i]) ^ 2) AS d FROM x, millrace.cluster_centers('lines') c GROUP BY id, train, c.cluster, x.cluster;
+	CREATE TABLE sums AS SELECT cluster, i, sum(n) AS m, sum(n * v) AS s, sum(n * v * v) AS q FROM x WHERE NOT train GROUP BY 1, 2;
+	CREATE TABLE apart AS SELECT id, min(n) AS n, x.cluster = s.cluster AS own, sum(v * v - 2 * v * s / m + q / m) * CASE WHEN x.cluster = s.cluster THEN min(m) / nullif(min(m) - 1, 0) ELSE 1 END AS d
+		FROM x JOIN sums s USING (i) WHERE NOT train GROUP BY id, x.cluster, s.cluster"
+is "$(value "SELECT count(*) FROM (SELECT min(d) FILTER (WHERE own) AS d, min(d) AS least FROM near GROUP BY id) n WHERE d > least * (1 + 1e-12)")" 0 "each line is in the cluster of the nearest center"
+is "$(value "SELECT abs(sum(n * d) / (SELECT (metrics->>'cost')::float8 FROM millrace.models WHERE name = 'lines') - 1) < 1e-12 FROM near WHERE own AND train")" t "the cost is the sum of squared distances"
+is "$(value "SELECT round(sum(n * CASE WHEN a IS NULL OR greatest(a, b) = 0 THEN 0 ELSE (b - a) / greatest(a, b) END) / sum(n), 6) FROM (SELECT min(n) AS n, min(d) FILTER (WHERE own) AS a, min(d) FILTER (WHERE NOT own) AS b FROM apart GROUP BY id) s")" \
+	"$(value "SELECT round(millrace.silhouette('lines', \$\$SELECT unit_price, quantity, days FROM features WHERE invoice_date >= '2011-07-01'\$\$)::numeric, 6)")" "the silhouette is that of mean squared distances"
 done_testing

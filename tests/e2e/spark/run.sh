@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Spark MLlib trains on the same data: its implicit factors, imported, are served with Spark's own answers, and explicit
-# trainings here predict as well as Spark's.
+# trainings here predict as well as Spark's.  A pipeline of features and clusters is Spark's, stage by stage.
 . "$(dirname "$0")/../../lib/scenario.sh"
 venv=$("$lib/venv" spark-venv "$here/requirements.txt") || exit 1
 start_cluster
@@ -19,6 +19,16 @@ value "CREATE TABLE pairs AS SELECT customer, item, ln(1 + sum(quantity))::real 
 	CREATE VIEW test AS SELECT customer, item, value FROM pairs WHERE NOT train
 		AND customer IN (SELECT customer FROM train) AND item IN (SELECT item FROM train)"
 for name in train test; do value "COPY (SELECT * FROM $name) TO STDOUT CSV" >"$work/$name.csv"; done
+
+# Clusters of the lines before July 2011, for Spark to judge on the later ones
+value "SET client_min_messages = warning;
+	CREATE VIEW lines AS SELECT invoice_date < '2011-07-01' AS train, to_char(invoice_date::timestamp, 'FMDay') AS day, unit_price::float8, quantity FROM sales;
+	SELECT millrace.fit_indexer('day', 'SELECT day FROM lines WHERE train');
+	CREATE VIEW features AS SELECT *, millrace.one_hot(millrace.index_of('day', day), millrace.index_size('day')) AS days FROM lines;
+	SELECT millrace.fit_scaler('scaled', 'SELECT unit_price, quantity, days FROM features WHERE train'),
+		millrace.train_kmeans('lines', 'SELECT unit_price, quantity, days FROM features WHERE train', 20)" >/dev/null
+value "COPY (SELECT train, day, unit_price, quantity, millrace.kmeans_assign('lines', ARRAY[unit_price, quantity] || days) FROM features) TO STDOUT CSV" |
+	sed 's/^t,/true,/; s/^f,/false,/' >"$work/lines.csv"
 "$venv/bin/python" "$here/spark.py" "$work" >"$work/log" 2>&1
 is $? 0 "Spark trains"
 [ -s "$work/rmse" ] || diag <"$work/log"
@@ -55,4 +65,16 @@ reaches explicit
 train nonnegative ", nonnegative => true"
 is "$(value "SELECT min(x) >= 0 FROM (SELECT factor FROM millrace.user_factors('nonnegative') UNION ALL SELECT factor FROM millrace.item_factors('nonnegative')) f, unnest(factor) x")" t "nonnegative: no factor is below zero"
 reaches nonnegative
+
+# Features and clusters
+theirs() { awk -v name="$1" '$1 == name { print $2 }' "$work/clusters"; }
+is "$(value "SELECT string_agg(value, ',' ORDER BY index) FROM millrace.index_label WHERE model = 'day'")" "$(theirs labels)" "an indexer has StringIndexer's labels"
+is "$(value "SELECT max(2 + cardinality(days)) FROM features")" "$(theirs size)" "features are as many as OneHotEncoder's and VectorAssembler's"
+is "$(value "SELECT count(*), max(abs(s.mean - t.mean)) < 1e-9, max(abs(s.stddev / t.deviation - 1)) < 1e-9 FROM millrace.scale_column s
+	JOIN unnest('{$(theirs mean)}'::float8[], '{$(theirs deviation)}'::float8[]) WITH ORDINALITY t (mean, deviation, position) USING (position)")" "7|t|t" "a scaler has StandardScaler's means and deviations"
+silhouette=$(value "SELECT millrace.silhouette('lines', 'SELECT unit_price, quantity, days FROM features WHERE NOT train')")
+is "$silhouette $(value "SELECT abs($silhouette - $(theirs silhouette)) <= 1e-6")" "$silhouette t" "the silhouette is ClusteringEvaluator's"
+cost=$(value "SELECT (metrics->>'cost')::float8 FROM millrace.models WHERE name = 'lines'")
+echo "# silhouette $silhouette, Spark's $(theirs silhouette); cost $cost, Spark's $(theirs cost)"
+is "$(value "SELECT $cost < $(theirs cost)")" t "the cost is below that of Spark's k-means"
 done_testing
