@@ -171,8 +171,8 @@ COMMENT ON COLUMN millrace.models.query IS 'What it was trained on, as a query (
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
-CREATE FUNCTION millrace._same_version(model text, a int, b int) RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
-	SELECT $2 = $3 OR NOT EXISTS (
+CREATE FUNCTION millrace._same_version(model text, a int, b int, at timestamptz = 'infinity') RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
+	SELECT EXISTS (SELECT FROM millrace.model_version AS v WHERE v.model = $1 AND v.version = $2 AND v.created <= $4) AND ($2 = $3 OR NOT EXISTS (
 		-- What both versions do to a row is there twice.
 		SELECT FROM (
 			SELECT pg_catalog.jsonb_build_array(i.index, i.value) FROM millrace.index_label AS i WHERE i.model = $1 AND i.version IN ($2, $3)
@@ -183,8 +183,8 @@ CREATE FUNCTION millrace._same_version(model text, a int, b int) RETURNS bool LA
 			UNION ALL
 			SELECT pg_catalog.jsonb_build_array(v.parameters->'on_unknown', v.parameters->'method', v.parameters->'on_null')
 			FROM millrace.model_version AS v WHERE v.model = $1 AND v.version IN ($2, $3)) AS r (row)
-		GROUP BY r.row HAVING pg_catalog.count(*) <> 2) $$;
-COMMENT ON FUNCTION millrace._same_version(text, int, int) IS 'Internal: whether two versions of a model of kind kmeans, indexer or scaler do the same to any row; false if one of them was pruned';
+		GROUP BY r.row HAVING pg_catalog.count(*) <> 2)) $$;
+COMMENT ON FUNCTION millrace._same_version(text, int, int, timestamptz) IS 'Internal: whether two versions of a model of kind kmeans, indexer or scaler do the same to any row; false if one of them was pruned, or if a was made later than at, by a model of the same name';
 
 CREATE VIEW millrace.trainings AS
 	SELECT i.model, i.version, i.iteration, i.loss, i.metric, i.seconds FROM millrace.training_iteration AS i;
@@ -270,7 +270,7 @@ COMMENT ON FUNCTION millrace.rollback(text) IS 'Serve the version before the act
 
 CREATE FUNCTION millrace.prune(model text, keep int)
 	RETURNS int LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_prune';
-COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep`, the active one, and with keep above 1 the one that rollback would activate; returns how many were removed';
+COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep`, the active one, with keep above 1 the one that rollback would activate, and those that active versions of other models were trained with; returns how many were removed';
 
 CREATE FUNCTION millrace.drop_model(model text)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';

@@ -5,18 +5,18 @@
  */
 CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bool, OUT sql text)
 	RETURNS SETOF record LANGUAGE sql STABLE ROWS 1 COST 1000 SET search_path = pg_catalog, pg_temp AS $pipeline$
-	WITH RECURSIVE part (model, version, shown, depth) AS ( -- what the active version stands on, and itself; shown: the active one for one that was pruned
-		SELECT m.name, m.active, m.active, 0 FROM millrace.model AS m WHERE m.name = _pipeline.model AND m.active IS NOT NULL
+	WITH RECURSIVE part (model, version, shown, depth, used) AS ( -- what the active version stands on, and itself; shown: the active one for one that has gone; used: when
+		SELECT m.name, m.active, m.active, 0, NULL::timestamptz FROM millrace.model AS m WHERE m.name = _pipeline.model AND m.active IS NOT NULL
 		UNION
 		SELECT u.key, u.value::int4, coalesce(
 				(SELECT k.version FROM millrace.model_version AS k WHERE k.model = u.key AND k.version = u.value::int4),
-				(SELECT k.active FROM millrace.model AS k WHERE k.name = u.key)), p.depth + 1
+				(SELECT k.active FROM millrace.model AS k WHERE k.name = u.key)), p.depth + 1, v.created
 		FROM part AS p JOIN millrace.model_version AS v ON v.model = p.model AND v.version = p.shown, LATERAL jsonb_each_text(v.uses) AS u
 		-- No chain has more versions than there have been.  Active ones in the place of others may go around in circles.
 		WHERE p.depth < (SELECT sum(m.last_version) FROM millrace.model AS m)
 	), used AS (
 		SELECT jsonb_object_agg(p.model, p.version ORDER BY p.version) AS uses,
-			bool_and(m.active IS NOT NULL AND millrace._same_version(p.model, p.version, m.active)) AS is_current
+			bool_and(m.active IS NOT NULL AND millrace._same_version(p.model, p.version, m.active, p.used)) AS is_current
 		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> _pipeline.model
 	), step AS ( -- the versions to be made, each behind those that it stands on
 		SELECT s.*, lag(s.settings) OVER (ORDER BY s.n) AS settings_before

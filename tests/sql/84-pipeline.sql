@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(49);
+SELECT plan(52);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -85,14 +85,20 @@ SELECT millrace.fit_indexer('new', 'SELECT kind FROM sales', activate => false);
 SELECT is_empty($$ SELECT * FROM millrace.pipelines WHERE name = 'new' $$, 'a model without an active version does not show');
 
 -- A version that is gone is replaced by the active one, and is not current.
-SELECT millrace.activate('kinds', 3);
-SELECT millrace.prune('kinds', 1);
-SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a version that was pruned is still named') FROM millrace.pipelines WHERE name = 'The "k"';
+SELECT millrace.fit_indexer('kinds', 'SELECT kind FROM sales', on_unknown => 'keep');
+SELECT is(millrace.prune('kinds', 1), 3, 'a version that a model in use was trained with is not pruned');
+SELECT millrace.activate('kinds', 1);
+SELECT ok(bool_and(is_current), 'so that it is known what it did') FROM millrace.pipelines;
+SELECT millrace.activate('kinds', 5);
+DELETE FROM millrace.model_version WHERE model = 'kinds' AND version = 1;
+SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a version that is gone is still named') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT is((SELECT count(*) FROM regexp_matches(sql_of('The "k"'), 'fit_indexer', 'g')), 1::bigint, 'the active one is fitted in its place');
 SELECT ok(position('fit_indexer' IN sql) < position('fit_scaler' IN sql) AND position('fit_scaler' IN sql) < position('train_kmeans' IN sql), 'before what uses it, though it was made later') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT millrace.drop_model('kinds');
 SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a model that was dropped, too') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT unalike(sql_of('The "k"'), '%fit_indexer%', 'but nothing is fitted in its place');
+SELECT millrace.fit_indexer('kinds', 'SELECT online FROM sales', on_unknown => 'keep');
+SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'one of the same name and number is another') FROM millrace.pipelines WHERE name = 'The "k"';
 
 -- Names, quotes and columns
 SELECT millrace.fit_scaler('it''s', E'SELECT price, quantity, ''$\\'' || '''' = ''$'' FROM sales', method => 'minmax');
