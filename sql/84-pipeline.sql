@@ -14,18 +14,7 @@ CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bo
 		FROM part AS p JOIN millrace.model_version AS v ON v.model = p.model AND v.version = p.shown, LATERAL jsonb_each_text(v.uses) AS u
 	), used AS (
 		SELECT jsonb_object_agg(p.model, p.version ORDER BY p.version) AS uses,
-			bool_and(m.active IS NOT NULL AND (p.version = m.active OR NOT EXISTS (
-				-- What both versions do to a row is there twice.
-				SELECT FROM (
-					SELECT jsonb_build_array(i.index, i.value) FROM millrace.index_label AS i WHERE i.model = p.model AND i.version IN (p.version, m.active)
-					UNION ALL
-					SELECT to_jsonb(s) - 'version' - 'n' FROM millrace.scale_column AS s WHERE s.model = p.model AND s.version IN (p.version, m.active)
-					UNION ALL
-					SELECT jsonb_build_array(c.cluster, c.center) FROM millrace.cluster AS c WHERE c.model = p.model AND c.version IN (p.version, m.active)
-					UNION ALL
-					SELECT jsonb_build_array(v.parameters->'on_unknown', v.parameters->'method', v.parameters->'on_null')
-					FROM millrace.model_version AS v WHERE v.model = p.model AND v.version IN (p.version, m.active)) AS r (row)
-				GROUP BY r.row HAVING count(*) <> 2))) AS is_current
+			bool_and(m.active IS NOT NULL AND millrace._same_version(p.model, p.version, m.active)) AS is_current
 		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> _pipeline.model
 	), step AS ( -- the versions to be made, in the order in which they were made
 		SELECT s.*, lag(s.settings) OVER (ORDER BY s.n) AS settings_before
