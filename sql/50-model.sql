@@ -276,7 +276,7 @@ COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model
 
 CREATE FUNCTION millrace.drop_model(model text)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';
-COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it';
+COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it. A warning names the models in use that were trained with it';
 
 CREATE FUNCTION millrace.user_factors(model text, OUT id text, OUT factor real[])
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_user_factors';

@@ -11,7 +11,9 @@
  * Rounding.  With u = 2^-24 and g = (d + 8) u a score s has an error of at most g (|c|^2 / 2 + |x| |c|), the rounding of
  * x and c included.  If |c| <= 4 |x| that is below 12 g |x|^2, else s >= |c|^2 / 4 and it is below 4 g s: in each case at
  * most max(16 g |x|^2, 4 g |s|), which is what bounds() takes, with room for the rounding of |x|^2.  s less that does not
- * fall with s, so that of the second least score bounds all others.
+ * fall with s, so that of the second least score bounds all others.  A score that overflows is that of a centre more than
+ * FARTHEST away, if |x| is below that (bounds() says nothing of others); what is nearer than `nearest` is told by double
+ * precision, as it tells it, with squares that may underflow.
  *
  * Sums of clusters are kept between iterations, and points that change are moved between them.  Points are cut into parts
  * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
@@ -56,7 +58,8 @@
 #define START_SHARE 2							/* all starts take as long as so many iterations, */
 #define START_WORK 4e9							/* or so many differences of numbers */
 #define SLOPE(d) ((float) ((d) + 8) * 0x1p-24f) /* g of the head of this file */
-#define FARTHEST 1e30f							/* a lower bound need not be more */
+#define FARTHEST 1e18f							/* a lower bound is not more: squares overflow */
+#define NEAREST 1e-18f							/* an upper bound is not less: squares underflow */
 #define FILL_MOST 16							/* clusters without points that get one in an iteration */
 #define CHECK_NUMBERS 65536						/* between two looks whether the pool pauses */
 
@@ -336,7 +339,8 @@ typedef struct State
 	double scale; /* a power of two that takes most numbers into [-1, 1] */
 	double drift; /* the longest move of a centre in the last iteration, scaled; not below it */
 	double drift2;
-	int drifted; /* the centre that moved so far */
+	int drifted;   /* the centre that moved so far */
+	float nearest; /* upper bounds are not less, scaled */
 } State;
 
 typedef struct Work
@@ -578,6 +582,7 @@ measure(Work *work, const MrcPoints *points)
 	}
 	frexp(most, &exponent);
 	work->state->scale = most > 0 && exponent > -1000 && exponent < 1000 ? ldexp(1, -exponent) : 1;
+	work->state->nearest = NEAREST + (float) (work->state->scale * 0x1p-480);
 }
 
 static void
@@ -697,7 +702,7 @@ flush(Work *work, Part *part, Desk *desk)
 	{
 		int64_t row = desk->number[i];
 		int label = desk->label[i];
-		float upper = desk->upper[i];
+		float upper = desk->upper[i] + work->state->nearest;
 		float lower = desk->lower[i];
 		const double *from = desk->from[i];
 
@@ -710,7 +715,7 @@ flush(Work *work, Part *part, Desk *desk)
 				work->kernels.exact(from, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
 				label = mrc_kmeans_nearest(km->center, work->k, work->d, from, NULL);
-			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
+			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f) + work->state->nearest;
 			lower = (float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f);
 		}
 		work->upper[row] = upper;
@@ -753,7 +758,8 @@ take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
 		int label = km->label[row];
 		float away = sqrtf(work->kernels.away(x, work->center + (size_t) label * work->d, work->d));
 
-		away = away * (1 + work->slope) + work->length[label] * 0x1p-20f; /* |x| <= |c| + |x - c| */
+		away = away * (1 + work->slope) + work->length[label] * 0x1p-20f /* |x| <= |c| + |x - c| */
+			+ work->state->nearest;
 		work->upper[row] = away < work->upper[row] ? away : work->upper[row];
 		part->n_tried++;
 		part->n_spared += away < limit;

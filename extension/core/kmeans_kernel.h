@@ -293,7 +293,7 @@ KERNEL(narrow)(const double *x, const double *shift, double scale, int d, float 
 
 /*
  * From the two least scores of a tile's points: upper and lower bounds of their distances to the centre that has the least
- * and to all others.
+ * and to all others; that is 0 where the point is too far away for single precision.
  */
 TARGET static void
 KERNEL(bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower)
@@ -313,7 +313,7 @@ KERNEL(bounds)(const float *x, int d, const float *best, const float *second, fl
 		float least = norm[i] + 2 * (second[i] - (by_norm > by_second ? by_norm : by_second));
 
 		upper[i] = sqrtf(most > 0 ? most : 0) * (1 + 0x1p-20f);
-		lower[i] = sqrtf(least > 0 ? least : 0) * (1 - 0x1p-20f);
+		lower[i] = norm[i] < FARTHEST * FARTHEST ? sqrtf(least > 0 ? least : 0) * (1 - 0x1p-20f) : 0;
 	}
 }
 

@@ -23,7 +23,7 @@ CREATE TEMP TABLE result AS SELECT * FROM millrace.train_kmeans('m', 'SELECT x, 
 SELECT is((model, version, active, rows, users, items, ratings, rank, metric, reason)::text, '(m,1,t,342,,,,,,)', 'the row of a training') FROM result;
 SELECT ok(iterations BETWEEN 1 AND 20 AND seconds > 0 AND loss > 0, 'iterations, seconds, cost') FROM result;
 SELECT is((kind, version, active, rows, users, query)::text, '(kmeans,1,t,342,,"SELECT x, y, z FROM shop.p")', 'a model of kind kmeans') FROM millrace.models WHERE name = 'm';
-SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1}, {"name": "y", "type": "double precision", "width": 1}, {"name": "z", "type": "double precision[]", "width": 2}]}', 'parameters with defaults and columns')
+SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1, "position": 1}, {"name": "y", "type": "double precision", "width": 1, "position": 2}, {"name": "z", "type": "double precision[]", "width": 2, "position": 3}]}', 'parameters with defaults and columns')
 	FROM millrace.models WHERE name = 'm';
 SELECT is((metrics->>'rows', metrics->>'points', (metrics->>'iterations')::int, (metrics->>'cost')::float8)::text, (SELECT ('342', '300', iterations, loss)::text FROM result), 'metrics; equal rows are one point')
 	FROM millrace.models WHERE name = 'm';

@@ -2262,6 +2262,73 @@ test_kmeans_is_lloyd(void **state)
 		}
 }
 
+/* As far from x as the nearest of the centres, but for rounding in double precision. */
+static bool
+is_nearest(const MrcKmeans *km, const double *center, const double *x, int label)
+{
+	double least;
+	double far = squared(x, center + label * km->points.d, km->points.d);
+
+	mrc_kmeans_nearest(center, km->k, km->points.d, x, &least);
+	return far <= least * (1 + 1e-12);
+}
+
+/*
+ * Labels are those of double precision where single precision overflows and underflows: `few` of the numbers are of one
+ * size, the others of another; few of the centres are among the first.
+ */
+static void
+test_kmeans_extremes(void **state)
+{
+	enum
+	{
+		N = 10000,
+		K = 12
+	};
+	static const struct
+	{
+		double few;
+		double others;
+	} all[] = {{1e-300, 1e-300}, {1e-200, 1e-200}, {1e-160, 1e-160}, {1e-30, 1e-30}, {1e19, 1},	 {1e25, 1},
+			   {1e38, 1},		 {1e60, 1e-60},	   {1, 1e-19},		 {1, 1e-25},	 {1, 1e-33}, {1, 1e-60},
+			   {1e150, 1e-150},	 {1e150, 1e150},   {1e9, 1e-9},		 {1e19, 1e19},	 {1e300, 0}};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+		for (int l = 0; l < 4; l++)
+		{
+			int d = 1 + (int) (a % 3);
+			double *x = malloc((size_t) N * d * sizeof(double));
+			double before[K * 3];
+			Clusters c;
+
+			srand(SEED);
+			for (int i = 0; i < N * d; i++)
+				x[i] = all[a].others * (uniform() - 0.3);
+			for (int i = 0; i < 300; i++) /* not where the numbers are measured */
+				x[(33 * i + 1) * d] = all[a].few * (i % 2 ? 1 : -1) * (1 + uniform());
+			clusters_open(&c, x, NULL, N, d, K, 2, N);
+			c.km.lanes = all_lanes[l];
+			for (int i = 0; i < K; i++)
+				memcpy(c.km.center + i * d, x + (33 * i + i % 3) * d, d * sizeof(double));
+			for (int i = 0; i < 8; i++)
+			{
+				memcpy(before, c.km.center, K * d * sizeof(double));
+				if (mrc_kmeans_iterate(&c.km) != MRC_OK)
+					assert_true(all[a].few == 1e300);
+				for (int row = 0; row < N; row++)
+					assert_true(is_nearest(&c.km, before, x + row * d, c.km.label[row]) ||
+								all[a].few == 1e300);
+			}
+			if (mrc_kmeans_finish(&c.km) == MRC_OK)
+				for (int row = 0; row < N; row++)
+					assert_int_equal(c.km.label[row],
+									 mrc_kmeans_nearest(c.km.center, K, d, x + row * d, NULL));
+			clusters_close(&c);
+			free(x);
+		}
+}
+
 /* A whole training; the last word is mrc_kmeans_order()'s. */
 static void
 train(MrcKmeans *km)
@@ -2895,6 +2962,7 @@ main(void)
 		cmocka_unit_test(test_ranking_repeats),
 		cmocka_unit_test(test_rmse_against_definition),
 		cmocka_unit_test(test_kmeans_is_lloyd),
+		cmocka_unit_test(test_kmeans_extremes),
 		cmocka_unit_test(test_kmeans_threads_agree),
 		cmocka_unit_test(test_kmeans_weights),
 		cmocka_unit_test(test_kmeans_start),
