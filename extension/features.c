@@ -485,9 +485,9 @@ columns_json(const Reader *reader)
 	{
 		appendStringInfoString(&json, i ? ", {\"name\": " : "{\"name\": ");
 		escape_json(&json, points->names[i]);
-		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d}",
+		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d, \"position\": %d}",
 						 format_type_be(reader->columns[i].type), reader->columns[i].is_array ? "[]" : "",
-						 points->widths[i]);
+						 points->widths[i], reader->columns[i].attribute + 1);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;

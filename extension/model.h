@@ -497,9 +497,9 @@ extern int mr_choice(const char *name, const char *const *choices, const char *v
 /* Looks at name, least and most only. */
 extern void mr_check_range(const MrSetting *setting, double value);
 /* "NAME must be EXPECTED, not VALUE" */
-extern void mr_bad_value(const char *name, const char *expected, const char *value) pg_attribute_noreturn();
+extern _Noreturn void mr_bad_value(const char *name, const char *expected, const char *value);
 /* "NAME must not be NULL" */
-extern void mr_null_value(const char *name) pg_attribute_noreturn();
+extern _Noreturn void mr_null_value(const char *name);
 /* An argument threads, 0 to 1024; 0: one a processor. */
 extern int mr_threads_arg(FunctionCallInfo fcinfo, int n);
 

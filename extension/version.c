@@ -474,12 +474,13 @@ warn_of_uses(const char *name)
 	Datum values[1] = {CStringGetTextDatum(name)};
 	TupleDesc desc;
 
-	mr_exec_args("SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
-				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
-				 "jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
-				 "WHERE (m.name = $1 OR k.name = $1) AND k.active <> u.value::int4 AND NOT "
-				 "millrace._same_version(k.name, u.value::int4, k.active) ORDER BY m.name, k.name",
-				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	mr_exec_args(
+		"SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
+		"millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
+		"jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
+		"WHERE (m.name = $1 OR k.name = $1) AND k.name <> m.name AND k.active <> u.value::int4 AND NOT "
+		"millrace._same_version(k.name, u.value::int4, k.active) ORDER BY m.name, k.name",
+		SPI_OK_SELECT, false, 1, types, values, NULL);
 	desc = SPI_tuptable->tupdesc;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -492,6 +493,28 @@ warn_of_uses(const char *name)
 						SPI_getvalue(row, desc, 5)),
 				 errhint("SELECT millrace.retrain(%s) trains it with what is active now.",
 						 quote_literal_cstr(user))));
+	}
+}
+
+/* Tells of other models in use that were trained with one that goes. */
+static void
+warn_of_users(const char *name, MrKind kind)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+
+	mr_exec_args("SELECT m.name, v.uses->>$1 FROM millrace.model AS m JOIN millrace.model_version AS v ON "
+				 "v.model = m.name AND v.version = m.active WHERE v.uses ? $1 AND m.name <> $1 ORDER BY 1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		ereport(WARNING,
+				(errmsg("model \"%s\" was trained with version %s of %s \"%s\", which is dropped",
+						SPI_getvalue(row, desc, 1), SPI_getvalue(row, desc, 2), mr_kind_name(kind), name),
+				 errhint("Its query needs another model of this name.")));
 	}
 }
 
@@ -647,9 +670,10 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
 	MrGuard guard;
+	MrKind kind;
 
 	PreventCommandIfReadOnly("millrace.drop_model()");
-	(void) mr_model_lock(name, true);
+	kind = mr_model_lock(name, true);
 	SPI_connect();
 	mr_cache_sweep();
 	mr_enter_catalog(&guard, "model");
@@ -657,6 +681,7 @@ mr_drop_model(PG_FUNCTION_ARGS)
 				 "millrace.model WHERE name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	forget_caches();
+	warn_of_users(name, kind);
 	/* First the row that others lock who change the model. */
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
 	for (int i = 0; i < lengthof(tables) + lengthof(VERSION_TABLES); i++)

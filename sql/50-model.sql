@@ -257,7 +257,7 @@ CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start b
 COMMENT ON FUNCTION millrace.retrain(text, int, bool, float8, float8, int, bigint, bool) IS
 'SELECT * FROM millrace.retrain(…): train a model of any kind again on what its query returns now, as its owner and with the parameters of its active version (of the newest that was trained here, if the active one was not); makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings of the version it makes too. warm_start, threads and activate are as in train_als.
 The gate: what the new version does on its hold-out is compared with what the active version did on its own. If it is worse by more than gate_tolerance times that, the new version is stored, but not activated; a warning, the column reason of the result and metrics->>''reason'' in millrace.models say so. Without a hold-out of both, measured alike, there is no gate, and the reason says that.
-Of kind kmeans: warm_start keeps the numbers of clusters, iterations is max_iterations; the gate compares what the rows that there are now cost under the new centers and under the active ones. A query that gives another number of features than before is an error. Of kinds indexer and scaler iterations and seed mean nothing, and there is no gate; holdout means nothing of any of the three. An argument that means nothing must be NULL.
+Of kind kmeans: warm_start keeps the numbers of clusters, iterations is max_iterations; the gate compares what the rows that there are now cost under the new centers and under the active ones. A query that gives another number of features than before (of an indexer that has new values, say) is an error, unless warm_start is false; then there is no gate. Of kinds indexer and scaler iterations and seed mean nothing, and there is no gate; holdout means nothing of any of the three. An argument that means nothing must be NULL.
 A warning names the models that were trained with what another version of this one did to rows.';
 
 CREATE FUNCTION millrace.activate(model text, version int)
@@ -274,7 +274,7 @@ COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model
 
 CREATE FUNCTION millrace.drop_model(model text)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';
-COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it';
+COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it. A warning names the models in use that were trained with it';
 
 CREATE FUNCTION millrace.user_factors(model text, OUT id text, OUT factor real[])
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_user_factors';

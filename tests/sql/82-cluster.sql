@@ -23,7 +23,7 @@ CREATE TEMP TABLE result AS SELECT * FROM millrace.train_kmeans('m', 'SELECT x, 
 SELECT is((model, version, active, rows, users, items, ratings, rank, metric, reason)::text, '(m,1,t,342,,,,,,)', 'the row of a training') FROM result;
 SELECT ok(iterations BETWEEN 1 AND 20 AND seconds > 0 AND loss > 0, 'iterations, seconds, cost') FROM result;
 SELECT is((kind, version, active, rows, users, query)::text, '(kmeans,1,t,342,,"SELECT x, y, z FROM shop.p")', 'a model of kind kmeans') FROM millrace.models WHERE name = 'm';
-SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1}, {"name": "y", "type": "double precision", "width": 1}, {"name": "z", "type": "double precision[]", "width": 2}]}', 'parameters with defaults and columns')
+SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1, "position": 1}, {"name": "y", "type": "double precision", "width": 1, "position": 2}, {"name": "z", "type": "double precision[]", "width": 2, "position": 3}]}', 'parameters with defaults and columns')
 	FROM millrace.models WHERE name = 'm';
 SELECT is((metrics->>'rows', metrics->>'points', (metrics->>'iterations')::int, (metrics->>'cost')::float8)::text, (SELECT ('342', '300', iterations, loss)::text FROM result), 'metrics; equal rows are one point')
 	FROM millrace.models WHERE name = 'm';
@@ -171,7 +171,9 @@ CREATE TABLE shop.wide AS SELECT x, y, ARRAY[x, y] AS more FROM shop.live;
 SELECT millrace.train_kmeans('wide', 'SELECT * FROM shop.wide', 2);
 UPDATE shop.wide SET more = more || 0;
 SELECT throws_ok($$ SELECT millrace.retrain('wide') $$, '22023', 'query: 5 features, but model "wide" has 4', 'retrain with other features');
-SELECT throws_ok($$ SELECT millrace.retrain('wide', warm_start => false) $$, '22023', 'query: 5 features, but model "wide" has 4', 'from the seed too');
+SELECT is((version, active, reason)::text, '(2,t,"no gate: version 1 has other features")', 'from the seed: as many as there are now') FROM millrace.retrain('wide', warm_start => false);
+SELECT is(array_length(center, 1), 5, 'their centers') FROM millrace.cluster_centers('wide') WHERE cluster = 0;
+SELECT is((version, active, reason)::text, '(3,t,)', 'from where retraining goes on') FROM millrace.retrain('wide');
 -- The gate
 SET LOCAL client_min_messages = error;
 SELECT millrace.train_kmeans('gate', 'SELECT x, y FROM shop.live', 5);

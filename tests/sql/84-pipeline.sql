@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(36);
+SELECT plan(49);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -16,9 +16,9 @@ SELECT is_empty('SELECT * FROM millrace.pipelines', 'without models it is empty'
 SELECT millrace.fit_indexer('kinds', 'SELECT kind FROM sales', on_unknown => 'keep');
 SELECT is((kind, version, uses, is_current)::text, '(indexer,1,,t)', 'an indexer stands on nothing') FROM millrace.pipelines;
 SELECT is(body_of('kinds'), $$SELECT millrace.fit_indexer('kinds', $$ || '$$SELECT kind FROM sales$$' || $$, on_unknown => 'keep');
-SELECT q.*, millrace.index_of('kinds', q.value::text) AS index
+SELECT q.*, millrace.index_of('kinds', q.kind::text) AS index
 FROM (SELECT kind FROM sales
-) AS q (value);
+) AS q;
 $$, 'its statements');
 SELECT matches(sql_of('kinds'), E'^SET search_path = shop, public;\nSET TimeZone = ''Europe/Paris'';\n', 'settings that its query was stored with stand before them');
 CREATE VIEW features AS SELECT *, millrace.one_hot(millrace.index_of('kinds', kind), millrace.index_size('kinds')) AS kinds FROM sales;
@@ -89,6 +89,7 @@ SELECT millrace.activate('kinds', 3);
 SELECT millrace.prune('kinds', 1);
 SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a version that was pruned is still named') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT is((SELECT count(*) FROM regexp_matches(sql_of('The "k"'), 'fit_indexer', 'g')), 1::bigint, 'the active one is fitted in its place');
+SELECT ok(position('fit_indexer' IN sql) < position('fit_scaler' IN sql) AND position('fit_scaler' IN sql) < position('train_kmeans' IN sql), 'before what uses it, though it was made later') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT millrace.drop_model('kinds');
 SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a model that was dropped, too') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT unalike(sql_of('The "k"'), '%fit_indexer%', 'but nothing is fitted in its place');
@@ -101,12 +102,39 @@ SELECT millrace.fit_scaler('same', 'SELECT price + 1, quantity + 1, more FROM sa
 SELECT alike(sql_of('same'), E'%ARRAY[q.c1, q.c2]::float8[] || q.c3::float8[]) AS scaled\nFROM (SELECT price + 1, quantity + 1, more FROM sales\n) AS q (c1, c2, c3);\n', 'columns of the same name are numbered');
 SELECT lives_ok(sql_of('same'), 'and found');
 
+SELECT millrace.train_kmeans('weighted', 'SELECT price + 1, times, quantity + 1 FROM sales', 2, weight => 'times');
+SELECT alike(sql_of('weighted'), E'%ARRAY[q.c1, q.c3]::float8[]) AS cluster\nFROM (SELECT price + 1, times, quantity + 1 FROM sales\n) AS q (c1, c2, c3);\n', 'with a weight among them, too');
+SELECT lives_ok(sql_of('weighted'), 'and found, too');
+SELECT millrace.fit_indexer('value', 'SELECT kind AS "The kind", quantity AS value, price AS value FROM sales'), millrace.fit_indexer('first', 'SELECT kind AS "The kind", quantity AS value FROM sales');
+SELECT alike(sql_of('value'), E'%millrace.index_of(''value'', q.c1::text) AS index%\n) AS q (c1, c2, c3);\n', 'an indexer takes the first column');
+SELECT alike(sql_of('first'), E'%millrace.index_of(''first'', q."The kind"::text) AS index%\n) AS q;\n', 'by its name');
+SELECT lives_ok(sql_of(name), 'which is found: ' || name) FROM unnest('{value,first}'::text[]) AS name;
+SELECT millrace.import_als(E'taken\nDROP TABLE sales;', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT id, quantity FROM sales');
+SELECT matches(body_of(E'taken\nDROP TABLE sales;'), E'^-- "taken\\\\nDROP TABLE sales;": factors from elsewhere, by millrace.import_als\nSELECT [*] FROM millrace.recommend_top_k_for', 'what comes from elsewhere is named, on one line');
+SET LOCAL standard_conforming_strings = off;
+SELECT is(body_of('first'), E'SELECT millrace.fit_indexer(''first'', $$SELECT kind AS "The kind", quantity AS value FROM sales$$);\nSELECT q.*, millrace.index_of(''first'', q."The kind"::text) AS index\nFROM (SELECT kind AS "The kind", quantity AS value FROM sales\n) AS q;\n',
+	'settings of who looks do not matter');
+SET LOCAL standard_conforming_strings = on;
+
+-- A model that is trained with itself as it was
+SELECT millrace.train_kmeans('self', 'SELECT price, quantity FROM sales', 2);
+SELECT millrace.train_kmeans('self', 'SELECT price, millrace.kmeans_assign(''self'', ARRAY[price, quantity]) AS cluster FROM sales', 2);
+SELECT is((SELECT count(*) FROM regexp_matches(sql_of('self'), 'train_kmeans', 'g')), 2::bigint, 'stands on its version before');
+SELECT millrace.prune('self', 1);
+SELECT is((SELECT count(*) FROM regexp_matches(sql_of('self'), 'train_kmeans', 'g')), 1::bigint, 'which may be gone');
+
 -- Settings
 SET LOCAL search_path = shop;
 SET LOCAL DateStyle = 'SQL, DMY';
 SELECT millrace.fit_indexer('dates', 'SELECT ''01/02/2024''::date');
 SET LOCAL search_path = shop, public;
 SELECT matches(sql_of('dates'), E'^SET search_path = shop;\nSET TimeZone = ''Europe/Paris'';\nSET DateStyle = ''SQL, DMY'';\n', 'settings are those of the training, all that differ from PostgreSQL''s own');
+SET LOCAL search_path = '';
+SELECT millrace.fit_scaler('nowhere', 'SELECT price FROM shop.sales');
+SET LOCAL search_path = shop, public;
+SELECT matches(sql_of('nowhere'), E'^SET search_path = '''';\n', 'no schema at all');
+SELECT lives_ok(sql_of('nowhere') || 'SET search_path = shop, public', 'is read back');
+SET LOCAL search_path = shop, public;
 SET LOCAL DateStyle = 'ISO, MDY';
 SELECT millrace.fit_scaler('days', 'SELECT millrace.index_of(''dates'', ''01/02/2024''), price FROM sales');
 SELECT matches(sql_of('days'), E'DMY(.|\n)*fit_indexer(.|\n)*SET search_path = shop, public;\n(.|\n)*SET DateStyle = ''ISO, MDY'';\n(.|\n)*fit_scaler', 'each statement has its own');
