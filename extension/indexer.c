@@ -46,7 +46,7 @@ typedef struct Fitting
 	bool activate;
 	/* result */
 	char *columns; /* of the query, as JSON */
-	char *uses;
+	const MrUses *uses;
 	int64 n_rows;
 	int64 n_nulls;
 } Fitting;
@@ -206,7 +206,7 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: the query has no columns", what),
 				 errhint("Its first column has the values.")));
 	fitting->columns = columns_json(desc);
-	fitting->uses = mr_models_used(as_given->plan);
+	fitting->uses = mr_query_uses(as_given->plan);
 	mr_plan_free(as_given);
 	*labels = (Labels){.dest = {receive_label, receive_start, receive_end, receive_end, DestNone},
 					   .budget = budget};

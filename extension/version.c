@@ -264,16 +264,17 @@ static pg_uuid_t
 store_version(const MrNewVersion *new_version, int version)
 {
 	Oid types[] = {TEXTOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID,
-				   INT8OID, INT8OID, INT8OID, INT8OID,		TEXTOID};
+				   INT8OID, INT8OID, INT8OID, INT8OID,		TEXTOID, TEXTARRAYOID};
 	const char *query = new_version->query;
-	const char *uses = new_version->uses;
+	const char *uses = new_version->uses ? new_version->uses->models : NULL;
+	ArrayType *views = new_version->uses ? new_version->uses->views : NULL;
 	Datum values[] = {CStringGetTextDatum(new_version->name),		Int32GetDatum(version),
 					  CStringGetTextDatum(query ? query : ""),		PointerGetDatum(new_version->settings),
 					  CStringGetTextDatum(new_version->parameters), CStringGetTextDatum(new_version->metrics),
 					  Int64GetDatum(new_version->n_users),			Int64GetDatum(new_version->n_items),
 					  Int64GetDatum(new_version->n_ratings),		Int64GetDatum(new_version->n_rows),
-					  CStringGetTextDatum(uses ? uses : "")};
-	char nulls[] = "           ";
+					  CStringGetTextDatum(uses ? uses : ""),		PointerGetDatum(views)};
+	char nulls[] = "            ";
 	bool null;
 
 	nulls[2] = query ? ' ' : 'n';
@@ -282,10 +283,12 @@ store_version(const MrNewVersion *new_version, int version)
 	nulls[8] = new_version->n_ratings >= 0 ? ' ' : 'n';
 	nulls[9] = new_version->n_rows >= 0 ? ' ' : 'n';
 	nulls[10] = uses ? ' ' : 'n';
-	mr_exec_args("INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
-				 "users, items, ratings, rows, uses) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, "
-				 "$9, $10, $11::jsonb) RETURNING uuid",
-				 SPI_OK_INSERT_RETURNING, false, lengthof(types), types, values, nulls);
+	nulls[11] = views ? ' ' : 'n';
+	mr_exec_args(
+		"INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
+		"users, items, ratings, rows, uses, views) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, "
+		"$9, $10, $11::jsonb, $12) RETURNING uuid",
+		SPI_OK_INSERT_RETURNING, false, lengthof(types), types, values, nulls);
 	return *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
 }
 

@@ -35,6 +35,7 @@ CREATE TABLE millrace.model_version (
 	ratings bigint,
 	rows bigint,
 	uses jsonb,
+	views text[],
 	created timestamptz NOT NULL DEFAULT clock_timestamp(),
 	activated timestamptz,
 	PRIMARY KEY (model, version)
@@ -52,6 +53,7 @@ COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items; NULL for othe
 COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item that it was trained on; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.model_version.rows IS 'Rows of the query that it was trained on; NULL for als, which has ratings';
 COMMENT ON COLUMN millrace.model_version.uses IS 'Other models that its query calls (index_of, scale and their like) and the version of each that was active, as {"name": version}; NULL: none';
+COMMENT ON COLUMN millrace.model_version.views IS 'Views that its query reads, and those behind them, first those that others read; NULL: none';
 COMMENT ON COLUMN millrace.model_version.created IS 'When it was made';
 COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the active version; NULL: never';
 

@@ -20,12 +20,12 @@ CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bo
 		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> _pipeline.model
 	), step AS ( -- the versions to be made, each behind those that it stands on
 		SELECT s.*, lag(s.settings) OVER (ORDER BY s.n) AS settings_before
-		FROM (SELECT row_number() OVER (ORDER BY p.depth DESC, v.created, v.model, v.version) AS n, m.name, v.parameters, v.metrics, v.settings, v.query,
+		FROM (SELECT row_number() OVER (ORDER BY p.depth DESC, v.created, v.model, v.version) AS n, m.name, v.parameters, v.metrics, v.settings, v.query, v.views,
 				CASE m.kind WHEN 'als' THEN 'train_als' WHEN 'kmeans' THEN 'train_kmeans' WHEN 'indexer' THEN 'fit_indexer' ELSE 'fit_scaler' END AS function
 			FROM (SELECT p.model, p.shown, max(p.depth) AS depth FROM part AS p GROUP BY p.model, p.shown) AS p JOIN millrace.model_version AS v ON v.model = p.model AND v.version = p.shown
 				JOIN millrace.model AS m ON m.name = p.model) AS s
 	), made AS (
-		SELECT string_agg(CASE WHEN s.settings IS DISTINCT FROM s.settings_before THEN g.text ELSE '' END ||
+		SELECT string_agg(CASE WHEN s.settings IS DISTINCT FROM s.settings_before THEN g.text ELSE '' END || w.text ||
 			CASE WHEN s.parameters ? 'imported' THEN format(E'-- %s: factors from elsewhere, by millrace.import_als\n', to_jsonb(s.name))
 				ELSE format(E'SELECT millrace.%s(%L, %s%s);\n', s.function, s.name,
 					CASE WHEN s.query LIKE '%$%' THEN quote_literal(s.query) ELSE '$$' || s.query || '$$' END, a.text) END, '' ORDER BY s.n) AS sql
@@ -37,6 +37,10 @@ CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bo
 				FROM (SELECT split_part(e, '=', 1), substr(e, strpos(e, '=') + 1), n FROM unnest(s.settings) WITH ORDINALITY AS u (e, n)) AS g (name, value, n)
 					LEFT JOIN pg_settings AS b ON b.name = g.name
 				WHERE g.name IN ('search_path', 'TimeZone') OR g.value IS DISTINCT FROM b.boot_val OR NOT g.name || '=' || g.value = ANY (s.settings_before)) AS g (text),
+			LATERAL ( -- views that no step before has, as they are now
+				SELECT coalesce(string_agg(format(E'CREATE OR REPLACE VIEW %s AS\n%s\n', w.name, pg_get_viewdef(c.oid)), '' ORDER BY w.n), '')
+				FROM unnest(s.views) WITH ORDINALITY AS w (name, n), pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+				WHERE format('%I.%I', n.nspname, c.relname) = w.name AND c.relkind = 'v' AND NOT EXISTS (SELECT FROM step AS e WHERE e.n < s.n AND w.name = ANY (e.views))) AS w (text),
 			LATERAL ( -- arguments behind the query that are not the default
 				SELECT coalesce(string_agg(format(', %I => %s', n.name,
 					CASE jsonb_typeof(s.parameters->n.name) WHEN 'string' THEN quote_literal(n.value) ELSE coalesce(n.value, 'NULL') END), '' ORDER BY n.i), '')
@@ -85,5 +89,5 @@ COMMENT ON COLUMN millrace.pipelines.kind IS 'als, kmeans, indexer or scaler';
 COMMENT ON COLUMN millrace.pipelines.version IS 'Its active version';
 COMMENT ON COLUMN millrace.pipelines.uses IS 'Versions of the models that its query called when it was trained, and of those that theirs called, by name; NULL: none';
 COMMENT ON COLUMN millrace.pipelines.is_current IS 'Whether these are the active versions now, or do the same to rows; if not, retrain brings the model up to date';
-COMMENT ON COLUMN millrace.pipelines.sql IS 'The statements, in order, for psql: settings that the queries depend on, fit_indexer, fit_scaler, train_kmeans or train_als with every argument that is not the default, and the query with the cluster, index or scaled features of each row (recommendations, of a recommender). They need the tables of the queries, and factors that were imported. What began with the centers or factors of the version before (warm_start, retrain) begins by the seed';
+COMMENT ON COLUMN millrace.pipelines.sql IS 'The statements, in order, for psql: settings that the queries depend on, views that they read, fit_indexer, fit_scaler, train_kmeans or train_als with every argument that is not the default, and the query with the cluster, index or scaled features of each row (recommendations, of a recommender). They need the tables of the queries, and factors that were imported. What began with the centers or factors of the version before (warm_start, retrain) begins by the seed';
 GRANT SELECT ON millrace.pipelines TO PUBLIC;

@@ -15,7 +15,8 @@
  * FARTHEST away, if |x| is below that (bounds() says nothing of others); what is nearer than `nearest` is told by double
  * precision, as it tells it, with squares that may underflow.
  *
- * Sums of clusters are kept between iterations, and points that change are moved between them.  Points are cut into parts
+ * Sums of clusters are kept between iterations, as differences from where the centres were in the first, and points that
+ * change are moved between them; the cost follows from the sums.  Points are cut into parts
  * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
  *
  * The start.  Points, or a sample of them by weight and by squared distance from the middle (a lightweight coreset:
@@ -36,10 +37,11 @@
 #include <immintrin.h>
 #endif
 
-#define TILE 64			  /* points that are scored together */
-#define MAX_PARTS 256	  /* of the points, each with its own sums */
-#define PART_ROWS 256	  /* of a part, at least */
-#define MEASURE_ROWS 4096 /* that say where the middle is */
+#define TILE 64					  /* points that are scored together */
+#define MAX_PARTS 256			  /* of the points, each with its own sums */
+#define PART_ROWS 256			  /* of a part, at least */
+#define MEASURE_ROWS 4096		  /* that say where the middle is, at most, */
+#define MEASURE_NUMBERS (1 << 20) /* or so many numbers */
 #define DENSE 2 /* the next points are fetched while those of a tile are scored, if one of so many is used */
 #define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
 #define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
@@ -127,7 +129,7 @@ typedef struct Kernels
 	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
 	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
-	void (*gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d);
+	void (*gather)(double *sum, double *square, const double *x, const double *base, double weight, int d);
 	int (*exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second);
 } Kernels;
 
@@ -272,8 +274,8 @@ typedef struct Part
 		n_tried; /* points whose distance to their centre was computed first, and for which that was enough */
 	int64_t n_spared;
 	double cost;		  /* finish */
-	double *square;		  /* d: of weight * (x - shift)^2 */
-	double *sum;		  /* k x d: of weight * (x - shift) */
+	double *square;		  /* d: of weight * (x - base of its cluster)^2 */
+	double *sum;		  /* k x d: of weight * (x - base) */
 	double *size;		  /* k: of weights */
 	int64_t *n_points;	  /* k: of points that have weight */
 	double *cluster_cost; /* k: finish */
@@ -358,6 +360,8 @@ typedef struct Work
 	Part *parts;
 	State *state;
 	double *shift;	/* d */
+	double *grid;	/* d: a power of two, about a millionth of the numbers' size */
+	double *base;	/* k x d: where the centres were when the sums began, in few digits */
 	float *center;	/* k x d: (center - shift) * scale */
 	float *bias;	/* k: half their squared lengths */
 	float *length;	/* k: their lengths, not below */
@@ -503,6 +507,8 @@ lay_out(Work *work, char *base, const MrcPoints *points, int k, int n_starts, in
 	work->turned_ld = (k + 31) / 32 * 32;
 	work->state = take(&at, sizeof(State));
 	work->shift = take_doubles(&at, (size_t) work->d);
+	work->grid = take_doubles(&at, (size_t) work->d);
+	work->base = take_doubles(&at, (size_t) k * work->d);
 	work->center = take_floats(&at, (size_t) k * work->d);
 	work->bias = take_floats(&at, (size_t) k);
 	work->length = take_floats(&at, (size_t) k);
@@ -548,37 +554,45 @@ mrc_kmeans_scratch_bytes(const MrcPoints *points, int k, int n_starts, int n_thr
 static void
 measure(Work *work, const MrcPoints *points)
 {
-	int64_t n = points->n < MEASURE_ROWS ? points->n : MEASURE_ROWS;
+	int64_t n = MEASURE_NUMBERS / work->d;
+	const double *first = row_of(points, 0);
+	double *sum = work->turned; /* not used yet; it has room for 32 numbers a coordinate */
+	double *square = work->turned + work->d;
 	double most = 0;
-	int exponent;
+	int exponent = 0;
 
+	n = n < 16 ? 16 : n > MEASURE_ROWS ? MEASURE_ROWS : n;
+	n = n < points->n ? n : points->n;
+	memset(sum, 0, 2 * (size_t) work->d * sizeof(double));
+	for (int64_t i = 0; i < n; i++)
+	{
+		const double *x = row_of(points, points->n * i / n);
+
+		for (int j = 0; j < work->d; j++)
+		{
+			sum[j] += x[j] - first[j];
+			square[j] += (x[j] - first[j]) * (x[j] - first[j]);
+		}
+	}
 	for (int j = 0; j < work->d; j++)
 	{
-		double first = row_of(points, 0)[j];
-		double sum = 0;
-		double square = 0;
+		double mean = sum[j] / (double) n;
+		double variance = square[j] / (double) n - mean * mean;
 
-		for (int64_t i = 0; i < n; i++)
-		{
-			double x = row_of(points, points->n * i / n)[j] - first;
-
-			sum += x;
-			square += x * x;
-		}
-		sum /= (double) n;
-		square = square / (double) n - sum * sum;
-		frexp(square > 0 ? sqrt(square) : 0, &exponent);
-		work->shift[j] = first + sum;
-		if (square > 0 && isfinite(square))
+		work->shift[j] = first[j] + mean;
+		frexp(variance > 0 ? sqrt(variance) : 0, &exponent);
+		if (variance > 0 && isfinite(variance))
 			work->shift[j] = ldexp(rint(ldexp(work->shift[j], -exponent)), exponent);
+		work->grid[j] = ldexp(1, exponent > -900 && exponent < 1000 ? exponent - 20 : 0);
 		if (!isfinite(work->shift[j]))
 			work->shift[j] = 0;
-		for (int64_t i = 0; i < n; i++)
-		{
-			double x = fabs(row_of(points, points->n * i / n)[j] - work->shift[j]);
+	}
+	for (int64_t i = 0; i < n; i++)
+	{
+		const double *x = row_of(points, points->n * i / n);
 
-			most = x > most ? x : most;
-		}
+		for (int j = 0; j < work->d; j++)
+			most = fmax(most, fabs(x[j] - work->shift[j]));
 	}
 	frexp(most, &exponent);
 	work->state->scale = most > 0 && exponent > -1000 && exponent < 1000 ? ldexp(1, -exponent) : 1;
@@ -656,6 +670,8 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	MrcKmeans *km = work->kmeans;
 	double weight = weight_of(&km->points, row);
 	int before = km->label[row];
+	size_t to;
+	size_t from;
 
 	if (!work->fresh && before == label)
 		return;
@@ -663,18 +679,19 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	part->n_changed++;
 	if (work->finish)
 		return;
-	work->kernels.gather(part->sum + (size_t) label * work->d, work->fresh ? part->square : NULL, x,
-						 work->shift, weight, work->d);
+	to = (size_t) label * work->d;
+	from = (size_t) before * work->d;
+	work->kernels.gather(part->sum + to, part->square, x, work->base + to, weight, work->d);
 	part->size[label] += weight;
 	part->n_points[label] += weight > 0;
 	if (work->fresh)
 		return;
-	work->kernels.gather(part->sum + (size_t) before * work->d, NULL, x, work->shift, -weight, work->d);
+	work->kernels.gather(part->sum + from, part->square, x, work->base + from, -weight, work->d);
 	part->size[before] -= weight;
 	part->n_points[before] -= weight > 0;
 	if (part->n_points[before] == 0)
 	{
-		memset(part->sum + (size_t) before * work->d, 0, (size_t) work->d * sizeof(double));
+		memset(part->sum + from, 0, (size_t) work->d * sizeof(double));
 		part->size[before] = 0;
 	}
 }
@@ -835,6 +852,8 @@ assign(Work *work, bool finish)
 	work->finish = finish;
 	work->fresh = km->n_iterations == 0;
 	take_centers(work);
+	for (size_t i = 0; i < k * work->d && work->fresh; i++)
+		work->base[i] = rint(km->center[i] / work->grid[i % work->d]) * work->grid[i % work->d];
 	memset(work->half, 0, k * sizeof(float));
 	if (!work->fresh && (int64_t) k < km->points.n / 16)
 		status = mrc_pool_run(km->pool, work->k, 16, half_task, work);
@@ -987,10 +1006,11 @@ mrc_kmeans_iterate(MrcKmeans *km)
 		n_empty += n == 0;
 		for (int j = 0; j < work.d && n > 0; j++)
 		{
-			double at = center[j] - work.shift[j];
+			double base = work.base[(size_t) c * work.d + j];
+			double at = center[j] - base;
 
 			km->cost += at * (km->size[c] * at - 2 * sum[j]);
-			sum[j] = work.shift[j] + sum[j] / km->size[c];
+			sum[j] = base + sum[j] / km->size[c];
 		}
 		if (n > 0)
 			move_center(&work, c, sum);

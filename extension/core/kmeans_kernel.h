@@ -336,38 +336,27 @@ KERNEL(away)(const float *a, const float *b, int d)
 	return sum + KERNEL(sum)(sums);
 }
 
-/* sum (d) += weight * (x - shift), and square (d; NULL: none) += weight * (x - shift)^2, by coordinates. */
-INLINE void
-KERNEL(gather_both)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
+/* sum (d) += weight * (x - base), and square (d) += weight * (x - base)^2, by coordinates. */
+TARGET static void
+KERNEL(gather)(double *sum, double *square, const double *x, const double *base, double weight, int d)
 {
 	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
 	int t = 0;
 
 	for (; t + LANES / 2 <= d; t += LANES / 2)
 	{
-		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (shift + t);
+		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (base + t);
 
 		*(Doubles *) (sum + t) += weight * v;
-		if (square)
-			*(Doubles *) (square + t) += weight * v * v;
+		*(Doubles *) (square + t) += weight * v * v;
 	}
 	for (; t < d; t++)
 	{
-		double v = x[t] - shift[t];
+		double v = x[t] - base[t];
 
 		sum[t] += weight * v;
-		if (square)
-			square[t] += weight * v * v;
+		square[t] += weight * v * v;
 	}
-}
-
-TARGET static void
-KERNEL(gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
-{
-	if (square)
-		KERNEL(gather_both)(sum, square, x, shift, weight, d);
-	else
-		KERNEL(gather_both)(sum, NULL, x, shift, weight, d);
 }
 
 /*

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(52);
+SELECT plan(53);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -8,8 +8,9 @@ SET LOCAL search_path = shop, public;
 CREATE TABLE sales AS SELECT i AS id, (ARRAY['b', 'a', 'c', 'it''s', 'b'])[1 + i % 5] AS kind, i % 7 AS quantity, (i * i % 101)::numeric / 10 AS price, i % 3 = 0 AS online,
 	ARRAY[i % 2, i % 11] AS more, 1 + i % 2 AS times FROM generate_series(1, 500) AS i;
 CREATE FUNCTION sql_of(text) RETURNS text LANGUAGE sql AS 'SELECT sql FROM millrace.pipelines WHERE name = $1';
--- The statements but for settings
-CREATE FUNCTION body_of(text) RETURNS text LANGUAGE sql AS $$ SELECT regexp_replace(sql_of($1), '^SET [^\n]*\n', '', 'gn') $$;
+-- The statements but for settings, and views by name only
+CREATE FUNCTION body_of(text) RETURNS text LANGUAGE sql AS 
+	$$ SELECT regexp_replace(regexp_replace(sql_of($1), '^SET [^\n]*\n', '', 'gn'), '^CREATE OR REPLACE VIEW (\S+) AS\n(?: [^\n]*\n)+', E'view \\1\n', 'gn') $$;
 SELECT is_empty('SELECT * FROM millrace.pipelines', 'without models it is empty');
 
 -- What an indexer, a scaler, clusters and both together are made by
@@ -25,6 +26,7 @@ CREATE VIEW features AS SELECT *, millrace.one_hot(millrace.index_of('kinds', ki
 SELECT millrace.fit_scaler('sizes', 'SELECT price, quantity, kinds FROM features', on_null => 'zero');
 SELECT is((kind, version, uses, is_current)::text, '(scaler,1,"{""kinds"": 1}",t)', 'a scaler, and what it uses through a view') FROM millrace.pipelines WHERE name = 'sizes';
 SELECT is(body_of('sizes'), $$SELECT millrace.fit_indexer('kinds', $$ || '$$SELECT kind FROM sales$$' || $$, on_unknown => 'keep');
+view shop.features
 SELECT millrace.fit_scaler('sizes', $$ || '$$SELECT price, quantity, kinds FROM features$$' || $$, on_null => 'zero');
 SELECT q.*, millrace.scale('sizes', ARRAY[q.price, q.quantity]::float8[] || q.kinds) AS scaled
 FROM (SELECT price, quantity, kinds FROM features
@@ -34,6 +36,7 @@ SELECT millrace.train_kmeans('The "k"', $$SELECT id > 0 AS "yes", millrace.scale
 	4, seed => 7, weight => 'times', max_iterations => 9);
 SELECT is((kind, version, uses, is_current)::text, '(kmeans,1,"{""kinds"": 1, ""sizes"": 1}",t)', 'clusters stand on both') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT is(body_of('The "k"'), $$SELECT millrace.fit_indexer('kinds', $$ || '$$SELECT kind FROM sales$$' || $$, on_unknown => 'keep');
+view shop.features
 SELECT millrace.fit_scaler('sizes', $$ || '$$SELECT price, quantity, kinds FROM features$$' || $$, on_null => 'zero');
 SELECT millrace.train_kmeans('The "k"', $$ || '$$SELECT id > 0 AS "yes", millrace.scale(''sizes'', ARRAY[price, quantity] || kinds) AS scaled, price AS "a b", online, more, times FROM features -- all$$'
 	|| $$, k => 4, seed => 7, max_iterations => 9, weight => 'times');
@@ -44,6 +47,7 @@ $$, 'numbers become one array, arrays follow, the weight is left out');
 SELECT is((SELECT count(*) FROM regexp_matches(sql_of('The "k"'), 'SET search_path', 'g')), 1::bigint, 'settings that stay the same are set once');
 
 -- The script makes the same again, where there are only tables.
+CREATE TEMP TABLE viewed AS SELECT pg_get_viewdef('features') AS definition;
 CREATE TEMP TABLE was AS SELECT model, version, cluster, size, cost, center FROM millrace.cluster;
 CREATE TEMP TABLE labels AS SELECT * FROM millrace.index_label;
 CREATE TEMP TABLE scales AS SELECT * FROM millrace.scale_column;
@@ -55,8 +59,10 @@ CREATE TEMP TABLE first AS SELECT * FROM applied(sql_of('The "k"'));
 SELECT results_eq('SELECT cluster, count(*) FROM first GROUP BY 1 ORDER BY 1', $$ SELECT c, (SELECT count(*) FROM features f WHERE c = millrace.kmeans_assign('The "k"', ARRAY[1.0] || millrace.scale('sizes', ARRAY[price, quantity] || kinds)
 	|| ARRAY[price, online::int]::float8[] || more::float8[])) FROM generate_series(0, 3) AS c $$, 'the last statement gives each row its cluster');
 SELECT millrace.drop_model(name) FROM millrace.model;
+DROP VIEW features;
 SELECT is_empty('SELECT * FROM millrace.pipelines', 'models that are gone are gone from it');
 DO $$ BEGIN EXECUTE (SELECT sql FROM script); END $$;
+SELECT is(definition, pg_get_viewdef('features'), 'the script makes the view again') FROM viewed;
 SELECT results_eq('SELECT * FROM millrace.cluster ORDER BY model, cluster', 'SELECT * FROM was ORDER BY model, cluster', 'the script makes the same clusters');
 SELECT results_eq('SELECT * FROM millrace.index_label ORDER BY index', 'SELECT * FROM labels ORDER BY index', 'the same indexes');
 SELECT results_eq('SELECT * FROM millrace.scale_column ORDER BY position', 'SELECT * FROM scales ORDER BY position', 'the same scales');

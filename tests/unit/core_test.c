@@ -2214,9 +2214,12 @@ test_kmeans_is_lloyd(void **state)
 		int k;
 		double apart;
 		double offset;
-	} all[] = {{700, 1, 5, 10, 0},	 {3000, 2, 7, 5, 0},	  {2000, 7, 20, 3, 1e6},  {900, 33, 65, 1, -3e4},
-			   {300, 1000, 9, 1, 5}, {5000, 16, 100, 1e5, 0}, {4000, 3, 1, 2, 0},	  {100, 5, 100, 2, 1e9},
-			   {9000, 4, 40, 0, 0},	 {3000, 3, 30, 1, 1e-20}, {2000, 8, 10, 1e140, 0}};
+		int n_blobs; /* 0: as many as centres */
+	} all[] = {{700, 1, 5, 10, 0, 0},	   {3000, 2, 7, 5, 0, 0},		  {2000, 7, 20, 3, 1e6, 0},
+			   {900, 33, 65, 1, -3e4, 0},  {300, 1000, 9, 1, 5, 0},		  {5000, 16, 100, 1e5, 0, 0},
+			   {4000, 3, 1, 2, 0, 0},	   {100, 5, 100, 2, 1e9, 0},	  {9000, 4, 40, 0, 0, 0},
+			   {3000, 3, 30, 1, 1e-20, 0}, {2000, 8, 10, 1e140, 0, 2000}, {4000, 12, 40, 1e5, 0, 3},
+			   {4000, 5, 40, 1e6, 0, 2}};
 
 	(void) state;
 	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
@@ -2225,7 +2228,7 @@ test_kmeans_is_lloyd(void **state)
 			int64_t n = all[a].n;
 			int d = all[a].d;
 			int k = all[a].k;
-			double *x = blobs(n, d, all[a].apart < 1e100 ? k : (int) n, all[a].apart, all[a].offset);
+			double *x = blobs(n, d, all[a].n_blobs > 0 ? all[a].n_blobs : k, all[a].apart, all[a].offset);
 			double *weight = malloc((size_t) n * sizeof(double));
 			double *center = malloc((size_t) k * d * sizeof(double));
 			int32_t *label = malloc((size_t) n * sizeof(int32_t));
@@ -2478,7 +2481,7 @@ test_kmeans_start(void **state)
 	clusters_open(&c, repeated, NULL, 500, 1, 5, 2, 500);
 	for (int i = 0; i < 5; i++)
 		c.km.center[i] = 3;
-	for (int i = 0; i < 10; i++)
+	for (int i = 0; i < 2; i++)
 		assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
 	for (int i = 0; i < 5; i++)
 		assert_true(c.km.size[i] > 0);
@@ -2514,14 +2517,14 @@ test_kmeans_finish(void **state)
 	(void) state;
 	for (int i = 0; i < N; i++) /* a grid, where many points are as far from two centres */
 	{
-		x[2 * i] = i % 60;
-		x[2 * i + 1] = i / 60;
+		x[2 * i] = i % 60 * 0.1;
+		x[2 * i + 1] = i / 60 * 0.1;
 	}
 	clusters_open(&c, x, NULL, N, 2, K, 2, N);
 	for (int i = 0; i < K; i++)
 	{
-		c.km.center[2 * i] = 5 + i % 5 * 10;
-		c.km.center[2 * i + 1] = 5 + i / 5 * 10;
+		c.km.center[2 * i] = 0.5 + i % 5;
+		c.km.center[2 * i + 1] = 0.5 + i / 5;
 	}
 	assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
 	for (int i = 0; i < N; i++)
