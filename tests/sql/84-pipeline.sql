@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(53);
+SELECT plan(55);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -123,9 +123,18 @@ SELECT alike(sql_of('first'), E'%millrace.index_of(''first'', q."The kind"::text
 SELECT lives_ok(sql_of(name), 'which is found: ' || name) FROM unnest('{value,first}'::text[]) AS name;
 SELECT millrace.import_als(E'taken\nDROP TABLE sales;', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT id, quantity FROM sales');
 SELECT matches(body_of(E'taken\nDROP TABLE sales;'), E'^-- "taken\\\\nDROP TABLE sales;": factors from elsewhere, by millrace.import_als\nSELECT [*] FROM millrace.recommend_top_k_for', 'what comes from elsewhere is named, on one line');
+CREATE VIEW cheap WITH (security_barrier) AS SELECT price, quantity FROM sales WHERE kind <> '\' AND DATE '2024-02-01' > '2024-01-01' AND price < 0.1::float8 * 90;
+SELECT millrace.fit_scaler('cheap', 'TABLE cheap');
+SELECT alike(sql_of('cheap'), E'CREATE OR REPLACE VIEW shop.cheap WITH (security_barrier=true) AS\n%SET search_path%', 'a view keeps its options');
+CREATE TEMP TABLE cheap_sql AS SELECT sql_of('cheap') AS sql;
+SET LOCAL DateStyle = 'SQL, DMY';
+SET LOCAL extra_float_digits = -15;
 SET LOCAL standard_conforming_strings = off;
+SELECT is(sql_of('cheap'), sql, 'the settings of who looks do not matter for its literals') FROM cheap_sql;
+RESET DateStyle;
+RESET extra_float_digits;
 SELECT is(body_of('first'), E'SELECT millrace.fit_indexer(''first'', $$SELECT kind AS "The kind", quantity AS value FROM sales$$);\nSELECT q.*, millrace.index_of(''first'', q."The kind"::text) AS index\nFROM (SELECT kind AS "The kind", quantity AS value FROM sales\n) AS q;\n',
-	'settings of who looks do not matter');
+	'nor for what is quoted');
 SET LOCAL standard_conforming_strings = on;
 
 -- A model that is trained with itself as it was
