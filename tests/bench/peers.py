@@ -266,12 +266,12 @@ def draw_points(folder, n, d, k):
     return {"points": n, "columns": d, "clusters": k}
 
 
-def sklearn_fit(data, **parameters):
-    """Seconds and CPU seconds of a fit on all cores, its sum of squares, iterations."""
+def sklearn_fit(data, blas_threads=1, **parameters):
+    """Seconds and CPU seconds of a fit on all cores (its own threads; BLAS, which the start uses, has as many as it is given), its sum of squares, iterations."""
     import warnings
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
-    with threadpool_limits(limits=CORES), warnings.catch_warnings():
+    with threadpool_limits(limits=blas_threads, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
         wall, cpu = time.monotonic(), time.process_time()
         model = KMeans(**parameters).fit(held[data])
