@@ -477,23 +477,24 @@ warn_of_uses(const char *name)
 	Datum values[1] = {CStringGetTextDatum(name)};
 	TupleDesc desc;
 
-	mr_exec_args(
-		"SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
-		"millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
-		"jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
-		"WHERE (m.name = $1 OR k.name = $1) AND k.name <> m.name AND k.active <> u.value::int4 AND NOT "
-		"millrace._same_version(k.name, u.value::int4, k.active) ORDER BY m.name, k.name",
-		SPI_OK_SELECT, false, 1, types, values, NULL);
+	mr_exec_args("SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
+				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
+				 "jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
+				 "WHERE (m.name = $1 OR k.name = $1) AND k.name <> m.name AND k.active IS NOT NULL AND NOT "
+				 "millrace._same_version(k.name, u.value::int4, k.active, v.created) ORDER BY m.name, k.name",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	desc = SPI_tuptable->tupdesc;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
 		char *user = SPI_getvalue(row, desc, 1);
+		char *version = SPI_getvalue(row, desc, 2);
+		char *now = SPI_getvalue(row, desc, 5);
 
 		ereport(WARNING,
 				(errmsg("model \"%s\" was trained with version %s of %s \"%s\"; now %s is active", user,
-						SPI_getvalue(row, desc, 2), SPI_getvalue(row, desc, 3), SPI_getvalue(row, desc, 4),
-						SPI_getvalue(row, desc, 5)),
+						version, SPI_getvalue(row, desc, 3), SPI_getvalue(row, desc, 4),
+						strcmp(version, now) == 0 ? "another of that number" : now),
 				 errhint("SELECT millrace.retrain(%s) trains it with what is active now.",
 						 quote_literal_cstr(user))));
 	}
@@ -648,6 +649,9 @@ mr_prune(PG_FUNCTION_ARGS)
 	exec_for_version("DELETE FROM millrace.model_version AS v USING millrace.model AS m WHERE v.model = $1 "
 					 "AND m.name = $1 AND v.version IS DISTINCT FROM m.active "
 					 "AND NOT ($2 > 1 AND v.version IS NOT DISTINCT FROM " EARLIER_VERSION ") "
+					 "AND NOT EXISTS (SELECT FROM millrace.model AS k JOIN millrace.model_version AS u ON "
+					 "u.model = k.name AND u.version = k.active WHERE k.name <> $1 AND "
+					 "(u.uses->>$1)::int4 = v.version) "
 					 "AND v.version NOT IN (SELECT version FROM millrace.model_version WHERE model = $1 "
 					 "ORDER BY version DESC LIMIT $2) RETURNING v.uuid",
 					 SPI_OK_DELETE_RETURNING, name, PG_GETARG_INT32(1));

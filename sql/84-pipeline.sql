@@ -4,19 +4,20 @@
  * statements that make all of it again.
  */
 CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bool, OUT sql text)
-	RETURNS SETOF record LANGUAGE sql STABLE ROWS 1 COST 1000 SET search_path = pg_catalog, pg_temp AS $pipeline$
-	WITH RECURSIVE part (model, version, shown, depth) AS ( -- what the active version stands on, and itself; shown: the active one for one that was pruned
-		SELECT m.name, m.active, m.active, 0 FROM millrace.model AS m WHERE m.name = _pipeline.model AND m.active IS NOT NULL
+	RETURNS SETOF record LANGUAGE sql STABLE ROWS 1 COST 1000 SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on SET DateStyle = ISO SET IntervalStyle = postgres
+	SET extra_float_digits = 1 AS $pipeline$
+	WITH RECURSIVE part (model, version, shown, depth, used) AS ( -- what the active version stands on, and itself; shown: the active one for one that has gone; used: when
+		SELECT m.name, m.active, m.active, 0, NULL::timestamptz FROM millrace.model AS m WHERE m.name = _pipeline.model AND m.active IS NOT NULL
 		UNION
 		SELECT u.key, u.value::int4, coalesce(
 				(SELECT k.version FROM millrace.model_version AS k WHERE k.model = u.key AND k.version = u.value::int4),
-				(SELECT k.active FROM millrace.model AS k WHERE k.name = u.key)), p.depth + 1
+				(SELECT k.active FROM millrace.model AS k WHERE k.name = u.key)), p.depth + 1, v.created
 		FROM part AS p JOIN millrace.model_version AS v ON v.model = p.model AND v.version = p.shown, LATERAL jsonb_each_text(v.uses) AS u
 		-- No chain has more versions than there have been.  Active ones in the place of others may go around in circles.
 		WHERE p.depth < (SELECT sum(m.last_version) FROM millrace.model AS m)
 	), used AS (
 		SELECT jsonb_object_agg(p.model, p.version ORDER BY p.version) AS uses,
-			bool_and(m.active IS NOT NULL AND millrace._same_version(p.model, p.version, m.active)) AS is_current
+			bool_and(m.active IS NOT NULL AND millrace._same_version(p.model, p.version, m.active, p.used)) AS is_current
 		FROM part AS p LEFT JOIN millrace.model AS m ON m.name = p.model WHERE p.model <> _pipeline.model
 	), step AS ( -- the versions to be made, each behind those that it stands on
 		SELECT s.*, lag(s.settings) OVER (ORDER BY s.n) AS settings_before
@@ -25,7 +26,7 @@ CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bo
 			FROM (SELECT p.model, p.shown, max(p.depth) AS depth FROM part AS p GROUP BY p.model, p.shown) AS p JOIN millrace.model_version AS v ON v.model = p.model AND v.version = p.shown
 				JOIN millrace.model AS m ON m.name = p.model) AS s
 	), made AS (
-		SELECT string_agg(CASE WHEN s.settings IS DISTINCT FROM s.settings_before THEN g.text ELSE '' END || w.text ||
+		SELECT string_agg(w.text || CASE WHEN s.settings IS DISTINCT FROM s.settings_before THEN g.text ELSE '' END ||
 			CASE WHEN s.parameters ? 'imported' THEN format(E'-- %s: factors from elsewhere, by millrace.import_als\n', to_jsonb(s.name))
 				ELSE format(E'SELECT millrace.%s(%L, %s%s);\n', s.function, s.name,
 					CASE WHEN s.query LIKE '%$%' THEN quote_literal(s.query) ELSE '$$' || s.query || '$$' END, a.text) END, '' ORDER BY s.n) AS sql
@@ -37,8 +38,8 @@ CREATE FUNCTION millrace._pipeline(model text, OUT uses jsonb, OUT is_current bo
 				FROM (SELECT split_part(e, '=', 1), substr(e, strpos(e, '=') + 1), n FROM unnest(s.settings) WITH ORDINALITY AS u (e, n)) AS g (name, value, n)
 					LEFT JOIN pg_settings AS b ON b.name = g.name
 				WHERE g.name IN ('search_path', 'TimeZone') OR g.value IS DISTINCT FROM b.boot_val OR NOT g.name || '=' || g.value = ANY (s.settings_before)) AS g (text),
-			LATERAL ( -- views that no step before has, as they are now
-				SELECT coalesce(string_agg(format(E'CREATE OR REPLACE VIEW %s AS\n%s\n', w.name, pg_get_viewdef(c.oid)), '' ORDER BY w.n), '')
+			LATERAL ( -- views that no step before has, as they are now; all names are qualified, so settings come behind them
+				SELECT coalesce(string_agg(format(E'CREATE OR REPLACE VIEW %s%s AS\n%s\n', w.name, ' WITH (' || array_to_string(c.reloptions, ', ') || ')', pg_get_viewdef(c.oid)), '' ORDER BY w.n), '')
 				FROM unnest(s.views) WITH ORDINALITY AS w (name, n), pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 				WHERE format('%I.%I', n.nspname, c.relname) = w.name AND c.relkind = 'v' AND NOT EXISTS (SELECT FROM step AS e WHERE e.n < s.n AND w.name = ANY (e.views))) AS w (text),
 			LATERAL ( -- arguments behind the query that are not the default

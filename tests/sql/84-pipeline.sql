@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(50);
+SELECT plan(55);
 SET LOCAL client_min_messages = error;
 SET LOCAL TimeZone = 'Europe/Paris';
 
@@ -91,14 +91,20 @@ SELECT millrace.fit_indexer('new', 'SELECT kind FROM sales', activate => false);
 SELECT is_empty($$ SELECT * FROM millrace.pipelines WHERE name = 'new' $$, 'a model without an active version does not show');
 
 -- A version that is gone is replaced by the active one, and is not current.
-SELECT millrace.activate('kinds', 3);
-SELECT millrace.prune('kinds', 1);
-SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a version that was pruned is still named') FROM millrace.pipelines WHERE name = 'The "k"';
+SELECT millrace.fit_indexer('kinds', 'SELECT kind FROM sales', on_unknown => 'keep');
+SELECT is(millrace.prune('kinds', 1), 3, 'a version that a model in use was trained with is not pruned');
+SELECT millrace.activate('kinds', 1);
+SELECT ok(bool_and(is_current), 'so that it is known what it did') FROM millrace.pipelines;
+SELECT millrace.activate('kinds', 5);
+DELETE FROM millrace.model_version WHERE model = 'kinds' AND version = 1;
+SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a version that is gone is still named') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT is((SELECT count(*) FROM regexp_matches(sql_of('The "k"'), 'fit_indexer', 'g')), 1::bigint, 'the active one is fitted in its place');
 SELECT ok(position('fit_indexer' IN sql) < position('fit_scaler' IN sql) AND position('fit_scaler' IN sql) < position('train_kmeans' IN sql), 'before what uses it, though it was made later') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT millrace.drop_model('kinds');
 SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'a model that was dropped, too') FROM millrace.pipelines WHERE name = 'The "k"';
 SELECT unalike(sql_of('The "k"'), '%fit_indexer%', 'but nothing is fitted in its place');
+SELECT millrace.fit_indexer('kinds', 'SELECT online FROM sales', on_unknown => 'keep');
+SELECT is((uses, is_current)::text, '("{""kinds"": 1, ""sizes"": 1}",f)', 'one of the same name and number is another') FROM millrace.pipelines WHERE name = 'The "k"';
 
 -- Names, quotes and columns
 SELECT millrace.fit_scaler('it''s', E'SELECT price, quantity, ''$\\'' || '''' = ''$'' FROM sales', method => 'minmax');
@@ -117,9 +123,18 @@ SELECT alike(sql_of('first'), E'%millrace.index_of(''first'', q."The kind"::text
 SELECT lives_ok(sql_of(name), 'which is found: ' || name) FROM unnest('{value,first}'::text[]) AS name;
 SELECT millrace.import_als(E'taken\nDROP TABLE sales;', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT 1, ARRAY[1, 2]::real[]', 'SELECT id, quantity FROM sales');
 SELECT matches(body_of(E'taken\nDROP TABLE sales;'), E'^-- "taken\\\\nDROP TABLE sales;": factors from elsewhere, by millrace.import_als\nSELECT [*] FROM millrace.recommend_top_k_for', 'what comes from elsewhere is named, on one line');
+CREATE VIEW cheap WITH (security_barrier) AS SELECT price, quantity FROM sales WHERE kind <> '\' AND DATE '2024-02-01' > '2024-01-01' AND price < 0.1::float8 * 90;
+SELECT millrace.fit_scaler('cheap', 'TABLE cheap');
+SELECT alike(sql_of('cheap'), E'CREATE OR REPLACE VIEW shop.cheap WITH (security_barrier=true) AS\n%SET search_path%', 'a view keeps its options');
+CREATE TEMP TABLE cheap_sql AS SELECT sql_of('cheap') AS sql;
+SET LOCAL DateStyle = 'SQL, DMY';
+SET LOCAL extra_float_digits = -15;
 SET LOCAL standard_conforming_strings = off;
+SELECT is(sql_of('cheap'), sql, 'the settings of who looks do not matter for its literals') FROM cheap_sql;
+RESET DateStyle;
+RESET extra_float_digits;
 SELECT is(body_of('first'), E'SELECT millrace.fit_indexer(''first'', $$SELECT kind AS "The kind", quantity AS value FROM sales$$);\nSELECT q.*, millrace.index_of(''first'', q."The kind"::text) AS index\nFROM (SELECT kind AS "The kind", quantity AS value FROM sales\n) AS q;\n',
-	'settings of who looks do not matter');
+	'nor for what is quoted');
 SET LOCAL standard_conforming_strings = on;
 
 -- A model that is trained with itself as it was
