@@ -46,8 +46,8 @@
 #define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
 #define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
 #define LOOK_ROWS 4096 /* between two looks whether the pool pauses, of points that are skipped */
-#define BLOCK_ROWS 1024							/* of a task of sampling */
-#define SAMPLE_ALL 65536						/* points, at most, need no sample; of more a sample has */
+#define BLOCK_ROWS 1024	 /* of a task of sampling */
+#define SAMPLE_ALL 65536 /* points, at most, need no sample, if they are not too wide; of more a sample has */
 #define SAMPLE_LEAST 32768						/* points, */
 #define SAMPLE_SHARE 32							/* one of so many, */
 #define SAMPLE_CENTERS 64						/* so many for each centre: which is most, but */
@@ -428,7 +428,8 @@ n_sample_of(const MrcPoints *points, int k)
 	n = n > SAMPLE_CENTERS * (int64_t) k ? n : SAMPLE_CENTERS * (int64_t) k;
 	n = n < SAMPLE_NUMBERS / points->d ? n : SAMPLE_NUMBERS / points->d;
 	n = n > 4 * (int64_t) k ? n : 4 * (int64_t) k;
-	return n < points->n && points->n > SAMPLE_ALL ? n : points->n;
+	return n < points->n && (points->n > SAMPLE_ALL || points->n > SAMPLE_NUMBERS / points->d) ? n
+																							   : points->n;
 }
 
 static void
@@ -711,7 +712,7 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	}
 }
 
-/* Scores the desk's points, and settles them. */
+/* Scores the desk's points, and settles them; if the pool pauses, not all: part->next is the first that is not. */
 static void
 flush(Work *work, Part *part, Desk *desk)
 {
@@ -743,6 +744,11 @@ flush(Work *work, Part *part, Desk *desk)
 			double best;
 			double second;
 
+			if (i > 0 && mrc_pool_pausing(km->pool))
+			{
+				part->next = row;
+				break;
+			}
 			label =
 				work->kernels.exact(from, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
@@ -853,7 +859,7 @@ assign_task(void *arg, int worker, int64_t lo, int64_t hi)
 	flush(work, part, desk);
 	if (work->finish)
 		add_up(work, part, done, part->next);
-	return MRC_OK;
+	return part->next < part->hi ? MRC_AGAIN : MRC_OK;
 }
 
 /* No point is in a sum of a part. */
@@ -982,6 +988,7 @@ far_task(void *arg, int worker, int64_t lo, int64_t hi)
 	Work *work = arg;
 	const MrcKmeans *km = work->kmeans;
 	Part *part = &work->parts[lo];
+	int64_t check = CHECK_NUMBERS / work->d + 1;
 
 	(void) worker;
 	(void) hi;
@@ -990,7 +997,7 @@ far_task(void *arg, int worker, int64_t lo, int64_t hi)
 		const double *x = row_of(&km->points, part->next);
 		double far = distance2(x, km->center + (size_t) km->label[part->next] * work->d, work->d);
 
-		if (part->next % LOOK_ROWS == 0 && mrc_pool_pausing(km->pool))
+		if (part->next % check == 0 && mrc_pool_pausing(km->pool))
 			return MRC_AGAIN;
 		for (int i = 0; i < work->n_filled; i++)
 			far = fmin(far, distance2(x, work->filled[i], work->d));
@@ -2187,24 +2194,30 @@ mrc_silhouette(MrcPool *pool, const MrcPoints *points, const int32_t *label, int
 	return status == MRC_OK ? mean_silhouette(&s, silhouette) : status;
 }
 
-/* The silhouette of a point from its distances to all points; apart: k, overwritten. */
-static double
-pair_silhouette(const Silhouette *s, int64_t row, double *apart)
+/* Adds to *total that of a point, from its distances to all points; false if the pool pauses.  apart: k, overwritten. */
+static bool
+add_pairs(const Silhouette *s, int64_t row, double *apart, double *total)
 {
+	int64_t check = CHECK_NUMBERS / s->points->d + 1;
 	const double *x = row_of(s->points, row);
 	int own = s->label[row];
 	double other = INFINITY;
 
 	if (!(s->weight[own] > 1))
-		return 0;
+		return true;
 	memset(apart, 0, (size_t) s->k * sizeof(double));
 	for (int64_t i = 0; i < s->points->n; i++)
+	{
+		if (i % check == 0 && mrc_pool_pausing(s->pool))
+			return false;
 		apart[s->label[i]] +=
 			weight_of(s->points, i) * sqrt(distance2(x, row_of(s->points, i), s->points->d));
+	}
 	for (int c = 0; c < s->k; c++)
 		if (c != own && s->weight[c] > 0 && apart[c] / s->weight[c] < other)
 			other = apart[c] / s->weight[c];
-	return silhouette_of(apart[own] / (s->weight[own] - 1), other);
+	*total += weight_of(s->points, row) * silhouette_of(apart[own] / (s->weight[own] - 1), other);
+	return true;
 }
 
 static MrcStatus
@@ -2215,12 +2228,8 @@ pair_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 	(void) hi;
 	for (; shape->next < shape->hi; shape->next++)
-	{
-		if (mrc_pool_pausing(s->pool))
+		if (!add_pairs(s, shape->next, s->apart + (size_t) worker * s->k, &shape->total))
 			return MRC_AGAIN;
-		shape->total += weight_of(s->points, shape->next) *
-			pair_silhouette(s, shape->next, s->apart + (size_t) worker * s->k);
-	}
 	return MRC_OK;
 }
 

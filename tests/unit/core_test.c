@@ -2462,6 +2462,50 @@ test_kmeans_threads_agree(void **state)
 	}
 }
 
+/* Pauses among points that only double precision can tell apart change nothing. */
+static void
+test_kmeans_pauses(void **state)
+{
+	enum
+	{
+		N = 12000,
+		D = 100,
+		K = 200
+	};
+	double *x = malloc((size_t) N * D * sizeof(double));
+	int n_interrupts = 0;
+	const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+	Clusters one;
+	Clusters other;
+
+	(void) state;
+	srand(SEED);
+	for (int i = 0; i < N * D; i++)
+		x[i] = 1e6 * (i / D % 7) + (int) (3 * uniform());
+	clusters_open(&one, x, NULL, N, D, K, 2, N);
+	clusters_open(&other, x, NULL, N, D, K, 2, N);
+	pool_free(other.km.pool);
+	assert_int_equal(mrc_pool_start(&other.km.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	memcpy(one.km.center, x, K * D * sizeof(double));
+	memcpy(other.km.center, x, K * D * sizeof(double));
+	for (int i = 0; i < 4; i++)
+	{
+		assert_int_equal(mrc_kmeans_iterate(&one.km), MRC_OK);
+		n_interrupts = 0;
+		assert_int_equal(mrc_kmeans_iterate(&other.km), MRC_OK);
+		assert_true(one.km.n_changed == other.km.n_changed);
+		assert_memory_equal(one.km.center, other.km.center, K * D * sizeof(double));
+	}
+	n_interrupts = 0;
+	assert_int_equal(mrc_kmeans_finish(&one.km), MRC_OK);
+	assert_int_equal(mrc_kmeans_finish(&other.km), MRC_OK);
+	assert_true(n_interrupts > 0);
+	same_clusters(&one.km, &other.km);
+	clusters_close(&one);
+	clusters_close(&other);
+	free(x);
+}
+
 /* Points with weights are as so many points; a point without weight has a cluster, and makes none. */
 static void
 test_kmeans_weights(void **state)
@@ -3044,6 +3088,7 @@ main(void)
 		cmocka_unit_test(test_kmeans_cancellation),
 		cmocka_unit_test(test_kmeans_outlier),
 		cmocka_unit_test(test_kmeans_threads_agree),
+		cmocka_unit_test(test_kmeans_pauses),
 		cmocka_unit_test(test_kmeans_weights),
 		cmocka_unit_test(test_kmeans_start),
 		cmocka_unit_test(test_kmeans_finish),
