@@ -297,7 +297,7 @@ fit(FunctionCallInfo fcinfo, Fitting *fitting)
 	fitting->budget = mr_budget_create("millrace scaler");
 	mr_enter(&guard, fitting->owner, fitting->settings);
 	if (fitting->query == NULL)
-		fitting->query = mr_features_query(fitting->given, "scaler");
+		fitting->query = mr_features_query(fitting->given, "query");
 	read_rows(fitting);
 	mr_leave(&guard);
 	row.name = fitting->name;
