@@ -28,7 +28,7 @@ help:
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
-	  'make check      all tests;  make check-fast leaves out the Kafka broker and Spark' \
+	  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
@@ -73,7 +73,7 @@ check: deps-check lint install check-unit check-sql check-isolation
 	$(PROVE) tests/e2e/*/run.sh
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/demo-recommend/% tests/e2e/spark/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
+	$(PROVE) $(filter-out tests/e2e/demo-recommend/% tests/e2e/spark/% tests/e2e/clustering/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
 
 # The kill loop with 200,000 messages for each seed.
 SEEDS ?= 8 11

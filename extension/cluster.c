@@ -273,7 +273,6 @@ typedef struct Training
 	char *query; /* NULL until given has been understood */
 	ArrayType *settings;
 	MrRepeat repeated; /* of a retraining */
-	int width;		   /* of its features; 0: any */
 	Clusters *warm;	   /* to start from; NULL: from the seed */
 	MrPoints *points;
 	MrcPool *pool;
@@ -403,15 +402,13 @@ active_version(const char *name, bool stays)
 	return null ? 0 : version;
 }
 
-/* What a training starts from and what its features must look like. */
+/* What a training starts from. */
 static void
 find_start(Training *training)
 {
-	bool is_repeated = training->repeated.version > 0;
-	int version = is_repeated ? training->repeated.active : active_version(training->name, false);
+	int version =
+		training->repeated.version > 0 ? training->repeated.active : active_version(training->name, false);
 
-	if (is_repeated)
-		training->width = clusters_of_version(training->name, training->repeated.version)->d;
 	if (!training->warm_start || version == 0)
 		return;
 	training->warm = clusters_of_version(training->name, version);
@@ -421,7 +418,6 @@ find_start(Training *training)
 				 errmsg("k must be %d to start from version %d of model \"%s\", not %d", training->warm->k,
 						version, training->name, training->kmeans.k),
 				 errhint("Train with warm_start => false, or with the same k.")));
-	training->width = training->warm->d;
 }
 
 /* As the owner: who trains another's model, a superuser say, lends no rights to it. */
@@ -438,14 +434,15 @@ read_points(Training *training)
 									  true, MR_NULLS_ERROR);
 	mr_leave(&guard);
 	d = training->points->core.d;
-	if (training->width && d != training->width)
+	if (training->warm && d != training->warm->d)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("query: %d features, but model \"%s\" has %d", d, training->name, training->width),
+				 errmsg("query: %d features, but model \"%s\" has %d", d, training->name, training->warm->d),
 				 training->given
 					 ? errhint("Train with warm_start => false.")
-					 : errhint("What the query calls may have been fitted anew, with more values. Train the "
-							   "model again with millrace.train_kmeans().")));
+					 : errhint("What the query calls may have been fitted anew, with more values. SELECT "
+							   "millrace.retrain(%s, warm_start => false) starts anew.",
+							   quote_literal_cstr(training->name))));
 }
 
 static void

@@ -12,7 +12,9 @@
 
 #include <math.h>
 
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "nodes/nodeFuncs.h"
 #include "utils/guc.h"
 #include "utils/json.h"
@@ -485,9 +487,9 @@ columns_json(const Reader *reader)
 	{
 		appendStringInfoString(&json, i ? ", {\"name\": " : "{\"name\": ");
 		escape_json(&json, points->names[i]);
-		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d}",
+		appendStringInfo(&json, ", \"type\": \"%s%s\", \"width\": %d, \"position\": %d}",
 						 format_type_be(reader->columns[i].type), reader->columns[i].is_array ? "[]" : "",
-						 points->widths[i]);
+						 points->widths[i], reader->columns[i].attribute + 1);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;
@@ -522,7 +524,7 @@ mr_points_scan(MrBudget *budget, const char *query, const char *weight, const ch
 
 	mr_plan_query(plan, budget->context, query, what, as_owner);
 	set_columns(&reader, mr_single_query(plan->plan, what)->resultDesc, weight);
-	points->uses = mr_models_used(plan->plan);
+	points->uses = mr_query_uses(plan->plan);
 	reader.context = AllocSetContextCreate(budget->context, "millrace features row", ALLOCSET_DEFAULT_SIZES);
 	run(&reader, plan->plan);
 	mr_plan_free(plan);
@@ -983,7 +985,7 @@ mr_features_query(const char *given, const char *what)
 	return mr_query_of(given, what, "features, numbers or arrays of numbers");
 }
 
-/* ---- models that a query uses ---- */
+/* ---- what a query stands on ---- */
 
 static bool
 is_fitted_function(Oid function)
@@ -1034,8 +1036,9 @@ used_walker(Node *node, List **names)
 	return expression_tree_walker(node, used_walker, names);
 }
 
-char *
-mr_models_used(SPIPlanPtr plan)
+/* JSON of their active versions; NULL: none is active. */
+static char *
+models_used(SPIPlanPtr plan)
 {
 	MemoryContext context = CurrentMemoryContext;
 	List *names = NIL;
@@ -1065,6 +1068,43 @@ mr_models_used(SPIPlanPtr plan)
 		json = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return json ? MemoryContextStrdup(context, json) : NULL;
+}
+
+/*
+ * A plan depends on the views that were expanded in it.  In the order of their numbers, because a view is made after those
+ * that it reads (unless it was replaced).
+ */
+static ArrayType *
+views_read(SPIPlanPtr plan)
+{
+	List *relations = NIL;
+	ListCell *lc;
+	Datum *names;
+	int n = 0;
+
+	foreach (lc, SPI_plan_get_plan_sources(plan))
+		relations = list_concat_unique_oid(relations, ((CachedPlanSource *) lfirst(lc))->relationOids);
+	list_sort(relations, list_oid_cmp);
+	names = palloc(list_length(relations) * sizeof(Datum) + 1);
+	foreach (lc, relations)
+	{
+		Oid relation = lfirst_oid(lc);
+
+		if (relation >= FirstNormalObjectId && get_rel_relkind(relation) == RELKIND_VIEW &&
+			!OidIsValid(getExtensionOfObject(RelationRelationId, relation)))
+			names[n++] = CStringGetTextDatum(quote_qualified_identifier(
+				get_namespace_name(get_rel_namespace(relation)), get_rel_name(relation)));
+	}
+	return n > 0 ? construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT) : NULL;
+}
+
+const MrUses *
+mr_query_uses(SPIPlanPtr plan)
+{
+	MrUses *uses = palloc(sizeof(MrUses));
+
+	*uses = (MrUses){.models = models_used(plan), .views = views_read(plan)};
+	return uses;
 }
 
 /* ---- one row from an array ---- */

@@ -12,6 +12,7 @@
 #include "common/hashfn.h"
 #include "mb/pg_wchar.h"
 #include "tcop/utility.h"
+#include "utils/json.h"
 
 PG_FUNCTION_INFO_V1(mr_fit_indexer);
 PG_FUNCTION_INFO_V1(mr_index_of);
@@ -46,7 +47,8 @@ typedef struct Fitting
 	Unknown unknown;
 	bool activate;
 	/* result */
-	char *uses;
+	char *columns; /* of the query, as JSON */
+	const MrUses *uses;
 	int64 n_rows;
 	int64 n_nulls;
 } Fitting;
@@ -159,6 +161,23 @@ counting_query(const char *query, int n_columns)
 	return sql.data;
 }
 
+/* [{"name": …, "position": …}, …]: all of them, as pipelines tell the first one by its name. */
+static char *
+columns_json(TupleDesc desc)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		appendStringInfoString(&json, i ? ", {\"name\": " : "[{\"name\": ");
+		escape_json(&json, NameStr(TupleDescAttr(desc, i)->attname));
+		appendStringInfo(&json, ", \"position\": %d}", i + 1);
+	}
+	appendStringInfoChar(&json, ']');
+	return json.data;
+}
+
 static void
 no_values(const char *what, const Fitting *fitting)
 {
@@ -177,16 +196,19 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 	const char *what = psprintf("indexer \"%s\"", fitting->name);
 	MrPlan *as_given = palloc0(sizeof(MrPlan));
 	MrPlan *plan = palloc0(sizeof(MrPlan));
+	TupleDesc desc;
 	int n_columns;
 	int result;
 
 	mr_plan_query(as_given, budget->context, fitting->query, what, true);
-	n_columns = mr_single_query(as_given->plan, what)->resultDesc->natts;
+	desc = mr_single_query(as_given->plan, what)->resultDesc;
+	n_columns = desc->natts;
 	if (n_columns == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("%s: the query has no columns", what),
 				 errhint("Its first column has the values.")));
-	fitting->uses = mr_models_used(as_given->plan);
+	fitting->columns = columns_json(desc);
+	fitting->uses = mr_query_uses(as_given->plan);
 	mr_plan_free(as_given);
 	*labels = (Labels){.dest = {receive_label, receive_start, receive_end, receive_end, DestNone},
 					   .budget = budget};
@@ -260,7 +282,8 @@ store(const Fitting *fitting, const Labels *labels)
 		.owner = fitting->owner,
 		.query = fitting->query,
 		.settings = fitting->settings,
-		.parameters = psprintf("{\"on_unknown\": \"%s\"}", UNKNOWN[fitting->unknown]),
+		.parameters = psprintf("{\"on_unknown\": \"%s\", \"columns\": %s}", UNKNOWN[fitting->unknown],
+							   fitting->columns),
 		.metrics = psprintf("{\"seconds\": %.3f, \"values\": " INT64_FORMAT ", \"nulls\": " INT64_FORMAT "}",
 							(mr_now_ms() - fitting->start_ms) / 1e3, labels->n, fitting->n_nulls),
 		.uses = fitting->uses,

@@ -206,6 +206,19 @@ extern const char *mr_transform_name(MrTransform transform);
 
 /* ---- features.c: the numbers of a query's rows ---- */
 
+/* What a query stands on, in the memory context of who asked. */
+typedef struct MrUses
+{
+	char *models; /* JSON {"name": version, …}, in the order of names: models that it calls; NULL: none */
+	ArrayType *views; /* text: names of the views that it reads, those behind views first; NULL: none */
+} MrUses;
+
+/*
+ * The models that functions of fitted models are called with by a constant name, views included, with the versions that are active for the
+ * active snapshot; and the views, without those of extensions and PostgreSQL's own.  Needs an SPI connection.
+ */
+extern const MrUses *mr_query_uses(SPIPlanPtr plan);
+
 /*
  * Rows of a query as points.  Each column is a number (smallint … numeric, boolean as 0 or 1) or an array of numbers with
  * one dimension, of the same width in all rows; they stand one behind the other, in the order of columns.
@@ -218,7 +231,7 @@ typedef struct MrPoints
 	char **names;
 	int *widths; /* a number has width 1; their sum is core.d */
 	char *columns_json; /* [{"name": …, "type": …, "width": …}, …]; types below domains, as SQL writes them */
-	char *uses;			/* mr_models_used() */
+	const MrUses *uses;
 } MrPoints;
 
 typedef enum MrNulls
@@ -248,12 +261,6 @@ extern MrPoints *mr_points_scan(MrBudget *budget, const char *query, const char 
 
 /* As mr_ratings_query, for a query of features. */
 extern char *mr_features_query(const char *given, const char *what);
-
-/*
- * The fitted models that a plan calls by a constant name, views included: a JSON object {"name": active version, …}, in the
- * order of names, for the active snapshot; NULL: none.  Needs an SPI connection.
- */
-extern char *mr_models_used(SPIPlanPtr plan);
 
 /* 22023 unless a float8[] has this width and one dimension.  what names who takes it: "model \"m\"". */
 extern void mr_features_width(const ArrayType *array, int width, const char *what);
@@ -372,7 +379,7 @@ typedef struct MrNewVersion
 	ArrayType *settings;	/* that the query is run with */
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */
-	const char *uses;		/* JSON {"name": version, …}: models that the query calls; NULL: none */
+	const MrUses *uses;		/* of the query; NULL: nothing */
 	int64 n_users;			/* -1 for these four: NULL */
 	int64 n_items;
 	int64 n_ratings;
@@ -823,7 +830,7 @@ typedef struct MrNewModel
 	ArrayType *settings;
 	const char *parameters; /* JSON */
 	const char *metrics;	/* JSON */
-	const char *uses;		/* as in MrNewVersion */
+	const MrUses *uses;		/* as in MrNewVersion */
 	int64 n_ratings;
 	bool activate;
 	int n_iterations; /* 0: it was not trained here */

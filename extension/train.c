@@ -511,7 +511,7 @@ typedef struct Training
 	double gate_tolerance; /* below 0: no gate */
 	Oid owner;
 	char *query; /* NULL until ratings has been understood */
-	char *uses;
+	const MrUses *uses;
 	ArrayType *settings;
 	MrActive active; /* before */
 	MrHoldout holdout;
@@ -615,7 +615,7 @@ read_ratings(Training *training, MrBudget *budget)
 	if (training->query == NULL)
 		training->query = mr_ratings_query(training->ratings, "ratings");
 	mr_plan_query(plan, CurrentMemoryContext, training->query, "ratings", true);
-	training->uses = mr_models_used(plan->plan);
+	training->uses = mr_query_uses(plan->plan);
 	mr_plan_free(plan);
 	ratings =
 		mr_ratings_read_events(budget, training->query, "ratings",

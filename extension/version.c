@@ -264,16 +264,17 @@ static pg_uuid_t
 store_version(const MrNewVersion *new_version, int version)
 {
 	Oid types[] = {TEXTOID, INT4OID, TEXTOID, TEXTARRAYOID, TEXTOID, TEXTOID,
-				   INT8OID, INT8OID, INT8OID, INT8OID,		TEXTOID};
+				   INT8OID, INT8OID, INT8OID, INT8OID,		TEXTOID, TEXTARRAYOID};
 	const char *query = new_version->query;
-	const char *uses = new_version->uses;
+	const char *uses = new_version->uses ? new_version->uses->models : NULL;
+	ArrayType *views = new_version->uses ? new_version->uses->views : NULL;
 	Datum values[] = {CStringGetTextDatum(new_version->name),		Int32GetDatum(version),
 					  CStringGetTextDatum(query ? query : ""),		PointerGetDatum(new_version->settings),
 					  CStringGetTextDatum(new_version->parameters), CStringGetTextDatum(new_version->metrics),
 					  Int64GetDatum(new_version->n_users),			Int64GetDatum(new_version->n_items),
 					  Int64GetDatum(new_version->n_ratings),		Int64GetDatum(new_version->n_rows),
-					  CStringGetTextDatum(uses ? uses : "")};
-	char nulls[] = "           ";
+					  CStringGetTextDatum(uses ? uses : ""),		PointerGetDatum(views)};
+	char nulls[] = "            ";
 	bool null;
 
 	nulls[2] = query ? ' ' : 'n';
@@ -282,10 +283,12 @@ store_version(const MrNewVersion *new_version, int version)
 	nulls[8] = new_version->n_ratings >= 0 ? ' ' : 'n';
 	nulls[9] = new_version->n_rows >= 0 ? ' ' : 'n';
 	nulls[10] = uses ? ' ' : 'n';
-	mr_exec_args("INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
-				 "users, items, ratings, rows, uses) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, "
-				 "$9, $10, $11::jsonb) RETURNING uuid",
-				 SPI_OK_INSERT_RETURNING, false, lengthof(types), types, values, nulls);
+	nulls[11] = views ? ' ' : 'n';
+	mr_exec_args(
+		"INSERT INTO millrace.model_version (model, version, query, settings, parameters, metrics, "
+		"users, items, ratings, rows, uses, views) VALUES ($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7, $8, "
+		"$9, $10, $11::jsonb, $12) RETURNING uuid",
+		SPI_OK_INSERT_RETURNING, false, lengthof(types), types, values, nulls);
 	return *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null));
 }
 
@@ -477,21 +480,45 @@ warn_of_uses(const char *name)
 	mr_exec_args("SELECT m.name, u.value, k.kind, k.name, k.active FROM millrace.model AS m JOIN "
 				 "millrace.model_version AS v ON v.model = m.name AND v.version = m.active, "
 				 "jsonb_each_text(v.uses) AS u JOIN millrace.model AS k ON k.name = u.key "
-				 "WHERE (m.name = $1 OR k.name = $1) AND k.active <> u.value::int4 AND NOT "
-				 "millrace._same_version(k.name, u.value::int4, k.active) ORDER BY m.name, k.name",
+				 "WHERE (m.name = $1 OR k.name = $1) AND k.name <> m.name AND k.active IS NOT NULL AND NOT "
+				 "millrace._same_version(k.name, u.value::int4, k.active, v.created) ORDER BY m.name, k.name",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	desc = SPI_tuptable->tupdesc;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple row = SPI_tuptable->vals[i];
 		char *user = SPI_getvalue(row, desc, 1);
+		char *version = SPI_getvalue(row, desc, 2);
+		char *now = SPI_getvalue(row, desc, 5);
 
 		ereport(WARNING,
 				(errmsg("model \"%s\" was trained with version %s of %s \"%s\"; now %s is active", user,
-						SPI_getvalue(row, desc, 2), SPI_getvalue(row, desc, 3), SPI_getvalue(row, desc, 4),
-						SPI_getvalue(row, desc, 5)),
+						version, SPI_getvalue(row, desc, 3), SPI_getvalue(row, desc, 4),
+						strcmp(version, now) == 0 ? "another of that number" : now),
 				 errhint("SELECT millrace.retrain(%s) trains it with what is active now.",
 						 quote_literal_cstr(user))));
+	}
+}
+
+/* Tells of other models in use that were trained with one that goes. */
+static void
+warn_of_users(const char *name, MrKind kind)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+
+	mr_exec_args("SELECT m.name, v.uses->>$1 FROM millrace.model AS m JOIN millrace.model_version AS v ON "
+				 "v.model = m.name AND v.version = m.active WHERE v.uses ? $1 AND m.name <> $1 ORDER BY 1",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+
+		ereport(WARNING,
+				(errmsg("model \"%s\" was trained with version %s of %s \"%s\", which is dropped",
+						SPI_getvalue(row, desc, 1), SPI_getvalue(row, desc, 2), mr_kind_name(kind), name),
+				 errhint("Its query needs another model of this name.")));
 	}
 }
 
@@ -622,6 +649,9 @@ mr_prune(PG_FUNCTION_ARGS)
 	exec_for_version("DELETE FROM millrace.model_version AS v USING millrace.model AS m WHERE v.model = $1 "
 					 "AND m.name = $1 AND v.version IS DISTINCT FROM m.active "
 					 "AND NOT ($2 > 1 AND v.version IS NOT DISTINCT FROM " EARLIER_VERSION ") "
+					 "AND NOT EXISTS (SELECT FROM millrace.model AS k JOIN millrace.model_version AS u ON "
+					 "u.model = k.name AND u.version = k.active WHERE k.name <> $1 AND "
+					 "(u.uses->>$1)::int4 = v.version) "
 					 "AND v.version NOT IN (SELECT version FROM millrace.model_version WHERE model = $1 "
 					 "ORDER BY version DESC LIMIT $2) RETURNING v.uuid",
 					 SPI_OK_DELETE_RETURNING, name, PG_GETARG_INT32(1));
@@ -647,9 +677,10 @@ mr_drop_model(PG_FUNCTION_ARGS)
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
 	MrGuard guard;
+	MrKind kind;
 
 	PreventCommandIfReadOnly("millrace.drop_model()");
-	(void) mr_model_lock(name, true);
+	kind = mr_model_lock(name, true);
 	SPI_connect();
 	mr_cache_sweep();
 	mr_enter_catalog(&guard, "model");
@@ -657,6 +688,7 @@ mr_drop_model(PG_FUNCTION_ARGS)
 				 "millrace.model WHERE name = $1",
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	forget_caches();
+	warn_of_users(name, kind);
 	/* First the row that others lock who change the model. */
 	mr_exec_args("DELETE FROM millrace.model WHERE name = $1", SPI_OK_DELETE, false, 1, types, values, NULL);
 	for (int i = 0; i < lengthof(tables) + lengthof(VERSION_TABLES); i++)

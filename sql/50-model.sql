@@ -35,6 +35,7 @@ CREATE TABLE millrace.model_version (
 	ratings bigint,
 	rows bigint,
 	uses jsonb,
+	views text[],
 	created timestamptz NOT NULL DEFAULT clock_timestamp(),
 	activated timestamptz,
 	PRIMARY KEY (model, version)
@@ -45,13 +46,14 @@ COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
 COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of what it has learnt, key of every cache made from that: a number can come back with something else after a point-in-time recovery';
 COMMENT ON COLUMN millrace.model_version.query IS 'What it was trained on, as a query (of an als model the ratings); run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
-COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included, and (not of als) the columns of its query';
 COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.model_version.ratings IS 'Distinct pairs of user and item that it was trained on; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.model_version.rows IS 'Rows of the query that it was trained on; NULL for als, which has ratings';
 COMMENT ON COLUMN millrace.model_version.uses IS 'Other models that its query calls (index_of, scale and their like) and the version of each that was active, as {"name": version}; NULL: none';
+COMMENT ON COLUMN millrace.model_version.views IS 'Views that its query reads, and those behind them, first those that others read; NULL: none';
 COMMENT ON COLUMN millrace.model_version.created IS 'When it was made';
 COMMENT ON COLUMN millrace.model_version.activated IS 'When it last became the active version; NULL: never';
 
@@ -160,7 +162,7 @@ COMMENT ON COLUMN millrace.models.kind IS 'What its versions are: als, factors o
 COMMENT ON COLUMN millrace.models.version IS 'Number of the version, from 1';
 COMMENT ON COLUMN millrace.models.active IS 'Whether this version is served';
 COMMENT ON COLUMN millrace.models.owner IS 'Role whose members may train, activate, prune and drop the model';
-COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included, and (not of als) the columns of its query';
 COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.models.users IS 'Distinct users; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.models.items IS 'Distinct items; NULL for other kinds than als';
@@ -171,8 +173,8 @@ COMMENT ON COLUMN millrace.models.query IS 'What it was trained on, as a query (
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
-CREATE FUNCTION millrace._same_version(model text, a int, b int) RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
-	SELECT $2 = $3 OR NOT EXISTS (
+CREATE FUNCTION millrace._same_version(model text, a int, b int, at timestamptz = 'infinity') RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
+	SELECT EXISTS (SELECT FROM millrace.model_version AS v WHERE v.model = $1 AND v.version = $2 AND v.created <= $4) AND ($2 = $3 OR NOT EXISTS (
 		-- What both versions do to a row is there twice.
 		SELECT FROM (
 			SELECT pg_catalog.jsonb_build_array(i.index, i.value) FROM millrace.index_label AS i WHERE i.model = $1 AND i.version IN ($2, $3)
@@ -183,8 +185,8 @@ CREATE FUNCTION millrace._same_version(model text, a int, b int) RETURNS bool LA
 			UNION ALL
 			SELECT pg_catalog.jsonb_build_array(v.parameters->'on_unknown', v.parameters->'method', v.parameters->'on_null')
 			FROM millrace.model_version AS v WHERE v.model = $1 AND v.version IN ($2, $3)) AS r (row)
-		GROUP BY r.row HAVING pg_catalog.count(*) <> 2) $$;
-COMMENT ON FUNCTION millrace._same_version(text, int, int) IS 'Internal: whether two versions of a model of kind kmeans, indexer or scaler do the same to any row; false if one of them was pruned';
+		GROUP BY r.row HAVING pg_catalog.count(*) <> 2)) $$;
+COMMENT ON FUNCTION millrace._same_version(text, int, int, timestamptz) IS 'Internal: whether two versions of a model of kind kmeans, indexer or scaler do the same to any row; false if one of them was pruned, or if a was made later than at, by a model of the same name';
 
 CREATE VIEW millrace.trainings AS
 	SELECT i.model, i.version, i.iteration, i.loss, i.metric, i.seconds FROM millrace.training_iteration AS i;
@@ -257,7 +259,7 @@ CREATE FUNCTION millrace.retrain(model text, iterations int = NULL, warm_start b
 COMMENT ON FUNCTION millrace.retrain(text, int, bool, float8, float8, int, bigint, bool) IS
 'SELECT * FROM millrace.retrain(…): train a model of any kind again on what its query returns now, as its owner and with the parameters of its active version (of the newest that was trained here, if the active one was not); makes a new version. iterations, holdout and seed, if not NULL, take the place of those parameters, in later retrainings of the version it makes too. warm_start, threads and activate are as in train_als.
 The gate: what the new version does on its hold-out is compared with what the active version did on its own. If it is worse by more than gate_tolerance times that, the new version is stored, but not activated; a warning, the column reason of the result and metrics->>''reason'' in millrace.models say so. Without a hold-out of both, measured alike, there is no gate, and the reason says that.
-Of kind kmeans: warm_start keeps the numbers of clusters, iterations is max_iterations; the gate compares what the rows that there are now cost under the new centers and under the active ones. A query that gives another number of features than before is an error. Of kinds indexer and scaler iterations and seed mean nothing, and there is no gate; holdout means nothing of any of the three. An argument that means nothing must be NULL.
+Of kind kmeans: warm_start keeps the numbers of clusters, iterations is max_iterations; the gate compares what the rows that there are now cost under the new centers and under the active ones. A query that gives another number of features than before (of an indexer that has new values, say) is an error, unless warm_start is false; then there is no gate. Of kinds indexer and scaler iterations and seed mean nothing, and there is no gate; holdout means nothing of any of the three. An argument that means nothing must be NULL.
 A warning names the models that were trained with what another version of this one did to rows.';
 
 CREATE FUNCTION millrace.activate(model text, version int)
@@ -270,11 +272,11 @@ COMMENT ON FUNCTION millrace.rollback(text) IS 'Serve the version before the act
 
 CREATE FUNCTION millrace.prune(model text, keep int)
 	RETURNS int LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_prune';
-COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep`, the active one, and with keep above 1 the one that rollback would activate; returns how many were removed';
+COMMENT ON FUNCTION millrace.prune(text, int) IS 'Remove all versions of a model but the newest `keep`, the active one, with keep above 1 the one that rollback would activate, and those that active versions of other models were trained with; returns how many were removed';
 
 CREATE FUNCTION millrace.drop_model(model text)
 	RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'mr_drop_model';
-COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it';
+COMMENT ON FUNCTION millrace.drop_model(text) IS 'Remove a model with all its versions and the trials of tune_als for it. A warning names the models in use that were trained with it';
 
 CREATE FUNCTION millrace.user_factors(model text, OUT id text, OUT factor real[])
 	RETURNS SETOF record LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'mr_user_factors';

@@ -11,9 +11,12 @@
  * Rounding.  With u = 2^-24 and g = (d + 8) u a score s has an error of at most g (|c|^2 / 2 + |x| |c|), the rounding of
  * x and c included.  If |c| <= 4 |x| that is below 12 g |x|^2, else s >= |c|^2 / 4 and it is below 4 g s: in each case at
  * most max(16 g |x|^2, 4 g |s|), which is what bounds() takes, with room for the rounding of |x|^2.  s less that does not
- * fall with s, so that of the second least score bounds all others.
+ * fall with s, so that of the second least score bounds all others.  A score that overflows is that of a centre more than
+ * FARTHEST away, if |x| is below that (bounds() says nothing of others); what is nearer than `nearest` is told by double
+ * precision, as it tells it, with squares that may underflow.
  *
- * Sums of clusters are kept between iterations, and points that change are moved between them.  Points are cut into parts
+ * Sums of clusters are kept between iterations, as differences from where the centres were in the first, and points that
+ * change are moved between them; the cost follows from the sums.  Points are cut into parts
  * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
  *
  * The start.  Points, or a sample of them by weight and by squared distance from the middle (a lightweight coreset:
@@ -34,10 +37,11 @@
 #include <immintrin.h>
 #endif
 
-#define TILE 64			  /* points that are scored together */
-#define MAX_PARTS 256	  /* of the points, each with its own sums */
-#define PART_ROWS 256	  /* of a part, at least */
-#define MEASURE_ROWS 4096 /* that say where the middle is */
+#define TILE 64					  /* points that are scored together */
+#define MAX_PARTS 256			  /* of the points, each with its own sums */
+#define PART_ROWS 256			  /* of a part, at least */
+#define MEASURE_ROWS 4096		  /* that say where the middle is, at most, */
+#define MEASURE_NUMBERS (1 << 20) /* or so many numbers */
 #define DENSE 2 /* the next points are fetched while those of a tile are scored, if one of so many is used */
 #define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
 #define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
@@ -56,9 +60,12 @@
 #define START_SHARE 2							/* all starts take as long as so many iterations, */
 #define START_WORK 4e9							/* or so many differences of numbers */
 #define SLOPE(d) ((float) ((d) + 8) * 0x1p-24f) /* g of the head of this file */
-#define FARTHEST 1e30f							/* a lower bound need not be more */
+#define FARTHEST 1e18f							/* a lower bound is not more: squares overflow */
+#define NEAREST 1e-18f							/* an upper bound is not less: squares underflow */
 #define FILL_MOST 16							/* clusters without points that get one in an iteration */
-#define CHECK_NUMBERS 65536						/* between two looks whether the pool pauses */
+#define CANCELS 0x1p20		/* sums that so much larger ones were taken from are made anew */
+#define SAMPLE_MOST 1e12	/* a number of the sample is not larger, so that squares do not overflow */
+#define CHECK_NUMBERS 65536 /* between two looks whether the pool pauses */
 
 #if defined(__x86_64__)
 #define KERNEL(name) name##_avx512
@@ -124,7 +131,7 @@ typedef struct Kernels
 	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
 	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
-	void (*gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d);
+	void (*gather)(double *sum, double *square, const double *x, const double *base, double weight, int d);
 	int (*exact)(const double *x, int d, const double *turned, int k, int ld, double *least, double *second);
 } Kernels;
 
@@ -268,9 +275,10 @@ typedef struct Part
 	int64_t
 		n_tried; /* points whose distance to their centre was computed first, and for which that was enough */
 	int64_t n_spared;
+	bool stale;			  /* what is left in a sum is little against what was taken from it */
 	double cost;		  /* finish */
-	double *square;		  /* d: of weight * (x - shift)^2 */
-	double *sum;		  /* k x d: of weight * (x - shift) */
+	double *square;		  /* d: of weight * (x - base of its cluster)^2 */
+	double *sum;		  /* k x d: of weight * (x - base) */
 	double *size;		  /* k: of weights */
 	int64_t *n_points;	  /* k: of points that have weight */
 	double *cluster_cost; /* k: finish */
@@ -336,7 +344,9 @@ typedef struct State
 	double scale; /* a power of two that takes most numbers into [-1, 1] */
 	double drift; /* the longest move of a centre in the last iteration, scaled; not below it */
 	double drift2;
-	int drifted; /* the centre that moved so far */
+	int drifted;   /* the centre that moved so far */
+	float nearest; /* upper bounds are not less, scaled */
+	double square; /* the greatest sum of weight * (x - base)^2 since the bases were set */
 } State;
 
 typedef struct Work
@@ -354,6 +364,8 @@ typedef struct Work
 	Part *parts;
 	State *state;
 	double *shift;	/* d */
+	double *grid;	/* d: a power of two, about a millionth of the numbers' size */
+	double *base;	/* k x d: where the centres were when the sums began, in few digits */
 	float *center;	/* k x d: (center - shift) * scale */
 	float *bias;	/* k: half their squared lengths */
 	float *length;	/* k: their lengths, not below */
@@ -499,6 +511,8 @@ lay_out(Work *work, char *base, const MrcPoints *points, int k, int n_starts, in
 	work->turned_ld = (k + 31) / 32 * 32;
 	work->state = take(&at, sizeof(State));
 	work->shift = take_doubles(&at, (size_t) work->d);
+	work->grid = take_doubles(&at, (size_t) work->d);
+	work->base = take_doubles(&at, (size_t) k * work->d);
 	work->center = take_floats(&at, (size_t) k * work->d);
 	work->bias = take_floats(&at, (size_t) k);
 	work->length = take_floats(&at, (size_t) k);
@@ -544,40 +558,49 @@ mrc_kmeans_scratch_bytes(const MrcPoints *points, int k, int n_starts, int n_thr
 static void
 measure(Work *work, const MrcPoints *points)
 {
-	int64_t n = points->n < MEASURE_ROWS ? points->n : MEASURE_ROWS;
+	int64_t n = MEASURE_NUMBERS / work->d;
+	const double *first = row_of(points, 0);
+	double *sum = work->turned; /* not used yet; it has room for 32 numbers a coordinate */
+	double *square = work->turned + work->d;
 	double most = 0;
-	int exponent;
+	int exponent = 0;
 
+	n = n < 16 ? 16 : n > MEASURE_ROWS ? MEASURE_ROWS : n;
+	n = n < points->n ? n : points->n;
+	memset(sum, 0, 2 * (size_t) work->d * sizeof(double));
+	for (int64_t i = 0; i < n; i++)
+	{
+		const double *x = row_of(points, points->n * i / n);
+
+		for (int j = 0; j < work->d; j++)
+		{
+			sum[j] += x[j] - first[j];
+			square[j] += (x[j] - first[j]) * (x[j] - first[j]);
+		}
+	}
 	for (int j = 0; j < work->d; j++)
 	{
-		double first = row_of(points, 0)[j];
-		double sum = 0;
-		double square = 0;
+		double mean = sum[j] / (double) n;
+		double variance = square[j] / (double) n - mean * mean;
 
-		for (int64_t i = 0; i < n; i++)
-		{
-			double x = row_of(points, points->n * i / n)[j] - first;
-
-			sum += x;
-			square += x * x;
-		}
-		sum /= (double) n;
-		square = square / (double) n - sum * sum;
-		frexp(square > 0 ? sqrt(square) : 0, &exponent);
-		work->shift[j] = first + sum;
-		if (square > 0 && isfinite(square))
+		work->shift[j] = first[j] + mean;
+		frexp(variance > 0 ? sqrt(variance) : 0, &exponent);
+		if (variance > 0 && isfinite(variance))
 			work->shift[j] = ldexp(rint(ldexp(work->shift[j], -exponent)), exponent);
+		work->grid[j] = ldexp(1, exponent > -900 && exponent < 1000 ? exponent - 20 : 0);
 		if (!isfinite(work->shift[j]))
 			work->shift[j] = 0;
-		for (int64_t i = 0; i < n; i++)
-		{
-			double x = fabs(row_of(points, points->n * i / n)[j] - work->shift[j]);
+	}
+	for (int64_t i = 0; i < n; i++)
+	{
+		const double *x = row_of(points, points->n * i / n);
 
-			most = x > most ? x : most;
-		}
+		for (int j = 0; j < work->d; j++)
+			most = fmax(most, fabs(x[j] - work->shift[j]));
 	}
 	frexp(most, &exponent);
 	work->state->scale = most > 0 && exponent > -1000 && exponent < 1000 ? ldexp(1, -exponent) : 1;
+	work->state->nearest = NEAREST + (float) (work->state->scale * 0x1p-480);
 }
 
 static void
@@ -644,6 +667,17 @@ half_task(void *arg, int worker, int64_t lo, int64_t hi)
 	return MRC_OK;
 }
 
+/* A point comes into the sums of a cluster. */
+static void
+take_in(const Work *work, Part *part, const double *x, double weight, int label)
+{
+	size_t to = (size_t) label * work->d;
+
+	work->kernels.gather(part->sum + to, part->square, x, work->base + to, weight, work->d);
+	part->size[label] += weight;
+	part->n_points[label] += weight > 0;
+}
+
 /* A point's label is known. */
 static void
 settle(Work *work, Part *part, int64_t row, const double *x, int label)
@@ -651,6 +685,7 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	MrcKmeans *km = work->kmeans;
 	double weight = weight_of(&km->points, row);
 	int before = km->label[row];
+	size_t from;
 
 	if (!work->fresh && before == label)
 		return;
@@ -658,18 +693,20 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	part->n_changed++;
 	if (work->finish)
 		return;
-	work->kernels.gather(part->sum + (size_t) label * work->d, work->fresh ? part->square : NULL, x,
-						 work->shift, weight, work->d);
-	part->size[label] += weight;
-	part->n_points[label] += weight > 0;
+	take_in(work, part, x, weight, label);
 	if (work->fresh)
 		return;
-	work->kernels.gather(part->sum + (size_t) before * work->d, NULL, x, work->shift, -weight, work->d);
+	from = (size_t) before * work->d;
+	work->kernels.gather(part->sum + from, part->square, x, work->base + from, -weight, work->d);
 	part->size[before] -= weight;
 	part->n_points[before] -= weight > 0;
+	if (weight > 0 && part->n_points[before] > 0 &&
+		!(weight * (1 + work->state->scale * sqrt(distance2(x, work->base + from, work->d))) <=
+		  CANCELS * part->size[before]))
+		part->stale = true;
 	if (part->n_points[before] == 0)
 	{
-		memset(part->sum + (size_t) before * work->d, 0, (size_t) work->d * sizeof(double));
+		memset(part->sum + from, 0, (size_t) work->d * sizeof(double));
 		part->size[before] = 0;
 	}
 }
@@ -697,7 +734,7 @@ flush(Work *work, Part *part, Desk *desk)
 	{
 		int64_t row = desk->number[i];
 		int label = desk->label[i];
-		float upper = desk->upper[i];
+		float upper = desk->upper[i] + work->state->nearest;
 		float lower = desk->lower[i];
 		const double *from = desk->from[i];
 
@@ -710,7 +747,7 @@ flush(Work *work, Part *part, Desk *desk)
 				work->kernels.exact(from, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
 				label = mrc_kmeans_nearest(km->center, work->k, work->d, from, NULL);
-			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f);
+			upper = (float) (sqrt(best) * work->state->scale) * (1 + 0x1p-20f) + work->state->nearest;
 			lower = (float) (sqrt(second) * work->state->scale) * (1 - 0x1p-20f);
 		}
 		work->upper[row] = upper;
@@ -753,7 +790,8 @@ take_point(Work *work, Part *part, Desk *desk, int64_t row, float limit)
 		int label = km->label[row];
 		float away = sqrtf(work->kernels.away(x, work->center + (size_t) label * work->d, work->d));
 
-		away = away * (1 + work->slope) + work->length[label] * 0x1p-20f; /* |x| <= |c| + |x - c| */
+		away = away * (1 + work->slope) + work->length[label] * 0x1p-20f /* |x| <= |c| + |x - c| */
+			+ work->state->nearest;
 		work->upper[row] = away < work->upper[row] ? away : work->upper[row];
 		part->n_tried++;
 		part->n_spared += away < limit;
@@ -818,7 +856,56 @@ assign_task(void *arg, int worker, int64_t lo, int64_t hi)
 	return MRC_OK;
 }
 
-/* Assigns all points; the sums of the parts are in the first one of a copy. */
+/* No point is in a sum of a part. */
+static void
+empty_sums(const Work *work, Part *part)
+{
+	size_t k = (size_t) work->k;
+
+	memset(part->square, 0, (size_t) work->d * sizeof(double));
+	memset(part->sum, 0, k * work->d * sizeof(double));
+	memset(part->size, 0, k * sizeof(double));
+	memset(part->n_points, 0, k * sizeof(int64_t));
+}
+
+/* Sums begin, from where the centres are: at first in few digits, which leaves few to the sums. */
+static void
+begin_sums(Work *work)
+{
+	for (size_t i = 0; i < (size_t) work->k * work->d; i++)
+	{
+		double center = work->kmeans->center[i];
+		double base = rint(center / work->grid[i % work->d]) * work->grid[i % work->d];
+
+		work->base[i] = work->fresh && isfinite(base) ? base : center;
+	}
+	work->state->square = 0;
+	for (int p = 0; p < work->n_parts; p++)
+		empty_sums(work, &work->parts[p]);
+}
+
+/* The sums of part lo from its labels. */
+static MrcStatus
+sum_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const MrcKmeans *km = work->kmeans;
+	Part *part = &work->parts[lo];
+	int64_t check = CHECK_NUMBERS / work->d + 1;
+
+	(void) worker;
+	(void) hi;
+	empty_sums(work, part);
+	for (int64_t row = part->lo; row < part->hi; row++)
+	{
+		if (row % check == 0 && mrc_pool_pausing(km->pool))
+			return MRC_AGAIN;
+		take_in(work, part, row_of(&km->points, row), weight_of(&km->points, row), km->label[row]);
+	}
+	return MRC_OK;
+}
+
+/* Assigns all points; each part has the sums of its own. */
 static MrcStatus
 assign(Work *work, bool finish)
 {
@@ -829,6 +916,8 @@ assign(Work *work, bool finish)
 	work->finish = finish;
 	work->fresh = km->n_iterations == 0;
 	take_centers(work);
+	if (work->fresh && !finish)
+		begin_sums(work);
 	memset(work->half, 0, k * sizeof(float));
 	if (!work->fresh && (int64_t) k < km->points.n / 16)
 		status = mrc_pool_run(km->pool, work->k, 16, half_task, work);
@@ -839,40 +928,30 @@ assign(Work *work, bool finish)
 		Part *part = &work->parts[p];
 
 		part->next = part->lo;
-		if (work->fresh || finish)
-			memset(part->size, 0, k * sizeof(double));
-		if (finish)
-			memset(part->cluster_cost, 0, k * sizeof(double));
-		else if (work->fresh)
-		{
-			memset(part->square, 0, (size_t) work->d * sizeof(double));
-			memset(part->sum, 0, k * work->d * sizeof(double));
-			memset(part->n_points, 0, k * sizeof(int64_t));
-		}
+		if (!finish)
+			continue;
+		memset(part->size, 0, k * sizeof(double));
+		memset(part->cluster_cost, 0, k * sizeof(double));
 	}
 	return mrc_pool_run(km->pool, work->n_parts, 1, assign_task, work);
 }
 
-/* The sums of all parts for cluster c into sum (d); the number of its points that have weight. */
-static int64_t
+/* The sums of all parts for cluster c into sum (d). */
+static void
 cluster_sum(const Work *work, int c, double *sum, double *size)
 {
-	int64_t n = 0;
-
 	memset(sum, 0, (size_t) work->d * sizeof(double));
 	*size = 0;
 	for (int p = 0; p < work->n_parts; p++)
 	{
 		const Part *part = &work->parts[p];
 
-		n += part->n_points[c];
 		if (part->n_points[c] == 0)
 			continue;
 		*size += part->size[c];
 		for (int j = 0; j < work->d; j++)
 			sum[j] += part->sum[(size_t) c * work->d + j];
 	}
-	return n;
 }
 
 /* Centre c goes to where it should; its move. */
@@ -949,47 +1028,88 @@ fill(Work *work, int c)
 	return MRC_OK;
 }
 
+/*
+ * The sums of all parts into sum (k x d), size, and cost; false if they must be made anew, as too many of their digits are
+ * gone.
+ */
+static bool
+add_parts(const Work *work, double *sum)
+{
+	MrcKmeans *km = work->kmeans;
+	bool is_stale = false;
+	double square = 0;
+
+	for (int p = 0; p < work->n_parts; p++)
+	{
+		is_stale = is_stale || work->parts[p].stale;
+		for (int j = 0; j < work->d; j++)
+			square += work->parts[p].square[j];
+	}
+	km->cost = square;
+	for (int c = 0; c < km->k; c++)
+	{
+		size_t at = (size_t) c * work->d;
+
+		cluster_sum(work, c, sum + at, &km->size[c]);
+		for (int j = 0; j < work->d && km->size[c] > 0; j++)
+		{
+			double moved = km->center[at + j] - work->base[at + j];
+
+			km->cost += moved * (km->size[c] * moved - 2 * sum[at + j]);
+		}
+	}
+	if (!(square < work->state->square))
+		work->state->square = square;
+	return !is_stale && km->cost >= work->state->square / CANCELS;
+}
+
+/* All centres to the means of their points; the number of clusters without weight. */
+static int
+move_centers(Work *work, double *sum)
+{
+	MrcKmeans *km = work->kmeans;
+	int n_empty = 0;
+
+	work->state->drift = work->state->drift2 = 0;
+	work->state->drifted = -1;
+	for (int c = 0; c < km->k; c++)
+	{
+		size_t at = (size_t) c * work->d;
+
+		work->drift[c] = 0;
+		n_empty += km->size[c] == 0;
+		for (int j = 0; j < work->d && km->size[c] > 0; j++)
+			sum[at + j] = work->base[at + j] + sum[at + j] / km->size[c];
+		if (km->size[c] > 0)
+			move_center(work, c, sum + at);
+	}
+	return n_empty;
+}
+
 MrcStatus
 mrc_kmeans_iterate(MrcKmeans *km)
 {
 	Work work;
 	double *sum;
 	MrcStatus status;
-	int n_empty = 0;
+	int n_empty;
 
 	work_begin(&work, km);
-	sum = work.turned; /* at least d numbers, and not used any more when they are */
+	sum = work.turned; /* at least k x d numbers, and not used any more when they are */
 	status = assign(&work, false);
+	if (status == MRC_OK && !add_parts(&work, sum))
+	{
+		begin_sums(&work);
+		status = mrc_pool_run(km->pool, work.n_parts, 1, sum_task, &work);
+		add_parts(&work, sum);
+	}
 	if (status != MRC_OK)
 		return status;
-	work.state->drift = work.state->drift2 = 0;
-	work.state->drifted = -1;
-	km->n_changed = 0;
-	km->cost = 0;
-	for (int p = 0; p < work.n_parts; p++)
-	{
-		km->n_changed += work.parts[p].n_changed;
-		for (int j = 0; j < work.d; j++)
-			km->cost += work.parts[p].square[j];
-	}
-	for (int c = 0; c < km->k; c++)
-	{
-		double *center = km->center + (size_t) c * work.d;
-		int64_t n = cluster_sum(&work, c, sum, &km->size[c]);
-
-		work.drift[c] = 0;
-		n_empty += n == 0;
-		for (int j = 0; j < work.d && n > 0; j++)
-		{
-			double at = center[j] - work.shift[j];
-
-			km->cost += at * (km->size[c] * at - 2 * sum[j]);
-			sum[j] = work.shift[j] + sum[j] / km->size[c];
-		}
-		if (n > 0)
-			move_center(&work, c, sum);
-	}
 	km->cost = km->cost < 0 ? 0 : km->cost;
+	km->n_changed = 0;
+	for (int p = 0; p < work.n_parts; p++)
+		km->n_changed += work.parts[p].n_changed;
+	n_empty = move_centers(&work, sum);
 	for (int c = 0; c < km->k && n_empty > 0 && work.n_filled < FILL_MOST && status == MRC_OK; c++)
 		if (km->size[c] == 0)
 			status = fill(&work, c);
@@ -1066,7 +1186,11 @@ put(Work *work, int64_t slot, const double *x, double weight)
 	float *to = work->sample + (size_t) (slot / TILE) * work->d * TILE + slot % TILE;
 
 	for (int j = 0; j < work->d; j++)
-		to[(size_t) j * TILE] = (float) ((x[j] - work->shift[j]) * work->state->scale);
+	{
+		double at = (x[j] - work->shift[j]) * work->state->scale;
+
+		to[(size_t) j * TILE] = (float) fmax(-SAMPLE_MOST, fmin(at, SAMPLE_MOST));
+	}
 	work->sample_weight[slot] = (float) weight;
 }
 
@@ -1301,11 +1425,24 @@ swap(const Work *work, Start *start)
 	start->pass = MEND;
 }
 
-/* Sums follow the labels, and centres are their means. */
+/* No point is in a sum. */
 static void
-means(const Work *work, Start *start)
+forget_sums(const Work *work, Start *start)
+{
+	size_t k = (size_t) work->k + BREATH;
+
+	memset(start->sum, 0, k * work->d * sizeof(double));
+	memset(start->size, 0, k * sizeof(double));
+	memset(start->n_points, 0, k * sizeof(int64_t));
+	memset(start->summed, 0xFF, (size_t) work->n_tiles * TILE * sizeof(int32_t));
+}
+
+/* Sums follow the labels; false if what is left in one is little against what was taken from it. */
+static bool
+follow(const Work *work, Start *start)
 {
 	size_t d = (size_t) work->d;
+	bool good = true;
 
 	for (int64_t i = 0; i < work->n_sample; i++)
 	{
@@ -1325,8 +1462,23 @@ means(const Work *work, Start *start)
 			continue;
 		start->size[from] -= weight;
 		start->n_points[from]--;
+		good = good && (start->n_points[from] == 0 || weight <= CANCELS * start->size[from]);
 		for (size_t j = 0; j < d; j++)
 			start->sum[(size_t) from * d + j] -= weight * x[j * TILE];
+	}
+	return good;
+}
+
+/* Centres are the means of their points. */
+static void
+means(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+
+	if (!follow(work, start))
+	{
+		forget_sums(work, start);
+		follow(work, start);
 	}
 	for (int c = 0; c < start->k; c++)
 		for (size_t j = 0; j < d && start->n_points[c] > 0; j++)
@@ -1559,8 +1711,6 @@ step(const Work *work, Start *start)
 static void
 begin_start(const Work *work, Start *start, int64_t number)
 {
-	size_t k = (size_t) work->k + BREATH;
-
 	start->number = number;
 	start->random = mix(work->kmeans->seed + mix((uint64_t) number + 1));
 	start->phase = SEED;
@@ -1570,14 +1720,9 @@ begin_start(const Work *work, Start *start, int64_t number)
 	start->n_done = 0;
 	start->breath = work->k < BREATH ? work->k : BREATH;
 	start->work = 0;
-	memset(start->sum, 0, k * work->d * sizeof(double));
-	memset(start->size, 0, k * sizeof(double));
-	memset(start->n_points, 0, k * sizeof(int64_t));
+	forget_sums(work, start);
 	for (int64_t i = 0; i < work->n_tiles * TILE; i++)
-	{
 		start->best[i] = 1;
-		start->summed[i] = -1;
-	}
 	tally(work, start);
 }
 
@@ -2009,9 +2154,9 @@ measure_clusters(Silhouette *s)
 	return status;
 }
 
-/* The mean over all points. */
-static double
-mean_silhouette(const Silhouette *s)
+/* The mean over all points; NaN if fewer than two clusters have some. */
+static MrcStatus
+mean_silhouette(const Silhouette *s, double *silhouette)
 {
 	double total = 0;
 	double weight = 0;
@@ -2024,7 +2169,8 @@ mean_silhouette(const Silhouette *s)
 		weight += s->weight[c];
 		n_used += s->weight[c] > 0;
 	}
-	return n_used > 1 ? total / weight : NAN;
+	*silhouette = n_used > 1 ? total / weight : NAN;
+	return n_used > 1 && !isfinite(*silhouette) ? MRC_NOTFINITE : MRC_OK;
 }
 
 MrcStatus
@@ -2038,10 +2184,7 @@ mrc_silhouette(MrcPool *pool, const MrcPoints *points, const int32_t *label, int
 	status = measure_clusters(&s);
 	if (status == MRC_OK)
 		status = run_shapes(&s, 2);
-	if (status != MRC_OK)
-		return status;
-	*silhouette = mean_silhouette(&s);
-	return isinf(*silhouette) ? MRC_NOTFINITE : MRC_OK;
+	return status == MRC_OK ? mean_silhouette(&s, silhouette) : status;
 }
 
 /* The silhouette of a point from its distances to all points; apart: k, overwritten. */
@@ -2095,8 +2238,5 @@ mrc_silhouette_pairs(MrcPool *pool, const MrcPoints *points, const int32_t *labe
 	for (int p = 0; p < s.n_shapes; p++)
 		s.shapes[p].next = s.shapes[p].lo;
 	status = mrc_pool_run(pool, s.n_shapes, 1, pair_task, &s);
-	if (status != MRC_OK)
-		return status;
-	*silhouette = mean_silhouette(&s);
-	return isinf(*silhouette) ? MRC_NOTFINITE : MRC_OK;
+	return status == MRC_OK ? mean_silhouette(&s, silhouette) : status;
 }

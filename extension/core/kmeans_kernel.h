@@ -293,7 +293,7 @@ KERNEL(narrow)(const double *x, const double *shift, double scale, int d, float 
 
 /*
  * From the two least scores of a tile's points: upper and lower bounds of their distances to the centre that has the least
- * and to all others.
+ * and to all others; that is 0 where the point is too far away for single precision.
  */
 TARGET static void
 KERNEL(bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower)
@@ -313,7 +313,7 @@ KERNEL(bounds)(const float *x, int d, const float *best, const float *second, fl
 		float least = norm[i] + 2 * (second[i] - (by_norm > by_second ? by_norm : by_second));
 
 		upper[i] = sqrtf(most > 0 ? most : 0) * (1 + 0x1p-20f);
-		lower[i] = sqrtf(least > 0 ? least : 0) * (1 - 0x1p-20f);
+		lower[i] = norm[i] < FARTHEST * FARTHEST ? sqrtf(least > 0 ? least : 0) * (1 - 0x1p-20f) : 0;
 	}
 }
 
@@ -336,38 +336,27 @@ KERNEL(away)(const float *a, const float *b, int d)
 	return sum + KERNEL(sum)(sums);
 }
 
-/* sum (d) += weight * (x - shift), and square (d; NULL: none) += weight * (x - shift)^2, by coordinates. */
-INLINE void
-KERNEL(gather_both)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
+/* sum (d) += weight * (x - base), and square (d) += weight * (x - base)^2, by coordinates. */
+TARGET static void
+KERNEL(gather)(double *sum, double *square, const double *x, const double *base, double weight, int d)
 {
 	typedef double Doubles __attribute__((vector_size(LANES * 4), aligned(8), may_alias));
 	int t = 0;
 
 	for (; t + LANES / 2 <= d; t += LANES / 2)
 	{
-		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (shift + t);
+		Doubles v = *(const Doubles *) (x + t) - *(const Doubles *) (base + t);
 
 		*(Doubles *) (sum + t) += weight * v;
-		if (square)
-			*(Doubles *) (square + t) += weight * v * v;
+		*(Doubles *) (square + t) += weight * v * v;
 	}
 	for (; t < d; t++)
 	{
-		double v = x[t] - shift[t];
+		double v = x[t] - base[t];
 
 		sum[t] += weight * v;
-		if (square)
-			square[t] += weight * v * v;
+		square[t] += weight * v * v;
 	}
-}
-
-TARGET static void
-KERNEL(gather)(double *sum, double *square, const double *x, const double *shift, double weight, int d)
-{
-	if (square)
-		KERNEL(gather_both)(sum, square, x, shift, weight, d);
-	else
-		KERNEL(gather_both)(sum, NULL, x, shift, weight, d);
 }
 
 /*

@@ -60,7 +60,7 @@ SELECT is(reading('SELECT i AS a, 1 AS w FROM generate_series(1, 100) AS i', 'w'
 SELECT is(reading('SELECT i AS a, 1.5::real AS w FROM generate_series(1, 70000) AS i', 'w')::text, '(70000,t)', 'given up, with weights');
 SELECT is(reading('SELECT w, c FROM (SELECT i % 3 AS w, i AS c FROM generate_series(1, 99) AS i) AS t', 'w')::text, '(66,t)', 'weight 0 is no point');
 SELECT is(rows, 99::bigint, 'but a row') FROM millrace.models WHERE name = 'one' AND active;
-SELECT is(parameters->'columns', '[{"name": "c", "type": "integer", "width": 1}]', 'the weight is no feature') FROM millrace.models WHERE name = 'one' AND active;
+SELECT is(parameters->'columns', '[{"name": "c", "type": "integer", "width": 1, "position": 2}]', 'the weight is no feature') FROM millrace.models WHERE name = 'one' AND active;
 CREATE TEMP TABLE bad (what text, query text, error text);
 INSERT INTO bad VALUES
 	('a weight below 0', 'SELECT 1 AS a, -0.5 AS w', E'22023\nquery: the weight is below 0: -0.5\nRow 1 has a = 1, w = -0.5.'),

@@ -44,7 +44,7 @@ CREATE TEMP TABLE result AS SELECT * FROM millrace.fit_scaler('s', 'shop.f');
 SELECT is((model, version, active, rows, users, items, ratings, rank, iterations, loss, metric, metric_value, reason)::text, '(s,1,t,5000,,,,,,,,,)', 'the row of a training') FROM result;
 SELECT is((kind, version, active, rows, query)::text, '(scaler,1,t,5000,"TABLE shop.f")', 'a model of kind scaler') FROM millrace.models WHERE name = 's';
 SELECT is(parameters - 'columns', '{"method": "standard", "on_null": "error"}', 'parameters') FROM millrace.models WHERE name = 's';
-SELECT is(parameters->'columns', '[{"name": "a", "type": "double precision", "width": 1}, {"name": "b", "type": "integer", "width": 1}, {"name": "c", "type": "numeric", "width": 1}, {"name": "d", "type": "numeric", "width": 1}, {"name": "e", "type": "double precision[]", "width": 3}]', 'columns')
+SELECT is(parameters->'columns', '[{"name": "a", "type": "double precision", "width": 1, "position": 1}, {"name": "b", "type": "integer", "width": 1, "position": 2}, {"name": "c", "type": "numeric", "width": 1, "position": 3}, {"name": "d", "type": "numeric", "width": 1, "position": 4}, {"name": "e", "type": "double precision[]", "width": 3, "position": 5}]', 'columns')
 	FROM millrace.models WHERE name = 's';
 SELECT is(metrics->>'nulls', '0', 'metrics') FROM millrace.models WHERE name = 's';
 CREATE TEMP TABLE truth AS SELECT u.position, count(*) AS n, avg(u.x::numeric)::float8 AS mean, stddev_samp(u.x::numeric)::float8 AS stddev, min(u.x) AS minimum, max(u.x) AS maximum

@@ -23,7 +23,7 @@ CREATE TEMP TABLE result AS SELECT * FROM millrace.train_kmeans('m', 'SELECT x, 
 SELECT is((model, version, active, rows, users, items, ratings, rank, metric, reason)::text, '(m,1,t,342,,,,,,)', 'the row of a training') FROM result;
 SELECT ok(iterations BETWEEN 1 AND 20 AND seconds > 0 AND loss > 0, 'iterations, seconds, cost') FROM result;
 SELECT is((kind, version, active, rows, users, query)::text, '(kmeans,1,t,342,,"SELECT x, y, z FROM shop.p")', 'a model of kind kmeans') FROM millrace.models WHERE name = 'm';
-SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1}, {"name": "y", "type": "double precision", "width": 1}, {"name": "z", "type": "double precision[]", "width": 2}]}', 'parameters with defaults and columns')
+SELECT is(parameters, '{"k": 5, "seed": 1, "max_iterations": 20, "starts": 4, "tolerance": 0.0001, "weight": null, "columns": [{"name": "x", "type": "double precision", "width": 1, "position": 1}, {"name": "y", "type": "double precision", "width": 1, "position": 2}, {"name": "z", "type": "double precision[]", "width": 2, "position": 3}]}', 'parameters with defaults and columns')
 	FROM millrace.models WHERE name = 'm';
 SELECT is((metrics->>'rows', metrics->>'points', (metrics->>'iterations')::int, (metrics->>'cost')::float8)::text, (SELECT ('342', '300', iterations, loss)::text FROM result), 'metrics; equal rows are one point')
 	FROM millrace.models WHERE name = 'm';
@@ -171,7 +171,9 @@ CREATE TABLE shop.wide AS SELECT x, y, ARRAY[x, y] AS more FROM shop.live;
 SELECT millrace.train_kmeans('wide', 'SELECT * FROM shop.wide', 2);
 UPDATE shop.wide SET more = more || 0;
 SELECT throws_ok($$ SELECT millrace.retrain('wide') $$, '22023', 'query: 5 features, but model "wide" has 4', 'retrain with other features');
-SELECT throws_ok($$ SELECT millrace.retrain('wide', warm_start => false) $$, '22023', 'query: 5 features, but model "wide" has 4', 'from the seed too');
+SELECT is((version, active, reason)::text, '(2,t,"no gate: version 1 has other features")', 'from the seed: as many as there are now') FROM millrace.retrain('wide', warm_start => false);
+SELECT is(array_length(center, 1), 5, 'their centers') FROM millrace.cluster_centers('wide') WHERE cluster = 0;
+SELECT is((version, active, reason)::text, '(3,t,)', 'from where retraining goes on') FROM millrace.retrain('wide');
 -- The gate
 SET LOCAL client_min_messages = error;
 SELECT millrace.train_kmeans('gate', 'SELECT x, y FROM shop.live', 5);
@@ -208,7 +210,7 @@ SELECT throws_ok(training(format('''x'', %L, 2', query)), state, message, query)
 	('VALUES (''{}''::float8[])', '22023', 'query: column "column1" is an empty array'), ('VALUES (float8 ''NaN''), (1)', '22003', 'query: column "column1" is not a number'),
 	('VALUES (numeric ''NaN''), (1)', '22003', 'query: column "column1" is not a number'), ('VALUES (float8 ''-infinity''), (1)', '22003', 'query: column "column1" is infinite'),
 	('VALUES (1e200), (2e200), (-3e200)', '22003', 'the squares of the features are out of range'), ('SELECT nothing FROM shop.p', '42703', 'column "nothing" does not exist'),
-	('nowhere.points', '42P01', 'relation "nowhere.points" does not exist'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows')) AS v (query, state, message);
+	('nowhere.points', '42P01', 'relation "nowhere.points" does not exist'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows'), ('SELECT 1 INTO x', '22023', 'query must be a single query that returns rows')) AS v (query, state, message);
 SELECT throws_ok(training($$ 'x', 'SELECT x FROM shop.p', 2, weight => 'w' $$), '22023', 'query: there is no column "w", which is to be the weight', 'no weight');
 SELECT throws_ok(training($$ 'x', 'SELECT x, -1 AS w FROM shop.p', 2, weight => 'w' $$), '22023', 'query: the weight is below 0: -1', 'a negative weight');
 SELECT throws_ok(training($$ 'x', 'SELECT 1 AS w', 2, weight => 'w' $$), '22023', 'query: the query has no columns but the weight', 'only a weight');

@@ -2214,9 +2214,12 @@ test_kmeans_is_lloyd(void **state)
 		int k;
 		double apart;
 		double offset;
-	} all[] = {{700, 1, 5, 10, 0},	 {3000, 2, 7, 5, 0},	  {2000, 7, 20, 3, 1e6},  {900, 33, 65, 1, -3e4},
-			   {300, 1000, 9, 1, 5}, {5000, 16, 100, 1e5, 0}, {4000, 3, 1, 2, 0},	  {100, 5, 100, 2, 1e9},
-			   {9000, 4, 40, 0, 0},	 {3000, 3, 30, 1, 1e-20}, {2000, 8, 10, 1e140, 0}};
+		int n_blobs; /* 0: as many as centres */
+	} all[] = {{700, 1, 5, 10, 0, 0},	   {3000, 2, 7, 5, 0, 0},		  {2000, 7, 20, 3, 1e6, 0},
+			   {900, 33, 65, 1, -3e4, 0},  {300, 1000, 9, 1, 5, 0},		  {5000, 16, 100, 1e5, 0, 0},
+			   {4000, 3, 1, 2, 0, 0},	   {100, 5, 100, 2, 1e9, 0},	  {9000, 4, 40, 0, 0, 0},
+			   {3000, 3, 30, 1, 1e-20, 0}, {2000, 8, 10, 1e140, 0, 2000}, {4000, 12, 40, 1e5, 0, 3},
+			   {4000, 5, 40, 1e6, 0, 2}};
 
 	(void) state;
 	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
@@ -2225,7 +2228,7 @@ test_kmeans_is_lloyd(void **state)
 			int64_t n = all[a].n;
 			int d = all[a].d;
 			int k = all[a].k;
-			double *x = blobs(n, d, all[a].apart < 1e100 ? k : (int) n, all[a].apart, all[a].offset);
+			double *x = blobs(n, d, all[a].n_blobs > 0 ? all[a].n_blobs : k, all[a].apart, all[a].offset);
 			double *weight = malloc((size_t) n * sizeof(double));
 			double *center = malloc((size_t) k * d * sizeof(double));
 			int32_t *label = malloc((size_t) n * sizeof(int32_t));
@@ -2260,6 +2263,142 @@ test_kmeans_is_lloyd(void **state)
 			free(center);
 			free(label);
 		}
+}
+
+/* As far from x as the nearest of the centres, but for rounding in double precision. */
+static bool
+is_nearest(const MrcKmeans *km, const double *center, const double *x, int label)
+{
+	double least;
+	double far = squared(x, center + label * km->points.d, km->points.d);
+
+	mrc_kmeans_nearest(center, km->k, km->points.d, x, &least);
+	return far <= least * (1 + 1e-12);
+}
+
+/*
+ * Labels are those of double precision where single precision overflows and underflows: `few` of the numbers are of one
+ * size, the others of another; few of the centres are among the first.
+ */
+static void
+test_kmeans_extremes(void **state)
+{
+	enum
+	{
+		N = 10000,
+		K = 12
+	};
+	static const struct
+	{
+		double few;
+		double others;
+	} all[] = {{1e-300, 1e-300}, {1e-200, 1e-200}, {1e-160, 1e-160}, {1e-30, 1e-30}, {1e19, 1},	 {1e25, 1},
+			   {1e38, 1},		 {1e60, 1e-60},	   {1, 1e-19},		 {1, 1e-25},	 {1, 1e-33}, {1, 1e-60},
+			   {1e150, 1e-150},	 {1e150, 1e150},   {1e9, 1e-9},		 {1e19, 1e19},	 {1e300, 0}};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+		for (int l = 0; l < 4; l++)
+		{
+			int d = 1 + (int) (a % 3);
+			double *x = malloc((size_t) N * d * sizeof(double));
+			double before[K * 3];
+			Clusters c;
+
+			srand(SEED);
+			for (int i = 0; i < N * d; i++)
+				x[i] = all[a].others * (uniform() - 0.3);
+			for (int i = 0; i < 300; i++) /* not where the numbers are measured */
+				x[(33 * i + 1) * d] = all[a].few * (i % 2 ? 1 : -1) * (1 + uniform());
+			clusters_open(&c, x, NULL, N, d, K, 2, N);
+			c.km.lanes = all_lanes[l];
+			for (int i = 0; i < K; i++)
+				memcpy(c.km.center + i * d, x + (33 * i + i % 3) * d, d * sizeof(double));
+			for (int i = 0; i < 8; i++)
+			{
+				memcpy(before, c.km.center, K * d * sizeof(double));
+				if (mrc_kmeans_iterate(&c.km) != MRC_OK)
+					assert_true(all[a].few == 1e300);
+				for (int row = 0; row < N; row++)
+					assert_true(is_nearest(&c.km, before, x + row * d, c.km.label[row]) ||
+								all[a].few == 1e300);
+			}
+			if (mrc_kmeans_finish(&c.km) == MRC_OK)
+				for (int row = 0; row < N; row++)
+					assert_int_equal(c.km.label[row],
+									 mrc_kmeans_nearest(c.km.center, K, d, x + row * d, NULL));
+			clusters_close(&c);
+			free(x);
+		}
+}
+
+/* What leaves a cluster takes all its digits along, by weight or by size; the others' centre and cost are theirs. */
+static void
+test_kmeans_cancellation(void **state)
+{
+	static const struct
+	{
+		double heavy;
+		double light;
+		double size;
+	} all[] = {{1, 1, 1}, {1e12, 1e-12, 1}, {1e100, 1e-100, 1}, {1, 1, 1e9}, {1, 1, 1e14}};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+	{
+		double s = all[a].size;
+		double h = all[a].heavy;
+		double l = all[a].light;
+		double x[] = {-s, s, 0.3, 0.2, 0.25, -1.15 * s, 1.15 * s, 0.1, -1.16 * s, 1.16 * s};
+		double weight[] = {h, h, l, l, l, h, h, l, h, h};
+		double cost;
+		Clusters c;
+
+		if (h > 1) /* the heavy ones leave, the light ones stay */
+			weight[5] = weight[6] = weight[8] = weight[9] = l;
+		clusters_open(&c, x, weight, 10, 1, 3, 1, 10);
+		memcpy(c.km.center, (const double[]){0, -2.2 * s, 2.2 * s}, 3 * sizeof(double));
+		for (int i = 0; i < 6; i++)
+			assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+		assert_true(fabs(c.km.center[0] - 0.2125) < 1e-9 * s);
+		assert_true(fabs(c.km.size[0] - 4 * l) <= 1e-9 * l);
+		cost = c.km.cost;
+		assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+		assert_true(fabs(c.km.cost - cost) <= 1e-9 * cost);
+		clusters_close(&c);
+	}
+}
+
+/* One number far from all others, which is not among those measured: the start gets along, and costs keep their digits. */
+static void
+test_kmeans_outlier(void **state)
+{
+	enum
+	{
+		N = 10000,
+		K = 6
+	};
+	static const double all[] = {1e3, 1e12, 1e18, 1e30, 1e60, 1e120};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+	{
+		double *x = blobs(N, 2, 5, 1000, 0);
+		Clusters c;
+		double cost;
+
+		x[2] = all[a];
+		clusters_open(&c, x, NULL, N, 2, K, 2, N);
+		assert_int_equal(mrc_kmeans_start(&c.km), MRC_OK);
+		for (int i = 0; i < 20; i++)
+			assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+		cost = c.km.cost;
+		assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+		assert_true(c.km.cost < N * 2 * 0.2 || all[a] > 1e20);
+		assert_true(fabs(c.km.cost - cost) < 1e-6 * cost);
+		clusters_close(&c);
+		free(x);
+	}
 }
 
 /* A whole training; the last word is mrc_kmeans_order()'s. */
@@ -2411,7 +2550,7 @@ test_kmeans_start(void **state)
 	clusters_open(&c, repeated, NULL, 500, 1, 5, 2, 500);
 	for (int i = 0; i < 5; i++)
 		c.km.center[i] = 3;
-	for (int i = 0; i < 10; i++)
+	for (int i = 0; i < 2; i++)
 		assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
 	for (int i = 0; i < 5; i++)
 		assert_true(c.km.size[i] > 0);
@@ -2447,14 +2586,14 @@ test_kmeans_finish(void **state)
 	(void) state;
 	for (int i = 0; i < N; i++) /* a grid, where many points are as far from two centres */
 	{
-		x[2 * i] = i % 60;
-		x[2 * i + 1] = i / 60;
+		x[2 * i] = i % 60 * 0.1;
+		x[2 * i + 1] = i / 60 * 0.1;
 	}
 	clusters_open(&c, x, NULL, N, 2, K, 2, N);
 	for (int i = 0; i < K; i++)
 	{
-		c.km.center[2 * i] = 5 + i % 5 * 10;
-		c.km.center[2 * i + 1] = 5 + i / 5 * 10;
+		c.km.center[2 * i] = 0.5 + i % 5;
+		c.km.center[2 * i + 1] = 0.5 + i / 5;
 	}
 	assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
 	for (int i = 0; i < N; i++)
@@ -2651,6 +2790,12 @@ test_silhouette(void **state)
 		assert_true(have[0] == 0);
 		assert_int_equal(mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, have), MRC_OK);
 		assert_true(have[0] == 0);
+		for (int i = 0; i < N; i++) /* squares that overflow */
+			c.x[i * D] = i * 1e200;
+		assert_int_equal(mrc_silhouette(c.km.pool, &c.km.points, c.km.label, K, scratch, have),
+						 MRC_NOTFINITE);
+		assert_int_equal(mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, have),
+						 MRC_NOTFINITE);
 		free(scratch);
 		clusters_close(&c);
 		clusters_close(&other);
@@ -2895,6 +3040,9 @@ main(void)
 		cmocka_unit_test(test_ranking_repeats),
 		cmocka_unit_test(test_rmse_against_definition),
 		cmocka_unit_test(test_kmeans_is_lloyd),
+		cmocka_unit_test(test_kmeans_extremes),
+		cmocka_unit_test(test_kmeans_cancellation),
+		cmocka_unit_test(test_kmeans_outlier),
 		cmocka_unit_test(test_kmeans_threads_agree),
 		cmocka_unit_test(test_kmeans_weights),
 		cmocka_unit_test(test_kmeans_start),
