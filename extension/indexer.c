@@ -309,30 +309,20 @@ static Datum
 fit(FunctionCallInfo fcinfo, Fitting *fitting)
 {
 	MrBudget *budget = mr_budget_create("millrace indexer");
-	MrTrainingRow row = {.name = fitting->name,
-						 .n_users = -1,
-						 .n_items = -1,
-						 .n_ratings = -1,
-						 .rank = -1,
-						 .n_iterations = -1,
-						 .loss = NAN,
-						 .metric_value = NAN,
-						 .active = fitting->activate,
-						 .reason = fitting->activate ? NULL : "activate is false"};
 	Labels labels;
 	MrGuard guard;
+	int version;
 
 	mr_enter(&guard, fitting->owner, fitting->settings);
 	if (fitting->query == NULL)
 		fitting->query = mr_query_of(fitting->given, "query", "the values");
 	count_values(fitting, budget, &labels);
 	mr_leave(&guard);
-	row.version = store(fitting, &labels);
-	row.n_rows = fitting->n_rows;
-	row.seconds = (mr_now_ms() - fitting->start_ms) / 1e3;
+	version = store(fitting, &labels);
 	MemoryContextDelete(budget->context);
 	SPI_finish();
-	return mr_training_row(fcinfo, &row);
+	return mr_fitted_row(fcinfo, fitting->name, version, fitting->n_rows, fitting->start_ms,
+						 fitting->activate);
 }
 
 Datum
