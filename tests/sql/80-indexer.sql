@@ -210,6 +210,13 @@ SELECT throws_ok(call, state, message, message) FROM (VALUES ('SELECT millrace.o
 SELECT is(provolatile::text || proparallel::text || proisstrict::text, CASE proname WHEN 'one_hot' THEN 'istrue' WHEN 'fit_indexer' THEN 'vufalse' ELSE 'ssfalse' END, proname || ': volatility, parallel, strict')
 	FROM pg_proc WHERE pronamespace = 'millrace'::regnamespace AND proname IN ('one_hot', 'index_of', 'index_size', 'fit_indexer');
 
+-- values that are stored in several pieces, as they are long
+SELECT millrace.fit_indexer('pages', $$ SELECT chr(64 + i) || repeat('x', 900000 + i) FROM generate_series(1, 40) AS i $$);
+SELECT is((SELECT string_agg(left(value, 1), '' ORDER BY index) || ' ' || sum(length(value)) || ' ' || max(index) FROM millrace.index_label WHERE model = 'pages'),
+	(SELECT string_agg(chr(64 + i), '' ORDER BY chr(64 + i) COLLATE "C") || ' ' || sum(900001 + i) || ' 39' FROM generate_series(1, 40) AS i), 'long values are stored in order');
+SELECT is(millrace.index_of('pages', chr(64 + 40) || repeat('x', 900040)), 39, 'and found');
+SELECT millrace.drop_model('pages');
+
 -- In a transaction that only reads
 SET LOCAL transaction_read_only = on;
 SELECT is(millrace.index_of('i', 'a'), 0, 'index_of reads');
