@@ -16,8 +16,9 @@
  * precision, as it tells it, with squares that may underflow.
  *
  * Sums of clusters are kept between iterations, as differences from where the centres were in the first, and points that
- * change are moved between them; the cost follows from the sums.  Points are cut into parts
- * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
+ * change are moved between them; the cost follows from the sums.  When what is left is too little against what was taken
+ * away, they are made anew.  Points are cut into parts by their number and k alone, each with its own sums, which are added
+ * in order: so nothing depends on who did what when.
  *
  * The start.  Points, or a sample of them by weight and by squared distance from the middle (a lightweight coreset:
  * Bachem, Lucic, Krause 2018), go through n_starts starts, each on one thread, and the best is taken:
