@@ -29,6 +29,7 @@
  *   smaller m where that does not help (Fritzke 2020)
  */
 #include "core.h"
+#include "scratch.h"
 
 #include <float.h>
 #include <math.h>
@@ -128,7 +129,7 @@ typedef struct Kernels
 	double (*with)(const float *x, int d, const float *center, const float *best, const float *weight);
 	double (*instead)(const float *x, int d, const float *center, const float *best, const float *second,
 					  const float *weight, const int32_t *label, double *loss);
-	void (*turn)(float *to, const float *from, int cols);
+	void (*turn)(float *to, const float *from, int rows, int cols);
 	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
 	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
@@ -392,33 +393,6 @@ typedef struct Work
 	int n_filled;
 	const double *filled[FILL_MOST];
 } Work;
-
-typedef struct Layout
-{
-	char *base;
-	size_t n_bytes;
-} Layout;
-
-static void *
-take(Layout *layout, size_t n_bytes)
-{
-	void *taken = layout->base ? layout->base + layout->n_bytes : NULL;
-
-	layout->n_bytes += (n_bytes + 63) / 64 * 64;
-	return taken;
-}
-
-static float *
-take_floats(Layout *layout, size_t n)
-{
-	return take(layout, n * sizeof(float));
-}
-
-static double *
-take_doubles(Layout *layout, size_t n)
-{
-	return take(layout, n * sizeof(double));
-}
 
 static int64_t
 n_sample_of(const MrcPoints *points, int k)
@@ -726,7 +700,7 @@ flush(Work *work, Part *part, Desk *desk)
 	if (desk->number[desk->n - 1] - desk->number[0] < DENSE * TILE && part->next + TILE < desk->cursor.hi &&
 		part->next + TILE < part->hi)
 		n_lines = TILE * work->d / 8;
-	work->kernels.turn(desk->tile, desk->row, work->ld);
+	work->kernels.turn(desk->tile, desk->row, TILE, work->ld);
 	work->kernels.scores(
 		desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second, desk->label,
 		(uintptr_t) desk->cursor.chunk + (size_t) (part->next - desk->cursor.lo) * work->d * sizeof(double),
