@@ -23,6 +23,8 @@ PG_FUNCTION_INFO_V1(mr_cluster_centers);
 PG_FUNCTION_INFO_V1(mr_kmeans_cost);
 PG_FUNCTION_INFO_V1(mr_silhouette);
 
+#define DRAW_INTERRUPT_MASK 0xFFFFF /* look for interrupts once in so many rows drawn from */
+
 /* ---- what a version has learnt ---- */
 
 typedef struct Clusters
@@ -822,7 +824,11 @@ draw(pg_prng_state *random, int64 n, int64 n_wanted, int64 n_left)
 	int64 n_drawn = 0;
 
 	for (int64 row = 0; row < n && n_drawn < n_wanted; row++)
+	{
+		if ((row & DRAW_INTERRUPT_MASK) == DRAW_INTERRUPT_MASK)
+			CHECK_FOR_INTERRUPTS();
 		n_drawn += pg_prng_double(random) * (n_left - row) < n_wanted - n_drawn;
+	}
 	return n_drawn;
 }
 

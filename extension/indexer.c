@@ -20,7 +20,9 @@ PG_FUNCTION_INFO_V1(mr_index_size);
 PG_FUNCTION_INFO_V1(mr_one_hot);
 
 #define MAX_LABELS (INT32_MAX / 2) /* the hash table has as many slots again, and 'keep' one number more */
-#define INSERT_ROWS 10000		   /* at a time */
+#define INSERT_ROWS 10000		   /* at a time, or so many bytes, whichever is less */
+#define INSERT_BYTES (16 * 1024 * 1024)
+#define INTERRUPT_MASK 0xFFFF /* look for interrupts once in so many values */
 
 /* What index_of does with a value that the indexer does not know, and with NULL. */
 typedef enum Unknown
@@ -222,6 +224,18 @@ count_values(Fitting *fitting, MrBudget *budget, Labels *labels)
 		no_values(what, fitting);
 }
 
+/* Where the values end that are inserted together, from lo: one at least. */
+static int64
+batch_end(const Labels *labels, int64 lo)
+{
+	int64 most = Min(lo + INSERT_ROWS, labels->n);
+	int64 hi = lo + 1;
+
+	while (hi < most && labels->starts[hi + 1] - labels->starts[lo] <= INSERT_BYTES)
+		hi++;
+	return hi;
+}
+
 /* In mr_enter_catalog. */
 static void
 store_labels(const Fitting *fitting, int version, const Labels *labels)
@@ -233,10 +247,12 @@ store_labels(const Fitting *fitting, int version, const Labels *labels)
 		AllocSetContextCreate(CurrentMemoryContext, "millrace labels", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext before = MemoryContextSwitchTo(context);
 
-	for (int64 lo = 0; lo < labels->n; lo += INSERT_ROWS)
+	for (int64 lo = 0, hi; lo < labels->n; lo = hi)
 	{
-		int n = (int) Min(INSERT_ROWS, labels->n - lo);
+		int n;
 
+		hi = batch_end(labels, lo);
+		n = (int) (hi - lo);
 		CHECK_FOR_INTERRUPTS();
 		for (int i = 0; i < n; i++)
 			elements[i] = PointerGetDatum(
@@ -293,30 +309,20 @@ static Datum
 fit(FunctionCallInfo fcinfo, Fitting *fitting)
 {
 	MrBudget *budget = mr_budget_create("millrace indexer");
-	MrTrainingRow row = {.name = fitting->name,
-						 .n_users = -1,
-						 .n_items = -1,
-						 .n_ratings = -1,
-						 .rank = -1,
-						 .n_iterations = -1,
-						 .loss = NAN,
-						 .metric_value = NAN,
-						 .active = fitting->activate,
-						 .reason = fitting->activate ? NULL : "activate is false"};
 	Labels labels;
 	MrGuard guard;
+	int version;
 
 	mr_enter(&guard, fitting->owner, fitting->settings);
 	if (fitting->query == NULL)
 		fitting->query = mr_query_of(fitting->given, "query", "the values");
 	count_values(fitting, budget, &labels);
 	mr_leave(&guard);
-	row.version = store(fitting, &labels);
-	row.n_rows = fitting->n_rows;
-	row.seconds = (mr_now_ms() - fitting->start_ms) / 1e3;
+	version = store(fitting, &labels);
 	MemoryContextDelete(budget->context);
 	SPI_finish();
-	return mr_training_row(fcinfo, &row);
+	return mr_fitted_row(fcinfo, fitting->name, version, fitting->n_rows, fitting->start_ms,
+						 fitting->activate);
 }
 
 Datum
@@ -460,6 +466,8 @@ load(const char *name, int version, const char *parameters)
 		Size n_bytes = indexer->starts[i + 1] - indexer->starts[i];
 		uint32 hash = hash_bytes((const unsigned char *) bytes, (int) n_bytes);
 
+		if ((i & INTERRUPT_MASK) == 0)
+			CHECK_FOR_INTERRUPTS();
 		*find_slot(indexer, bytes, n_bytes, hash) = (Slot){hash, i};
 	}
 	return indexer;

@@ -422,6 +422,9 @@ typedef struct MrTrainingRow
 
 /* In the current memory context. */
 extern Datum mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row);
+/* That of an indexer or a scaler, which has no iterations; started at start_ms. */
+extern Datum mr_fitted_row(FunctionCallInfo fcinfo, const char *name, int version, int64 n_rows,
+						   double start_ms, bool active);
 /* The WARNING for a version that was to be activated. */
 extern void mr_not_activated(const char *name, int version, const char *reason);
 

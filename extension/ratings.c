@@ -758,17 +758,21 @@ named_relation(const char *ratings)
 CachedPlanSource *
 mr_single_query(SPIPlanPtr plan, const char *what)
 {
+	CachedPlanSource *source = NULL;
 	List *sources;
 
 	if (plan == NULL)
 		elog(ERROR, "%s: %s", what, SPI_result_code_string(SPI_result));
 	sources = SPI_plan_get_plan_sources(plan);
-	if (list_length(sources) != 1 || ((CachedPlanSource *) linitial(sources))->commandTag != CMDTAG_SELECT)
+	if (list_length(sources) == 1)
+		source = linitial(sources);
+	/* SELECT … INTO has the tag, but no result; others have a result, but are no part of a query. */
+	if (source == NULL || source->commandTag != CMDTAG_SELECT || source->resultDesc == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be a single query that returns rows", what),
 				 errhint("Give a name, or one SELECT, VALUES or TABLE.")));
-	return linitial(sources);
+	return source;
 }
 
 /*

@@ -283,30 +283,21 @@ store(const Fitting *fitting)
 static Datum
 fit(FunctionCallInfo fcinfo, Fitting *fitting)
 {
-	MrTrainingRow row = {.n_users = -1,
-						 .n_items = -1,
-						 .n_ratings = -1,
-						 .rank = -1,
-						 .n_iterations = -1,
-						 .loss = NAN,
-						 .metric_value = NAN,
-						 .active = fitting->activate,
-						 .reason = fitting->activate ? NULL : "activate is false"};
 	MrGuard guard;
+	int64 n_rows;
+	int version;
 
 	fitting->budget = mr_budget_create("millrace scaler");
 	mr_enter(&guard, fitting->owner, fitting->settings);
 	if (fitting->query == NULL)
-		fitting->query = mr_features_query(fitting->given, "scaler");
+		fitting->query = mr_features_query(fitting->given, "query");
 	read_rows(fitting);
 	mr_leave(&guard);
-	row.name = fitting->name;
-	row.version = store(fitting);
-	row.n_rows = fitting->points->n_rows;
-	row.seconds = (mr_now_ms() - fitting->start_ms) / 1e3;
+	version = store(fitting);
+	n_rows = fitting->points->n_rows;
 	MemoryContextDelete(fitting->budget->context);
 	SPI_finish();
-	return mr_training_row(fcinfo, &row);
+	return mr_fitted_row(fcinfo, fitting->name, version, n_rows, fitting->start_ms, fitting->activate);
 }
 
 Datum

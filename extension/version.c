@@ -375,6 +375,29 @@ mr_training_row(FunctionCallInfo fcinfo, const MrTrainingRow *row)
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
+Datum
+mr_fitted_row(FunctionCallInfo fcinfo, const char *name, int version, int64 n_rows, double start_ms,
+			  bool active)
+{
+	MrTrainingRow row = {
+		.name = name,
+		.version = version,
+		.n_users = -1,
+		.n_items = -1,
+		.n_ratings = -1,
+		.n_rows = n_rows,
+		.rank = -1,
+		.n_iterations = -1,
+		.loss = NAN,
+		.seconds = (mr_now_ms() - start_ms) / 1e3,
+		.metric_value = NAN,
+		.active = active,
+		.reason = active ? NULL : "activate is false",
+	};
+
+	return mr_training_row(fcinfo, &row);
+}
+
 void
 mr_not_activated(const char *name, int version, const char *reason)
 {

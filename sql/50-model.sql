@@ -46,7 +46,7 @@ COMMENT ON COLUMN millrace.model_version.version IS 'Number, from 1';
 COMMENT ON COLUMN millrace.model_version.uuid IS 'Identity of what it has learnt, key of every cache made from that: a number can come back with something else after a point-in-time recovery';
 COMMENT ON COLUMN millrace.model_version.query IS 'What it was trained on, as a query (of an als model the ratings); run as the owner, with these settings. NULL: imported without ratings';
 COMMENT ON COLUMN millrace.model_version.settings IS 'Settings that give the query its meaning, as name=value';
-COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.model_version.parameters IS 'Arguments of the training, defaults included, and (not of als) the columns of its query';
 COMMENT ON COLUMN millrace.model_version.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.model_version.users IS 'Distinct users; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.model_version.items IS 'Distinct items; NULL for other kinds than als';
@@ -162,7 +162,7 @@ COMMENT ON COLUMN millrace.models.kind IS 'What its versions are: als, factors o
 COMMENT ON COLUMN millrace.models.version IS 'Number of the version, from 1';
 COMMENT ON COLUMN millrace.models.active IS 'Whether this version is served';
 COMMENT ON COLUMN millrace.models.owner IS 'Role whose members may train, activate, prune and drop the model';
-COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included';
+COMMENT ON COLUMN millrace.models.parameters IS 'Arguments of the training, defaults included, and (not of als) the columns of its query';
 COMMENT ON COLUMN millrace.models.metrics IS 'What the training measured: seconds and, by kind, loss (als), cost (kmeans) and others; with a hold-out metric (ndcg or rmse), metric_value, holdout (all that was measured, and the users it was measured on); reason: why retrain did not activate it, or had no gate';
 COMMENT ON COLUMN millrace.models.users IS 'Distinct users; NULL for other kinds than als';
 COMMENT ON COLUMN millrace.models.items IS 'Distinct items; NULL for other kinds than als';

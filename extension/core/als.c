@@ -26,6 +26,7 @@
  * of Gramians per slot, and added in order: so nothing depends on who did what when.
  */
 #include "core.h"
+#include "scratch.h"
 
 #include <float.h>
 #include <math.h>
@@ -221,27 +222,6 @@ static bool
 may_rotate(const MrcAlsParams *params)
 {
 	return params->implicit && params->unobserved > 0 && dual_rows_of(params) > 0;
-}
-
-typedef struct Layout
-{
-	char *base; /* NULL to measure */
-	size_t n_bytes;
-} Layout;
-
-static void *
-take(Layout *layout, size_t n_bytes)
-{
-	void *taken = layout->base ? layout->base + layout->n_bytes : NULL;
-
-	layout->n_bytes += (n_bytes + 63) / 64 * 64;
-	return taken;
-}
-
-static float *
-take_floats(Layout *layout, size_t n)
-{
-	return take(layout, n * sizeof(float));
 }
 
 static size_t

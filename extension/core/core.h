@@ -468,7 +468,7 @@ extern size_t mrc_kmeans_scratch_bytes(const MrcPoints *points, int k, int n_sta
 extern MrcStatus mrc_kmeans_start(MrcKmeans *kmeans);
 /*
  * One iteration of Lloyd: each point goes to its nearest centre (label, size, cost, n_changed), each centre to the mean of
- * its points.  A cluster without weight takes the point that costs most.  Pool.
+ * its points.  A cluster without weight takes the point that costs most, up to 16 of them in an iteration.  Pool.
  */
 extern MrcStatus mrc_kmeans_iterate(MrcKmeans *kmeans);
 /* label, size, cluster_cost and cost of the centres as they are, as mrc_kmeans_nearest() has them, bit by bit.  Pool. */

@@ -2,7 +2,7 @@
  * kernel.h: the inner loops, written once for every width of vector.  als.c includes it several times with
  *   KERNEL(name)  the name with the instruction set's suffix
  *   TARGET        the function attribute that allows the instructions
- *   LANES         floats of a vector: 4, 8 or 16
+ *   LANES         floats of a vector: 4, 8 or 16 (these three are vector.h's, too)
  *   COLS          vectors of the widest tile
  *   ROWS(cols)    rows of a tile of so many vectors, a divisor of LANES: rows x cols accumulators, cols vectors and
  *                 one more must fit the registers, and eight accumulators hide the latency of a multiply-add
@@ -12,65 +12,7 @@
  * below it in the blocks of 16 x 16 on the diagonal is anything finite.
  */
 
-typedef float KERNEL(Vec) __attribute__((vector_size(LANES * 4)));
-typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-#define VEC KERNEL(Vec)
-#define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
-#define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
-#define INLINE TARGET static inline __attribute__((always_inline))
-#if LANES == 16
-#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif LANES == 8
-#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
-#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOWER 0, 4, 1, 5
-#define UPPER 2, 6, 3, 7
-#endif
-#if defined(__clang__)
-#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, LOWER)
-#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, UPPER)
-#else
-typedef int KERNEL(Order) __attribute__((vector_size(LANES * 4)));
-#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){LOWER})
-#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (KERNEL(Order)){UPPER})
-#endif
-
-/* Sum of the lanes, by halves. */
-INLINE float
-KERNEL(sum)(VEC v)
-{
-	typedef float Four __attribute__((vector_size(16)));
-#if LANES >= 8
-	typedef float Eight __attribute__((vector_size(32)));
-#endif
-#if LANES == 16
-	union
-	{
-		VEC whole;
-		Eight half[2];
-	} sixteen = {v};
-	union
-	{
-		Eight whole;
-		Four half[2];
-	} eight = {sixteen.half[0] + sixteen.half[1]};
-#elif LANES == 8
-	union
-	{
-		Eight whole;
-		Four half[2];
-	} eight = {v};
-#endif
-#if LANES >= 8
-	Four four = eight.half[0] + eight.half[1];
-#else
-	Four four = v;
-#endif
-
-	return (four[0] + four[2]) + (four[1] + four[3]);
-}
+#include "vector.h"
 
 /*
  * a[i … i + rows - 1][j … j + cols * LANES - 1] = from (NULL: 0) + sign * sum over t < n of p[t][i …] p[t][j …].
@@ -318,33 +260,6 @@ KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *i
 			b[i] += (double) linear[t] * y;
 		}
 	}
-}
-
-/* to (cols x rows) = from (rows x cols) transposed; both multiples of 16.  Blocks, by rounds of a perfect shuffle. */
-TARGET static void
-KERNEL(turn)(float *to, const float *from, int rows, int cols)
-{
-	for (int i = 0; i < rows; i += LANES)
-		for (int j = 0; j < cols; j += LANES)
-		{
-			VEC v[2][LANES];
-			int side = 0;
-
-#pragma GCC unroll 16
-			for (int r = 0; r < LANES; r++)
-				v[0][r] = LOAD(from + (size_t) (i + r) * cols + j);
-#pragma GCC unroll 4
-			for (int round = 1; round < LANES; round *= 2, side = 1 - side)
-#pragma GCC unroll 8
-				for (int r = 0; r < LANES / 2; r++)
-				{
-					v[1 - side][2 * r] = ZIP_LOW(v[side][r], v[side][r + LANES / 2]);
-					v[1 - side][2 * r + 1] = ZIP_HIGH(v[side][r], v[side][r + LANES / 2]);
-				}
-#pragma GCC unroll 16
-			for (int r = 0; r < LANES; r++)
-				STORE(to + (size_t) (j + r) * rows + i, v[side][r]);
-		}
 }
 
 /* out (n x ld, its rows stride apart) = y (n x rank) * q (rank x ld). */
@@ -727,12 +642,3 @@ KERNEL(solve)(float *a, float *b, int ld, const float *least, float *w)
 	}
 	return true;
 }
-
-#undef VEC
-#undef LOAD
-#undef STORE
-#undef INLINE
-#undef LOWER
-#undef UPPER
-#undef ZIP_LOW
-#undef ZIP_HIGH

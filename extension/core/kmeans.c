@@ -16,8 +16,9 @@
  * precision, as it tells it, with squares that may underflow.
  *
  * Sums of clusters are kept between iterations, as differences from where the centres were in the first, and points that
- * change are moved between them; the cost follows from the sums.  Points are cut into parts
- * by their number and k alone, each with its own sums, which are added in order: so nothing depends on who did what when.
+ * change are moved between them; the cost follows from the sums.  When what is left is too little against what was taken
+ * away, they are made anew.  Points are cut into parts by their number and k alone, each with its own sums, which are added
+ * in order: so nothing depends on who did what when.
  *
  * The start.  Points, or a sample of them by weight and by squared distance from the middle (a lightweight coreset:
  * Bachem, Lucic, Krause 2018), go through n_starts starts, each on one thread, and the best is taken:
@@ -28,6 +29,7 @@
  *   smaller m where that does not help (Fritzke 2020)
  */
 #include "core.h"
+#include "scratch.h"
 
 #include <float.h>
 #include <math.h>
@@ -46,8 +48,8 @@
 #define TRY_ROWS 256   /* of a part, whose distance to their centre is computed first to see if that helps: */
 #define TRY_CENTERS 50 /* it takes as long as scores of so many centres */
 #define LOOK_ROWS 4096 /* between two looks whether the pool pauses, of points that are skipped */
-#define BLOCK_ROWS 1024							/* of a task of sampling */
-#define SAMPLE_ALL 65536						/* points, at most, need no sample; of more a sample has */
+#define BLOCK_ROWS 1024	 /* of a task of sampling */
+#define SAMPLE_ALL 65536 /* points, at most, need no sample, if they are not too wide; of more a sample has */
 #define SAMPLE_LEAST 32768						/* points, */
 #define SAMPLE_SHARE 32							/* one of so many, */
 #define SAMPLE_CENTERS 64						/* so many for each centre: which is most, but */
@@ -63,7 +65,9 @@
 #define FARTHEST 1e18f							/* a lower bound is not more: squares overflow */
 #define NEAREST 1e-18f							/* an upper bound is not less: squares underflow */
 #define FILL_MOST 16							/* clusters without points that get one in an iteration */
-#define CHECK_NUMBERS 65536						/* between two looks whether the pool pauses */
+#define CANCELS 0x1p20		/* sums that so much larger ones were taken from are made anew */
+#define SAMPLE_MOST 1e12	/* a number of the sample is not larger, so that squares do not overflow */
+#define CHECK_NUMBERS 65536 /* between two looks whether the pool pauses */
 
 #if defined(__x86_64__)
 #define KERNEL(name) name##_avx512
@@ -125,7 +129,7 @@ typedef struct Kernels
 	double (*with)(const float *x, int d, const float *center, const float *best, const float *weight);
 	double (*instead)(const float *x, int d, const float *center, const float *best, const float *second,
 					  const float *weight, const int32_t *label, double *loss);
-	void (*turn)(float *to, const float *from, int cols);
+	void (*turn)(float *to, const float *from, int rows, int cols);
 	void (*narrow)(const double *x, const double *shift, double scale, int d, float *out);
 	void (*bounds)(const float *x, int d, const float *best, const float *second, float *upper, float *lower);
 	float (*away)(const float *a, const float *b, int d);
@@ -273,6 +277,7 @@ typedef struct Part
 	int64_t
 		n_tried; /* points whose distance to their centre was computed first, and for which that was enough */
 	int64_t n_spared;
+	bool stale;			  /* what is left in a sum is little against what was taken from it */
 	double cost;		  /* finish */
 	double *square;		  /* d: of weight * (x - base of its cluster)^2 */
 	double *sum;		  /* k x d: of weight * (x - base) */
@@ -343,6 +348,7 @@ typedef struct State
 	double drift2;
 	int drifted;   /* the centre that moved so far */
 	float nearest; /* upper bounds are not less, scaled */
+	double square; /* the greatest sum of weight * (x - base)^2 since the bases were set */
 } State;
 
 typedef struct Work
@@ -388,33 +394,6 @@ typedef struct Work
 	const double *filled[FILL_MOST];
 } Work;
 
-typedef struct Layout
-{
-	char *base;
-	size_t n_bytes;
-} Layout;
-
-static void *
-take(Layout *layout, size_t n_bytes)
-{
-	void *taken = layout->base ? layout->base + layout->n_bytes : NULL;
-
-	layout->n_bytes += (n_bytes + 63) / 64 * 64;
-	return taken;
-}
-
-static float *
-take_floats(Layout *layout, size_t n)
-{
-	return take(layout, n * sizeof(float));
-}
-
-static double *
-take_doubles(Layout *layout, size_t n)
-{
-	return take(layout, n * sizeof(double));
-}
-
 static int64_t
 n_sample_of(const MrcPoints *points, int k)
 {
@@ -424,7 +403,8 @@ n_sample_of(const MrcPoints *points, int k)
 	n = n > SAMPLE_CENTERS * (int64_t) k ? n : SAMPLE_CENTERS * (int64_t) k;
 	n = n < SAMPLE_NUMBERS / points->d ? n : SAMPLE_NUMBERS / points->d;
 	n = n > 4 * (int64_t) k ? n : 4 * (int64_t) k;
-	return n < points->n && points->n > SAMPLE_ALL ? n : points->n;
+	return n < points->n && (points->n > SAMPLE_ALL || points->n > SAMPLE_NUMBERS / points->d) ? n
+																							   : points->n;
 }
 
 static void
@@ -663,6 +643,17 @@ half_task(void *arg, int worker, int64_t lo, int64_t hi)
 	return MRC_OK;
 }
 
+/* A point comes into the sums of a cluster. */
+static void
+take_in(const Work *work, Part *part, const double *x, double weight, int label)
+{
+	size_t to = (size_t) label * work->d;
+
+	work->kernels.gather(part->sum + to, part->square, x, work->base + to, weight, work->d);
+	part->size[label] += weight;
+	part->n_points[label] += weight > 0;
+}
+
 /* A point's label is known. */
 static void
 settle(Work *work, Part *part, int64_t row, const double *x, int label)
@@ -670,7 +661,6 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	MrcKmeans *km = work->kmeans;
 	double weight = weight_of(&km->points, row);
 	int before = km->label[row];
-	size_t to;
 	size_t from;
 
 	if (!work->fresh && before == label)
@@ -679,16 +669,17 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	part->n_changed++;
 	if (work->finish)
 		return;
-	to = (size_t) label * work->d;
-	from = (size_t) before * work->d;
-	work->kernels.gather(part->sum + to, part->square, x, work->base + to, weight, work->d);
-	part->size[label] += weight;
-	part->n_points[label] += weight > 0;
+	take_in(work, part, x, weight, label);
 	if (work->fresh)
 		return;
+	from = (size_t) before * work->d;
 	work->kernels.gather(part->sum + from, part->square, x, work->base + from, -weight, work->d);
 	part->size[before] -= weight;
 	part->n_points[before] -= weight > 0;
+	if (weight > 0 && part->n_points[before] > 0 &&
+		!(weight * (1 + work->state->scale * sqrt(distance2(x, work->base + from, work->d))) <=
+		  CANCELS * part->size[before]))
+		part->stale = true;
 	if (part->n_points[before] == 0)
 	{
 		memset(part->sum + from, 0, (size_t) work->d * sizeof(double));
@@ -696,7 +687,7 @@ settle(Work *work, Part *part, int64_t row, const double *x, int label)
 	}
 }
 
-/* Scores the desk's points, and settles them. */
+/* Scores the desk's points, and settles them; if the pool pauses, not all: part->next is the first that is not. */
 static void
 flush(Work *work, Part *part, Desk *desk)
 {
@@ -709,7 +700,7 @@ flush(Work *work, Part *part, Desk *desk)
 	if (desk->number[desk->n - 1] - desk->number[0] < DENSE * TILE && part->next + TILE < desk->cursor.hi &&
 		part->next + TILE < part->hi)
 		n_lines = TILE * work->d / 8;
-	work->kernels.turn(desk->tile, desk->row, work->ld);
+	work->kernels.turn(desk->tile, desk->row, TILE, work->ld);
 	work->kernels.scores(
 		desk->tile, work->d, work->center, work->bias, work->k, desk->best, desk->second, desk->label,
 		(uintptr_t) desk->cursor.chunk + (size_t) (part->next - desk->cursor.lo) * work->d * sizeof(double),
@@ -728,6 +719,11 @@ flush(Work *work, Part *part, Desk *desk)
 			double best;
 			double second;
 
+			if (i > 0 && mrc_pool_pausing(km->pool))
+			{
+				part->next = row;
+				break;
+			}
 			label =
 				work->kernels.exact(from, work->d, work->turned, work->k, work->turned_ld, &best, &second);
 			if (work->finish)
@@ -838,10 +834,59 @@ assign_task(void *arg, int worker, int64_t lo, int64_t hi)
 	flush(work, part, desk);
 	if (work->finish)
 		add_up(work, part, done, part->next);
+	return part->next < part->hi ? MRC_AGAIN : MRC_OK;
+}
+
+/* No point is in a sum of a part. */
+static void
+empty_sums(const Work *work, Part *part)
+{
+	size_t k = (size_t) work->k;
+
+	memset(part->square, 0, (size_t) work->d * sizeof(double));
+	memset(part->sum, 0, k * work->d * sizeof(double));
+	memset(part->size, 0, k * sizeof(double));
+	memset(part->n_points, 0, k * sizeof(int64_t));
+}
+
+/* Sums begin, from where the centres are: at first in few digits, which leaves few to the sums. */
+static void
+begin_sums(Work *work)
+{
+	for (size_t i = 0; i < (size_t) work->k * work->d; i++)
+	{
+		double center = work->kmeans->center[i];
+		double base = rint(center / work->grid[i % work->d]) * work->grid[i % work->d];
+
+		work->base[i] = work->fresh && isfinite(base) ? base : center;
+	}
+	work->state->square = 0;
+	for (int p = 0; p < work->n_parts; p++)
+		empty_sums(work, &work->parts[p]);
+}
+
+/* The sums of part lo from its labels. */
+static MrcStatus
+sum_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Work *work = arg;
+	const MrcKmeans *km = work->kmeans;
+	Part *part = &work->parts[lo];
+	int64_t check = CHECK_NUMBERS / work->d + 1;
+
+	(void) worker;
+	(void) hi;
+	empty_sums(work, part);
+	for (int64_t row = part->lo; row < part->hi; row++)
+	{
+		if (row % check == 0 && mrc_pool_pausing(km->pool))
+			return MRC_AGAIN;
+		take_in(work, part, row_of(&km->points, row), weight_of(&km->points, row), km->label[row]);
+	}
 	return MRC_OK;
 }
 
-/* Assigns all points; the sums of the parts are in the first one of a copy. */
+/* Assigns all points; each part has the sums of its own. */
 static MrcStatus
 assign(Work *work, bool finish)
 {
@@ -852,8 +897,8 @@ assign(Work *work, bool finish)
 	work->finish = finish;
 	work->fresh = km->n_iterations == 0;
 	take_centers(work);
-	for (size_t i = 0; i < k * work->d && work->fresh; i++)
-		work->base[i] = rint(km->center[i] / work->grid[i % work->d]) * work->grid[i % work->d];
+	if (work->fresh && !finish)
+		begin_sums(work);
 	memset(work->half, 0, k * sizeof(float));
 	if (!work->fresh && (int64_t) k < km->points.n / 16)
 		status = mrc_pool_run(km->pool, work->k, 16, half_task, work);
@@ -864,40 +909,30 @@ assign(Work *work, bool finish)
 		Part *part = &work->parts[p];
 
 		part->next = part->lo;
-		if (work->fresh || finish)
-			memset(part->size, 0, k * sizeof(double));
-		if (finish)
-			memset(part->cluster_cost, 0, k * sizeof(double));
-		else if (work->fresh)
-		{
-			memset(part->square, 0, (size_t) work->d * sizeof(double));
-			memset(part->sum, 0, k * work->d * sizeof(double));
-			memset(part->n_points, 0, k * sizeof(int64_t));
-		}
+		if (!finish)
+			continue;
+		memset(part->size, 0, k * sizeof(double));
+		memset(part->cluster_cost, 0, k * sizeof(double));
 	}
 	return mrc_pool_run(km->pool, work->n_parts, 1, assign_task, work);
 }
 
-/* The sums of all parts for cluster c into sum (d); the number of its points that have weight. */
-static int64_t
+/* The sums of all parts for cluster c into sum (d). */
+static void
 cluster_sum(const Work *work, int c, double *sum, double *size)
 {
-	int64_t n = 0;
-
 	memset(sum, 0, (size_t) work->d * sizeof(double));
 	*size = 0;
 	for (int p = 0; p < work->n_parts; p++)
 	{
 		const Part *part = &work->parts[p];
 
-		n += part->n_points[c];
 		if (part->n_points[c] == 0)
 			continue;
 		*size += part->size[c];
 		for (int j = 0; j < work->d; j++)
 			sum[j] += part->sum[(size_t) c * work->d + j];
 	}
-	return n;
 }
 
 /* Centre c goes to where it should; its move. */
@@ -928,6 +963,7 @@ far_task(void *arg, int worker, int64_t lo, int64_t hi)
 	Work *work = arg;
 	const MrcKmeans *km = work->kmeans;
 	Part *part = &work->parts[lo];
+	int64_t check = CHECK_NUMBERS / work->d + 1;
 
 	(void) worker;
 	(void) hi;
@@ -936,7 +972,7 @@ far_task(void *arg, int worker, int64_t lo, int64_t hi)
 		const double *x = row_of(&km->points, part->next);
 		double far = distance2(x, km->center + (size_t) km->label[part->next] * work->d, work->d);
 
-		if (part->next % LOOK_ROWS == 0 && mrc_pool_pausing(km->pool))
+		if (part->next % check == 0 && mrc_pool_pausing(km->pool))
 			return MRC_AGAIN;
 		for (int i = 0; i < work->n_filled; i++)
 			far = fmin(far, distance2(x, work->filled[i], work->d));
@@ -974,48 +1010,88 @@ fill(Work *work, int c)
 	return MRC_OK;
 }
 
+/*
+ * The sums of all parts into sum (k x d), size, and cost; false if they must be made anew, as too many of their digits are
+ * gone.
+ */
+static bool
+add_parts(const Work *work, double *sum)
+{
+	MrcKmeans *km = work->kmeans;
+	bool is_stale = false;
+	double square = 0;
+
+	for (int p = 0; p < work->n_parts; p++)
+	{
+		is_stale = is_stale || work->parts[p].stale;
+		for (int j = 0; j < work->d; j++)
+			square += work->parts[p].square[j];
+	}
+	km->cost = square;
+	for (int c = 0; c < km->k; c++)
+	{
+		size_t at = (size_t) c * work->d;
+
+		cluster_sum(work, c, sum + at, &km->size[c]);
+		for (int j = 0; j < work->d && km->size[c] > 0; j++)
+		{
+			double moved = km->center[at + j] - work->base[at + j];
+
+			km->cost += moved * (km->size[c] * moved - 2 * sum[at + j]);
+		}
+	}
+	if (!(square < work->state->square))
+		work->state->square = square;
+	return !is_stale && km->cost >= work->state->square / CANCELS;
+}
+
+/* All centres to the means of their points; the number of clusters without weight. */
+static int
+move_centers(Work *work, double *sum)
+{
+	MrcKmeans *km = work->kmeans;
+	int n_empty = 0;
+
+	work->state->drift = work->state->drift2 = 0;
+	work->state->drifted = -1;
+	for (int c = 0; c < km->k; c++)
+	{
+		size_t at = (size_t) c * work->d;
+
+		work->drift[c] = 0;
+		n_empty += km->size[c] == 0;
+		for (int j = 0; j < work->d && km->size[c] > 0; j++)
+			sum[at + j] = work->base[at + j] + sum[at + j] / km->size[c];
+		if (km->size[c] > 0)
+			move_center(work, c, sum + at);
+	}
+	return n_empty;
+}
+
 MrcStatus
 mrc_kmeans_iterate(MrcKmeans *km)
 {
 	Work work;
 	double *sum;
 	MrcStatus status;
-	int n_empty = 0;
+	int n_empty;
 
 	work_begin(&work, km);
-	sum = work.turned; /* at least d numbers, and not used any more when they are */
+	sum = work.turned; /* at least k x d numbers, and not used any more when they are */
 	status = assign(&work, false);
+	if (status == MRC_OK && !add_parts(&work, sum))
+	{
+		begin_sums(&work);
+		status = mrc_pool_run(km->pool, work.n_parts, 1, sum_task, &work);
+		add_parts(&work, sum);
+	}
 	if (status != MRC_OK)
 		return status;
-	work.state->drift = work.state->drift2 = 0;
-	work.state->drifted = -1;
-	km->n_changed = 0;
-	km->cost = 0;
-	for (int p = 0; p < work.n_parts; p++)
-	{
-		km->n_changed += work.parts[p].n_changed;
-		for (int j = 0; j < work.d; j++)
-			km->cost += work.parts[p].square[j];
-	}
-	for (int c = 0; c < km->k; c++)
-	{
-		double *center = km->center + (size_t) c * work.d;
-		int64_t n = cluster_sum(&work, c, sum, &km->size[c]);
-
-		work.drift[c] = 0;
-		n_empty += n == 0;
-		for (int j = 0; j < work.d && n > 0; j++)
-		{
-			double base = work.base[(size_t) c * work.d + j];
-			double at = center[j] - base;
-
-			km->cost += at * (km->size[c] * at - 2 * sum[j]);
-			sum[j] = base + sum[j] / km->size[c];
-		}
-		if (n > 0)
-			move_center(&work, c, sum);
-	}
 	km->cost = km->cost < 0 ? 0 : km->cost;
+	km->n_changed = 0;
+	for (int p = 0; p < work.n_parts; p++)
+		km->n_changed += work.parts[p].n_changed;
+	n_empty = move_centers(&work, sum);
 	for (int c = 0; c < km->k && n_empty > 0 && work.n_filled < FILL_MOST && status == MRC_OK; c++)
 		if (km->size[c] == 0)
 			status = fill(&work, c);
@@ -1092,7 +1168,11 @@ put(Work *work, int64_t slot, const double *x, double weight)
 	float *to = work->sample + (size_t) (slot / TILE) * work->d * TILE + slot % TILE;
 
 	for (int j = 0; j < work->d; j++)
-		to[(size_t) j * TILE] = (float) ((x[j] - work->shift[j]) * work->state->scale);
+	{
+		double at = (x[j] - work->shift[j]) * work->state->scale;
+
+		to[(size_t) j * TILE] = (float) fmax(-SAMPLE_MOST, fmin(at, SAMPLE_MOST));
+	}
 	work->sample_weight[slot] = (float) weight;
 }
 
@@ -1327,11 +1407,24 @@ swap(const Work *work, Start *start)
 	start->pass = MEND;
 }
 
-/* Sums follow the labels, and centres are their means. */
+/* No point is in a sum. */
 static void
-means(const Work *work, Start *start)
+forget_sums(const Work *work, Start *start)
+{
+	size_t k = (size_t) work->k + BREATH;
+
+	memset(start->sum, 0, k * work->d * sizeof(double));
+	memset(start->size, 0, k * sizeof(double));
+	memset(start->n_points, 0, k * sizeof(int64_t));
+	memset(start->summed, 0xFF, (size_t) work->n_tiles * TILE * sizeof(int32_t));
+}
+
+/* Sums follow the labels; false if what is left in one is little against what was taken from it. */
+static bool
+follow(const Work *work, Start *start)
 {
 	size_t d = (size_t) work->d;
+	bool good = true;
 
 	for (int64_t i = 0; i < work->n_sample; i++)
 	{
@@ -1351,8 +1444,23 @@ means(const Work *work, Start *start)
 			continue;
 		start->size[from] -= weight;
 		start->n_points[from]--;
+		good = good && (start->n_points[from] == 0 || weight <= CANCELS * start->size[from]);
 		for (size_t j = 0; j < d; j++)
 			start->sum[(size_t) from * d + j] -= weight * x[j * TILE];
+	}
+	return good;
+}
+
+/* Centres are the means of their points. */
+static void
+means(const Work *work, Start *start)
+{
+	size_t d = (size_t) work->d;
+
+	if (!follow(work, start))
+	{
+		forget_sums(work, start);
+		follow(work, start);
 	}
 	for (int c = 0; c < start->k; c++)
 		for (size_t j = 0; j < d && start->n_points[c] > 0; j++)
@@ -1585,8 +1693,6 @@ step(const Work *work, Start *start)
 static void
 begin_start(const Work *work, Start *start, int64_t number)
 {
-	size_t k = (size_t) work->k + BREATH;
-
 	start->number = number;
 	start->random = mix(work->kmeans->seed + mix((uint64_t) number + 1));
 	start->phase = SEED;
@@ -1596,14 +1702,9 @@ begin_start(const Work *work, Start *start, int64_t number)
 	start->n_done = 0;
 	start->breath = work->k < BREATH ? work->k : BREATH;
 	start->work = 0;
-	memset(start->sum, 0, k * work->d * sizeof(double));
-	memset(start->size, 0, k * sizeof(double));
-	memset(start->n_points, 0, k * sizeof(int64_t));
+	forget_sums(work, start);
 	for (int64_t i = 0; i < work->n_tiles * TILE; i++)
-	{
 		start->best[i] = 1;
-		start->summed[i] = -1;
-	}
 	tally(work, start);
 }
 
@@ -2035,9 +2136,9 @@ measure_clusters(Silhouette *s)
 	return status;
 }
 
-/* The mean over all points. */
-static double
-mean_silhouette(const Silhouette *s)
+/* The mean over all points; NaN if fewer than two clusters have some. */
+static MrcStatus
+mean_silhouette(const Silhouette *s, double *silhouette)
 {
 	double total = 0;
 	double weight = 0;
@@ -2050,7 +2151,8 @@ mean_silhouette(const Silhouette *s)
 		weight += s->weight[c];
 		n_used += s->weight[c] > 0;
 	}
-	return n_used > 1 ? total / weight : NAN;
+	*silhouette = n_used > 1 ? total / weight : NAN;
+	return n_used > 1 && !isfinite(*silhouette) ? MRC_NOTFINITE : MRC_OK;
 }
 
 MrcStatus
@@ -2064,30 +2166,33 @@ mrc_silhouette(MrcPool *pool, const MrcPoints *points, const int32_t *label, int
 	status = measure_clusters(&s);
 	if (status == MRC_OK)
 		status = run_shapes(&s, 2);
-	if (status != MRC_OK)
-		return status;
-	*silhouette = mean_silhouette(&s);
-	return isinf(*silhouette) ? MRC_NOTFINITE : MRC_OK;
+	return status == MRC_OK ? mean_silhouette(&s, silhouette) : status;
 }
 
-/* The silhouette of a point from its distances to all points; apart: k, overwritten. */
-static double
-pair_silhouette(const Silhouette *s, int64_t row, double *apart)
+/* Adds to *total that of a point, from its distances to all points; false if the pool pauses.  apart: k, overwritten. */
+static bool
+add_pairs(const Silhouette *s, int64_t row, double *apart, double *total)
 {
+	int64_t check = CHECK_NUMBERS / s->points->d + 1;
 	const double *x = row_of(s->points, row);
 	int own = s->label[row];
 	double other = INFINITY;
 
 	if (!(s->weight[own] > 1))
-		return 0;
+		return true;
 	memset(apart, 0, (size_t) s->k * sizeof(double));
 	for (int64_t i = 0; i < s->points->n; i++)
+	{
+		if (i % check == 0 && mrc_pool_pausing(s->pool))
+			return false;
 		apart[s->label[i]] +=
 			weight_of(s->points, i) * sqrt(distance2(x, row_of(s->points, i), s->points->d));
+	}
 	for (int c = 0; c < s->k; c++)
 		if (c != own && s->weight[c] > 0 && apart[c] / s->weight[c] < other)
 			other = apart[c] / s->weight[c];
-	return silhouette_of(apart[own] / (s->weight[own] - 1), other);
+	*total += weight_of(s->points, row) * silhouette_of(apart[own] / (s->weight[own] - 1), other);
+	return true;
 }
 
 static MrcStatus
@@ -2098,12 +2203,8 @@ pair_task(void *arg, int worker, int64_t lo, int64_t hi)
 
 	(void) hi;
 	for (; shape->next < shape->hi; shape->next++)
-	{
-		if (mrc_pool_pausing(s->pool))
+		if (!add_pairs(s, shape->next, s->apart + (size_t) worker * s->k, &shape->total))
 			return MRC_AGAIN;
-		shape->total += weight_of(s->points, shape->next) *
-			pair_silhouette(s, shape->next, s->apart + (size_t) worker * s->k);
-	}
 	return MRC_OK;
 }
 
@@ -2121,8 +2222,5 @@ mrc_silhouette_pairs(MrcPool *pool, const MrcPoints *points, const int32_t *labe
 	for (int p = 0; p < s.n_shapes; p++)
 		s.shapes[p].next = s.shapes[p].lo;
 	status = mrc_pool_run(pool, s.n_shapes, 1, pair_task, &s);
-	if (status != MRC_OK)
-		return status;
-	*silhouette = mean_silhouette(&s);
-	return isinf(*silhouette) ? MRC_NOTFINITE : MRC_OK;
+	return status == MRC_OK ? mean_silhouette(&s, silhouette) : status;
 }

@@ -12,49 +12,11 @@
  * A tile is TILE points turned round: d rows of TILE floats, aligned to 64.
  */
 
-typedef float KERNEL(Vec) __attribute__((vector_size(LANES * 4)));
-typedef float KERNEL(Loose) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t KERNEL(Ints) __attribute__((vector_size(LANES * 4)));
+#include "vector.h"
+
 typedef int32_t KERNEL(LooseInts) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-#define VEC KERNEL(Vec)
-#define INTS KERNEL(Ints)
-#define LOAD(p) ((VEC) * (const KERNEL(Loose) *) (p))
-#define STORE(p, v) (*(KERNEL(Loose) *) (p) = (KERNEL(Loose))(v))
 #define LOAD_INTS(p) ((INTS) * (const KERNEL(LooseInts) *) (p))
 #define STORE_INTS(p, v) (*(KERNEL(LooseInts) *) (p) = (KERNEL(LooseInts))(v))
-#define INLINE TARGET static inline __attribute__((always_inline))
-#if LANES == 16
-#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif LANES == 8
-#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
-#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOWER 0, 4, 1, 5
-#define UPPER 2, 6, 3, 7
-#endif
-#if defined(__clang__)
-#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, LOWER)
-#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, UPPER)
-#else
-#define ZIP_LOW(a, b) __builtin_shuffle(a, b, (INTS){LOWER})
-#define ZIP_HIGH(a, b) __builtin_shuffle(a, b, (INTS){UPPER})
-#endif
-
-/* Sum of the lanes, by halves. */
-INLINE float
-KERNEL(sum)(VEC v)
-{
-	float lanes[LANES];
-
-	STORE(lanes, v);
-#pragma GCC unroll 4
-	for (int half = LANES / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-		for (int i = 0; i < half; i++)
-			lanes[i] += lanes[i + half];
-	return lanes[0];
-}
 
 /*
  * Scores of centres c … c + group - 1 for WIDE vectors of points, taken into the two least of each point.
@@ -246,33 +208,6 @@ KERNEL(instead)(const float *x, int d, const float *center, const float *best, c
 	return KERNEL(sum)(sums);
 }
 
-/* to (cols x TILE) = from (TILE x cols) turned round; cols a multiple of 16.  Blocks, by rounds of a perfect shuffle. */
-TARGET static void
-KERNEL(turn)(float *to, const float *from, int cols)
-{
-	for (int i = 0; i < TILE; i += LANES)
-		for (int j = 0; j < cols; j += LANES)
-		{
-			VEC v[2][LANES];
-			int side = 0;
-
-#pragma GCC unroll 16
-			for (int r = 0; r < LANES; r++)
-				v[0][r] = LOAD(from + (size_t) (i + r) * cols + j);
-#pragma GCC unroll 4
-			for (int round = 1; round < LANES; round *= 2, side = 1 - side)
-#pragma GCC unroll 8
-				for (int r = 0; r < LANES / 2; r++)
-				{
-					v[1 - side][2 * r] = ZIP_LOW(v[side][r], v[side][r + LANES / 2]);
-					v[1 - side][2 * r + 1] = ZIP_HIGH(v[side][r], v[side][r + LANES / 2]);
-				}
-#pragma GCC unroll 16
-			for (int r = 0; r < LANES; r++)
-				STORE(to + (size_t) (j + r) * TILE + i, v[side][r]);
-		}
-}
-
 /* out (d) = (x - shift) * scale in single precision. */
 TARGET static void
 KERNEL(narrow)(const double *x, const double *shift, double scale, int d, float *out)
@@ -409,14 +344,5 @@ KERNEL(exact)(const double *x, int d, const double *turned, int k, int ld, doubl
 	return label;
 }
 
-#undef VEC
-#undef INTS
-#undef LOAD
-#undef STORE
 #undef LOAD_INTS
 #undef STORE_INTS
-#undef INLINE
-#undef LOWER
-#undef UPPER
-#undef ZIP_LOW
-#undef ZIP_HIGH

@@ -1,5 +1,5 @@
 BEGIN;
-SELECT plan(118);
+SELECT plan(119);
 SET LOCAL client_min_messages = warning;
 
 CREATE SCHEMA shop;
@@ -159,6 +159,7 @@ SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1.5') $$, '22023',
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1, true') $$, '22023', 'ratings: the third column, value, is not a number', 'type of value');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'DELETE FROM pairs RETURNING customer, item') $$, '22023', 'ratings must be a single query that returns rows', 'no SELECT');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1; SELECT 1, 1') $$, '22023', 'ratings must be a single query that returns rows', 'two queries');
+SELECT throws_ok($$ SELECT millrace.train_als('x', 'SELECT 1, 1 INTO x') $$, '22023', 'ratings must be a single query that returns rows', 'SELECT INTO');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'bad') $$, '22023', 'ratings: there are no rows', 'empty');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (1, 1, 1.0), (NULL, 2, 1)') $$, '22023', 'ratings: the user is NULL', 'NULL user');
 SELECT throws_ok($$ SELECT millrace.train_als('x', 'VALUES (1, 1, 1.0), (1, NULL, 1)') $$, '22023', 'ratings: the item is NULL', 'NULL item');

@@ -52,7 +52,7 @@ SELECT lives_ok(format('SELECT millrace.fit_indexer(%L, %L)', 'q', query), query
 SELECT throws_ok(format('SELECT millrace.fit_indexer(''bad'', %L)', query), state, message, message)
 	FROM (VALUES ('shop.nothing', '42P01', 'relation "shop.nothing" does not exist'), ('SELECT nothing FROM shop.rows', '42703', 'column "nothing" does not exist'), ('SELECT FROM shop.rows', '22023', 'indexer "bad": the query has no columns'),
 		('SELECT v FROM shop.rows WHERE false', '22023', 'indexer "bad": there are no values'), ('SELECT NULL::text FROM shop.rows', '22023', 'indexer "bad": there are no values'),
-		('DELETE FROM shop.rows RETURNING v', '22023', 'query must be a single query that returns rows'), ('EXPLAIN SELECT 1', '22023', 'query must be a single query that returns rows'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows'), ('SELECT $1', '42P02', 'there is no parameter $1'),
+		('DELETE FROM shop.rows RETURNING v', '22023', 'query must be a single query that returns rows'), ('EXPLAIN SELECT 1', '22023', 'query must be a single query that returns rows'), ('SELECT 1 INTO x', '22023', 'query must be a single query that returns rows'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows'), ('SELECT $1', '42P02', 'there is no parameter $1'),
 		('SELECT 1/(n - n) FROM shop.rows', '22012', 'division by zero'), ('', '22023', 'query must not be empty')) AS t (query, state, message);
 SELECT throws_ok(call, '22023', message, message) FROM (VALUES ('SELECT millrace.fit_indexer(NULL, ''shop.rows'')', 'name must not be NULL'), ('SELECT millrace.fit_indexer('''', ''shop.rows'')', 'name must not be empty'),
 	('SELECT millrace.fit_indexer(''bad'', NULL)', 'query must not be NULL'), ('SELECT millrace.fit_indexer(''bad'', ''shop.rows'', NULL)', 'on_unknown must not be NULL'), ('SELECT millrace.fit_indexer(''bad'', ''shop.rows'', ''skip'')', 'on_unknown must be error, keep or null, not "skip"'),
@@ -209,6 +209,13 @@ SELECT throws_ok(call, state, message, message) FROM (VALUES ('SELECT millrace.o
 	('SELECT millrace.one_hot(0, 0)', '22023', 'n must be at least 1, not 0'), ('SELECT millrace.one_hot(0, -2147483648)', '22023', 'n must be at least 1, not -2147483648'), ('SELECT millrace.one_hot(0, 2147483647)', '54000', 'an array of 2147483646 numbers is too large')) AS t (call, state, message);
 SELECT is(provolatile::text || proparallel::text || proisstrict::text, CASE proname WHEN 'one_hot' THEN 'istrue' WHEN 'fit_indexer' THEN 'vufalse' ELSE 'ssfalse' END, proname || ': volatility, parallel, strict')
 	FROM pg_proc WHERE pronamespace = 'millrace'::regnamespace AND proname IN ('one_hot', 'index_of', 'index_size', 'fit_indexer');
+
+-- values that are stored in several pieces, as they are long
+SELECT millrace.fit_indexer('pages', $$ SELECT chr(64 + i) || repeat('x', 900000 + i) FROM generate_series(1, 40) AS i $$);
+SELECT is((SELECT string_agg(left(value, 1), '' ORDER BY index) || ' ' || sum(length(value)) || ' ' || max(index) FROM millrace.index_label WHERE model = 'pages'),
+	(SELECT string_agg(chr(64 + i), '' ORDER BY chr(64 + i) COLLATE "C") || ' ' || sum(900001 + i) || ' 39' FROM generate_series(1, 40) AS i), 'long values are stored in order');
+SELECT is(millrace.index_of('pages', chr(64 + 40) || repeat('x', 900040)), 39, 'and found');
+SELECT millrace.drop_model('pages');
 
 -- In a transaction that only reads
 SET LOCAL transaction_read_only = on;

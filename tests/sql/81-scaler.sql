@@ -165,8 +165,8 @@ INSERT INTO bad VALUES
 	('too many', 'SELECT array_agg(i) AS v FROM generate_series(1, 20000) AS i', E'54000\nscaler "bad": 20000 features, more than 16384'),
 	('an error of the query', 'SELECT 1 / (i - 3) FROM generate_series(1, 5) AS i', E'22012\ndivision by zero'),
 	('no query', 'nowhere', E'42P01\nrelation "nowhere" does not exist\n%'),
-	('two queries', 'SELECT 1; SELECT 2', E'22023\nscaler must be a single query that returns rows\n%'),
-	('no SELECT', 'DELETE FROM shop.t', E'22023\nscaler must be a single query that returns rows\n%');
+	('two queries', 'SELECT 1; SELECT 2', E'22023\nquery must be a single query that returns rows\n%'),
+	('no SELECT', 'DELETE FROM shop.t', E'22023\nquery must be a single query that returns rows\n%');
 SELECT alike(complaint(fitting(query)), error, what) FROM bad;
 SELECT is(complaint(fitting('SELECT 1', ', method => ''robust''')), E'22023\nmethod must be standard, stddev, minmax or none, not "robust"', 'an unknown method');
 SELECT is(complaint(fitting('SELECT 1', ', on_null => ''ignore''')), E'22023\non_null must be error, zero, mean or keep, not "ignore"', 'an unknown on_null');

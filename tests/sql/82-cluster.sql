@@ -210,7 +210,7 @@ SELECT throws_ok(training(format('''x'', %L, 2', query)), state, message, query)
 	('VALUES (''{}''::float8[])', '22023', 'query: column "column1" is an empty array'), ('VALUES (float8 ''NaN''), (1)', '22003', 'query: column "column1" is not a number'),
 	('VALUES (numeric ''NaN''), (1)', '22003', 'query: column "column1" is not a number'), ('VALUES (float8 ''-infinity''), (1)', '22003', 'query: column "column1" is infinite'),
 	('VALUES (1e200), (2e200), (-3e200)', '22003', 'the squares of the features are out of range'), ('SELECT nothing FROM shop.p', '42703', 'column "nothing" does not exist'),
-	('nowhere.points', '42P01', 'relation "nowhere.points" does not exist'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows')) AS v (query, state, message);
+	('nowhere.points', '42P01', 'relation "nowhere.points" does not exist'), ('SELECT 1; SELECT 2', '22023', 'query must be a single query that returns rows'), ('SELECT 1 INTO x', '22023', 'query must be a single query that returns rows')) AS v (query, state, message);
 SELECT throws_ok(training($$ 'x', 'SELECT x FROM shop.p', 2, weight => 'w' $$), '22023', 'query: there is no column "w", which is to be the weight', 'no weight');
 SELECT throws_ok(training($$ 'x', 'SELECT x, -1 AS w FROM shop.p', 2, weight => 'w' $$), '22023', 'query: the weight is below 0: -1', 'a negative weight');
 SELECT throws_ok(training($$ 'x', 'SELECT 1 AS w', 2, weight => 'w' $$), '22023', 'query: the query has no columns but the weight', 'only a weight');

@@ -2,7 +2,7 @@
 CC     ?= cc
 CORE   := ../../extension/core
 CORE_C := $(CORE)/pool.c $(CORE)/sparse.c $(CORE)/als.c $(CORE)/index.c $(CORE)/topk.c $(CORE)/own.c $(CORE)/kmeans.c $(CORE)/block.c
-CORE_H := $(CORE)/core.h $(CORE)/kernel.h $(CORE)/kmeans_kernel.h ../data/als_golden.h
+CORE_H := $(CORE)/core.h $(CORE)/kernel.h $(CORE)/kmeans_kernel.h $(CORE)/vector.h $(CORE)/scratch.h ../data/als_golden.h
 FLAGS  := -std=gnu11 -O2 -fno-math-errno -g -Wall -Wextra -Wshadow -Werror -I$(CORE) -I../data
 LIBS   := -Wl,--wrap=madvise,--wrap=sysconf -lcmocka -lpthread -lm -ldl
 

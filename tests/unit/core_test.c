@@ -2332,6 +2332,75 @@ test_kmeans_extremes(void **state)
 		}
 }
 
+/* What leaves a cluster takes all its digits along, by weight or by size; the others' centre and cost are theirs. */
+static void
+test_kmeans_cancellation(void **state)
+{
+	static const struct
+	{
+		double heavy;
+		double light;
+		double size;
+	} all[] = {{1, 1, 1}, {1e12, 1e-12, 1}, {1e100, 1e-100, 1}, {1, 1, 1e9}, {1, 1, 1e14}};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+	{
+		double s = all[a].size;
+		double h = all[a].heavy;
+		double l = all[a].light;
+		double x[] = {-s, s, 0.3, 0.2, 0.25, -1.15 * s, 1.15 * s, 0.1, -1.16 * s, 1.16 * s};
+		double weight[] = {h, h, l, l, l, h, h, l, h, h};
+		double cost;
+		Clusters c;
+
+		if (h > 1) /* the heavy ones leave, the light ones stay */
+			weight[5] = weight[6] = weight[8] = weight[9] = l;
+		clusters_open(&c, x, weight, 10, 1, 3, 1, 10);
+		memcpy(c.km.center, (const double[]){0, -2.2 * s, 2.2 * s}, 3 * sizeof(double));
+		for (int i = 0; i < 6; i++)
+			assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+		assert_true(fabs(c.km.center[0] - 0.2125) < 1e-9 * s);
+		assert_true(fabs(c.km.size[0] - 4 * l) <= 1e-9 * l);
+		cost = c.km.cost;
+		assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+		assert_true(fabs(c.km.cost - cost) <= 1e-9 * cost);
+		clusters_close(&c);
+	}
+}
+
+/* One number far from all others, which is not among those measured: the start gets along, and costs keep their digits. */
+static void
+test_kmeans_outlier(void **state)
+{
+	enum
+	{
+		N = 10000,
+		K = 6
+	};
+	static const double all[] = {1e3, 1e12, 1e18, 1e30, 1e60, 1e120};
+
+	(void) state;
+	for (size_t a = 0; a < sizeof(all) / sizeof(all[0]); a++)
+	{
+		double *x = blobs(N, 2, 5, 1000, 0);
+		Clusters c;
+		double cost;
+
+		x[2] = all[a];
+		clusters_open(&c, x, NULL, N, 2, K, 2, N);
+		assert_int_equal(mrc_kmeans_start(&c.km), MRC_OK);
+		for (int i = 0; i < 20; i++)
+			assert_int_equal(mrc_kmeans_iterate(&c.km), MRC_OK);
+		cost = c.km.cost;
+		assert_int_equal(mrc_kmeans_finish(&c.km), MRC_OK);
+		assert_true(c.km.cost < N * 2 * 0.2 || all[a] > 1e20);
+		assert_true(fabs(c.km.cost - cost) < 1e-6 * cost);
+		clusters_close(&c);
+		free(x);
+	}
+}
+
 /* A whole training; the last word is mrc_kmeans_order()'s. */
 static void
 train(MrcKmeans *km)
@@ -2391,6 +2460,50 @@ test_kmeans_threads_agree(void **state)
 		clusters_close(&other);
 		free(x);
 	}
+}
+
+/* Pauses among points that only double precision can tell apart change nothing. */
+static void
+test_kmeans_pauses(void **state)
+{
+	enum
+	{
+		N = 12000,
+		D = 100,
+		K = 200
+	};
+	double *x = malloc((size_t) N * D * sizeof(double));
+	int n_interrupts = 0;
+	const MrcHost host = {often_for_a_while, count_interrupt, &n_interrupts};
+	Clusters one;
+	Clusters other;
+
+	(void) state;
+	srand(SEED);
+	for (int i = 0; i < N * D; i++)
+		x[i] = 1e6 * (i / D % 7) + (int) (3 * uniform());
+	clusters_open(&one, x, NULL, N, D, K, 2, N);
+	clusters_open(&other, x, NULL, N, D, K, 2, N);
+	pool_free(other.km.pool);
+	assert_int_equal(mrc_pool_start(&other.km.pool, malloc(mrc_pool_bytes(2)), 2, &host), MRC_OK);
+	memcpy(one.km.center, x, K * D * sizeof(double));
+	memcpy(other.km.center, x, K * D * sizeof(double));
+	for (int i = 0; i < 4; i++)
+	{
+		assert_int_equal(mrc_kmeans_iterate(&one.km), MRC_OK);
+		n_interrupts = 0;
+		assert_int_equal(mrc_kmeans_iterate(&other.km), MRC_OK);
+		assert_true(one.km.n_changed == other.km.n_changed);
+		assert_memory_equal(one.km.center, other.km.center, K * D * sizeof(double));
+	}
+	n_interrupts = 0;
+	assert_int_equal(mrc_kmeans_finish(&one.km), MRC_OK);
+	assert_int_equal(mrc_kmeans_finish(&other.km), MRC_OK);
+	assert_true(n_interrupts > 0);
+	same_clusters(&one.km, &other.km);
+	clusters_close(&one);
+	clusters_close(&other);
+	free(x);
 }
 
 /* Points with weights are as so many points; a point without weight has a cluster, and makes none. */
@@ -2721,6 +2834,12 @@ test_silhouette(void **state)
 		assert_true(have[0] == 0);
 		assert_int_equal(mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, have), MRC_OK);
 		assert_true(have[0] == 0);
+		for (int i = 0; i < N; i++) /* squares that overflow */
+			c.x[i * D] = i * 1e200;
+		assert_int_equal(mrc_silhouette(c.km.pool, &c.km.points, c.km.label, K, scratch, have),
+						 MRC_NOTFINITE);
+		assert_int_equal(mrc_silhouette_pairs(c.km.pool, &c.km.points, c.km.label, K, scratch, have),
+						 MRC_NOTFINITE);
 		free(scratch);
 		clusters_close(&c);
 		clusters_close(&other);
@@ -2966,7 +3085,10 @@ main(void)
 		cmocka_unit_test(test_rmse_against_definition),
 		cmocka_unit_test(test_kmeans_is_lloyd),
 		cmocka_unit_test(test_kmeans_extremes),
+		cmocka_unit_test(test_kmeans_cancellation),
+		cmocka_unit_test(test_kmeans_outlier),
 		cmocka_unit_test(test_kmeans_threads_agree),
+		cmocka_unit_test(test_kmeans_pauses),
 		cmocka_unit_test(test_kmeans_weights),
 		cmocka_unit_test(test_kmeans_start),
 		cmocka_unit_test(test_kmeans_finish),
