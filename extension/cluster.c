@@ -437,7 +437,8 @@ read_points(Training *training)
 	if (training->warm && d != training->warm->d)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("query: %d features, but model \"%s\" has %d", d, training->name, training->warm->d),
+				 errmsg("query: the number of features is %d, but that of model \"%s\" is %d", d,
+						training->name, training->warm->d),
 				 training->given
 					 ? errhint("Train with warm_start => false.")
 					 : errhint("What the query calls may have been fitted anew, with more values. SELECT "
@@ -761,8 +762,8 @@ judge(FunctionCallInfo fcinfo, char *query, Judged *judged)
 	if (points->d != judged->clusters->d)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("query: %d features, but model \"%s\" has %d", points->d, judged->name,
-						judged->clusters->d)));
+				 errmsg("query: the number of features is %d, but that of model \"%s\" is %d", points->d,
+						judged->name, judged->clusters->d)));
 	mr_reserve_check(judged->budget, clustering_bytes(points, judged->clusters->k, 0, mr_n_threads(0)),
 					 sizes(points, judged->clusters->k));
 	judged->pool = mr_pool_create(judged->budget->context, mr_n_threads(0));

@@ -1121,7 +1121,8 @@ mr_features_width(const ArrayType *array, int width, const char *what)
 	if (n != width)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s takes %d features, not %d", what, width, n),
+				 errmsg_plural("%s takes %d feature, not %d", "%s takes %d features, not %d", width, what,
+							   width, n),
 				 errhint("Give the columns of its query, in their order.")));
 }
 

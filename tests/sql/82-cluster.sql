@@ -162,7 +162,7 @@ SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('r', act
 SELECT is((SELECT version FROM millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5, warm_start => true)), 6, 'train_kmeans starts from the active centers if asked to');
 SELECT is((SELECT (version, iterations)::text FROM millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 5, warm_start => true, tolerance => 0)), '(7,2)', 'which are good for the same rows');
 SELECT throws_ok($$ SELECT millrace.train_kmeans('r', 'SELECT x, y FROM shop.live', 4, warm_start => true) $$, '22023', 'k must be 5 to start from version 7 of model "r", not 4', 'not from another number');
-SELECT throws_ok($$ SELECT millrace.train_kmeans('r', 'SELECT x FROM shop.live', 5, warm_start => true) $$, '22023', 'query: 1 features, but model "r" has 2', 'nor from other features');
+SELECT throws_ok($$ SELECT millrace.train_kmeans('r', 'SELECT x FROM shop.live', 5, warm_start => true) $$, '22023', 'query: the number of features is 1, but that of model "r" is 2', 'nor from other features');
 SELECT is((SELECT version FROM millrace.train_kmeans('first', 'SELECT x, y FROM shop.live', 5, warm_start => true)), 1, 'from the seed, if there is no version');
 SELECT millrace.train_kmeans('sleeping', 'SELECT x, y FROM shop.live', 5, activate => false);
 SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('sleeping')), '(2,t,"no gate: no version was active")', 'retrain of a model without active version');
@@ -170,7 +170,7 @@ SELECT is((SELECT (version, active, reason)::text FROM millrace.retrain('sleepin
 CREATE TABLE shop.wide AS SELECT x, y, ARRAY[x, y] AS more FROM shop.live;
 SELECT millrace.train_kmeans('wide', 'SELECT * FROM shop.wide', 2);
 UPDATE shop.wide SET more = more || 0;
-SELECT throws_ok($$ SELECT millrace.retrain('wide') $$, '22023', 'query: 5 features, but model "wide" has 4', 'retrain with other features');
+SELECT throws_ok($$ SELECT millrace.retrain('wide') $$, '22023', 'query: the number of features is 5, but that of model "wide" is 4', 'retrain with other features');
 SELECT is((version, active, reason)::text, '(2,t,"no gate: version 1 has other features")', 'from the seed: as many as there are now') FROM millrace.retrain('wide', warm_start => false);
 SELECT is(array_length(center, 1), 5, 'their centers') FROM millrace.cluster_centers('wide') WHERE cluster = 0;
 SELECT is((version, active, reason)::text, '(3,t,)', 'from where retraining goes on') FROM millrace.retrain('wide');
@@ -226,7 +226,7 @@ SELECT throws_ok($$ SELECT * FROM millrace.cluster_centers('nope') $$, '42704', 
 SELECT throws_ok($$ SELECT * FROM millrace.cluster_centers('nope', 1) $$, '42704', 'model "nope" does not exist', 'and version');
 SELECT throws_ok($$ SELECT * FROM millrace.cluster_centers('m', 9) $$, '42704', 'model "m" has no version 9', 'of an unknown version');
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('nope', 'shop.stored') $$, '42704', 'model "nope" does not exist', 'kmeans_cost of an unknown model');
-SELECT throws_ok($$ SELECT millrace.kmeans_cost('m', 'SELECT x FROM shop.p') $$, '22023', 'query: 1 features, but model "m" has 4', 'of other features');
+SELECT throws_ok($$ SELECT millrace.kmeans_cost('m', 'SELECT x FROM shop.p') $$, '22023', 'query: the number of features is 1, but that of model "m" is 4', 'of other features');
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('m', NULL) $$, '22023', 'query must not be NULL', 'of no query');
 SELECT throws_ok($$ SELECT millrace.kmeans_cost('w', 'SELECT x, y, z FROM shop.p') $$, '22023', 'query: there is no column "w", which is to be the weight', 'without the weight');
 SELECT throws_ok($$ SELECT millrace.silhouette('m', 'SELECT f FROM shop.rows WHERE id = 1') $$, '22023', 'query: all rows are in one cluster of model "m"', 'silhouette of one row');
