@@ -713,9 +713,7 @@ mr_train_kmeans(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.train_kmeans()");
 	train_arguments(fcinfo, &training);
-	training.owner = mr_model_lock_kind(training.name, MR_KIND_KMEANS, false);
-	if (!OidIsValid(training.owner))
-		training.owner = GetUserId();
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_KMEANS);
 	training.settings = mr_current_settings();
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
@@ -728,7 +726,7 @@ mr_kmeans_retrain(FunctionCallInfo fcinfo)
 	Training training = {.start_ms = mr_now_ms()};
 
 	retrain_arguments(fcinfo, &training);
-	training.owner = mr_model_lock_kind(training.name, MR_KIND_KMEANS, false);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_KMEANS);
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
 	repeat_training(fcinfo, &training);

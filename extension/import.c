@@ -374,9 +374,7 @@ mr_import_als(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.import_als()");
 	new_model.activate = bool_arg(fcinfo, 5, "activate");
-	new_model.owner = mr_model_lock_kind(new_model.name, MR_KIND_ALS, false);
-	if (!OidIsValid(new_model.owner))
-		new_model.owner = GetUserId();
+	new_model.owner = mr_model_lock_kind(new_model.name, MR_KIND_ALS);
 	new_model.settings = mr_current_settings();
 	budget = mr_budget_create("millrace import");
 	SPI_connect();

@@ -335,9 +335,7 @@ mr_fit_indexer(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("millrace.fit_indexer()");
 	fitting.unknown = mr_choice("on_unknown", UNKNOWN, mr_name_arg(fcinfo, 2, "on_unknown"));
 	fitting.activate = mr_bool_arg(fcinfo, 3, "activate");
-	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_INDEXER, false);
-	if (!OidIsValid(fitting.owner))
-		fitting.owner = GetUserId();
+	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_INDEXER);
 	fitting.settings = mr_current_settings();
 	SPI_connect();
 	return fit(fcinfo, &fitting);
@@ -351,7 +349,7 @@ mr_indexer_retrain(FunctionCallInfo fcinfo)
 					   .activate = mr_bool_arg(fcinfo, 7, "activate")};
 	MrRepeat repeat;
 
-	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_INDEXER, false);
+	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_INDEXER);
 	SPI_connect();
 	mr_model_repeat(fitting.name, &repeat);
 	fitting.query = repeat.query;

@@ -347,11 +347,14 @@ extern void mr_version_unknown(const char *name, MrKind kind, int version);
 
 /*
  * Lock the model against other trainings, prunings and drops until the transaction ends (55006 if another has it), and
- * return its owner: InvalidOid if there is no such model.  42809 if it is of another kind; 42501 unless the caller is a
- * member of the owner; 42704 if the owner has gone, unless gone_ok and the caller is a superuser.
+ * return its owner, who is the caller if there is no such model yet.  42809 if it is of another kind; 42501 unless the
+ * caller is a member of the owner; 42704 if the owner has gone.
  */
-extern Oid mr_model_lock_kind(const char *name, MrKind kind, bool gone_ok);
-/* The same for a model of any kind, which there must be (42704); returns the kind. */
+extern Oid mr_model_lock_kind(const char *name, MrKind kind);
+/*
+ * The same for a model of any kind, which there must be (42704); returns the kind.  gone_ok: a superuser may have it though
+ * the owner has gone.
+ */
 extern MrKind mr_model_lock(const char *name, bool gone_ok);
 /* As mr_model_lock_kind, without the lock; the owner must be there. */
 extern Oid mr_model_owner(const char *name, MrKind kind);

@@ -311,9 +311,7 @@ mr_fit_scaler(PG_FUNCTION_ARGS)
 	fitting.method = mr_choice("method", METHODS, mr_name_arg(fcinfo, 2, "method"));
 	fitting.on_null = mr_choice("on_null", ON_NULL, mr_name_arg(fcinfo, 3, "on_null"));
 	fitting.activate = mr_bool_arg(fcinfo, 4, "activate");
-	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_SCALER, false);
-	if (!OidIsValid(fitting.owner))
-		fitting.owner = GetUserId();
+	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_SCALER);
 	fitting.settings = mr_current_settings();
 	SPI_connect();
 	return fit(fcinfo, &fitting);
@@ -327,7 +325,7 @@ mr_scaler_retrain(FunctionCallInfo fcinfo)
 					   .activate = mr_bool_arg(fcinfo, 7, "activate")};
 	MrRepeat repeat;
 
-	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_SCALER, false);
+	fitting.owner = mr_model_lock_kind(fitting.name, MR_KIND_SCALER);
 	SPI_connect();
 	mr_model_repeat(fitting.name, &repeat);
 	fitting.query = repeat.query;

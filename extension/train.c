@@ -815,9 +815,7 @@ mr_train_als(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("millrace.train_als()");
 	train_als_arguments(fcinfo, &training);
-	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
-	if (!OidIsValid(training.owner))
-		training.owner = GetUserId();
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS);
 	training.settings = mr_current_settings();
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
@@ -836,7 +834,7 @@ retrain_als(FunctionCallInfo fcinfo)
 	retrain_arguments(fcinfo, &training);
 	/* The ratings stay the same, and so does what is kept of them. */
 	training.track = TRACK_NOT;
-	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS, false);
+	training.owner = mr_model_lock_kind(training.name, MR_KIND_ALS);
 	training.budget = mr_budget_create("millrace training");
 	SPI_connect();
 	mr_model_definition(training.name, &training.query, &training.settings, &training.als);

@@ -212,17 +212,16 @@ lock_name(const char *name)
 }
 
 Oid
-mr_model_lock_kind(const char *name, MrKind kind, bool gone_ok)
+mr_model_lock_kind(const char *name, MrKind kind)
 {
 	Holder holder;
 
 	lock_name(name);
 	holder = find_holder(name);
-	if (OidIsValid(holder.owner))
-	{
-		check_kind(name, holder.kind, kind);
-		check_holder(name, &holder, gone_ok);
-	}
+	if (!OidIsValid(holder.owner))
+		return GetUserId();
+	check_kind(name, holder.kind, kind);
+	check_holder(name, &holder, false);
 	return holder.owner;
 }
 
