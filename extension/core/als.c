@@ -129,19 +129,16 @@ typedef struct Kernels
 			   finish_##suffix, dots_##suffix, solve_##suffix, tiny_##suffix, turn_##suffix,       \
 			   rotate_##suffix, scale_##suffix})
 
-/* The widest the processor has, up to so many lanes if not 0. */
+/* lanes: as in MrcAls. */
 static Kernels
 kernels(int lanes)
 {
+	lanes = mrc_lanes(lanes);
 #if defined(__x86_64__)
-	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
-		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-		__builtin_cpu_supports("avx512vl"))
+	if (lanes == 16)
 		return KERNELS(avx512);
-	if (lanes != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+	if (lanes == 8)
 		return KERNELS(avx2);
-#else
-	(void) lanes;
 #endif
 	return KERNELS(plain);
 }
@@ -1341,6 +1338,22 @@ mrc_als_start(MrcAls *als, uint64_t seed, double scale)
 	return mrc_pool_run(als->pool, als->by_user.n_cols, (START_FLOATS + rank - 1) / rank, start_task, &start);
 }
 
+int
+mrc_lanes(int most)
+{
+#if defined(__x86_64__)
+	if ((most == 0 || most == 16) && __builtin_cpu_supports("avx512f") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512vl"))
+		return 16;
+	if (most != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return 8;
+#else
+	(void) most;
+#endif
+	return 4;
+}
+
 float
 mrc_dot(const float *a, const float *b, int n)
 {
@@ -1362,10 +1375,9 @@ mrc_blas_kernels(const char *name)
 #if defined(__x86_64__)
 	if (strcasecmp(name, "Prescott") != 0)
 		return NULL;
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+	if (mrc_lanes(0) == 16)
 		return "SkylakeX";
-	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+	if (mrc_lanes(0) == 8)
 		return "Haswell";
 #else
 	(void) name;

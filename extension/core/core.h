@@ -131,6 +131,12 @@ typedef struct MrcBlas
 } MrcBlas;
 
 /*
+ * How many floats the widest vectors hold that the processor has and most allows: 16, 8 or 4.  most: 0 for any; 16, 8
+ * or 4 for so many if it has them (tests).
+ */
+extern int mrc_lanes(int most);
+
+/*
  * The kernels that OpenBLAS should be told to use (OPENBLAS_CORETYPE) when it took those of this name.  Where it does not
  * know the processor, which is younger than the library, it takes a Pentium 4's, a quarter as fast.  NULL: it knows best.
  */
@@ -180,7 +186,7 @@ typedef struct MrcAls
 	float *user;		 /* n_users x rank, out */
 	float *item;		 /* n_items x rank, in and out */
 	void *scratch;		 /* mrc_als_scratch_bytes(), aligned to 64 */
-	int lanes; /* 0: the widest vectors of the processor; 16, 8 or 4: so wide if it has them (tests) */
+	int lanes;			 /* of its vectors, for mrc_lanes() */
 	/* results */
 	double loss;	 /* the objective after the last iteration */
 	bool bad_user;	 /* where MRC_NOTPD or MRC_NOTFINITE came from */

@@ -528,15 +528,12 @@ scan_plain(const uint8_t *block, int steps, const int8_t *codes, size_t stride, 
 static Scanner
 scanner_of(int lanes)
 {
+	lanes = mrc_lanes(lanes);
 #if defined(__x86_64__)
-	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
-		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-		__builtin_cpu_supports("avx512vnni"))
+	if (lanes == 16 && __builtin_cpu_supports("avx512vnni"))
 		return (Scanner){scan_vnni, 127};
-	if (lanes != 4 && __builtin_cpu_supports("avx2"))
+	if (lanes >= 8)
 		return (Scanner){scan_avx2, 63};
-#else
-	(void) lanes;
 #endif
 	return (Scanner){scan_plain, 127};
 }

@@ -141,19 +141,16 @@ typedef struct Kernels
 	((Kernels){scores_##suffix, closer_##suffix, with_##suffix, instead_##suffix, turn_##suffix, \
 			   narrow_##suffix, bounds_##suffix, away_##suffix, gather_##suffix, exact_##suffix})
 
-/* The widest the processor has, up to so many lanes if not 0. */
+/* lanes: as in MrcAls. */
 static Kernels
 kernels(int lanes)
 {
+	lanes = mrc_lanes(lanes);
 #if defined(__x86_64__)
-	if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("avx512f") &&
-		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-		__builtin_cpu_supports("avx512vl"))
+	if (lanes == 16)
 		return KERNELS(avx512);
-	if (lanes != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+	if (lanes == 8)
 		return KERNELS(avx2);
-#else
-	(void) lanes;
 #endif
 	return KERNELS(plain);
 }

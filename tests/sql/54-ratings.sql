@@ -2,16 +2,7 @@ BEGIN;
 SELECT no_plan();
 SET LOCAL client_min_messages = warning;
 
--- A training's error: state, message, detail and hint in lines; a result has none.
-CREATE FUNCTION complaint(command text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE state text; message text; detail text; hint text;
-BEGIN
-	EXECUTE command;
-	RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-	RETURN concat_ws(E'\n', state, message, NULLIF(detail, ''), NULLIF(hint, ''));
-END $$;
+\ir ../lib/complaint.sql
 CREATE FUNCTION training(ratings text, options text DEFAULT '') RETURNS text LANGUAGE sql AS
 	$$ SELECT format('SELECT millrace.train_als(''x'', %L, rank => 2, iterations => 1%s)', ratings, options) $$;
 -- Nothing of a training is left, and no memory either.

@@ -4,16 +4,7 @@ BEGIN;
 SELECT * FROM no_plan();
 SET LOCAL client_min_messages = warning;
 
--- An error: state, message, detail and hint in lines.
-CREATE FUNCTION complaint(command text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE state text; message text; detail text; hint text;
-BEGIN
-	EXECUTE command;
-	RETURN 'no error';
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-	RETURN concat_ws(E'\n', state, message, NULLIF(detail, ''), NULLIF(hint, ''));
-END $$;
+\ir ../lib/complaint.sql
 CREATE FUNCTION fitting(query text, options text DEFAULT '') RETURNS text LANGUAGE sql AS
 	$$ SELECT format('SELECT millrace.fit_scaler(''bad'', %L%s)', query, options) $$;
 CREATE FUNCTION close(a float8, b float8, tolerance float8 = 1e-12) RETURNS bool IMMUTABLE LANGUAGE sql AS
