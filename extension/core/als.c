@@ -1338,22 +1338,6 @@ mrc_als_start(MrcAls *als, uint64_t seed, double scale)
 	return mrc_pool_run(als->pool, als->by_user.n_cols, (START_FLOATS + rank - 1) / rank, start_task, &start);
 }
 
-int
-mrc_lanes(int most)
-{
-#if defined(__x86_64__)
-	if ((most == 0 || most == 16) && __builtin_cpu_supports("avx512f") &&
-		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-		__builtin_cpu_supports("avx512vl"))
-		return 16;
-	if (most != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-		return 8;
-#else
-	(void) most;
-#endif
-	return 4;
-}
-
 float
 mrc_dot(const float *a, const float *b, int n)
 {

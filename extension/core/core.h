@@ -68,6 +68,12 @@ extern MrcStatus mrc_touch(void *arg, int worker, int64_t lo, int64_t hi);
 /* Joins the threads; a task that runs is let finish its chunk.  Safe after a longjmp out of interrupt(). */
 extern void mrc_pool_stop(MrcPool *pool);
 
+/*
+ * How many floats the widest vectors hold that the processor has and most allows: 16, 8 or 4.  most: 0 for any; 16, 8
+ * or 4 for so many if it has them (tests).
+ */
+extern int mrc_lanes(int most);
+
 /* ---- sparse.c: compressed rows ---- */
 
 /* Compressed sparse rows: row r holds entries [start[r], start[r + 1]), columns ascending and distinct. */
@@ -129,12 +135,6 @@ typedef struct MrcBlas
 				   double *values, double *work, const int *n_work, int *iwork, const int *n_iwork,
 				   int *info);
 } MrcBlas;
-
-/*
- * How many floats the widest vectors hold that the processor has and most allows: 16, 8 or 4.  most: 0 for any; 16, 8
- * or 4 for so many if it has them (tests).
- */
-extern int mrc_lanes(int most);
 
 /*
  * The kernels that OpenBLAS should be told to use (OPENBLAS_CORETYPE) when it took those of this name.  Where it does not

@@ -1,5 +1,5 @@
 /*
- * pool.c: threads that share the chunks of a job.
+ * pool.c: the processor: threads that share the chunks of a job, and how wide its vectors are.
  *
  * One mutex protects everything in MrcPool but the atomics.  A job is a generation number: workers sleep until
  * it changes, then draw chunks from `next` until it passes n.  A pause (the host has an interrupt to serve) and
@@ -48,6 +48,22 @@ struct MrcPool
 	int n_workers;
 	MrcWorker workers[];
 };
+
+int
+mrc_lanes(int most)
+{
+#if defined(__x86_64__)
+	if ((most == 0 || most == 16) && __builtin_cpu_supports("avx512f") &&
+		__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512vl"))
+		return 16;
+	if (most != 4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return 8;
+#else
+	(void) most;
+#endif
+	return 4;
+}
 
 size_t
 mrc_pool_bytes(int n_threads)
