@@ -28,8 +28,8 @@ typedef enum MrcStatus
 /* ---- pool.c ---- */
 
 /*
- * Who waits for the pool.  pending() is asked by the calling thread every few milliseconds while tasks run;
- * when it says true the tasks pause and interrupt() is called with no task running, so that it may leave by
+ * Who waits for the pool.  pending() is asked by the calling thread every few milliseconds while tasks run, and
+ * at the end of each job; when it says true the tasks pause and interrupt() is called with no task running, so that it may leave by
  * longjmp (the pool must then be stopped, and may be).  It returns false to cancel, true to go on.
  */
 typedef struct MrcHost

@@ -279,6 +279,8 @@ mrc_pool_end(MrcPool *pool)
 		pthread_mutex_lock(&pool->mutex);
 		wanted = wait_idle(pool);
 		pthread_mutex_unlock(&pool->mutex);
+		/* At the end, too: short jobs of which nobody waits for one add up. */
+		wanted = wanted || pool->host.pending(pool->host.arg);
 		if (wanted && !pool->host.interrupt(pool->host.arg))
 			return MRC_CANCELLED;
 		if (pool->status != MRC_OK || job_done(pool))
