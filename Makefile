@@ -16,7 +16,7 @@ TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
-.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -28,7 +28,8 @@ help:
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
-	  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
+	  'make dashboards Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
+  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
@@ -66,6 +67,14 @@ demo-recommend: install
 
 demo-recommend-clean:
 	tests/e2e/demo-recommend/demo clean
+
+# Superset's Python environment takes a minute the first time.
+dashboards:
+	$(call install_missing,$(VENV_PACKAGES) curl)
+	docker/superset/start
+
+dashboards-stop:
+	docker/superset/start stop
 
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
