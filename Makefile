@@ -4,6 +4,10 @@ PG_CONFIG ?= pg_config
 PGVER     ?= 15
 # A scenario that hangs is ended, with all that it started.
 PROVE      = prove --timer --exec 'timeout -k 20 600 bash'
+# Scenarios run so many at a time, the longest first.
+JOBS      ?= 2
+LONGEST    = $(wildcard $(patsubst %,tests/e2e/%/run.sh,versions upgrade dashboards images kafka-groups schedule spark demo-recommend clustering))
+SCENARIOS  = $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/e2e/*/run.sh)))
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millrace.control)
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
@@ -79,10 +83,10 @@ dashboards-stop:
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
-	$(PROVE) tests/e2e/*/run.sh
+	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/demo-recommend/% tests/e2e/spark/% tests/e2e/clustering/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
+	$(PROVE) -j$(JOBS) $(filter-out $(LONGEST),$(shell grep -L start_kafka tests/e2e/*/run.sh))
 
 # The kill loop with 200,000 messages for each seed.
 SEEDS ?= 8 11
@@ -100,7 +104,7 @@ check-isolation:
 	tests/isolation/run
 
 check-e2e:
-	$(PROVE) tests/e2e/*/run.sh
+	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 bench: install
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
