@@ -15,7 +15,7 @@ export PG_CONFIG
 # Debian packages: what the build needs, and what the tests need besides.
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
-TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
+TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll postgresql-$(PGVER)-cron libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)

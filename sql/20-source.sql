@@ -267,7 +267,7 @@ COMMENT ON FUNCTION millrace.drop_expired_partitions(regclass) IS
 'Drops the partitions that are older than the retention of their source, and returns their number.  Windows of streams are kept.
 source: the table; NULL: every source with a retention that the caller owns.
 Locks the table for a moment, and waits for that lock no longer than two seconds (55P03).
-With pg_cron: SELECT cron.schedule(''retention'', ''17 * * * *'', ''SELECT millrace.drop_expired_partitions()'');';
+With pg_cron: SELECT millrace.schedule(''retention'');';
 
 /*
  * Keeps triggers complete when partitions come, and catalogs clean when tables go.  In C, because they run for
