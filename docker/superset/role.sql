@@ -16,3 +16,11 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO :"role";
 GRANT SELECT ON millrace.dead_letters TO :"role";
 -- What is made later, such as a scorer's table and views.
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO :"role";
+-- pg_cron shows a role its own jobs only (row security): here all of this database, if who runs this may say so.
+SELECT pg_catalog.format('CREATE POLICY %I ON cron.%I FOR SELECT TO %I USING (%s)', :'role', t.name, :'role', 'database = current_database()')
+FROM (VALUES ('job'), ('job_run_details')) AS t (name)
+	JOIN pg_catalog.pg_class AS c ON c.relname = t.name AND c.relnamespace = pg_catalog.to_regnamespace('cron')
+WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE')
+	AND NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = :'role') \gexec
+SELECT pg_catalog.format('GRANT USAGE ON SCHEMA cron TO %I', :'role') FROM pg_catalog.pg_namespace AS n
+WHERE n.nspname = 'cron' AND pg_catalog.pg_has_role(n.nspowner, 'USAGE') \gexec
