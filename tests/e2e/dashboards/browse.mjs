@@ -165,10 +165,11 @@ const apply = () => applied(() => page.locator('[data-test="filter-bar__apply-bu
 
 const commands = {
 	async open(url, user, password, slug) {
-		await page.goto(`${url}/login/`);
+		await page.goto(`${url}/login/`, { waitUntil: 'networkidle' });
 		await page.fill('input[name="username"], #username', user);
 		await page.fill('input[name="password"], #password', password);
-		await Promise.all([page.waitForURL((to) => !to.pathname.startsWith('/login')), page.click('button[type="submit"], input[type="submit"]')]);
+		await page.click('button[type="submit"], input[type="submit"]');
+		await page.waitForFunction(() => !location.pathname.startsWith('/login'));
 		answers.clear();
 		await page.goto(`${url}/superset/dashboard/${slug}/`);
 		await page.waitForSelector('[data-test-chart-name]');
