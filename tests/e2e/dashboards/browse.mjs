@@ -1,7 +1,8 @@
 // A person before a Superset dashboard, in headless Chromium.  run.sh tells it what to do:
 //   node browse.mjs MODULES WIDTH <REQUESTS >REPLIES
 // A request is a line of words parted by tabs.  A reply is any number of lines, then "= ok" or "= MESSAGE".
-//   open URL USER PASSWORD SLUG   logs in and opens the dashboard
+//   login URL USER PASSWORD       logs in
+//   open SLUG                     opens a dashboard, also anew: then only its first tab has loaded charts
 //   tabs                          the names of its tabs
 //   tab NAME                      shows a tab, waits for its charts; a line each: STATE, kind, title (STATE is ok or what is wrong)
 //   look                          the same of the tab that is open
@@ -29,10 +30,17 @@ const browser = await chromium.launch({
 });
 const page = await browser.newPage({ viewport: { width: Number(width), height: 2400 }, locale: 'en-US', timezoneId: 'UTC' });
 page.setDefaultTimeout(PATIENCE_MS);
+// Without a graphics card every frame of a spinner costs the processor, which the servers need.
+await page.addInitScript(() => addEventListener('DOMContentLoaded', () => {
+	const style = document.createElement('style');
+	style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
+	document.head.append(style);
+}));
 
 // What the server answers, chart by chart.
 const answers = new Map();      // chart id -> { n, rows, from, to } of the last answer, n: how many there were
 const complaints = [];
+let base;                       // address of Superset
 const asked = new Set();        // requests for data on their way
 let n_asked = 0;
 page.on('request', (request) => {
@@ -164,7 +172,8 @@ async function applied(click) {
 const apply = () => applied(() => page.locator('[data-test="filter-bar__apply-button"]').click());
 
 const commands = {
-	async open(url, user, password, slug) {
+	async login(url, user, password) {
+		base = url;
 		// The form is there before it listens: until it has been heard.
 		await until(async () => {
 			await page.goto(`${url}/login/`, { waitUntil: 'networkidle' });
@@ -173,8 +182,10 @@ const commands = {
 			await page.click('button[type="submit"], input[type="submit"]');
 			return page.waitForURL((to) => !to.pathname.startsWith('/login'), { timeout: 20000 }).then(() => true, () => false);
 		}, 'logged in');
+	},
+	async open(slug) {
 		answers.clear();
-		await page.goto(`${url}/superset/dashboard/${slug}/`);
+		await page.goto(`${base}/superset/dashboard/${slug}/`);
 		await page.waitForSelector('[data-test-chart-name]');
 	},
 	async tabs() {
