@@ -405,7 +405,8 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		" target = excluded.target, command = excluded.command, definition = excluded.definition,"
 		" state = excluded.state, delta = excluded.delta, final = excluded.final, query = excluded.query,"
 		" watermark = excluded.watermark, late_policy = excluded.late_policy, retain = excluded.retain,"
-		" retained_from = NULL, idle_after = excluded.idle_after, on_error = excluded.on_error,"
+		" retained_from = NULL, late_since = NULL, idle_after = excluded.idle_after, on_error = "
+		"excluded.on_error,"
 		" inputs = excluded.inputs, owner = excluded.owner, settings = excluded.settings, status = 'running',"
 		" error = NULL",
 		SPI_OK_INSERT, 18, types, values, nulls);
@@ -452,6 +453,18 @@ mr_stream_failed(const char *name, Oid source, const char *error)
 					 ".stream s WHERE s.name = $1 AND s.status <> 'failed' FOR UPDATE SKIP LOCKED)",
 					 SPI_OK_UPDATE, 2, types, values, NULL) > 0)
 		invalidate_tree(source, NoLock);
+}
+
+void
+mr_stream_late(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+
+	catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = pg_catalog.now() WHERE name ="
+				 " (SELECT s.name FROM " MR_SCHEMA
+				 ".stream s WHERE s.name = $1 AND s.late_since IS NULL FOR UPDATE SKIP LOCKED)",
+				 SPI_OK_UPDATE, 1, types, values, NULL);
 }
 
 /*
