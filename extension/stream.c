@@ -334,6 +334,15 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
+/* The library may be newer than the catalog: between its installation and ALTER EXTENSION UPDATE. */
+static bool
+knows_late(void)
+{
+	Oid stream = get_relname_relid("stream", get_namespace_oid(MR_SCHEMA, false));
+
+	return OidIsValid(stream) && get_attnum(stream, "late_since") != InvalidAttrNumber;
+}
+
 /*
  * _stream_put(name, kind, source, target, command, definition, state, delta, final, query, watermark, late_policy,
  *             retain, idle_after, on_error, inputs, replace bool): writes millrace.stream, with the caller as owner; a
@@ -395,6 +404,9 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	{
 		mr_check_stream_owner(TextDatumGetCString(values[0]));
 		mr_late_forget(TextDatumGetCString(values[0]));
+		if (knows_late())
+			catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = NULL WHERE name = $1", SPI_OK_UPDATE,
+						 1, types, values, NULL);
 	}
 	catalog_exec(
 		"INSERT INTO " MR_SCHEMA
@@ -405,8 +417,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		" target = excluded.target, command = excluded.command, definition = excluded.definition,"
 		" state = excluded.state, delta = excluded.delta, final = excluded.final, query = excluded.query,"
 		" watermark = excluded.watermark, late_policy = excluded.late_policy, retain = excluded.retain,"
-		" retained_from = NULL, late_since = NULL, idle_after = excluded.idle_after, on_error = "
-		"excluded.on_error,"
+		" retained_from = NULL, idle_after = excluded.idle_after, on_error = excluded.on_error,"
 		" inputs = excluded.inputs, owner = excluded.owner, settings = excluded.settings, status = 'running',"
 		" error = NULL",
 		SPI_OK_INSERT, 18, types, values, nulls);
@@ -461,6 +472,8 @@ mr_stream_late(const char *name)
 	static Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
 
+	if (!knows_late())
+		return;
 	catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = pg_catalog.now() WHERE name ="
 				 " (SELECT s.name FROM " MR_SCHEMA
 				 ".stream s WHERE s.name = $1 AND s.late_since IS NULL FOR UPDATE SKIP LOCKED)",

@@ -5,7 +5,7 @@ SET timezone = 'UTC';
 CREATE SCHEMA mr_late;
 SET search_path = mr_late, public;
 \ir ../lib/streams.sql
-SELECT plan(44);
+SELECT plan(45);
 
 /* Every kind of value that must come back as it was. */
 CREATE TYPE pair AS (a int, b text);

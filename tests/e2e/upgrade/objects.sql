@@ -8,8 +8,6 @@ WITH acl AS (SELECT m.*, coalesce(r.relacl, p.proacl, n.nspacl, t.typacl) AS acl
 SELECT pg_describe_object(classid, objid, 0) || ': ' || line FROM (
 	SELECT classid, objid, 'comment ' || coalesce(obj_description(objid, classid::regclass::name), '-') AS line FROM member
 	UNION ALL SELECT classid, objid, concat_ws(' ', 'owner', owner::regrole, 'rights', (SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM unnest(acl) a)) FROM acl
-	UNION ALL SELECT m.classid, m.objid, 'first rights ' || (SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM unnest(i.initprivs) a)
-		FROM member m JOIN pg_init_privs i ON i.classoid = m.classid AND i.objoid = m.objid
 	UNION ALL SELECT classid, objid, CASE p.prokind WHEN 'a' THEN (SELECT concat_ws(' ', a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggtranstype::regtype, a.aggtransspace,
 			a.aggfinalextra, a.aggfinalmodify, p.proparallel, pg_get_function_arguments(p.oid)) FROM pg_aggregate a WHERE a.aggfnoid = p.oid)
 		ELSE pg_get_functiondef(p.oid) END FROM member JOIN pg_proc p ON p.oid = objid AND classid = 'pg_proc'::regclass
