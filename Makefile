@@ -4,6 +4,10 @@ PG_CONFIG ?= pg_config
 PGVER     ?= 15
 # A scenario that hangs is ended, with all that it started.
 PROVE      = prove --timer --exec 'timeout -k 20 600 bash'
+# Scenarios run so many at a time, the longest first.
+JOBS      ?= 2
+LONGEST    = $(wildcard $(patsubst %,tests/e2e/%/run.sh,versions upgrade dashboards images kafka-groups schedule spark demo-recommend clustering))
+SCENARIOS  = $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/e2e/*/run.sh)))
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millrace.control)
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
@@ -11,12 +15,12 @@ export PG_CONFIG
 # Debian packages: what the build needs, and what the tests need besides.
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
-TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
+TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll postgresql-$(PGVER)-cron libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
-.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -28,7 +32,8 @@ help:
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
-	  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
+	  'make dashboards Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
+  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
@@ -67,13 +72,21 @@ demo-recommend: install
 demo-recommend-clean:
 	tests/e2e/demo-recommend/demo clean
 
+# Superset's Python environment takes a minute the first time.
+dashboards:
+	$(call install_missing,$(VENV_PACKAGES) curl)
+	docker/superset/start
+
+dashboards-stop:
+	docker/superset/start stop
+
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
-	$(PROVE) tests/e2e/*/run.sh
+	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) $(filter-out tests/e2e/demo-recommend/% tests/e2e/spark/% tests/e2e/clustering/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
+	$(PROVE) -j$(JOBS) $(filter-out $(LONGEST),$(shell grep -L start_kafka tests/e2e/*/run.sh))
 
 # The kill loop with 200,000 messages for each seed.
 SEEDS ?= 8 11
@@ -91,7 +104,7 @@ check-isolation:
 	tests/isolation/run
 
 check-e2e:
-	$(PROVE) tests/e2e/*/run.sh
+	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 bench: install
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))

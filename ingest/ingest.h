@@ -132,6 +132,13 @@ bool time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zo
 int64_t start_of_day(int64_t time_us); /* UTC; rounds down, also before 1970 */
 void
 time_format(int64_t time_us, char *out, size_t out_bytes); /* "2011-12-08 10:05:06.000007+00", or "... BC" */
+uint64_t random_bits(uint64_t *state);					   /* 64 a step; every seed is good */
+double random_share(uint64_t *state);					   /* 0 <= share < 1 */
+int64_t
+random_between(uint64_t *state, int64_t least, int64_t most); /* both possible; far less than 2^53 apart */
+bool happens(uint64_t *state, double share);
+void
+uuid_format(uint64_t high, uint64_t low, char *out, size_t out_bytes); /* of random bits, a UUID; 37 bytes */
 
 /* ---- config.c ---- */
 
@@ -1007,6 +1014,28 @@ const char *records_file(const Records *records);
 
 /* `millrace check --suggest-table FILE`; argv[0] is the command's name. */
 ExitCode suggest_table(int argc, char **argv);
+
+/* ---- simulate.c ---- */
+
+#define N_SHOP_FIELDS 10
+
+/* A value in the JSON of an event: its bytes, without quotes. */
+typedef struct ShopField
+{
+	size_t at, n_bytes;
+	bool is_null, is_quoted;
+} ShopField;
+
+typedef struct Shop Shop;
+
+extern const char *const shop_fields[N_SHOP_FIELDS]; /* names */
+/* What happens is drawn from seed; ids are numbers from first_id on.  The shop itself is always the same. */
+Shop *shop_open(uint64_t seed, int64_t first_id);
+void shop_close(Shop *shop);
+/* Replaces what *out holds by the next event, as JSON, at this time. */
+void shop_next(Shop *shop, int64_t time_us, Buffer *out, ShopField fields[N_SHOP_FIELDS]);
+/* When so large a share of what happens in the time between two has happened: more by day, less by night. */
+int64_t shop_past_us(double share, int64_t from_us, int64_t to_us);
 
 /* ---- produce.c ---- */
 

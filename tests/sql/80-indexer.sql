@@ -21,7 +21,13 @@ SELECT is((metrics->>'nulls')::bigint, (SELECT count(*) FROM shop.rows WHERE v I
 SELECT set_eq($$ SELECT * FROM labels('i') $$, $$ SELECT * FROM numbered('SELECT v FROM shop.rows') $$, 'by frequency, ties by bytes');
 SELECT is_empty($$ SELECT v FROM shop.rows JOIN numbered('SELECT v FROM shop.rows') ON value = v WHERE millrace.index_of('i', v) IS DISTINCT FROM index $$, 'index_of is the number');
 SELECT is(millrace.index_size('i'), (SELECT count(DISTINCT v)::int FROM shop.rows), 'index_size is how many there are');
+-- A locale that sorts otherwise, unless the server was built without ICU
+SELECT EXISTS (SELECT FROM pg_collation WHERE collname = 'en-x-icu') AS has_icu \gset
+\if :has_icu
 SELECT millrace.fit_indexer('ties', $$ SELECT unnest('{z,ä,a,Z}'::text[]) COLLATE "en-x-icu" $$);
+\else
+SELECT millrace.fit_indexer('ties', $$ SELECT unnest('{z,ä,a,Z}'::text[]) $$);
+\endif
 SELECT is(array_agg(value ORDER BY index), '{Z,a,z,ä}', 'bytewise, whatever the locale') FROM labels('ties');
 
 -- Values of any type, by their text; only the first column counts

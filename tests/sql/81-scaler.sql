@@ -248,7 +248,7 @@ SET LOCAL parallel_setup_cost = 0;
 SET LOCAL parallel_tuple_cost = 0;
 SET LOCAL min_parallel_table_scan_size = 0;
 SET LOCAL max_parallel_workers_per_gather = 2;
-SET LOCAL force_parallel_mode = on;
+SELECT set_config(CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'force_parallel_mode' ELSE 'debug_parallel_query' END, 'on', true);
 SELECT millrace.fit_scaler('par', 'SELECT x[1], x[2] FROM shop.v');
 SELECT alike(explained('SELECT sum((millrace.scale(''par'', x[1:2]))[1]) FROM shop.v'), '%Gather%', 'a parallel plan');
 SELECT ok(abs(sum((millrace.scale('par', x[1:2]))[1])) < 1e-9, 'in parallel') FROM shop.v;

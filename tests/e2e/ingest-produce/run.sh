@@ -134,6 +134,58 @@ n_late=$(value "SELECT count(DISTINCT id) FROM events WHERE event_time < kafka_t
 [ "$n_late" -gt $((late * 9 / 10)) ] && [ "$n_late" -le "$late" ]
 ok $? "$late of them are late"
 
+# ---- a simulated shop ----
+
+shop() { produce --simulate=shop "$@"; }
+shop --past=5 --once --output-format=csv --key=user "$work/events.csv" >/dev/null
+is "$? $(cat "$work/log")" '2 command line: "5" is no value of --past=NUMBER:DURATION
+command line: --create-topic, --key and --kafka.* belong to --topic
+command line: either files or --simulate
+command line: simulated events are JSON
+command line: --once ends with the files, or with --past=NUMBER:DURATION
+command line: simulated events have no "user"' "what does not go with a simulation is told"
+began=$(date +%s)
+shop --past=4000:3d --count=4100 --rate=max --seed=5 --first-id=100 >"$work/shop.json"
+ended=$(date +%s)
+python3 - "$work/shop.json" "$began" "$ended" <<'PY' >"$work/seen"
+import collections, datetime, json, math, sys
+lines = open(sys.argv[1]).read().splitlines()
+events = [json.loads(line) for line in lines]
+times = [datetime.datetime.fromisoformat(e["event_time"].replace("Z", "+00:00")).timestamp() for e in events]
+began, ended = float(sys.argv[2]), float(sys.argv[3]) + 1
+missing = lambda value: isinstance(value, float) and math.isnan(value)
+print([json.dumps(e) for e in events] == lines, [e["id"] for e in events] == list(range(100, 4200)))
+print(times == sorted(times), began - 3 * 86400 <= times[0] <= ended - 3 * 86400 + 60, all(began <= t <= ended for t in times[4000:]),
+    all(times[0] <= t < ended for t in times), times[3999] > began - 1200)
+print({e["event_type"] for e in events} == {"view", "cart", "purchase"}, {0 if missing(e["category_code"]) else e["category_code"].count(".") + 1 for e in events} == {0, 1, 2, 3},
+    0.02 < sum(missing(e["category_code"]) for e in events) / 4100 < 0.3, 0.02 < sum(missing(e["brand"]) for e in events) / 4100 < 0.3)
+products = collections.defaultdict(set)
+for e in events:
+    products[e["product_id"]].add((e["category_id"], str(e["category_code"]), str(e["brand"]), e["price"]))
+print(len(products) > 300, all(len(about) == 1 for about in products.values()), all(e["price"] > 0 for e in events))
+steps = collections.defaultdict(list)
+for e in events:
+    steps[e["user_session"]].append((e["user_id"], e["event_type"], e["product_id"]))
+# Who puts something into the cart or purchases it has looked at it before in this session.
+print(len({s[0][0] for s in steps.values()}) > 300, all(len({u for u, _, _ in s}) == 1 for s in steps.values()),
+    all(kind == "view" or (user, "view", product) in s[:i] for s in steps.values() for i, (user, kind, product) in enumerate(s)))
+PY
+is "$(cat "$work/seen")" "True True
+True True True True True
+True True True True
+True True True
+True True True" "JSON as Python writes it, with NaN; a past, then events of now; products with one category, brand and price; sessions"
+shop --past=100:3d --once --seed=5 | sed 's/"event_time": "[^"]*"//' >"$work/a"
+shop --past=100:5d --once --seed=5 | sed 's/"event_time": "[^"]*"//' >"$work/b"
+cmp -s "$work/a" "$work/b" && [ "$(wc -l <"$work/a")" = 100 ]
+ok $? "the same seed repeats its events, at other times; --once ends with the past"
+shop --past=3000:1h --once --seed=6 | grep -o '"product_id.*"price": [0-9.]*' | sort -u >"$work/b"
+is "$(grep -o '"product_id.*"price": [0-9.]*' "$work/shop.json" | sort -u | comm -12 - "$work/b" | wc -l)" \
+	"$(grep -o '"product_id": [0-9]*' "$work/shop.json" | sort -u | comm -12 - <(grep -o '"product_id": [0-9]*' "$work/b" | sort -u) | wc -l)" "another seed sells the same products"
+shop --brokers="$BROKERS" --topic=shop --create-topic --partitions=2 --past=20000:2d --once --seed=11 --key=user_id --late=5%:2h --duplicates=2% --bad=1% --id=id
+like "$(summary)" '^20[0-9]{3} messages \((9|10)[0-9]{2} late, [34][0-9]{2} duplicates, [12][0-9]{2} bad\)$' "into a topic with key, late ones, duplicates and damaged ones: $(summary)"
+is "$(in_topic shop -f '%k %s\n' | awk '/brand": NaN/ { n++ } { split($0, a, "user_id\": "); split(a[2], b, ","); if (/"}$/ && b[1] ~ /^[0-9]+$/ && b[1] != $1) wrong++ } END { print (n > 100), wrong + 0 }')" "1 0" "the key is the user"
+
 # ---- a table for a sample ----
 
 # Makes the table that is proposed for a file, and brings the file in with the proposed [columns].

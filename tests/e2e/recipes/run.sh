@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# The recipes of the documentation, as files that a user would copy, over input with known answers.
+# The recipes of README.md beside this file, as files that a user would copy, over input with known answers.
+# `run.sh --write` puts what they print into that page; without it the page is compared with it.
 . "$(dirname "$0")/../../lib/scenario.sh"
 start_cluster
 createdb recipes
 export PGDATABASE=recipes
 value "SET client_min_messages = warning; CREATE EXTENSION millrace"
 
-recipe() { # recipe FILE [psql options]: its rows, without heading
-	local file=$here/$1
+mkdir "$work/page"
+recipe() { # recipe NAME.sql [psql options]: its rows, without heading; what psql prints goes into $work/page/NAME
+	local name=${1%.sql} file=$here/$1
 	shift
-	psql -AtXq -v ON_ERROR_STOP=1 "$@" -f "$file" 2>&1
+	if [ ! -f "$file" ]; then
+		file=$work/block.sql
+		python3 "$here/page.py" "$here/README.md" --sql "$name" >"$file"
+	fi
+	psql -Xq -v ON_ERROR_STOP=1 -P pager=off -P linestyle=ascii "$@" -f "$file" >"$work/page/$name" 2>&1 || cat "$work/page/$name"
+	awk '/^[-+]+$/ { rows = 1; next } /^\([0-9]+ rows?\)$/ { rows = 0 } rows { gsub(/ *\| */, "|"); gsub(/^ +| +$/, ""); print }' "$work/page/$name"
 }
 ingest() { # ingest NAME ADDRESS: millrace run NAME.ini to its end
 	sed -e "s|@DIR@|$2|; s|@FILE@|$2|" "$here/$1.ini" >"$work/$1.ini"
@@ -43,6 +50,8 @@ is "$(value "SELECT count(*), sum(rows) FROM millrace.batches WHERE source = 'ev
 value "CREATE TABLE known (window_start timestamptz, window_end timestamptz, action text, n bigint)"
 psql -Xq -c "\\copy known FROM '$data/events-hourly-counts.csv' CSV HEADER"
 is "$(value "SELECT count(*) FROM (SELECT action, window_start, n FROM per_hour EXCEPT ALL SELECT action, window_start, n FROM known) d")|$(value "SELECT count(*) FROM per_hour")" "0|104" "the hourly counts are the published ones"
+recipe counts-shown.sql >"$work/shown"
+is "$(sed -n '1,4p' "$work/shown" | cut -d'|' -f1-3)" "$(value "SELECT action, window_start, n FROM known ORDER BY 2, 1 LIMIT 4")" "as shown"
 is "$(value "SELECT max(n), min(n), count(DISTINCT window_start) FROM per_hour")" "1036|11|53" "largest and smallest hourly count, hours"
 is "$(value "SELECT action, sum(n) FROM per_day GROUP BY 1 ORDER BY 1")" $'Close|50000\nOpen|50000' "events of each action"
 is "$(value "SELECT count(*) FROM (SELECT millrace.tumble(window_start, '1 hour'), sum(n) FROM per_minute GROUP BY 1 EXCEPT SELECT window_start, sum(n) FROM per_hour GROUP BY 1) d")" 0 "minutes add up to hours"
@@ -77,6 +86,9 @@ echo "SELECT 'heard';" >&9
 exec 9>&-
 wait "$listener"
 is "$(grep -c 'notification "millrace" with payload "{.*unbalanced' "$work/listened")" 4 "and was notified"
+sed -n 's/ received from server process.*//; /notification/p' "$work/listened" >"$work/page/notifications"
+recipe alerts.sql >"$work/shown"
+is "$(cut -d'|' -f2 "$work/shown")" "$unbalanced" "as shown"
 value "INSERT INTO events SELECT '2016-07-28 06:58:30', 'Close' FROM generate_series(1, 50)"
 is "$(value "SELECT count(*) FROM millrace.alerts")" 5 "another batch, another alert"
 value "INSERT INTO events SELECT '2016-07-28 06:58:45', 'Close' FROM generate_series(1, 50)"
@@ -84,6 +96,7 @@ is "$(value "SELECT count(*) FROM millrace.alerts")" 5 "which is not repeated"
 
 # The same text as a batch and as a stream: what the stream holds is what psql -f query.sql prints
 is "$(differences six_hours "$(cat "$here/query.sql")" "@action, @window_start") $(value "SELECT count(*) FROM six_hours")" "0 20" "query.sql as a batch and as a stream"
+is "$(recipe six-hours.sql | tail -1)" 0 "as shown, without differences"
 
 # Trending words
 is "$(recipe hashtags.sql | grep -v '^$')" "" "hashtags.sql"
@@ -129,6 +142,7 @@ is "$(value "SELECT count(*) FROM ((TABLE item_features EXCEPT SELECT product, d
 is "$(recipe own-purchases.sql | grep -v '^$')" "" "own-purchases.sql"
 own="SELECT household, array_agg(DISTINCT product ORDER BY product) FROM purchases GROUP BY 1"
 is "$(value "SELECT count(*) FROM (TABLE own_purchases EXCEPT $own) d") $(value "SELECT count(*) FROM own_purchases")" "0 400" "what each household has bought"
+is "$(recipe own-purchases-shown.sql)" "$(value "SELECT household, count(DISTINCT product), (array_agg(DISTINCT product ORDER BY product))[:5] FROM purchases GROUP BY 1 ORDER BY 1 LIMIT 3")" "as shown"
 
 recipe categories.sql >"$work/categories"
 is "$(sed -n 1,2p "$work/categories")" "$(value "SELECT count(DISTINCT household), count(DISTINCT product), count(DISTINCT (household, product)) FROM purchases JOIN item_features USING (product)")
@@ -181,7 +195,6 @@ recipe retail-clusters.sql >"$work/clusters"
 mv "$work"/later/*.csv "$work/by-day"
 ingest retail "$work/by-day"
 recipe retail-silhouette.sql >>"$work/clusters"
-is "$(cat "$work/clusters")" "$(cat "$here/retail-clusters.out")" "retail-clusters.sql and retail-silhouette.sql print what they are known to"
 is "$(grep -E '^[0-5]\|[A-Z]' "$work/clusters" | cut -d'|' -f2 | paste -sd' ')" "Thursday Tuesday Monday Wednesday Friday Sunday" "days by how often they come, as in Spark"
 is "$(value "SELECT count(*) FILTER (WHERE invoice_date < '2011-07-01'), count(*) FILTER (WHERE invoice_date >= '2011-07-01') FROM features")" "245903|296006" "lines to learn from, and later ones"
 is "$(value "SELECT (metrics->>'cost')::float8 <= 72.5e6 FROM millrace.models WHERE name = 'lines'")" t "the cost is below that of Spark"
@@ -199,4 +212,10 @@ is "$(value "SELECT count(*) FROM (SELECT min(d) FILTER (WHERE own) AS d, min(d)
 is "$(value "SELECT abs(sum(n * d) / (SELECT (metrics->>'cost')::float8 FROM millrace.models WHERE name = 'lines') - 1) < 1e-12 FROM near WHERE own AND train")" t "the cost is the sum of squared distances"
 is "$(value "SELECT round(sum(n * CASE WHEN a IS NULL OR greatest(a, b) = 0 THEN 0 ELSE (b - a) / greatest(a, b) END) / sum(n), 6) FROM (SELECT min(n) AS n, min(d) FILTER (WHERE own) AS a, min(d) FILTER (WHERE NOT own) AS b FROM apart GROUP BY id) s")" \
 	"$(value "SELECT round(millrace.silhouette('lines', \$\$SELECT unit_price, quantity, days FROM features WHERE invoice_date >= '2011-07-01'\$\$)::numeric, 6)")" "the silhouette is that of mean squared distances"
+
+# The page
+if [ "${1:-}" = --write ]; then python3 "$here/page.py" "$here/README.md" "$work/page" --write; fi
+python3 "$here/page.py" "$here/README.md" "$work/page" >"$work/differences"
+ok $? "README.md shows the files, and what they print"
+diag <"$work/differences"
 done_testing

@@ -22,13 +22,19 @@ start() { # start SQL: in the background, its messages in $work/err; job and pid
 	until_true started
 	pid=$(value "$running")
 }
-end() { # end FUNCTION: pg_cancel_backend or pg_terminate_backend; sets took_ms
-	local before_ms
-	before_ms=$(now_ms)
+worked() { # prints what the backend has worked so far, all its threads, in ms; nothing when it is gone
+	local stat
+	{ read -r stat <"/proc/$pid/stat"; } 2>/dev/null || return 0
+	[[ $stat =~ \)\ ([^\ ]+\ ){11}([0-9]+)\ ([0-9]+) ]] && echo $(((BASH_REMATCH[2] + BASH_REMATCH[3]) * 1000 / $(getconf CLK_TCK)))
+}
+end() { # end FUNCTION: pg_cancel_backend or pg_terminate_backend; most_ms becomes the most that was worked on afterwards
+	local from_ms till_ms now_ms
+	from_ms=$(worked)
+	till_ms=$from_ms
 	value "SELECT $1($pid)" >/dev/null
+	while now_ms=$(worked) && [ -n "$now_ms" ]; do till_ms=$now_ms; done
 	wait "$job" 2>/dev/null
-	took_ms=$(($(now_ms) - before_ms))
-	[ "$took_ms" -le "$most_ms" ] || most_ms=$took_ms
+	[ $((till_ms - from_ms)) -le "$most_ms" ] || most_ms=$((till_ms - from_ms))
 }
 most_ms=0
 
@@ -61,8 +67,8 @@ done
 start "SELECT millrace.retrain('m') FROM generate_series(1, 1000)"
 sleep 0.5
 end pg_terminate_backend
-echo "# the longest time from cancel to end, with two psql: $most_ms ms"
-ok $((most_ms < 2000 ? 0 : 1)) "each ended soon"
+echo "# the most that a backend worked from just before the cancel to its end: $most_ms ms"
+ok $((most_ms < 1000 ? 0 : 1)) "each ended soon"
 is "$(value "SELECT regexp_replace(t::text, '(,[^,]*){3}$', '') FROM millrace.models AS t")" "$(sed -E 's/(,[^,]*){3}$//' <<<"$before")" "the models are as they were"
 is "$(value "SELECT count(*) FROM millrace.factors WHERE version > 1")|$(value "SELECT count(*) FROM millrace.training_iteration WHERE version > 1")" "0|0" "nothing is left in the tables"
 is "$(value "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")" 0 "no lock is left"
@@ -94,7 +100,7 @@ for at in 0 0.1 0.2 0.4 0.6 1 1.5; do
 	end pg_cancel_backend
 	grep -q "canceling statement" "$work/err" || { ok 1 "a silhouette cancelled after $at s"; tail -3 "$work/err" | diag; }
 done
-echo "# the longest time from cancel to end, with two psql: $most_ms ms"
+echo "# the most that a backend worked from just before the cancel to its end: $most_ms ms"
 ok $((most_ms < 1000 ? 0 : 1)) "each ended soon"
 is "$(value "SELECT count(*), max(version) FROM millrace.models WHERE name = 'c'")|$(value "SELECT count(*) FROM millrace.cluster")" "1|1|7" "nothing is left in the tables"
 is "$(value "SELECT (version, active)::text FROM millrace.retrain('c')" 2>/dev/null)" "(2,t)" "the next training makes the next version"
