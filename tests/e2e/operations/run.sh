@@ -30,12 +30,15 @@ value "SELECT millrace.create_continuous_aggregate('ratio', \$\$SELECT item, mil
 value "SELECT millrace.create_alert('rush', \$\$SELECT window_start, sum(n) AS n FROM sales_per_minute GROUP BY 1 HAVING sum(n) > 2\$\$)"
 value "INSERT INTO events SELECT '2024-06-01'::timestamptz + i * interval '83 s', i % 37, 'item ' || (i * i) % (i % 37 + 3), i % 50 + 1 FROM generate_series(1, 2000) i"
 
-# The first look
+# The first look; links of the page
 awk '/^```sql/ { on = 1; next } /^```/ { on = 0 } on && /^## Trou/ { exit } on' "$page" >"$work/first.sql"
 psql -AtXq -v ON_ERROR_STOP=1 -f "$work/first.sql" >"$work/first" 2>&1
 is "$? $(grep -cE '^create_(alert|pipe|scorer|source|continuous_aggregate)\|[A-Z]' "$work/first")" "0 5" "the first look, and functions with their comments"
 is "$(psql -Xqc '\df millrace.[a-z]*' | awk -F'|' '{ print $2 }' | grep -cE '^ +_') $(psql -AtXqc '\df millrace.[a-z]*' | wc -l)" \
 	"0 $(value "SELECT count(*) FROM pg_proc WHERE pronamespace = 'millrace'::regnamespace AND proname !~ '^_'")" "\\df millrace.[a-z]* lists the functions to call, all of them"
+
+is "$(grep -oE '\]\([^)#]+' "$page" | cut -c3- | sort -u | while read -r file; do [ -e "$(dirname "$page")/$file" ] || echo "$file"; done)" "" "files that it points to are there"
+is "$(grep -oE '\(#[^)]+' "$page" | cut -c3- | sort -u | while read -r anchor; do grep -E '^##+ ' "$page" | tr 'A-Z ' 'a-z-' | grep -qx -- "##*-$anchor" || echo "$anchor"; done)" "" "and sections"
 
 # Streams
 like "$(error "INSERT INTO events VALUES ('2024-06-02 22:30', 1, 'zero', 0)")" '22012.*CONTEXT:.*millrace stream "ratio"' "a stream that fails fails the batch"
@@ -235,6 +238,12 @@ value "$(remedy 1 "for a function of Millrace")"
 look "for a function of Millrace"
 is "$(grep -c keeper <<<"$found")" 1 "until he grants it"
 export PGDATABASE=shop
+# Rights
+value "CREATE ROLE anybody; GRANT USAGE ON SCHEMA millrace TO anybody"
+is "$(value "SET ROLE anybody; SELECT count(*) FROM millrace.recommend_top_k('shop', 3, 2)") $(value "SET ROLE anybody; SELECT count(*) > 0 FROM millrace.streams, millrace.batches, millrace.models, millrace.ingest_offsets")" "2 t" "with USAGE anybody gets recommendations, and sees what runs"
+is "$(value "SET ROLE anybody; SELECT (SELECT count(*) FROM millrace.late_rows), (SELECT count(*) FROM millrace.alerts), (SELECT count(*) FROM millrace.jobs)")" "0|0|0" "but not what is in rows"
+like "$(error "SET ROLE anybody; TABLE millrace.dead_letters")$(error "SET ROLE anybody; SELECT millrace.user_history('shop', '{3}')")$(error "SET ROLE anybody; SELECT millrace.retrain('shop')")" "42501.*42501.*42501" "nor payloads, nor what users have, nor may he train"
+
 like "$(error "DROP EXTENSION millrace")" "2BP01|cannot drop" "DROP EXTENSION is refused"
 look "is refused"
 is "$(grep -c 'aggregate|events' <<<"$found")" 2 "because of these"
