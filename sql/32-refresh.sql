@@ -194,7 +194,7 @@ END $$;
 COMMENT ON FUNCTION millrace._backfill_next(text) IS 'Internal: fills a slice, and returns the states written; NULL: it was the last step';
 
 CREATE FUNCTION millrace._backfill_tell(name text, n_slices bigint, n_states bigint, began timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	n_left bigint := millrace._backfill_left(name);
 BEGIN

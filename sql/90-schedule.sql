@@ -103,7 +103,7 @@ $$;
 COMMENT ON FUNCTION millrace._has_cron() IS 'Internal: whether this database has the extension pg_cron';
 
 CREATE FUNCTION millrace._check_cron(job text, schedule text, command text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	here name := current_database();
 	home text := (SELECT s.setting FROM pg_settings s WHERE s.name = 'cron.database_name'); -- NULL: not preloaded, or not for this role to see
