@@ -776,7 +776,7 @@ BEGIN
 	END IF;
 END $$;
 CREATE OR REPLACE FUNCTION millrace.verify(name text) RETURNS TABLE (window_start timestamptz, key jsonb, stored jsonb, expected jsonb, reason text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
 	s millrace.stream;

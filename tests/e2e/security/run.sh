@@ -72,7 +72,7 @@ store_one 2 "$(target localhost "$work/tls/ca.crt" "$secret")"
 like "$? $(cat "$work/log")" '^[1-9].*certificate for "kafka.example.org".*does not match host name "localhost"' "not with a certificate of another host"
 certificate expired
 store_one 2 "$(target localhost "$work/tls/ca.crt" "$secret")"
-like "$? $(cat "$work/log")" '^[1-9].*certificate (has expired|expired)' "not with one that has expired"
+like "$? $(cat "$work/log")" '^[1-9].*certificate (verify failed|has expired)' "not with one that has expired"
 certificate good
 store_one 2 "$(target localhost "$work/tls/ca.crt" "$secret")"
 is "$? $(value 'SELECT count(*) FROM t')" "0 2" "with the right one again; nothing was stored meanwhile"
