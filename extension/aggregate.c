@@ -127,7 +127,8 @@ check_state_table(Oid state, List *target_list)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("state table \"%s\" does not have the columns of its continuous aggregate",
 						RelationGetRelationName(rel)),
-				 errhint("Drop the continuous aggregate and create it again.")));
+				 errhint("After an upgrade of the server CALL " MR_SCHEMA
+						 ".maintain() once; otherwise drop the continuous aggregate and create it again.")));
 	table_close(rel, NoLock);
 }
 

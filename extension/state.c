@@ -163,7 +163,8 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("a value of type %s is not a state of aggregate %s%s%s", format_type_be(state_type),
 						format_procedure(agg_fn), OidIsValid(result_type) ? " with result type " : "",
-						OidIsValid(result_type) ? format_type_be(result_type) : "")));
+						OidIsValid(result_type) ? format_type_be(result_type) : ""),
+				 errhint("After an upgrade of the server CALL " MR_SCHEMA ".maintain() once.")));
 	merge->collation = collation;
 	fmgr_info(form->aggcombinefn, &merge->combine_fn);
 	combine_types[0] = combine_types[1] = trans_type;

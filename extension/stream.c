@@ -420,6 +420,15 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
+/* The library may be newer than the catalog: between its installation and ALTER EXTENSION UPDATE. */
+static bool
+knows_late(void)
+{
+	Oid stream = get_relname_relid("stream", get_namespace_oid(MR_SCHEMA, false));
+
+	return OidIsValid(stream) && get_attnum(stream, "late_since") != InvalidAttrNumber;
+}
+
 /*
  * _stream_put(name, kind, source, target, command, definition, state, delta, final, query, watermark, late_policy,
  *             retain, idle_after, on_error, inputs, replace bool): writes millrace.stream, with the caller as owner; a
@@ -481,6 +490,9 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	{
 		mr_check_stream_owner(TextDatumGetCString(values[0]));
 		mr_late_forget(TextDatumGetCString(values[0]));
+		if (knows_late())
+			catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = NULL WHERE name = $1", SPI_OK_UPDATE,
+						 1, types, values, NULL);
 	}
 	catalog_exec(
 		"INSERT INTO " MR_SCHEMA
@@ -538,6 +550,20 @@ mr_stream_failed(const char *name, Oid source, const char *error)
 					 ".stream s WHERE s.name = $1 AND s.status <> 'failed' FOR UPDATE SKIP LOCKED)",
 					 SPI_OK_UPDATE, 2, types, values, NULL) > 0)
 		invalidate_tree(source, NoLock);
+}
+
+void
+mr_stream_late(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+
+	if (!knows_late())
+		return;
+	catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = pg_catalog.now() WHERE name ="
+				 " (SELECT s.name FROM " MR_SCHEMA
+				 ".stream s WHERE s.name = $1 AND s.late_since IS NULL FOR UPDATE SKIP LOCKED)",
+				 SPI_OK_UPDATE, 1, types, values, NULL);
 }
 
 /*

@@ -25,7 +25,8 @@ CREATE TABLE millrace.stream (
 	retained_from timestamptz,
 	idle_after interval,
 	inputs regclass[],
-	window_text text
+	window_text text,
+	late_since timestamptz
 );
 CREATE INDEX stream_source ON millrace.stream (source);
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream', '');
@@ -53,6 +54,7 @@ COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its window
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
 COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that a rollup or alert reads';
 COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone; of a history what its ratings meant when it was filled, and a sum over the partitions';
+COMMENT ON COLUMN millrace.stream.late_since IS 'When a row first came too late for it and was not taken (late_policy drop or divert); NULL: none has';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner, a scorer and an alert those of their target''s';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';

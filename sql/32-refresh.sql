@@ -312,7 +312,7 @@ BEGIN
 		FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 		LEFT JOIN pg_type e ON e.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype WHEN t.typcategory = 'A' THEN t.typelem ELSE t.oid END
 		WHERE a.attrelid = s.definition AND a.attnum > 0 AND NOT a.attisdropped;
-	has_late := s.late_policy <> 'update' AND EXISTS (SELECT FROM millrace.batches b WHERE b.source = s.source AND b.streams -> s.name ? 'late');
+	has_late := s.late_policy <> 'update' AND s.late_since IS NOT NULL;
 	has_join := s.kind = 'aggregate' AND EXISTS (SELECT FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
 		WHERE w.ev_class = s.definition AND d.refclassid = 'pg_class'::regclass AND d.refobjid NOT IN (s.definition, s.source));
 	/* As the owner: a view may call functions of his. */

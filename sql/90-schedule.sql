@@ -219,7 +219,7 @@ COMMENT ON COLUMN millrace.jobs.active IS 'Whether it runs';
 COMMENT ON COLUMN millrace.jobs.command IS 'What runs, as its owner';
 COMMENT ON COLUMN millrace.jobs.runs IS 'How often it ran, as far as cron.job_run_details goes back';
 COMMENT ON COLUMN millrace.jobs.failures IS 'How often that failed';
-COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: never yet';
+COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: it never ran, or (connection failed) could not';
 COMMENT ON COLUMN millrace.jobs.last_seconds IS 'Duration of the last run; of one that is still running so far';
 COMMENT ON COLUMN millrace.jobs.last_status IS 'succeeded, failed or running (before that starting, connecting, sending)';
 COMMENT ON COLUMN millrace.jobs.last_message IS 'What the last run returned: its error, or how many rows';

@@ -236,7 +236,7 @@ COMMENT ON COLUMN millrace.jobs.active IS 'Whether it runs';
 COMMENT ON COLUMN millrace.jobs.command IS 'What runs, as its owner';
 COMMENT ON COLUMN millrace.jobs.runs IS 'How often it ran, as far as cron.job_run_details goes back';
 COMMENT ON COLUMN millrace.jobs.failures IS 'How often that failed';
-COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: never yet';
+COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: it never ran, or (connection failed) could not';
 COMMENT ON COLUMN millrace.jobs.last_seconds IS 'Duration of the last run; of one that is still running so far';
 COMMENT ON COLUMN millrace.jobs.last_status IS 'succeeded, failed or running (before that starting, connecting, sending)';
 COMMENT ON COLUMN millrace.jobs.last_message IS 'What the last run returned: its error, or how many rows';
@@ -342,6 +342,91 @@ command: one INSERT INTO target SELECT … FROM new_rows; new_rows has the colum
 It sees rows inserted from now on; insert older ones yourself.  It runs with the rights and search_path of its creator.
 A target that is a source has its partitions made beside those of this source, here and by ensure_partitions.
 on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
+
+/* After an upgrade of the server: some aggregates keep their states in another type than before. */
+CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
+	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
+COMMENT ON FUNCTION millrace._aggregate_states(regclass) IS 'Internal: the columns of a continuous aggregate''s tables that hold states, the types that these have on this server, and the aggregates whose they are';
+CREATE FUNCTION millrace._states_differ(definition regclass, state regclass, delta regclass) RETURNS bool
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM millrace._aggregate_states(definition) d, unnest(d.columns, d.types) t(name, type)
+		JOIN pg_attribute a ON a.attrelid IN (state, delta) AND a.attname = t.name AND a.atttypid <> t.type)
+$$;
+COMMENT ON FUNCTION millrace._states_differ(regclass, regclass, regclass) IS 'Internal: whether the tables of a continuous aggregate have states of other types than its aggregates have on this server';
+
+CREATE FUNCTION millrace._converted_state(aggregate regprocedure, from_type regtype, to_type regtype) RETURNS text
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	/* PostgreSQL 17 counts infinite intervals apart: number, sum, number of infinite and of minus infinite ones. */
+	IF to_type = 'bytea'::regtype AND aggregate = 'avg(interval)'::regprocedure AND from_type = 'interval[]'::regtype THEN
+		RETURN 'int8send((extract(epoch FROM %1$s[2]) * 1000000)::bigint) || interval_send(%1$s[1]) || int8send(0) || int8send(0)';
+	ELSIF to_type = 'bytea'::regtype AND aggregate = 'sum(interval)'::regprocedure AND from_type = 'interval'::regtype THEN
+		RETURN 'int8send(1) || interval_send(%1$s) || int8send(0) || int8send(0)';
+	END IF;
+	RAISE EXCEPTION 'states of aggregate % cannot be converted from type % to %', aggregate, from_type, to_type USING ERRCODE = '0A000',
+		HINT = 'Drop the continuous aggregate and create it again.';
+END $$;
+COMMENT ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype) IS 'Internal: an expression, for format, that makes a state of an aggregate of what another version of the server has stored';
+
+CREATE FUNCTION millrace._rewrite_states(definition regclass, state regclass, delta regclass) RETURNS void
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	stream millrace.stream;
+	texts record;
+	changes text;
+	empty text;
+	rel regclass;
+	altered text;
+BEGIN
+	SELECT * INTO STRICT stream FROM millrace.stream s WHERE s.state = _rewrite_states.state;
+	texts := millrace._aggregate_texts(definition, state, delta);
+	SELECT format('CREATE OR REPLACE FUNCTION %s(after xid8) RETURNS TABLE (cursor xid8, %s) LANGUAGE sql STABLE BEGIN ATOMIC %%s; END', p.oid::regproc,
+			(SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) FROM pg_attribute a
+				WHERE a.attrelid = t.oid AND a.attnum > 0))
+		INTO STRICT changes FROM pg_proc p JOIN pg_class t ON t.oid = stream.target
+		WHERE p.pronamespace = t.relnamespace AND p.proargtypes = '5069' AND p.oid IN (
+			SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = delta);
+	/* What reads the columns stands aside meanwhile. */
+	FOREACH rel IN ARRAY ARRAY[stream.final, stream.target] LOOP
+		SELECT string_agg(format('NULL::%s%s AS %I', format_type(a.atttypid, a.atttypmod),
+				CASE WHEN a.attcollation <> t.typcollation THEN format(' COLLATE %I.%I', n.nspname, c.collname) END, a.attname), ', ' ORDER BY a.attnum)
+			INTO empty FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			LEFT JOIN pg_collation c ON c.oid = a.attcollation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
+			WHERE a.attrelid = rel AND a.attnum > 0;
+		EXECUTE format('CREATE OR REPLACE VIEW %s AS SELECT %s', rel, empty);
+	END LOOP;
+	EXECUTE format(changes, 'SELECT NULL::xid8, ' || empty);
+	FOREACH rel IN ARRAY ARRAY[state, delta] LOOP
+		SELECT string_agg(format('ALTER COLUMN %I TYPE %s USING ', t.name, t.type) || format(millrace._converted_state(t.aggregate, a.atttypid, t.type), t.name), ', ')
+			INTO altered FROM millrace._aggregate_states(definition) d, unnest(d.columns, d.types, d.aggregates) t(name, type, aggregate)
+			JOIN pg_attribute a ON a.attrelid = rel AND a.attname = t.name AND a.atttypid <> t.type;
+		IF altered IS NOT NULL THEN
+			EXECUTE format('ALTER TABLE %s %s', rel, altered);
+		END IF;
+	END LOOP;
+	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.target, texts.live);
+	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.final, texts.final);
+	EXECUTE format(changes, texts.changes);
+END $$;
+COMMENT ON FUNCTION millrace._rewrite_states(regclass, regclass, regclass) IS 'Internal: converts the stored states of a continuous aggregate to the types that its aggregates have on this server, as its owner';
+CREATE FUNCTION millrace._convert_states(name text) RETURNS bool LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_convert_states';
+COMMENT ON FUNCTION millrace._convert_states(text) IS 'Internal: converts the stored states of a continuous aggregate, where an upgrade of the server asks for it';
+
+COMMENT ON PROCEDURE millrace.maintain(text) IS
+'What is to be done for continuous aggregates, and for what users have, from time to time: all that the caller owns, or the one of that name.
+Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
+marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
+run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
+
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) TO @extowner@ WITH GRANT OPTION;
+
+/* Whether late rows were dropped is known after millrace.batches has forgotten them, too. */
+ALTER TABLE millrace.stream ADD COLUMN late_since timestamptz;
+COMMENT ON COLUMN millrace.stream.late_since IS 'When a row first came too late for it and was not taken (late_policy drop or divert); NULL: none has';
+UPDATE millrace.stream s SET late_since = b.started
+	FROM (SELECT w.key AS name, pg_catalog.min(b.started) AS started FROM millrace.batches b, pg_catalog.jsonb_each(b.streams) w WHERE w.value ? 'late' GROUP BY 1) b
+	WHERE b.name = s.name AND s.late_policy <> 'update';
 /* Functions that mean the same with any search_path; what a table's owner wrote runs with his rights. */
 DROP FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass);
 CREATE FUNCTION millrace._lock_partitions(source regclass) RETURNS void
@@ -828,7 +913,7 @@ BEGIN
 		FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 		LEFT JOIN pg_type e ON e.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype WHEN t.typcategory = 'A' THEN t.typelem ELSE t.oid END
 		WHERE a.attrelid = s.definition AND a.attnum > 0 AND NOT a.attisdropped;
-	has_late := s.late_policy <> 'update' AND EXISTS (SELECT FROM millrace.batches b WHERE b.source = s.source AND b.streams -> s.name ? 'late');
+	has_late := s.late_policy <> 'update' AND s.late_since IS NOT NULL;
 	has_join := s.kind = 'aggregate' AND EXISTS (SELECT FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
 		WHERE w.ev_class = s.definition AND d.refclassid = 'pg_class'::regclass AND d.refobjid NOT IN (s.definition, s.source));
 	/* As the owner: a view may call functions of his. */
@@ -988,7 +1073,7 @@ DECLARE
 BEGIN
 	SELECT * INTO s FROM millrace.stream t WHERE t.name = _maintain_step.stream;
 	/* A stream that has failed is healed by its owner. */
-	IF NOT FOUND AND NOT is_alone OR s.status = 'failed' THEN
+	IF NOT FOUND AND NOT is_alone OR s.status = 'failed' AND step <> 'convert' THEN
 		RETURN;
 	END IF;
 	IF s.kind IN ('rollup', 'history') THEN
@@ -1002,6 +1087,7 @@ BEGIN
 	END IF;
 	BEGIN
 		CASE step
+			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
 			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
 			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
 			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);
@@ -1027,7 +1113,7 @@ DECLARE
 BEGIN
 	PERFORM millrace._check_maintain();
 	FOREACH stream IN ARRAY millrace._maintained(name) LOOP
-		FOREACH step IN ARRAY ARRAY['idle', 'close', 'expire', 'refresh', 'compact'] LOOP
+		FOREACH step IN ARRAY ARRAY['convert', 'idle', 'close', 'expire', 'refresh', 'compact'] LOOP
 			PERFORM millrace._maintain_step(stream, step, name IS NOT NULL);
 			COMMIT;
 		END LOOP;
@@ -1038,7 +1124,7 @@ END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates, and for what users have, from time to time: all that the caller owns, or the one of that name.
 Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
-marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
+marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 CREATE FUNCTION millrace._rollup_create(name text, query text, retain interval, target text, definition text, final text, state text, changes text,
 	input regclass, columns text, before regclass, path text) RETURNS void
