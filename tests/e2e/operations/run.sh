@@ -2,7 +2,7 @@
 # extension/OPERATIONS.md: each trouble is made, its query finds it, and what is to be done about it helps.
 . "$(dirname "$0")/../../lib/scenario.sh"
 page=$lib/../../extension/OPERATIONS.md
-start_cluster "max_prepared_transactions = 2"
+start_cluster "shared_preload_libraries = 'pg_cron'" "cron.database_name = 'shop'" "cron.use_background_workers = off" "cron.host = '127.0.0.1'"
 createdb shop
 export PGDATABASE=shop PGOPTIONS='-c client_min_messages=error'
 
@@ -166,6 +166,11 @@ is "$found $(value "SELECT sum(amount) FROM events WHERE customer = 1 AND amount
 look "It ends with status 6"
 like "$found" "^till.-.0.[0-9]+" "positions"
 
+awk '/^```ini encryption/ { on = 1; next } /^```/ { on = 0 } on' "$page" >"$work/encryption.ini"
+MILLRACE_SOURCE_KAFKA_SASL_PASSWORD=x millrace check "$work/encryption.ini" >"$work/log" 2>&1
+[ "$(wc -l <"$work/encryption.ini")" -ge 10 ] && ! grep -qE 'unknown|No such configuration property|must be set' "$work/log"
+is "$?" 0 "the options of encrypted connections are known"
+
 # Models
 like "$(error "SET millrace.max_memory = '1MB'; SELECT millrace.train_als('shop', 'SELECT i % 1000, i FROM generate_series(1, 100000) i')")" "needs more memory than millrace.max_memory.*Set millrace.max_memory to" "a training that is too large"
 look "needs more memory"
@@ -223,6 +228,14 @@ is "$found" "" "retrained"
 # Everything
 look "A scheduled job"
 is "$found" "" "no jobs where pg_cron is absent, and no error"
+awk '/^## Scheduled work/ { on = 1; next } /^## / { on = 0 } on' "$page" | grep -oE '`SELECT millrace\.schedule\([^`]*`' | tr -d '`' >"$work/schedules"
+like "$(error "$(head -1 "$work/schedules")")" '55000.*HINT:.*CREATE EXTENSION pg_cron' "nothing is scheduled without it"
+value "CREATE EXTENSION pg_cron"
+while read -r call; do value "$call" >>"$work/jobs" 2>&1 || echo "# $call"; done <"$work/schedules"
+look "A scheduled job"
+is "$(wc -l <"$work/schedules") $(cut -d'|' -f1,2,4 <<<"$found" | sort | paste -sd' ')" "7 lists|shop|t maintain||t partitions||t retention||t retrain|shop|t runs||t" "with it all of these calls"
+is "$(grep -F 'maintain|' <<<"$found" | cut -d'|' -f3)" "*/5 * * * *" "and a schedule of one's own"
+value "DROP EXTENSION pg_cron"
 value "CREATE ROLE keeper"; createdb -O keeper kept
 (
 	export PGDATABASE=kept
