@@ -307,10 +307,12 @@ make_seal(const uint8 *key, Oid deserial_fn, const char *data, size_t n_bytes, u
 	memcpy(seal, digest, SEAL_BYTES);
 }
 
+/* Not before ALTER EXTENSION millrace UPDATE has made the table, which seals what is there. */
 bool
 mr_is_sealed(Oid deserial_fn)
 {
-	return deserial_fn >= FirstNormalObjectId;
+	return deserial_fn >= FirstNormalObjectId &&
+		OidIsValid(get_relname_relid("state_key", get_namespace_oid(MR_SCHEMA, false)));
 }
 
 Datum
