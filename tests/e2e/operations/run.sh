@@ -166,6 +166,11 @@ is "$found $(value "SELECT sum(amount) FROM events WHERE customer = 1 AND amount
 look "It ends with status 6"
 like "$found" "^till.-.0.[0-9]+" "positions"
 
+awk '/^```ini encryption/ { on = 1; next } /^```/ { on = 0 } on' "$page" >"$work/encryption.ini"
+MILLRACE_SOURCE_KAFKA_SASL_PASSWORD=x millrace check "$work/encryption.ini" >"$work/log" 2>&1
+[ "$(wc -l <"$work/encryption.ini")" -ge 10 ] && ! grep -qE 'unknown|No such configuration property|must be set' "$work/log"
+is "$?" 0 "the options of encrypted connections are known"
+
 # Models
 like "$(error "SET millrace.max_memory = '1MB'; SELECT millrace.train_als('shop', 'SELECT i % 1000, i FROM generate_series(1, 100000) i')")" "needs more memory than millrace.max_memory.*Set millrace.max_memory to" "a training that is too large"
 look "needs more memory"
@@ -251,6 +256,19 @@ value "CREATE ROLE anybody; GRANT USAGE ON SCHEMA millrace TO anybody"
 is "$(value "SET ROLE anybody; SELECT count(*) FROM millrace.recommend_top_k('shop', 3, 2)") $(value "SET ROLE anybody; SELECT count(*) > 0 FROM millrace.streams, millrace.batches, millrace.models, millrace.ingest_offsets")" "2 t" "with USAGE anybody gets recommendations, and sees what runs"
 is "$(value "SET ROLE anybody; SELECT (SELECT count(*) FROM millrace.late_rows), (SELECT count(*) FROM millrace.alerts), (SELECT count(*) FROM millrace.jobs)")" "0|0|0" "but not what is in rows"
 like "$(error "SET ROLE anybody; TABLE millrace.dead_letters")$(error "SET ROLE anybody; SELECT millrace.user_history('shop', '{3}')")$(error "SET ROLE anybody; SELECT millrace.retrain('shop')")" "42501.*42501.*42501" "nor payloads, nor what users have, nor may he train"
+
+# Row security
+value "CREATE ROLE tenant; CREATE ROLE landlord; GRANT USAGE ON SCHEMA millrace TO tenant, landlord; GRANT ALL ON ALL ROUTINES IN SCHEMA millrace TO landlord; GRANT CREATE ON SCHEMA public TO landlord"
+value "SET ROLE landlord; CREATE TABLE rooms (at timestamptz, tenant text); SELECT millrace.create_source('rooms', 'at', NULL);
+	SELECT millrace.create_continuous_aggregate('per_tenant', 'SELECT tenant, millrace.tumble(at, ''1 hour'') AS window_start, count(*) AS n FROM rooms GROUP BY 1, 2');
+	ALTER TABLE rooms ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON rooms USING (tenant = current_user); GRANT SELECT, INSERT ON rooms TO tenant" >"$work/out"
+value "SET ROLE landlord; $(grep -o 'CREATE VIEW mine[^`]*' <(paste -sd' ' "$page")); GRANT SELECT ON mine TO tenant; INSERT INTO rooms VALUES ('2024-06-01', 'somebody')"
+value "SET ROLE tenant; INSERT INTO rooms VALUES ('2024-06-01', 'tenant')"
+like "$(error "SET ROLE tenant; INSERT INTO rooms VALUES ('2024-06-01', 'somebody')")$(error "SET ROLE tenant; SELECT * FROM per_tenant")" "42501.*42501" "policies hold for writers, rights for readers"
+is "$(value "SELECT tenant, n FROM per_tenant ORDER BY 1") $(value "SET ROLE tenant; SELECT tenant, n FROM mine")" "somebody|1
+tenant|1 tenant|1" "an aggregate has all rows, a view each tenant's"
+value "SET ROLE landlord; ALTER TABLE rooms FORCE ROW LEVEL SECURITY"
+like "$(error "SET ROLE landlord; SELECT millrace.refresh('per_tenant', '2024-06-01', '2024-06-02')")$(error "SET ROLE landlord; SELECT millrace.verify('per_tenant')")" "row security hides rows.*row-level security policy" "nothing is computed from a part of the rows"
 
 like "$(error "DROP EXTENSION millrace")" "2BP01|cannot drop" "DROP EXTENSION is refused"
 look "is refused"
