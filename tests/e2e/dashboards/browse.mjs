@@ -30,12 +30,6 @@ const browser = await chromium.launch({
 });
 const page = await browser.newPage({ viewport: { width: Number(width), height: 2400 }, locale: 'en-US', timezoneId: 'UTC' });
 page.setDefaultTimeout(PATIENCE_MS);
-// Without a graphics card every frame of a spinner costs the processor, which the servers need.
-await page.addInitScript(() => addEventListener('DOMContentLoaded', () => {
-	const style = document.createElement('style');
-	style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
-	document.head.append(style);
-}));
 
 // What the server answers, chart by chart.
 const answers = new Map();      // chart id -> { n, rows, from, to } of the last answer, n: how many there were
@@ -144,7 +138,7 @@ async function settle() {
 		last = now;
 		const quiet_ms = Date.now() - still_since;
 		const well = charts.every((chart) => seen.get(chart.id) === 'ok');
-		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 8000 && !now.includes('is loading'))) break;
+		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 5000 && !now.includes('is loading'))) break;
 		await page.waitForTimeout(100);
 	}
 	await fit();
@@ -226,7 +220,7 @@ const commands = {
 			await editor.locator('[data-test="date-filter-control__apply-button"]').click();
 		} else {
 			await filter.locator('.ant-select').click();
-			await page.keyboard.type(value);
+			await filter.locator('input[role="combobox"]').fill(value);
 			await page.locator('.ant-select-item-option:visible').getByText(value, { exact: true }).first().click();
 			await page.keyboard.press('Escape');
 		}
