@@ -456,6 +456,10 @@ It sees rows inserted from now on; insert older ones yourself.  It runs with the
 A target that is a source has its partitions made beside those of this source, here and by ensure_partitions.
 on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
 
+/* Of what a dump brings back nothing knows that it belongs to the extension. */
+CREATE FUNCTION millrace._tie(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_tie';
+COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along';
+
 /* After an upgrade of the server: some aggregates keep their states in another type than before. */
 CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
@@ -540,11 +544,11 @@ BEGIN
 		names := ARRAY[maintain.name];
 	END IF;
 	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
-		FOREACH step IN ARRAY ARRAY['_convert_states($1)', '_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
+		FOREACH step IN ARRAY ARRAY['_tie($1)', '_convert_states($1)', '_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
 			EXIT WHEN maintain.name IS NULL AND NOT EXISTS (SELECT FROM millrace.stream s WHERE s.name = stream);
 			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
-				CONTINUE WHEN step <> '_compact($1, false)';
-				step := 'compact($1)';
+				CONTINUE WHEN step NOT IN ('_tie($1)', '_compact($1, false)');
+				step := CASE step WHEN '_tie($1)' THEN step ELSE 'compact($1)' END;
 			END IF;
 			IF (SELECT s.kind = 'history' FROM millrace.stream s WHERE s.name = stream) THEN
 				CONTINUE WHEN step <> '_compact($1, false)';
@@ -553,7 +557,7 @@ BEGIN
 			/* A stream that has failed is healed by its owner. */
 			CONTINUE WHEN step = 'refresh($1)' AND NOT EXISTS (
 				SELECT FROM millrace.stream s JOIN millrace.mark m USING (state) WHERE s.name = stream AND s.status = 'running');
-			CONTINUE WHEN step <> '_convert_states($1)' AND (SELECT s.status = 'failed' FROM millrace.stream s WHERE s.name = stream);
+			CONTINUE WHEN step NOT IN ('_tie($1)', '_convert_states($1)') AND (SELECT s.status = 'failed' FROM millrace.stream s WHERE s.name = stream);
 			BEGIN
 				EXECUTE 'SELECT millrace.' || step USING stream;
 			EXCEPTION WHEN OTHERS THEN
@@ -575,8 +579,9 @@ Closes the windows of streams that have become quiet (idle_after), drops what is
 marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
-REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) TO @extowner@ WITH GRANT OPTION;
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) TO @extowner@ WITH GRANT OPTION;
+SELECT millrace._tie(s.name) FROM millrace.stream s WHERE s.kind IN ('aggregate', 'rollup');
 
 /* Whether late rows were dropped is known after millrace.batches has forgotten them, too. */
 ALTER TABLE millrace.stream ADD COLUMN late_since timestamptz;
