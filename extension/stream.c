@@ -30,12 +30,15 @@
 #include "tcop/deparse_utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
+PG_FUNCTION_INFO_V1(mr_lock_partitions);
+PG_FUNCTION_INFO_V1(mr_as_owner);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
 PG_FUNCTION_INFO_V1(mr_lock_stream);
@@ -44,9 +47,22 @@ PG_FUNCTION_INFO_V1(mr_stream_tie);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
 
+#define PARTITION_LOCK_CLASS 6 /* of advisory locks: 1 and 2 are SQL's own */
+
 /*
  * Checks
  */
+
+/* Until AtEOXact_GUC: statements of ours mean what they say, whatever operators there are in the caller's schemas. */
+static int
+own_path(void)
+{
+	int gucs = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return gucs;
+}
 
 static void
 check_owner(Oid rel)
@@ -58,6 +74,76 @@ check_owner(Oid rel)
 				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
 	if (!mr_owns_relation(rel, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(relkind), get_rel_name(rel));
+}
+
+/*
+ * _lock_partitions(source regclass): until the transaction ends, nobody else makes partitions of it.  Not a lock that SQL gives
+ * to everybody, or anybody could keep the ingester from its work.
+ */
+Datum
+mr_lock_partitions(PG_FUNCTION_ARGS)
+{
+	LOCKTAG tag;
+
+	check_owner(PG_GETARG_OID(0));
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, PG_GETARG_OID(0), 0, PARTITION_LOCK_CLASS);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	AcceptInvalidationMessages();
+	PG_RETURN_VOID();
+}
+
+/*
+ * _as_owner(rel regclass, command text, argument jsonb) returns setof jsonb: runs a command with the rights of a relation's owner,
+ * for a member of that role.  What the owner wrote (functions in views, indexes, constraints) must not run with the rights of
+ * a superuser who only called a function of ours.
+ */
+Datum
+mr_as_owner(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	static Oid types[1] = {JSONBOID};
+	Datum argument;
+	char argument_null;
+	Oid owner;
+	MrGuard guard;
+	HeapTuple tuple;
+	int rc;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("relation and command of _as_owner must not be null")));
+	check_owner(PG_GETARG_OID(0));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(PG_GETARG_OID(0)));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", PG_GETARG_OID(0));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	argument_null = PG_ARGISNULL(2) ? 'n' : ' ';
+	argument = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	mr_enter(&guard, owner, NULL);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	rc = SPI_execute_with_args(text_to_cstring(PG_GETARG_TEXT_PP(1)), 1, types, &argument, &argument_null,
+							   false, 0);
+	if (rc < 0)
+		elog(ERROR, "could not run a command: %s", SPI_result_code_string(rc));
+	for (uint64 i = 0; rc == SPI_OK_SELECT && i < SPI_processed; i++)
+	{
+		bool isnull;
+		Datum value;
+
+		if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != JSONBOID)
+			elog(ERROR, "command of _as_owner does not return jsonb");
+		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	return (Datum) 0;
 }
 
 /* Has the relation children by INHERITS?  (Partitions are something else.) */
@@ -674,6 +760,7 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 	Datum values[1] = {ObjectIdGetDatum(state)};
 	char *drop = NULL;
 	bool isnull;
+	int gucs = own_path();
 
 	SPI_connect();
 	mr_exec_args("SELECT pg_catalog.format('DROP FUNCTION %s ', p.oid::pg_catalog.regprocedure), p.proowner"
@@ -691,6 +778,7 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 	if (drop)
 		mr_exec(drop, SPI_OK_UTILITY, false);
 	SPI_finish();
+	AtEOXact_GUC(false, gucs);
 }
 
 /*
@@ -704,8 +792,10 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 	Datum values[1] = {PG_GETARG_DATUM(0)};
 	Oid state;
 	bool isnull;
+	int gucs;
 
 	mr_check_stream_owner(TextDatumGetCString(values[0]));
+	gucs = own_path();
 	SPI_connect();
 	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types,
 				 values, NULL);
@@ -713,6 +803,7 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 		? DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull))
 		: InvalidOid;
 	SPI_finish();
+	AtEOXact_GUC(false, gucs);
 	drop_changes(state, InvalidOid, "RESTRICT");
 	catalog_exec("UPDATE " MR_SCHEMA
 				 ".stream SET target = source, definition = NULL, state = NULL, delta = NULL,"
@@ -1007,11 +1098,13 @@ static List *
 new_children(List **added, List **detached, List **retyped)
 {
 	List *children = NIL;
+	int gucs = own_path(); /* only for this statement: below names are those of the command */
 
 	SPI_connect();
 	mr_exec("SELECT objid, command FROM pg_catalog.pg_event_trigger_ddl_commands()"
 			" WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0",
 			SPI_OK_SELECT, true);
+	AtEOXact_GUC(false, gucs);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;

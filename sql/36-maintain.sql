@@ -88,51 +88,77 @@ CREATE FUNCTION millrace._convert_states(name text) RETURNS bool LANGUAGE c STRI
 COMMENT ON FUNCTION millrace._convert_states(text) IS 'Internal: converts the stored states of a continuous aggregate, where an upgrade of the server asks for it';
 
 CREATE FUNCTION millrace.compact(name text) RETURNS bigint
-	LANGUAGE sql STRICT AS $$
+	LANGUAGE sql STRICT SET search_path = pg_catalog, pg_temp AS $$
 		SELECT coalesce((SELECT millrace._settle(s.state) FROM millrace.stream s WHERE s.name = $1 AND s.kind = 'rollup'), millrace._compact($1, true))
 	$$;
 COMMENT ON FUNCTION millrace.compact(text) IS
 'Merges the states that batches have left to a continuous aggregate, to one for each group, and returns how many it wrote.
 Of a rollup, the rows of windows that have become final are stored.  Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
 
+CREATE FUNCTION millrace._maintained(name text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN name IS NOT NULL THEN ARRAY[name] ELSE coalesce((SELECT array_agg(s.name ORDER BY s.seq)
+		FROM millrace.stream s LEFT JOIN pg_class c ON c.oid = s.state
+		WHERE pg_has_role(CASE WHEN s.kind = 'history' THEN s.owner::oid ELSE c.relowner END, 'USAGE')), '{}') END
+$$;
+COMMENT ON FUNCTION millrace._maintained(text) IS 'Internal: the streams that maintain works on';
+
+CREATE FUNCTION millrace._maintain_step(stream text, step text, is_alone bool) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	s millrace.stream;
+BEGIN
+	SELECT * INTO s FROM millrace.stream t WHERE t.name = _maintain_step.stream;
+	/* A stream that has failed is healed by its owner. */
+	IF NOT FOUND AND NOT is_alone OR s.status = 'failed' AND step <> 'convert' THEN
+		RETURN;
+	END IF;
+	IF s.kind IN ('rollup', 'history') THEN
+		IF step = 'convert' AND s.kind = 'rollup' THEN
+			step := 'tie';
+		ELSIF step <> 'compact' THEN
+			RETURN;
+		ELSE
+			step := s.kind;
+		END IF;
+	END IF;
+	IF step = 'refresh' AND (s.status = 'running' AND EXISTS (SELECT FROM millrace.mark m WHERE m.state = s.state)) IS NOT TRUE THEN
+		RETURN;
+	END IF;
+	BEGIN
+		CASE step
+			WHEN 'tie' THEN PERFORM millrace._tie(stream);
+			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
+				PERFORM millrace._tie(stream);
+			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
+			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
+			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);
+			WHEN 'refresh' THEN PERFORM millrace.refresh(stream);
+			WHEN 'compact' THEN PERFORM millrace._compact(stream, false);
+			WHEN 'rollup' THEN PERFORM millrace.compact(stream);
+			WHEN 'history' THEN PERFORM millrace._maintain_history(stream);
+		END CASE;
+	EXCEPTION WHEN OTHERS THEN
+		/* One that fails must not keep the others from it. */
+		IF is_alone THEN
+			RAISE;
+		END IF;
+		RAISE WARNING 'could not maintain "%": %', stream, SQLERRM USING ERRCODE = SQLSTATE;
+	END;
+END $$;
+COMMENT ON FUNCTION millrace._maintain_step(text, text, bool) IS 'Internal: a step of maintain, for one stream';
+
+/* A procedure that commits cannot have a search_path of its own: here only what means the same with any. */
 CREATE PROCEDURE millrace.maintain(name text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
-	names text[];
-	stream text;
-	step text;
+	stream pg_catalog.text;
+	step pg_catalog.text;
 BEGIN
 	PERFORM millrace._check_maintain();
-	SELECT pg_catalog.array_agg(s.name ORDER BY s.seq) INTO names
-		FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state
-		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(CASE WHEN s.kind = 'history' THEN s.owner::oid ELSE c.relowner END, 'USAGE');
-	IF maintain.name IS NOT NULL THEN
-		names := ARRAY[maintain.name];
-	END IF;
-	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
-		FOREACH step IN ARRAY ARRAY['_tie($1)', '_convert_states($1)', '_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
-			EXIT WHEN maintain.name IS NULL AND NOT EXISTS (SELECT FROM millrace.stream s WHERE s.name = stream);
-			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
-				CONTINUE WHEN step NOT IN ('_tie($1)', '_compact($1, false)');
-				step := CASE step WHEN '_tie($1)' THEN step ELSE 'compact($1)' END;
-			END IF;
-			IF (SELECT s.kind = 'history' FROM millrace.stream s WHERE s.name = stream) THEN
-				CONTINUE WHEN step <> '_compact($1, false)';
-				step := '_maintain_history($1)';
-			END IF;
-			/* A stream that has failed is healed by its owner. */
-			CONTINUE WHEN step = 'refresh($1)' AND NOT EXISTS (
-				SELECT FROM millrace.stream s JOIN millrace.mark m USING (state) WHERE s.name = stream AND s.status = 'running');
-			CONTINUE WHEN step NOT IN ('_tie($1)', '_convert_states($1)') AND (SELECT s.status = 'failed' FROM millrace.stream s WHERE s.name = stream);
-			BEGIN
-				EXECUTE 'SELECT millrace.' || step USING stream;
-			EXCEPTION WHEN OTHERS THEN
-				/* One that fails must not keep the others from it. */
-				IF maintain.name IS NOT NULL THEN
-					RAISE;
-				END IF;
-				RAISE WARNING 'could not maintain "%": %', stream, SQLERRM USING ERRCODE = SQLSTATE;
-			END;
+	FOREACH stream IN ARRAY millrace._maintained(name) LOOP
+		FOREACH step IN ARRAY ARRAY['convert', 'idle', 'close', 'expire', 'refresh', 'compact'] LOOP
+			PERFORM millrace._maintain_step(stream, step, name IS NOT NULL);
 			COMMIT;
 		END LOOP;
 	END LOOP;
@@ -147,11 +173,13 @@ run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''mainta
 
 REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text),
 	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
-	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text)
+	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
+	millrace._maintain_step(text, text, bool)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text),
 	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
-	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text)
+	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
+	millrace._maintain_step(text, text, bool)
 	TO @extowner@ WITH GRANT OPTION;
 REVOKE EXECUTE ON PROCEDURE millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON PROCEDURE millrace.maintain(text) TO @extowner@ WITH GRANT OPTION;

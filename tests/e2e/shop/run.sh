@@ -37,7 +37,6 @@ again() {
 }
 for _ in 1 2 3; do
 	kill -KILL "$(cat "$dir/ingester.pid")"
-	wait 2>/dev/null
 	again
 	until_true more_than "$(stored)" || break
 done
