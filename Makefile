@@ -12,8 +12,9 @@ VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millr
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
 
-# Debian packages: what the build needs, and what the tests need besides.
-BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
+# Debian packages: what the build needs, and what the tests need besides.  A server of its own that PG_CONFIG names needs none.
+SERVER_PACKAGES = $(if $(filter /usr/lib/postgresql/%,$(or $(shell $(PG_CONFIG) --bindir 2>/dev/null),/usr/lib/postgresql/)),postgresql-$(PGVER) postgresql-server-dev-$(PGVER))
+BUILD_PACKAGES = gcc make pkg-config $(SERVER_PACKAGES) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
 TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll postgresql-$(PGVER)-cron libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.

@@ -343,6 +343,10 @@ It sees rows inserted from now on; insert older ones yourself.  It runs with the
 A target that is a source has its partitions made beside those of this source, here and by ensure_partitions.
 on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
 
+/* Of what a dump brings back nothing knows that it belongs to the extension. */
+CREATE FUNCTION millrace._tie(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_tie';
+COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along';
+
 /* After an upgrade of the server: some aggregates keep their states in another type than before. */
 CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
@@ -418,8 +422,9 @@ Closes the windows of streams that have become quiet (idle_after), drops what is
 marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
-REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) TO @extowner@ WITH GRANT OPTION;
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) TO @extowner@ WITH GRANT OPTION;
+SELECT millrace._tie(s.name) FROM millrace.stream s WHERE s.kind IN ('aggregate', 'rollup');
 
 /* Whether late rows were dropped is known after millrace.batches has forgotten them, too. */
 ALTER TABLE millrace.stream ADD COLUMN late_since timestamptz;
@@ -427,6 +432,43 @@ COMMENT ON COLUMN millrace.stream.late_since IS 'When a row first came too late 
 UPDATE millrace.stream s SET late_since = b.started
 	FROM (SELECT w.key AS name, pg_catalog.min(b.started) AS started FROM millrace.batches b, pg_catalog.jsonb_each(b.streams) w WHERE w.value ? 'late' GROUP BY 1) b
 	WHERE b.name = s.name AND s.late_policy <> 'update';
+/* States of other extensions' aggregates have seals. */
+CREATE TABLE millrace.state_key (
+	key bytea NOT NULL
+);
+INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())));
+SELECT pg_catalog.pg_extension_config_dump('millrace.state_key', '');
+GRANT SELECT ON millrace.state_key TO @extowner@; -- pg_dump reads it
+COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions'' aggregates are sealed, so that nobody hands made-up ones to their functions, which trust them; for nobody but pg_dump to read';
+COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
+CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
+COMMENT ON FUNCTION millrace._sealed(regprocedure, bytea) IS 'Internal: a state as it is stored, with its seal if its aggregate is of another extension; for superusers';
+REVOKE EXECUTE ON FUNCTION millrace._sealed(regprocedure, bytea) FROM PUBLIC;
+DO $$
+DECLARE
+	c record;
+	rel regclass;
+BEGIN
+	FOR c IN
+		SELECT t.name AS stream, t.state, t.delta, u.name, u.aggregate, o.rolsuper AS is_ours
+		FROM millrace.stream t JOIN pg_class s ON s.oid = t.state JOIN pg_roles o ON o.oid = s.relowner,
+			LATERAL millrace._aggregate_states(t.definition) a, LATERAL unnest(a.columns, a.aggregates) u(name, aggregate)
+			JOIN pg_aggregate g ON g.aggfnoid = u.aggregate::oid
+		WHERE t.kind = 'aggregate' AND g.aggtranstype = 'internal'::regtype AND g.aggdeserialfn::oid >= 16384
+	LOOP
+		/* An UPDATE runs what the table's owner wrote. */
+		IF NOT c.is_ours THEN
+			RAISE WARNING 'continuous aggregate "%" uses %: its states cannot be read any more', c.stream, c.aggregate
+				USING HINT = 'Call millrace.create_continuous_aggregate again with its name and query.';
+			CONTINUE;
+		END IF;
+		FOREACH rel IN ARRAY ARRAY[c.state, c.delta] LOOP
+			EXECUTE format('UPDATE %s SET %I = millrace._sealed(%L, %2$I)', rel, c.name, c.aggregate);
+		END LOOP;
+	END LOOP;
+END $$;
+/* End of seals. */
 /* Functions that mean the same with any search_path; what a table's owner wrote runs with his rights. */
 DROP FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass);
 CREATE FUNCTION millrace._lock_partitions(source regclass) RETURNS void
@@ -1077,17 +1119,22 @@ BEGIN
 		RETURN;
 	END IF;
 	IF s.kind IN ('rollup', 'history') THEN
-		IF step <> 'compact' THEN
+		IF step = 'convert' AND s.kind = 'rollup' THEN
+			step := 'tie';
+		ELSIF step <> 'compact' THEN
 			RETURN;
+		ELSE
+			step := s.kind;
 		END IF;
-		step := s.kind;
 	END IF;
 	IF step = 'refresh' AND (s.status = 'running' AND EXISTS (SELECT FROM millrace.mark m WHERE m.state = s.state)) IS NOT TRUE THEN
 		RETURN;
 	END IF;
 	BEGIN
 		CASE step
+			WHEN 'tie' THEN PERFORM millrace._tie(stream);
 			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
+				PERFORM millrace._tie(stream);
 			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
 			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
 			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);
