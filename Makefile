@@ -39,7 +39,7 @@ help:
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
-	  'make dist       release archive for PGXN;  make clean'
+	  'make dist       release archive for PGXN;  make clean ends the demos, too'
 
 # Installs the packages that are missing, and says so; silent when all are there.
 install_missing = @missing=; for p in $(1); do \
@@ -131,7 +131,11 @@ dist:
 	git archive --format=zip --prefix=millrace-$(VERSION)/ -o build/millrace-$(VERSION).zip HEAD
 	@echo build/millrace-$(VERSION).zip
 
+# What runs is noted in build/, so it is ended before that goes.
 clean:
+	@! [ -e build/demo-shop ] || docker/shop/demo stop
+	@! [ -e build/demo ] || tests/e2e/retail/demo stop
+	@! [ -e build/demo-recommend ] || tests/e2e/demo-recommend/demo clean
 	$(MAKE) -C extension clean
 	$(MAKE) -C ingest clean
 	$(MAKE) -C tests/unit clean
