@@ -142,14 +142,17 @@ like "$(psql -AtXq -U dashboard -c "SET default_transaction_read_only = off" -c 
 
 # ---- what is wrong is seen ----
 
-psql -qX -c "REVOKE SELECT ON operations FROM dashboard" -c "DELETE FROM millrace.dead_letters"
+psql -qX -c "REVOKE SELECT ON operations FROM dashboard" -c "DELETE FROM recommended"
 ask open shop
 found=$(ask tab Products)
 like "$found" $'says: [^\n]*\ttable\tProducts that sell' "a chart that may not read its table any more is told"
 like "$(grep -c $'^ok\t' <<<"$found")" "^[1-9]" "and the others are well"
-found=$(ask tab Pipeline)
-like "$found" $'says: No results[^\n]*\ttable\tDead letters' "an empty chart is told"
+found=$(ask tab Recommendations)
+like "$found" $'says: No results[^\n]*\ttable\tThe newest lists' "an empty chart is told"
 
+exec 7>&- 8<&-
+wait "$browser"
+browser=
 "$docker/shop/demo" stop >/dev/null 2>&1
 { [ ! -e "$dir" ] && ! curl -fs -m 5 "$SUPERSET_URL/health" >/dev/null; }
 ok $? "demo-shop-stop ends Superset, too, and leaves nothing"
