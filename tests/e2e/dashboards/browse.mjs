@@ -20,7 +20,7 @@ import readline from 'node:readline';
 
 const [modules, width] = process.argv.slice(2);
 const { chromium } = createRequire(`${modules}/package.json`)('playwright-core');
-const PATIENCE_MS = 60000;
+const PATIENCE_MS = 90000;
 const LEAST_INK = 60;           // pixels in colour that a drawn chart has at least
 
 const browser = await chromium.launch({

@@ -106,7 +106,7 @@ all_taken() {
 until_true all_taken
 ok $? "the producer is stopped, and all it sent is taken"
 shows() { # shows TITLE SQL NAME: a number on the page is what SQL says, at the next refresh at the latest
-	local wanted deadline=$((SECONDS + 30))
+	local wanted deadline=$((SECONDS + 60))
 	wanted=$(value "$2")
 	while [ "$(number "$1")" != "$wanted" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
 	is "$(number "$1")" "$wanted" "$3"
