@@ -15,12 +15,12 @@ export PG_CONFIG
 # Debian packages: what the build needs, and what the tests need besides.
 BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
-TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
+TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll postgresql-$(PGVER)-cron libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 
-.PHONY: all help deps deps-check install demo demo-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -32,8 +32,9 @@ help:
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
+	  'make demo-shop  a shop from Kafka to dashboards, kept running;  make demo-shop-stop ends it' \
 	  'make dashboards Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
-  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
+	  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
@@ -64,6 +65,14 @@ demo: install
 
 demo-stop:
 	tests/e2e/retail/demo stop
+
+# WAIT=30: seconds between the two snapshots; NO_DASHBOARDS=1: without Superset.
+demo-shop: install
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) postgresql-$(PGVER)-cron kcat curl)
+	docker/shop/demo
+
+demo-shop-stop:
+	docker/shop/demo stop
 
 demo-recommend: install
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) kcat)

@@ -95,6 +95,7 @@ BEGIN
 	END IF;
 	PERFORM millrace._source_put(source, time_column, partition_interval, retention);
 	PERFORM millrace._install_triggers(source);
+	PERFORM millrace._follow_partitions(source);
 END $$;
 COMMENT ON FUNCTION millrace.create_source(regclass, name, interval, interval) IS
 'Declares a table a source of events.
@@ -141,6 +142,7 @@ DECLARE
 	leaf text;
 	id record;
 	acl record;
+	target regclass;
 	n_made int := 0;
 BEGIN
 	SELECT * INTO src FROM millrace.sources s WHERE s.source = ensure_partitions.source;
@@ -208,11 +210,49 @@ BEGIN
 		END LOOP;
 		slot := slot + src.partition_interval;
 	END LOOP;
+
+	/* Pipes insert in the transaction that stores the rows they read, most often with the times of these. */
+	FOR target IN
+		SELECT DISTINCT s.source::oid FROM millrace.stream p JOIN millrace.sources s ON s.source = p.target JOIN pg_class c ON c.oid = p.target
+		WHERE p.kind = 'pipe' AND p.source = ensure_partitions.source AND pg_has_role(c.relowner, 'USAGE') ORDER BY 1
+	LOOP
+		BEGIN
+			n_made := n_made + millrace.ensure_partitions(target, from_time, to_time);
+		EXCEPTION WHEN check_violation THEN
+			NULL; -- its default partition has rows of this time, and takes these, too
+		END;
+	END LOOP;
 	RETURN n_made;
 END $$;
 COMMENT ON FUNCTION millrace.ensure_partitions(regclass, timestamptz, timestamptz) IS
 'Makes the partitions that are missing for event times from from_time to to_time inclusive, and returns their number.
-Partitions are aligned to UTC.  They are created beside the table and attached, so writers are not kept out.';
+Partitions are aligned to UTC.  They are created beside the table and attached, so writers are not kept out.
+Tables that pipes fill from it get theirs as well, if they are sources and the caller may use the rights of their owners.';
+
+CREATE FUNCTION millrace._follow_partitions(target regclass) RETURNS int
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	held tstzrange;
+	n_made int := 0;
+BEGIN
+	IF NOT EXISTS (SELECT FROM millrace.sources s WHERE s.source = target AND s.partition_interval IS NOT NULL)
+		OR NOT has_function_privilege('millrace.ensure_partitions(regclass, timestamptz, timestamptz)', 'EXECUTE')
+		OR NOT (SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = target) THEN
+		RETURN 0;
+	END IF;
+	FOR held IN
+		SELECT unnest(range_agg(tstzrange(p.from_time, p.to_time))) FROM millrace.stream s, millrace.partitions(s.source) p
+		WHERE s.kind = 'pipe' AND s.target = _follow_partitions.target AND isfinite(p.from_time) AND isfinite(p.to_time)
+	LOOP
+		BEGIN
+			n_made := n_made + millrace.ensure_partitions(target, lower(held), upper(held) - interval '1 microsecond');
+		EXCEPTION WHEN check_violation OR program_limit_exceeded THEN
+			NULL; -- its default partition has rows of this time; or its partitions are far narrower
+		END;
+	END LOOP;
+	RETURN n_made;
+END $$;
+COMMENT ON FUNCTION millrace._follow_partitions(regclass) IS 'Internal: makes the partitions of a table for the times of which the sources of its pipes have some';
 
 CREATE FUNCTION millrace.expired_partitions(source regclass)
 	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
@@ -267,7 +307,7 @@ COMMENT ON FUNCTION millrace.drop_expired_partitions(regclass) IS
 'Drops the partitions that are older than the retention of their source, and returns their number.  Windows of streams are kept.
 source: the table; NULL: every source with a retention that the caller owns.
 Locks the table for a moment, and waits for that lock no longer than two seconds (55P03).
-With pg_cron: SELECT cron.schedule(''retention'', ''17 * * * *'', ''SELECT millrace.drop_expired_partitions()'');';
+With pg_cron: SELECT millrace.schedule(''retention'');';
 
 /*
  * Keeps triggers complete when partitions come, and catalogs clean when tables go.  In C, because they run for
@@ -288,9 +328,9 @@ COMMENT ON EVENT TRIGGER millrace_on_drop IS 'Removes the streams of dropped tab
 
 REVOKE EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz),
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz), millrace._follow_partitions(regclass),
 	millrace.drop_expired_partitions(regclass) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.create_source(regclass, name, interval, interval),
 	millrace._source_put(regclass, name, interval, interval), millrace._lock_source(regclass),
-	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz),
+	millrace._install_triggers(regclass), millrace.ensure_partitions(regclass, timestamptz, timestamptz), millrace._follow_partitions(regclass),
 	millrace.drop_expired_partitions(regclass) TO @extowner@ WITH GRANT OPTION;

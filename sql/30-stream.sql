@@ -184,11 +184,13 @@ BEGIN
 	PERFORM millrace._source_put(source, NULL, NULL, NULL);
 	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, on_error, NULL, false);
 	PERFORM millrace._install_triggers(source);
+	PERFORM millrace._follow_partitions(target);
 END $$;
 COMMENT ON FUNCTION millrace.create_pipe(text, regclass, text, text) IS
 'Creates a pipe: a command that runs for each batch of a source, in the same transaction.
 command: one INSERT INTO target SELECT … FROM new_rows; new_rows has the columns of the source and the rows of the batch.
 It sees rows inserted from now on; insert older ones yourself.  It runs with the rights and search_path of its creator.
+A target that is a source has its partitions made beside those of this source, here and by ensure_partitions.
 on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
 
 CREATE FUNCTION millrace.drop_pipe(name text) RETURNS void

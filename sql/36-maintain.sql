@@ -70,7 +70,7 @@ COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates, and for what users have, from time to time: all that the caller owns, or the one of that name.
 Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
 marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
-run inside a transaction block.  With pg_cron: SELECT cron.schedule(''millrace'', ''* * * * *'', ''CALL millrace.maintain()'');';
+run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
 REVOKE EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
 	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text)

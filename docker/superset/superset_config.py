@@ -25,3 +25,6 @@ AUTH_RATE_LIMITED = False
 # No telemetry, no thumbnails, no alerts by mail.
 WTF_CSRF_ENABLED = True
 LOG_LEVEL = "WARNING"
+# "Last day" in the time filter ends now, not at midnight.
+DEFAULT_RELATIVE_START_TIME = "now"
+DEFAULT_RELATIVE_END_TIME = "now"
