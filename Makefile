@@ -32,9 +32,9 @@ help:
 	  'make install    install both' \
 	  'make demo       the main job on real data, in a private cluster;  make demo-stop ends it' \
 	  'make demo-recommend  recommendations in the stream, from Kafka;  make demo-recommend-clean drops and ends it' \
-	  'make demo-shop  a shop from Kafka to dashboards, kept running;  make demo-shop-stop ends it' \
-	  'make dashboards Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
-	  'make check      all tests;  make check-fast leaves out the Kafka broker, Spark and scikit-learn' \
+	  'make demo-shop   a shop from Kafka to dashboards, kept running;  make demo-shop-stop ends it' \
+	  'make dashboards  Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
+	  'make check      all tests;  make check-fast leaves out the Kafka broker, other servers and what takes longest' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \

@@ -182,7 +182,7 @@ BEGIN
 	END IF;
 	PERFORM cron.unschedule(id);
 END $$;
-COMMENT ON FUNCTION millrace.unschedule(text, text) IS 'Ends what millrace.schedule began, by the same role; what pg_cron noted of its runs stays in cron.job_run_details';
+COMMENT ON FUNCTION millrace.unschedule(text, text) IS 'Ends what millrace.schedule began, by the same role; what pg_cron noted of its runs stays in cron.job_run_details. A run that is under way goes on to its end, but is noted as failed (job canceled)';
 
 CREATE FUNCTION millrace._jobs() RETURNS TABLE (task text, name text, schedule text, active bool, command text, runs bigint, failures bigint,
 	last_start timestamptz, last_seconds float8, last_status text, last_message text, owner name, job bigint)

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
-database_file = "databases/shop.yaml"
 
 
 def migrate(app):
@@ -46,14 +45,17 @@ def import_assets():
     from sqlalchemy.engine import make_url
     from superset.commands.importers.v1.assets import ImportAssetsCommand
 
-    contents = {str(file.relative_to(here / "assets")): file.read_text() for file in (here / "assets").rglob("*.yaml")}
+    contents = {str(file.relative_to(here / "assets")): file.read_text() for file in sorted((here / "assets").rglob("*.yaml"))}
     uri = make_url(os.environ["DASHBOARD_DATABASE_URI"])
-    database = yaml.safe_load(contents[database_file])
-    database["sqlalchemy_uri"] = uri.set(password="XXXXXXXXXX").render_as_string(hide_password=False)
-    contents[database_file] = yaml.safe_dump(database)
-    # Dashboard is what the import page of Superset asks for; assets replaces datasets and charts, too.
+    passwords = {}
+    for name in [name for name in contents if name.startswith("databases/")]:
+        database = yaml.safe_load(contents[name])
+        database["sqlalchemy_uri"] = uri.set(password="XXXXXXXXXX").render_as_string(hide_password=False)
+        contents[name] = yaml.safe_dump(database)
+        passwords[name] = uri.password or ""
+    # Dashboard is what Superset exports, and its import page asks for; assets replaces datasets and charts, too.
     contents["metadata.yaml"] = contents["metadata.yaml"].replace("type: Dashboard", "type: assets")
-    ImportAssetsCommand(contents, passwords={database_file: uri.password or ""}).run()
+    ImportAssetsCommand(contents, passwords=passwords).run()
 
 
 def serve():

@@ -24,8 +24,8 @@ start_cluster() { "$lib/cluster" start "$work/cluster" "$@" && . "$work/cluster/
 start_kafka() { "$lib/kafka" start "$work/kafka" "$@" && . "$work/kafka/env" || exit 1; }
 
 value() { psql -AtXqc "$@"; }
-until_true() { # until_true COMMAND …: wait until it succeeds, a minute at most
-	local deadline=$((SECONDS + 60))
+until_true() { # until_true COMMAND …: wait until it succeeds, a minute at most, or $patience seconds
+	local deadline=$((SECONDS + ${patience:-60}))
 	until "$@"; do
 		[ "$SECONDS" -lt "$deadline" ] || { echo "# never true: $*"; return 1; }
 		sleep 0.02

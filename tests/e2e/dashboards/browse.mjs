@@ -6,11 +6,12 @@
 //   tab NAME                      shows a tab, waits for its charts; a line each: STATE, kind, title (STATE is ok or what is wrong)
 //   look                          the same of the tab that is open
 //   number TITLE                  the big number
+//   range TITLE                   from when to when its last answer is, as ISO times; empty: without bound
 //   table TITLE                   the rows of a table that are on the page, cells parted by tabs
 //   refreshes                     answers with data that the least refreshed chart of the open tab has had
 //   await N                       until refreshes is N at least; nothing is clicked
-//   choose FILTER VALUE           sets a filter to what its list offers, or a time range to "Last day" and its like; then as look
-//   clear                         clears all filters; then as look
+//   choose FILTER VALUE           sets a filter to what its list offers, or a time range to "Last day" and its like
+//   clear                         clears all filters
 //   shot FILE                     a picture of the open tab as a whole
 //   complaints                    what went wrong besides: HTTP status 400 and above, failed scripts
 import { createRequire } from 'node:module';
@@ -30,7 +31,7 @@ const page = await browser.newPage({ viewport: { width: Number(width), height: 2
 page.setDefaultTimeout(PATIENCE_MS);
 
 // What the server answers, chart by chart.
-const answers = new Map();      // chart id -> { n, rows }
+const answers = new Map();      // chart id -> { n, rows, from, to } of the last answer, n: how many there were
 const complaints = [];
 const asked = new Set();        // requests for data on their way
 let n_asked = 0;
@@ -49,7 +50,7 @@ page.on('response', async (response) => {
 		const id = JSON.parse(url.searchParams.get('form_data') ?? '{}').slice_id;
 		const { result } = await response.json();
 		const before = answers.get(id)?.n ?? 0;
-		answers.set(id, { n: before + 1, rows: Math.max(...result.map((query) => query.rowcount ?? 0)) });
+		answers.set(id, { n: before + 1, rows: Math.max(...result.map((query) => query.rowcount ?? 0)), from: result[0].from_dttm, to: result[0].to_dttm });
 	} catch (error) {
 		// A page that moves on drops what it was still waiting for.
 		if (!/Target|No resource|Protocol error/.test(error.message)) complaints.push(error.message);
@@ -159,16 +160,19 @@ async function applied(click) {
 	await click();
 	await until(() => n_asked > before, 'no chart was asked for anew');
 	await until(() => asked.size === 0, 'answers');
-	return settle();
 }
 const apply = () => applied(() => page.locator('[data-test="filter-bar__apply-button"]').click());
 
 const commands = {
 	async open(url, user, password, slug) {
-		await page.goto(`${url}/login/`);
-		await page.fill('input[name="username"], #username', user);
-		await page.fill('input[name="password"], #password', password);
-		await Promise.all([page.waitForURL((to) => !to.pathname.startsWith('/login')), page.click('button[type="submit"], input[type="submit"]')]);
+		// The form is there before it listens: until it has been heard.
+		await until(async () => {
+			await page.goto(`${url}/login/`, { waitUntil: 'networkidle' });
+			await page.fill('input[name="username"], #username', user);
+			await page.fill('input[name="password"], #password', password);
+			await page.click('button[type="submit"], input[type="submit"]');
+			return page.waitForURL((to) => !to.pathname.startsWith('/login'), { timeout: 20000 }).then(() => true, () => false);
+		}, 'logged in');
 		answers.clear();
 		await page.goto(`${url}/superset/dashboard/${slug}/`);
 		await page.waitForSelector('[data-test-chart-name]');
@@ -183,6 +187,10 @@ const commands = {
 	look: settle,
 	async number(title) {
 		return [await chart_named(title).locator('.header-line').innerText()];
+	},
+	async range(title) {
+		const { from, to } = answers.get(Number(await chart_named(title).getAttribute('data-test-chart-id')));
+		return [from, to].map((ms) => (ms ? new Date(ms).toISOString() : ''));
 	},
 	async table(title) {
 		return chart_named(title).locator('tbody tr').evaluateAll((rows) =>

@@ -2,7 +2,7 @@
 # extension/OPERATIONS.md: each trouble is made, its query finds it, and what is to be done about it helps.
 . "$(dirname "$0")/../../lib/scenario.sh"
 page=$lib/../../extension/OPERATIONS.md
-start_cluster "max_prepared_transactions = 2"
+start_cluster "shared_preload_libraries = 'pg_cron'" "cron.database_name = 'shop'" "cron.use_background_workers = off" "cron.host = '127.0.0.1'"
 createdb shop
 export PGDATABASE=shop PGOPTIONS='-c client_min_messages=error'
 
@@ -223,6 +223,14 @@ is "$found" "" "retrained"
 # Everything
 look "A scheduled job"
 is "$found" "" "no jobs where pg_cron is absent, and no error"
+awk '/^## Scheduled work/ { on = 1; next } /^## / { on = 0 } on' "$page" | grep -oE '`SELECT millrace\.schedule\([^`]*`' | tr -d '`' >"$work/schedules"
+like "$(error "$(head -1 "$work/schedules")")" '55000.*HINT:.*CREATE EXTENSION pg_cron' "nothing is scheduled without it"
+value "CREATE EXTENSION pg_cron"
+while read -r call; do value "$call" >>"$work/jobs" 2>&1 || echo "# $call"; done <"$work/schedules"
+look "A scheduled job"
+is "$(wc -l <"$work/schedules") $(cut -d'|' -f1,2,4 <<<"$found" | sort | paste -sd' ')" "7 lists|shop|t maintain||t partitions||t retention||t retrain|shop|t runs||t" "with it all of these calls"
+is "$(grep -F 'maintain|' <<<"$found" | cut -d'|' -f3)" "*/5 * * * *" "and a schedule of one's own"
+value "DROP EXTENSION pg_cron"
 value "CREATE ROLE keeper"; createdb -O keeper kept
 (
 	export PGDATABASE=kept

@@ -32,9 +32,38 @@ for name in $(grep -oE '`millrace\.[a-z_]+' "$readme" | tr -d '`' | sort -u); do
 	is "$(value "SELECT (to_regproc('$name') IS NOT NULL OR to_regclass('$name') IS NOT NULL OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'millrace'::regnamespace AND 'millrace.' || proname = '$name'))")" t "$name exists"
 done
 is "$(value "SELECT string_agg(o, ' ') FROM (
-	SELECT 'function ' || p.oid::regprocedure FROM pg_proc p WHERE pronamespace = 'millrace'::regnamespace AND obj_description(p.oid, 'pg_proc') IS NULL
-	UNION ALL SELECT 'relation ' || c.oid::regclass FROM pg_class c WHERE relnamespace = 'millrace'::regnamespace AND relkind IN ('r', 'v', 'S', 'c') AND obj_description(c.oid, 'pg_class') IS NULL
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'i')
+	SELECT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+		WHERE e.extname = 'millrace' AND obj_description(d.objid, (SELECT relname FROM pg_class WHERE oid = d.classid)) IS NULL AND d.objid <> 'millrace.stream_seq_seq'::regclass
 	UNION ALL SELECT 'column ' || c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-		WHERE relnamespace = 'millrace'::regnamespace AND relkind IN ('r', 'v') AND col_description(c.oid, a.attnum) IS NULL) u(o)")" "" "every function, table and column has a comment"
+		WHERE relnamespace = 'millrace'::regnamespace AND relkind IN ('r', 'v', 'c') AND col_description(c.oid, a.attnum) IS NULL) u(o)")" "" "every object and column has a comment"
+
+# What it replaces: the SQL beside each thing of the old stack, over a day of the shop's events
+createdb old
+export PGDATABASE=old
+psql -qX -v ON_ERROR_STOP=1 -f "$lib/../../docker/shop/schema.sql" >"$work/out" 2>&1
+is $? 0 "the shop's tables"
+printf '%s\n' '[source]' 'type = stdin' 'format = json' '[json]' 'nan = text' '[target]' 'table = operations_raw' >"$work/shop.ini"
+millrace produce --simulate=shop --past=5000:1d --once 2>"$work/err" | millrace run "$work/shop.ini" --once >"$work/out" 2>&1
+is "$? $(value "SELECT count(*) FROM operations_raw")" "0 5000" "a day of events"
+rows=$(awk '/^## What it replaces/ { on = 1; next } /^## / { on = 0 } on && /^\| [^-]/' "$readme" | tail -n +2)
+is "$(grep -vE '^\|([^|]*\|){4}$' <<<"$rows")" "" "a table of four columns"
+awk -F ' [|] ' '{ print $3 }' <<<"$rows" | grep -oE '`(SELECT|CREATE) [^`]*`' | tr -d '`' >"$work/old"
+ok $(($(wc -l <"$work/old") >= 14 ? 0 : 1)) "with SQL for most of it"
+while read -r query; do
+	printed=$(psql -AtXq -c "SET client_min_messages = error" -c "$query" 2>&1)
+	[[ ! $printed =~ ERROR ]] && case $query in CREATE* | *create_* | *verify* | *dead_letters* | *jobs* | *_final*) [ -z "$printed" ] ;; *) [ -n "$printed" ] ;; esac
+	is "$?" 0 "${query:0:70}"
+	[[ ! $printed =~ ERROR ]] || diag <<<"$printed"
+done <"$work/old"
+value "CALL millrace.maintain()"
+like "$(value "SELECT n FROM operations_per_minute LIMIT 1") $(value "SELECT count(*) FROM per_minute_final")" '^[0-9]+ [1-9][0-9]*$' "windows, final ones, too"
+millrace produce --simulate=shop --past=500:1h --seed=2 --once 2>"$work/err" | millrace run "$work/shop.ini" --once --source.name=again >"$work/out" 2>&1
+is "$? $(value "SELECT (SELECT count(*) FROM purchases), (SELECT count(*) FROM recommended), (SELECT count(*) FROM millrace.verify('per_minute'))")" \
+	"0 $(value "SELECT count(*) FILTER (WHERE event_type = 'purchase'), 500, 0 FROM (SELECT event_type FROM operations_raw ORDER BY xmin::text::bigint DESC LIMIT 500) r")" "what comes then goes through all of it"
+
+# Where it points to; scenarios and benchmarks
+cd "$lib/../.." || exit 1
+is "$(for name in tests/e2e/*/run.sh; do name=${name%/run.sh}; grep -qE "^\| .${name##*/}. \|" tests/README.md || echo "$name"; done)" "" "every scenario is in tests/README.md"
+is "$(for name in $(tests/bench/run none 2>&1 | sed 's/.*there are: //; s/,//g'); do grep -qE "^\| [^|]*\`$name\`" tests/bench/README.md || echo "$name"; done)" "" "every case in tests/bench/README.md"
+is "$(grep -oE '\]\([^)#h][^)#]*' README.md | cut -c3- | sort -u | while read -r file; do [ -e "$file" ] || echo "$file"; done)" "" "what it points to is there"
 done_testing
