@@ -95,7 +95,7 @@ check: deps-check lint install check-unit check-sql check-isolation
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
-	$(PROVE) -j$(JOBS) $(filter-out $(LONGEST),$(shell grep -L start_kafka tests/e2e/*/run.sh))
+	$(PROVE) -j$(JOBS) $(filter-out $(LONGEST) tests/e2e/shop/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
 
 # The kill loop with 200,000 messages for each seed.
 SEEDS ?= 8 11

@@ -31,6 +31,7 @@
 #include "storage/lmgr.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
+#include "utils/rls.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -126,7 +127,8 @@ check_state_table(Oid state, List *target_list)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("state table \"%s\" does not have the columns of its continuous aggregate",
 						RelationGetRelationName(rel)),
-				 errhint("Drop the continuous aggregate and create it again.")));
+				 errhint("After an upgrade of the server CALL " MR_SCHEMA
+						 ".maintain() once; otherwise drop the continuous aggregate and create it again.")));
 	table_close(rel, NoLock);
 }
 
@@ -377,6 +379,21 @@ plan_states(MrDefinition *def, Relation source, Relation leaf, Oid target, const
 	return stmt;
 }
 
+/*
+ * Batches count all rows that were inserted.  What is computed from the source must too, or a refresh would silently give up
+ * windows whose rows a policy hides.
+ */
+void
+mr_check_row_security(Oid source, const char *what)
+{
+	if (check_enable_rls(source, InvalidOid, true) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s cannot be computed from \"%s\": row security hides rows from role \"%s\"", what,
+						get_rel_name(source), GetUserNameFromId(GetUserId(), false)),
+				 errhint("Use ALTER TABLE … NO FORCE ROW LEVEL SECURITY, or an owner with BYPASSRLS.")));
+}
+
 static MrAggregatePlan *
 make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *range, MemoryContext keep,
 					List **depends)
@@ -392,6 +409,8 @@ make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *
 	mr_check_owners(definition, target);
 	def = mr_read_definition(definition);
 	source_rel = table_open(def->source, AccessShareLock);
+	if (!OidIsValid(leaf))
+		mr_check_row_security(def->source, "a continuous aggregate");
 
 	MemoryContextSwitchTo(keep);
 	plan = palloc0(sizeof(MrAggregatePlan));

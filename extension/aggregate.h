@@ -67,6 +67,8 @@ extern char *mr_fold_sessions_sql(Oid definition, Oid state, Oid delta);
 
 /* aggregate.c.  Error if the current user may not act for the owner of both. */
 extern void mr_check_owners(Oid definition, Oid state);
+/* Error if the current user does not see all rows of a source. */
+extern void mr_check_row_security(Oid source, const char *what);
 
 /* Appending rows to NAME_delta or NAME_state, many at a time. */
 typedef struct MrStateWriter MrStateWriter;

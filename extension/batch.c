@@ -899,6 +899,8 @@ run_aggregate(Stream *stream, Leaf *leaf, StreamWork *counts, Tuplestorestate *r
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 	counts->n_late += run.scan.n_late;
+	if (run.scan.n_late > 0 && stream->late_policy != LATE_UPDATE)
+		mr_stream_late(stream->name);
 	counts->max_time = Max(counts->max_time, run.scan.max_time);
 	if (run.scan.late_rows)
 	{

@@ -42,6 +42,7 @@
 #include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(mr_aggregate_parts);
+PG_FUNCTION_INFO_V1(mr_aggregate_states);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
 PG_FUNCTION_INFO_V1(mr_last_closed_window);
 PG_FUNCTION_INFO_V1(mr_aggregate_keys);
@@ -796,6 +797,38 @@ mr_aggregate_parts(PG_FUNCTION_ARGS)
 	values[0] = ObjectIdGetDatum(def->source);
 	values[1] = CStringGetTextDatum(columns.data);
 	values[2] = CStringGetTextDatum(inner_expression(def, def->time));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * _aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[]):
+ * the columns of the state tables that hold states, the types that these have on this server, and whose they are
+ */
+Datum
+mr_aggregate_states(PG_FUNCTION_ARGS)
+{
+	MrDefinition *def = mr_read_definition(PG_GETARG_OID(0));
+	int n = list_length(def->aggs), n_keys = list_length(def->keys);
+	Datum *columns = palloc(sizeof(Datum) * n), *types = palloc(sizeof(Datum) * n);
+	Datum *aggregates = palloc(sizeof(Datum) * n);
+	TupleDesc desc;
+	Datum values[3];
+	bool nulls[3] = {false, false, false};
+
+	for (int i = 0; i < n; i++)
+	{
+		Aggref *agg = list_nth(def->aggs, i);
+
+		columns[i] = DirectFunctionCall1(namein, CStringGetDatum(state_column(def, n_keys + i)));
+		types[i] = ObjectIdGetDatum(mr_state_type(agg).type);
+		aggregates[i] = ObjectIdGetDatum(agg->aggfnoid);
+	}
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = PointerGetDatum(construct_array(columns, n, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+	values[1] = PointerGetDatum(construct_array(types, n, REGTYPEOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[2] =
+		PointerGetDatum(construct_array(aggregates, n, REGPROCEDUREOID, sizeof(Oid), true, TYPALIGN_INT));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 

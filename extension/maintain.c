@@ -17,6 +17,7 @@
 #include "utils/xid8.h"
 
 PG_FUNCTION_INFO_V1(mr_compact);
+PG_FUNCTION_INFO_V1(mr_convert_states);
 PG_FUNCTION_INFO_V1(mr_close_windows);
 PG_FUNCTION_INFO_V1(mr_advance_idle);
 PG_FUNCTION_INFO_V1(mr_drop_expired);
@@ -140,6 +141,43 @@ adopt_restored(Oid table)
 					 " (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))",
 					 table_name(table)),
 			SPI_OK_UPDATE, false);
+}
+
+/*
+ * _convert_states(name text) returns bool: after an upgrade of the server, which may keep the states of an aggregate in
+ * another type than before.  As the owner: the tables are his, and may have checks that call functions.
+ */
+Datum
+mr_convert_states(PG_FUNCTION_ARGS)
+{
+	static Oid types[3] = {REGCLASSOID, REGCLASSOID, REGCLASSOID};
+	Datum values[3];
+	Maintained *stream = read_stream(PG_GETARG_TEXT_PP(0));
+	MrGuard guard;
+	bool isnull, differ;
+
+	if (!OidIsValid(stream->definition))
+		PG_RETURN_BOOL(false);
+	for (int pass = 0;; pass++)
+	{
+		values[0] = ObjectIdGetDatum(stream->definition);
+		values[1] = ObjectIdGetDatum(stream->state);
+		values[2] = ObjectIdGetDatum(stream->delta);
+		mr_enter(&guard, stream->owner, stream->settings);
+		SPI_connect();
+		mr_exec_args("SELECT " MR_SCHEMA "._states_differ($1, $2, $3)", SPI_OK_SELECT, pass == 0, 3, types,
+					 values, NULL);
+		differ = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		if (differ && pass == 1)
+			mr_exec_args("SELECT " MR_SCHEMA "._rewrite_states($1, $2, $3)", SPI_OK_SELECT, false, 3, types,
+						 values, NULL);
+		SPI_finish();
+		mr_leave(&guard);
+		if (!differ || pass == 1)
+			PG_RETURN_BOOL(differ);
+		mr_stream_lock(stream->name);
+		stream = read_stream(PG_GETARG_TEXT_PP(0));
+	}
 }
 
 /* compact(name text, all bool) returns bigint: merge the states of each group into one; how many were written */

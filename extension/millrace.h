@@ -333,6 +333,9 @@ extern uint64 mr_run_pipe(const char *command, Oid target, Oid relid, Tuplestore
 /* stream.c: write that a stream has failed, unless somebody else holds its row. */
 extern void mr_stream_failed(const char *name, Oid source, const char *error);
 
+/* stream.c: write that a stream has not taken a row because it was late, unless that is known or somebody else holds its row. */
+extern void mr_stream_late(const char *name);
+
 /* scan.c: the windows of the rows, added to ranges; of sessions event times with a gap on both sides. */
 extern void mr_scan_ranges(MrScan *scan, Tuplestorestate *rows, MrRanges *ranges);
 

@@ -14,6 +14,7 @@
 #include "nodes/makefuncs.h"
 #include "parser/parse_agg.h"
 #include "parser/parse_coerce.h"
+#include "utils/acl.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/regproc.h"
@@ -51,6 +52,7 @@ struct MrMergeFunctions
 	FmgrInfo serial_fn;
 	FmgrInfo final_fn;
 	bool is_internal;
+	const char *layout; /* of a serialised state, where PostgreSQL's own function reads it; or NULL */
 	bool has_final;
 	int n_final_args;
 	Oid collation;
@@ -113,6 +115,25 @@ merge_final_function(MrMergeFunctions *merge, Oid agg_fn, Form_pg_aggregate form
 	fmgr_info_set_expr((Node *) expr, &merge->final_fn);
 }
 
+/* What PostgreSQL's own serialised states are made of.  n: a count; v: a numeric; s: a scale.  NULL: a function that is not PostgreSQL's. */
+static const char *
+serial_layout(Oid deserial_fn)
+{
+	switch (deserial_fn)
+	{
+		case F_INT8_AVG_DESERIALIZE:
+			return "nv";
+		case F_NUMERIC_POLY_DESERIALIZE:
+			return "nvv";
+		case F_NUMERIC_AVG_DESERIALIZE:
+			return "nvsnnnn";
+		case F_NUMERIC_DESERIALIZE:
+			return "nvvsnnnn";
+		default:
+			return NULL;
+	}
+}
+
 MrMergeFunctions *
 mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, MemoryContext context)
 {
@@ -128,6 +149,8 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_UNDEFINED_FUNCTION), errmsg("aggregate with OID %u does not exist", agg_fn)));
+	if (mr_function_aclcheck(agg_fn, GetUserId()) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_AGGREGATE, get_func_name(agg_fn));
 	form = (Form_pg_aggregate) GETSTRUCT(tuple);
 	merge->agg_fn = agg_fn;
 	merge->is_internal = form->aggtranstype == INTERNALOID;
@@ -140,7 +163,8 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("a value of type %s is not a state of aggregate %s%s%s", format_type_be(state_type),
 						format_procedure(agg_fn), OidIsValid(result_type) ? " with result type " : "",
-						OidIsValid(result_type) ? format_type_be(result_type) : "")));
+						OidIsValid(result_type) ? format_type_be(result_type) : ""),
+				 errhint("After an upgrade of the server CALL " MR_SCHEMA ".maintain() once.")));
 	merge->collation = collation;
 	fmgr_info(form->aggcombinefn, &merge->combine_fn);
 	combine_types[0] = combine_types[1] = trans_type;
@@ -154,6 +178,7 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 				ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 				 errmsg("combine function of aggregate %s must not be strict", format_procedure(agg_fn))));
+		merge->layout = serial_layout(form->aggdeserialfn);
 		fmgr_info(form->aggdeserialfn, &merge->deserial_fn);
 		build_aggregate_deserialfn_expr(form->aggdeserialfn, &expr);
 		fmgr_info_set_expr((Node *) expr, &merge->deserial_fn);
@@ -181,6 +206,64 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 	return merge;
 }
 
+/*
+ * Serialised states
+ *
+ * Deserialisation functions trust their input, as in a parallel query it comes from their own server: a made-up weight of a
+ * digit, or length, has them write where they must not.  But anybody may call merge_state with anything.  So what PostgreSQL's
+ * own functions are given is checked first.
+ */
+
+/* One unsigned number, most significant byte first. */
+static bool
+read_number(const unsigned char **at, const unsigned char *end, int n_bytes, uint64 *number)
+{
+	if (end - *at < n_bytes)
+		return false;
+	for (*number = 0; n_bytes > 0; n_bytes--)
+		*number = *number << 8 | *(*at)++;
+	return true;
+}
+
+/* numericvar_serialize: number of digits, weight of the first, sign, digits after the point, then the digits, base 10,000. */
+static bool
+skip_numeric(const unsigned char **at, const unsigned char *end)
+{
+	uint64 n_digits, weight, sign, scale, digit;
+
+	if (!read_number(at, end, 4, &n_digits) || !read_number(at, end, 4, &weight) ||
+		!read_number(at, end, 4, &sign) || !read_number(at, end, 4, &scale))
+		return false;
+	/* A sum of 2^63 numbers, or of their squares, is at most so much longer than they may be. */
+	if (n_digits > (uint64) (end - *at) / 2 || (int32) weight > 2 * PG_INT16_MAX + 16 ||
+		(int32) weight < -2 * PG_INT16_MAX || (sign != 0 && sign != 0x4000) || scale > 2 * PG_INT16_MAX)
+		return false;
+	while (n_digits-- > 0)
+		if (!read_number(at, end, 2, &digit) || digit > 9999)
+			return false;
+	return true;
+}
+
+static void
+check_serialised(const MrMergeFunctions *fn, bytea *stored)
+{
+	const unsigned char *at = (const unsigned char *) VARDATA_ANY(stored);
+	const unsigned char *end = at + VARSIZE_ANY_EXHDR(stored);
+	bool fits = true;
+	uint64 number;
+
+	for (const char *part = fn->layout; *part && fits; part++)
+		if (*part == 'v')
+			fits = skip_numeric(&at, end);
+		else
+			fits = read_number(&at, end, *part == 's' ? 4 : 8, &number) &&
+				(*part != 's' || number <= 2 * PG_INT16_MAX);
+	if (!fits || at != end)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				 errmsg("malformed state of aggregate %s", format_procedure(fn->agg_fn))));
+}
+
 /* The value of a stored state, NULL or not: deserialised where the aggregate works on something internal. */
 static NullableDatum
 stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
@@ -189,6 +272,13 @@ stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 
 	if (!fn->is_internal || (stored.isnull && fn->deserial_fn.fn_strict))
 		return stored;
+	if (fn->layout && !stored.isnull)
+	{
+		bytea *plain = DatumGetByteaPP(stored.value);
+
+		check_serialised(fn, plain);
+		stored.value = PointerGetDatum(plain);
+	}
 	InitFunctionCallInfoData(*call, &fn->deserial_fn, 2, InvalidOid, context, NULL);
 	call->args[0] = stored;
 	call->args[1].value = (Datum) 0;

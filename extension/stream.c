@@ -28,12 +28,15 @@
 #include "tcop/deparse_utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(mr_source_put);
 PG_FUNCTION_INFO_V1(mr_lock_source);
+PG_FUNCTION_INFO_V1(mr_lock_partitions);
+PG_FUNCTION_INFO_V1(mr_as_owner);
 PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
 PG_FUNCTION_INFO_V1(mr_lock_stream);
@@ -41,9 +44,22 @@ PG_FUNCTION_INFO_V1(mr_stream_lift);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
 
+#define PARTITION_LOCK_CLASS 6 /* of advisory locks: 1 and 2 are SQL's own */
+
 /*
  * Checks
  */
+
+/* Until AtEOXact_GUC: statements of ours mean what they say, whatever operators there are in the caller's schemas. */
+static int
+own_path(void)
+{
+	int gucs = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return gucs;
+}
 
 static void
 check_owner(Oid rel)
@@ -55,6 +71,76 @@ check_owner(Oid rel)
 				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
 	if (!mr_owns_relation(rel, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(relkind), get_rel_name(rel));
+}
+
+/*
+ * _lock_partitions(source regclass): until the transaction ends, nobody else makes partitions of it.  Not a lock that SQL gives
+ * to everybody, or anybody could keep the ingester from its work.
+ */
+Datum
+mr_lock_partitions(PG_FUNCTION_ARGS)
+{
+	LOCKTAG tag;
+
+	check_owner(PG_GETARG_OID(0));
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, PG_GETARG_OID(0), 0, PARTITION_LOCK_CLASS);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	AcceptInvalidationMessages();
+	PG_RETURN_VOID();
+}
+
+/*
+ * _as_owner(rel regclass, command text, argument jsonb) returns setof jsonb: runs a command with the rights of a relation's owner,
+ * for a member of that role.  What the owner wrote (functions in views, indexes, constraints) must not run with the rights of
+ * a superuser who only called a function of ours.
+ */
+Datum
+mr_as_owner(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	static Oid types[1] = {JSONBOID};
+	Datum argument;
+	char argument_null;
+	Oid owner;
+	MrGuard guard;
+	HeapTuple tuple;
+	int rc;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("relation and command of _as_owner must not be null")));
+	check_owner(PG_GETARG_OID(0));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(PG_GETARG_OID(0)));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", PG_GETARG_OID(0));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	argument_null = PG_ARGISNULL(2) ? 'n' : ' ';
+	argument = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	mr_enter(&guard, owner, NULL);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	rc = SPI_execute_with_args(text_to_cstring(PG_GETARG_TEXT_PP(1)), 1, types, &argument, &argument_null,
+							   false, 0);
+	if (rc < 0)
+		elog(ERROR, "could not run a command: %s", SPI_result_code_string(rc));
+	for (uint64 i = 0; rc == SPI_OK_SELECT && i < SPI_processed; i++)
+	{
+		bool isnull;
+		Datum value;
+
+		if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != JSONBOID)
+			elog(ERROR, "command of _as_owner does not return jsonb");
+		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
+	}
+	SPI_finish();
+	mr_leave(&guard);
+	return (Datum) 0;
 }
 
 /* Has the relation children by INHERITS?  (Partitions are something else.) */
@@ -334,6 +420,15 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
+/* The library may be newer than the catalog: between its installation and ALTER EXTENSION UPDATE. */
+static bool
+knows_late(void)
+{
+	Oid stream = get_relname_relid("stream", get_namespace_oid(MR_SCHEMA, false));
+
+	return OidIsValid(stream) && get_attnum(stream, "late_since") != InvalidAttrNumber;
+}
+
 /*
  * _stream_put(name, kind, source, target, command, definition, state, delta, final, query, watermark, late_policy,
  *             retain, idle_after, on_error, inputs, replace bool): writes millrace.stream, with the caller as owner; a
@@ -395,6 +490,9 @@ mr_stream_put(PG_FUNCTION_ARGS)
 	{
 		mr_check_stream_owner(TextDatumGetCString(values[0]));
 		mr_late_forget(TextDatumGetCString(values[0]));
+		if (knows_late())
+			catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = NULL WHERE name = $1", SPI_OK_UPDATE,
+						 1, types, values, NULL);
 	}
 	catalog_exec(
 		"INSERT INTO " MR_SCHEMA
@@ -452,6 +550,20 @@ mr_stream_failed(const char *name, Oid source, const char *error)
 					 ".stream s WHERE s.name = $1 AND s.status <> 'failed' FOR UPDATE SKIP LOCKED)",
 					 SPI_OK_UPDATE, 2, types, values, NULL) > 0)
 		invalidate_tree(source, NoLock);
+}
+
+void
+mr_stream_late(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+
+	if (!knows_late())
+		return;
+	catalog_exec("UPDATE " MR_SCHEMA ".stream SET late_since = pg_catalog.now() WHERE name ="
+				 " (SELECT s.name FROM " MR_SCHEMA
+				 ".stream s WHERE s.name = $1 AND s.late_since IS NULL FOR UPDATE SKIP LOCKED)",
+				 SPI_OK_UPDATE, 1, types, values, NULL);
 }
 
 /*
@@ -593,6 +705,7 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 	Datum values[1] = {ObjectIdGetDatum(state)};
 	char *drop = NULL;
 	bool isnull;
+	int gucs = own_path();
 
 	SPI_connect();
 	mr_exec_args("SELECT pg_catalog.format('DROP FUNCTION %s ', p.oid::pg_catalog.regprocedure), p.proowner"
@@ -610,6 +723,7 @@ drop_changes(Oid state, Oid owner, const char *behavior)
 	if (drop)
 		mr_exec(drop, SPI_OK_UTILITY, false);
 	SPI_finish();
+	AtEOXact_GUC(false, gucs);
 }
 
 /*
@@ -623,8 +737,10 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 	Datum values[1] = {PG_GETARG_DATUM(0)};
 	Oid state;
 	bool isnull;
+	int gucs;
 
 	mr_check_stream_owner(TextDatumGetCString(values[0]));
+	gucs = own_path();
 	SPI_connect();
 	mr_exec_args("SELECT state FROM " MR_SCHEMA ".stream WHERE name = $1", SPI_OK_SELECT, false, 1, types,
 				 values, NULL);
@@ -632,6 +748,7 @@ mr_stream_lift(PG_FUNCTION_ARGS)
 		? DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull))
 		: InvalidOid;
 	SPI_finish();
+	AtEOXact_GUC(false, gucs);
 	drop_changes(state, InvalidOid, "RESTRICT");
 	catalog_exec("UPDATE " MR_SCHEMA
 				 ".stream SET target = source, definition = NULL, state = NULL, delta = NULL,"
@@ -926,11 +1043,13 @@ static List *
 new_children(List **added, List **detached, List **retyped)
 {
 	List *children = NIL;
+	int gucs = own_path(); /* only for this statement: below names are those of the command */
 
 	SPI_connect();
 	mr_exec("SELECT objid, command FROM pg_catalog.pg_event_trigger_ddl_commands()"
 			" WHERE classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objsubid = 0",
 			SPI_OK_SELECT, true);
+	AtEOXact_GUC(false, gucs);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;

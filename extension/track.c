@@ -1518,6 +1518,7 @@ fill(const MrHistoryStream *stream)
 				 errmsg("stream \"%s\" cannot keep what users have: %s", stream->name,
 						why ? why : "its query reads another table"),
 				 errhint("Train the model again.")));
+	mr_check_row_security(tracked->source, "what users have");
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	PushActiveSnapshot(snapshot);

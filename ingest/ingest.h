@@ -955,8 +955,9 @@ void file_source_progress(FileSource *source);
 void file_source_close(FileSource *source);
 
 /* librdkafka's log becomes ours; any thread. */
-void kafka_log(const struct rd_kafka_s *client, int level, const char *facility, const char *text);
-bool kafka_is_secret(const char *property); /* its value must not be written anywhere */
+struct rd_kafka_conf_s;
+void kafka_tell(struct rd_kafka_conf_s *conf); /* what librdkafka logs, and why a certificate is refused */
+bool kafka_is_secret(const char *property);	   /* its value must not be written anywhere */
 ExitCode kafka_source_check(Config *config);
 ExitCode
 kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch, KafkaSource **source);

@@ -1408,7 +1408,7 @@ open_kafka(Producer *producer)
 		RD_KAFKA_CONF_OK)
 		fail(producer, "%s", error);
 	rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
-	rd_kafka_conf_set_log_cb(conf, kafka_log);
+	kafka_tell(conf);
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	rd_kafka_conf_set_opaque(conf, producer);
 	if (producer->failure == EXIT_DONE)

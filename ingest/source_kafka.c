@@ -208,11 +208,55 @@ static const char *const our_settings[][2] = {
 	{"auto.offset.reset", "error"},
 };
 
-void
+static void
 kafka_log(const rd_kafka_t *client, int level, const char *facility, const char *text)
 {
 	(void) client;
 	log_line(level <= 4 ? LOG_WARNING : level <= 6 ? LOG_INFO : LOG_DEBUG, "kafka: %s: %s", facility, text);
+}
+
+/*
+ * Why OpenSSL refuses a broker's certificate: librdkafka itself tells only that it does.  error: X509_V_ERR_… of OpenSSL.
+ * Called for each certificate of a chain, with 0 if it is right, which is also what it returns true for.
+ */
+static int
+on_certificate(rd_kafka_t *client, const char *broker, int32_t broker_id, int *error, int depth,
+			   const char *certificate, size_t n_bytes, char *why, size_t n_why, void *opaque)
+{
+	static const struct
+	{
+		int error;
+		const char *why;
+	} reasons[] = {
+		{9, "it is not valid yet"},
+		{10, "it has expired"},
+		{18, "it is self-signed, and not in ssl.ca.location"},
+		{19, "its authority is not in ssl.ca.location"},
+		{20, "its authority is not in ssl.ca.location"},
+		{21, "its authority is not in ssl.ca.location"},
+		{23, "it has been revoked"},
+		{62, "it is for another host"},
+		{64, "it is for another address"},
+	};
+
+	(void) client, (void) broker_id, (void) depth, (void) certificate, (void) n_bytes, (void) opaque;
+	if (*error == 0)
+		return 1;
+	for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
+		if (*error == reasons[i].error)
+		{
+			snprintf(why, n_why, "certificate of %s refused: %s", broker, reasons[i].why);
+			return 0;
+		}
+	snprintf(why, n_why, "certificate of %s refused: OpenSSL verification error %d", broker, *error);
+	return 0;
+}
+
+void
+kafka_tell(rd_kafka_conf_t *conf)
+{
+	rd_kafka_conf_set_log_cb(conf, kafka_log);
+	(void) rd_kafka_conf_set_ssl_cert_verify_cb(conf, on_certificate);
 }
 
 static void
@@ -268,7 +312,7 @@ make_conf(Config *config)
 	if (rd_kafka_conf_set(conf, "group.id", config->group ? config->group : "millrace", error,
 						  sizeof error) != RD_KAFKA_CONF_OK)
 		config_error_at(config, "source.group", "%s", error);
-	rd_kafka_conf_set_log_cb(conf, kafka_log);
+	kafka_tell(conf);
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	if (config->n_errors == n_before)
 		return conf;

@@ -25,7 +25,8 @@ CREATE TABLE millrace.stream (
 	retained_from timestamptz,
 	idle_after interval,
 	inputs regclass[],
-	window_text text
+	window_text text,
+	late_since timestamptz
 );
 CREATE INDEX stream_source ON millrace.stream (source);
 SELECT pg_catalog.pg_extension_config_dump('millrace.stream', '');
@@ -53,6 +54,7 @@ COMMENT ON COLUMN millrace.stream.retained_from IS 'Time before which its window
 COMMENT ON COLUMN millrace.stream.idle_after IS 'Time without batches after which the watermark follows the clock';
 COMMENT ON COLUMN millrace.stream.inputs IS 'Views of continuous aggregates that a rollup or alert reads';
 COMMENT ON COLUMN millrace.stream.window_text IS 'Two expressions over a row of the source: from and to which window it is marked, should the definition be gone; of a history what its ratings meant when it was filled, and a sum over the partitions';
+COMMENT ON COLUMN millrace.stream.late_since IS 'When a row first came too late for it and was not taken (late_policy drop or divert); NULL: none has';
 COMMENT ON COLUMN millrace.stream.owner IS 'Role whose rights a pipe uses; a continuous aggregate uses those of its state table''s owner, a scorer and an alert those of their target''s';
 COMMENT ON COLUMN millrace.stream.settings IS 'Settings that give its text a meaning, as they were when it was created';
 COMMENT ON COLUMN millrace.stream.created IS 'When it was created';
@@ -156,8 +158,12 @@ CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS reg
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_pipe_target';
 COMMENT ON FUNCTION millrace._pipe_target(regclass, text) IS 'Internal: checks the command of a pipe and returns the table it fills';
 
-CREATE FUNCTION millrace.create_pipe(name text, source regclass, command text, on_error text DEFAULT 'fail') RETURNS void
-LANGUAGE plpgsql AS $$
+/*
+ * Functions that create streams are given a text that means what it does by the caller's search_path; what they do besides must
+ * not.  So each is two: the first passes the path on, the second has its own and goes to the caller's for single steps.
+ */
+CREATE FUNCTION millrace._create_pipe(name text, source regclass, command text, on_error text, path text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	target regclass;
 BEGIN
@@ -168,24 +174,31 @@ BEGIN
 		RAISE EXCEPTION 'on_error "%" of "%" is not known', on_error, name USING ERRCODE = '22023', HINT = 'It is fail or suspend.';
 	END IF;
 	PERFORM millrace._lock_source(source);
+	PERFORM pg_catalog.set_config('search_path', path, true);
 	target := millrace._pipe_target(source, command);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	IF EXISTS (
 		WITH RECURSIVE fed(rel) AS (
 			SELECT target::oid
 			UNION
 			SELECT r.rel FROM fed f JOIN LATERAL (
 				SELECT s.target::oid FROM millrace.stream s WHERE s.source = f.rel AND s.kind IN ('pipe', 'scorer')
-				UNION ALL SELECT a.relid::oid FROM pg_catalog.pg_partition_ancestors(f.rel::regclass) a) r(rel) ON true)
-		SELECT FROM fed WHERE fed.rel = create_pipe.source)
+				UNION ALL SELECT a.relid::oid FROM pg_partition_ancestors(f.rel::regclass) a) r(rel) ON true)
+		SELECT FROM fed WHERE fed.rel = _create_pipe.source)
 	THEN
 		RAISE EXCEPTION 'pipe "%" would feed its own source %', name, source USING ERRCODE = '42P17',
 			HINT = 'The target of a pipe must not lead back to its source.';
 	END IF;
 	PERFORM millrace._source_put(source, NULL, NULL, NULL);
+	PERFORM pg_catalog.set_config('search_path', path, true);
 	PERFORM millrace._stream_put(name, 'pipe', source, target, command, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, on_error, NULL, false);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	PERFORM millrace._install_triggers(source);
 	PERFORM millrace._follow_partitions(target);
 END $$;
+COMMENT ON FUNCTION millrace._create_pipe(text, regclass, text, text, text) IS 'Internal: create_pipe; path: the caller''s search_path';
+CREATE FUNCTION millrace.create_pipe(name text, source regclass, command text, on_error text DEFAULT 'fail') RETURNS void
+	LANGUAGE sql AS $$ SELECT millrace._create_pipe($1, $2, $3, $4, pg_catalog.current_setting('search_path')) $$;
 COMMENT ON FUNCTION millrace.create_pipe(text, regclass, text, text) IS
 'Creates a pipe: a command that runs for each batch of a source, in the same transaction.
 command: one INSERT INTO target SELECT … FROM new_rows; new_rows has the columns of the source and the rows of the batch.
@@ -257,20 +270,19 @@ CREATE FUNCTION millrace._replace_view(view text, query text, comment text) RETU
 LANGUAGE plpgsql AS $$
 BEGIN
 	BEGIN
-		EXECUTE 'CREATE OR REPLACE VIEW ' || view || ' AS ' || query;
+		EXECUTE pg_catalog.format('CREATE OR REPLACE VIEW %s AS %s', view, query);
 	EXCEPTION WHEN invalid_table_definition THEN
-		EXECUTE 'DROP VIEW ' || view;
-		EXECUTE 'CREATE VIEW ' || view || ' AS ' || query;
+		EXECUTE pg_catalog.format('DROP VIEW %s', view);
+		EXECUTE pg_catalog.format('CREATE VIEW %s AS %s', view, query);
 	END;
 	EXECUTE pg_catalog.format('COMMENT ON VIEW %s IS %L', view, comment);
 END $$;
 COMMENT ON FUNCTION millrace._replace_view(text, text, text) IS 'Internal: creates or replaces a view, as the caller';
 
-CREATE FUNCTION millrace.create_continuous_aggregate(name text, query text, watermark interval DEFAULT NULL, late_policy text DEFAULT 'update',
-	retain interval DEFAULT NULL, idle_after interval DEFAULT NULL, on_error text DEFAULT 'fail', with_data bool DEFAULT true) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION millrace._create_continuous_aggregate(name text, query text, watermark interval, late_policy text,
+	retain interval, idle_after interval, on_error text, with_data bool, schema text, path text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	schema text := pg_catalog.quote_ident(pg_catalog.current_schema());
 	target text := pg_catalog.format('%s.%I', schema, name);
 	definition text := pg_catalog.format('%s.%I', schema, name || '_query');
 	state text := pg_catalog.format('%s.%I', schema, name || '_state');
@@ -282,6 +294,12 @@ DECLARE
 	parts record;
 	texts record;
 	max_time timestamptz;
+	target_rel regclass;
+	definition_rel regclass;
+	state_rel regclass;
+	delta_rel regclass;
+	final_rel regclass;
+	given_query text := query;
 BEGIN
 	IF name IS NULL OR query IS NULL THEN
 		RAISE EXCEPTION 'name and query of a continuous aggregate must not be null' USING ERRCODE = '22004';
@@ -310,10 +328,10 @@ BEGIN
 	IF watermark IS NULL AND idle_after IS NOT NULL THEN
 		RAISE EXCEPTION 'idle_after of "%" needs a watermark', name USING ERRCODE = '22023';
 	END IF;
-	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name) THEN
+	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = _create_continuous_aggregate.name) THEN
 		PERFORM millrace._stream_lock(name);
 	END IF;
-	SELECT * INTO before FROM millrace.stream s WHERE s.name = create_continuous_aggregate.name;
+	SELECT * INTO before FROM millrace.stream s WHERE s.name = _create_continuous_aggregate.name;
 	IF before.kind NOT IN ('aggregate', 'rollup') THEN
 		RAISE EXCEPTION 'stream "%" already exists and is a %', name, before.kind USING ERRCODE = '42710', HINT = 'See millrace.streams.';
 	END IF;
@@ -334,7 +352,10 @@ BEGIN
 		PERFORM millrace._stream_lift(name);
 		EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO %I', before.state, 'old_' || before.state::oid);
 	END IF;
-	PERFORM millrace._replace_view(definition, pg_catalog.rtrim(query, E'; \n\t'), 'Query of continuous aggregate ' || target || ', computed from the source');
+	query := rtrim(query, E'; \n\t');
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	PERFORM millrace._replace_view(definition, query, pg_catalog.format('Query of continuous aggregate %s, computed from the source', target));
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	rollup := millrace._rollup_parts(definition::regclass);
 	IF before.kind <> (CASE WHEN rollup.input IS NULL THEN 'aggregate' ELSE 'rollup' END) THEN
 		RAISE EXCEPTION 'continuous aggregate "%" reads %, its new query %', name,
@@ -346,7 +367,7 @@ BEGIN
 			RAISE EXCEPTION 'rollup "%" cannot have a watermark, late_policy, idle_after or on_error of its own', name USING ERRCODE = '22023',
 				HINT = 'They are those of the continuous aggregate that it reads.';
 		END IF;
-		PERFORM millrace._rollup_create(name, query, retain, target, definition, final, state, changes, rollup.input, rollup.columns, before.state);
+		PERFORM millrace._rollup_create(name, given_query, retain, target, definition, final, state, changes, rollup.input, rollup.columns, before.state, path);
 		RETURN;
 	END IF;
 	parts := millrace._aggregate_parts(definition::regclass);
@@ -369,8 +390,15 @@ BEGIN
 	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', state, 'Folded states of continuous aggregate ' || target);
 	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', delta, 'States of continuous aggregate ' || target || ' that are not folded yet');
 	PERFORM millrace._source_put(parts.source, NULL, NULL, NULL);
-	PERFORM millrace._stream_put(name, 'aggregate', parts.source, target::regclass, NULL, definition::regclass, state::regclass, delta::regclass,
-		final::regclass, query, watermark, late_policy, retain, idle_after, on_error, NULL, before.name IS NOT NULL);
+	target_rel := target::regclass;
+	definition_rel := definition::regclass;
+	state_rel := state::regclass;
+	delta_rel := delta::regclass;
+	final_rel := final::regclass;
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	PERFORM millrace._stream_put(name, 'aggregate', parts.source, target_rel, NULL, definition_rel, state_rel, delta_rel,
+		final_rel, given_query, watermark, late_policy, retain, idle_after, on_error, NULL, before.name IS NOT NULL);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	IF before.name IS NOT NULL THEN
 		PERFORM millrace._progress_start(before.state, NULL);
 		EXECUTE pg_catalog.format('DROP TABLE %s, %s', before.state, before.delta);
@@ -390,6 +418,12 @@ BEGIN
 	END IF;
 	PERFORM millrace._rollup_renew(target::regclass);
 END $$;
+COMMENT ON FUNCTION millrace._create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool, text, text) IS
+'Internal: create_continuous_aggregate; schema, path: the first schema of the caller''s search_path, quoted, and all of it';
+CREATE FUNCTION millrace.create_continuous_aggregate(name text, query text, watermark interval DEFAULT NULL, late_policy text DEFAULT 'update',
+	retain interval DEFAULT NULL, idle_after interval DEFAULT NULL, on_error text DEFAULT 'fail', with_data bool DEFAULT true) RETURNS void
+	LANGUAGE sql AS $$ SELECT millrace._create_continuous_aggregate($1, $2, $3, $4, $5, $6, $7, $8,
+		pg_catalog.quote_ident(pg_catalog.current_schema()), pg_catalog.current_setting('search_path')) $$;
 COMMENT ON FUNCTION millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool) IS
 'Creates a continuous aggregate: view NAME always holds what the query returns, kept up to date in the transaction of each batch.
 query: SELECT keys, millrace.tumble(time, size) AS window_start, aggregates FROM source [JOIN …] [WHERE …] GROUP BY keys, window;
@@ -419,12 +453,14 @@ COMMENT ON FUNCTION millrace.drop_continuous_aggregate(text) IS 'Drops a continu
 
 REVOKE EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
+	millrace._create_pipe(text, regclass, text, text, text), millrace._create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool, text, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
 	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._stream_lock(text), millrace._aggregate_backfill(regclass, regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._stream_put(text, text, regclass, regclass, text, regclass, regclass, regclass, regclass, text, interval, text, interval, interval, text, regclass[], bool),
 	millrace._stream_drop(text, text), millrace._pipe_target(regclass, text), millrace.create_pipe(text, regclass, text, text),
+	millrace._create_pipe(text, regclass, text, text, text), millrace._create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool, text, text),
 	millrace.drop_pipe(text), millrace.create_continuous_aggregate(text, text, interval, text, interval, interval, text, bool), millrace.drop_continuous_aggregate(text),
 	millrace._aggregate_parts(regclass), millrace._aggregate_texts(regclass, regclass, regclass), millrace._progress_start(regclass, timestamptz),
 	millrace._replace_view(text, text, text), millrace._stream_lift(text), millrace._stream_lock(text), millrace._aggregate_backfill(regclass, regclass)

@@ -146,45 +146,83 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION millrace._slices(regclass, text) IS 'Internal: times at which the filling of a continuous aggregate is divided';
 
-CREATE PROCEDURE millrace.backfill(name text)
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION millrace._backfill_begin(name text) RETURNS bool
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	s millrace.stream;
-	slice record;
-	n_states bigint := 0;
-	n_slices bigint;
-	n_left bigint;
-	began timestamptz := pg_catalog.clock_timestamp();
 BEGIN
-	SELECT * INTO s FROM millrace.stream t WHERE t.name = backfill.name;
+	SELECT * INTO s FROM millrace.stream t WHERE t.name = _backfill_begin.name;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'stream "%" does not exist', name USING ERRCODE = '42704', HINT = 'See millrace.streams.';
 	END IF;
 	IF s.kind = 'history' THEN
 		PERFORM millrace.refresh(name);
-		RETURN;
+		RETURN false;
 	END IF;
 	IF s.status <> 'filling' THEN
 		RAISE EXCEPTION 'stream "%" is %, and not to be filled', name, s.status USING ERRCODE = '55000',
 			HINT = 'Only a continuous aggregate that was created with with_data => false is filled; millrace.refresh computes windows anew.';
 	END IF;
 	PERFORM millrace._slice_marks(name, millrace._slices(s.source, (millrace._aggregate_window(s.definition)).time_text));
-	COMMIT;
-	SELECT pg_catalog.count(*) INTO n_slices FROM millrace.mark m WHERE m.state = s.state AND m.reason = 'filling' AND m.from_time <= m.to_time;
+	RETURN true;
+END $$;
+COMMENT ON FUNCTION millrace._backfill_begin(text) IS 'Internal: divides what backfill has to fill; false: nothing is left to do';
+
+CREATE FUNCTION millrace._backfill_left(name text) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT count(*) FROM millrace.stream s JOIN millrace.mark m USING (state)
+	WHERE s.name = _backfill_left.name AND m.reason = 'filling' AND m.from_time <= m.to_time
+$$;
+COMMENT ON FUNCTION millrace._backfill_left(text) IS 'Internal: slices that backfill has not filled';
+
+CREATE FUNCTION millrace._backfill_next(name text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	slice record;
+BEGIN
 	/* The newest first: they are asked for most. */
-	LOOP
-		SELECT m.from_time, m.to_time INTO slice FROM millrace.mark m WHERE m.state = s.state AND m.reason = 'filling'
-			ORDER BY m.from_time > m.to_time, m.from_time DESC LIMIT 1;
-		EXIT WHEN NOT FOUND;
-		n_states := n_states + millrace._fill(name, slice.from_time, slice.to_time);
-		SELECT pg_catalog.count(*) INTO n_left FROM millrace.mark m WHERE m.state = s.state AND m.reason = 'filling' AND m.from_time <= m.to_time;
-		COMMIT;
-		RAISE NOTICE 'backfill of "%": % of % slices done (% %%), % states written, about % s left', name, n_slices - n_left, n_slices,
-			100 * (n_slices - n_left) / greatest(n_slices, 1), n_states,
-			pg_catalog.round((extract(epoch FROM pg_catalog.clock_timestamp() - began) * n_left / greatest(n_slices - n_left, 1))::numeric);
-	END LOOP;
-	IF (SELECT t.status FROM millrace.stream t WHERE t.name = backfill.name) = 'filling' THEN
+	SELECT m.from_time, m.to_time INTO slice FROM millrace.stream s JOIN millrace.mark m USING (state)
+		WHERE s.name = _backfill_next.name AND m.reason = 'filling' ORDER BY m.from_time > m.to_time, m.from_time DESC LIMIT 1;
+	IF FOUND THEN
+		RETURN millrace._fill(name, slice.from_time, slice.to_time);
+	END IF;
+	IF (SELECT t.status FROM millrace.stream t WHERE t.name = _backfill_next.name) = 'filling' THEN
 		PERFORM millrace._fill(name, '-infinity', 'infinity');
+	END IF;
+	RETURN NULL;
+END $$;
+COMMENT ON FUNCTION millrace._backfill_next(text) IS 'Internal: fills a slice, and returns the states written; NULL: it was the last step';
+
+CREATE FUNCTION millrace._backfill_tell(name text, n_slices bigint, n_states bigint, began timestamptz) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	n_left bigint := millrace._backfill_left(name);
+BEGIN
+	RAISE NOTICE 'backfill of "%": % of % slices done (% %%), % states written, about % s left', name, n_slices - n_left, n_slices,
+		100 * (n_slices - n_left) / greatest(n_slices, 1), n_states,
+		round((extract(epoch FROM clock_timestamp() - began) * n_left / greatest(n_slices - n_left, 1))::numeric);
+END $$;
+COMMENT ON FUNCTION millrace._backfill_tell(text, bigint, bigint, timestamptz) IS 'Internal: how far backfill has come';
+
+/* A procedure that commits cannot have a search_path of its own: here only what means the same with any. */
+CREATE PROCEDURE millrace.backfill(name text)
+LANGUAGE plpgsql AS $$
+DECLARE
+	n_slices pg_catalog.int8;
+	n_more pg_catalog.int8;
+	n_states pg_catalog.int8 := 0;
+	began pg_catalog.timestamptz := pg_catalog.clock_timestamp();
+BEGIN
+	IF millrace._backfill_begin(name) THEN
+		COMMIT;
+		n_slices := millrace._backfill_left(name);
+		LOOP
+			n_more := millrace._backfill_next(name);
+			EXIT WHEN n_more IS NULL;
+			COMMIT;
+			n_states := pg_catalog.int8pl(n_states, n_more);
+			PERFORM millrace._backfill_tell(name, n_slices, n_states, began);
+		END LOOP;
 	END IF;
 END $$;
 COMMENT ON PROCEDURE millrace.backfill(text) IS
@@ -222,7 +260,7 @@ $$;
 COMMENT ON FUNCTION millrace._differ(jsonb, jsonb, jsonb) IS 'Internal: do two rows differ in more than the last digits of floats?';
 
 CREATE FUNCTION millrace.verify(name text) RETURNS TABLE (window_start timestamptz, key jsonb, stored jsonb, expected jsonb, reason text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 SET row_security = off AS $$
 #variable_conflict use_column
 DECLARE
 	s millrace.stream;
@@ -237,6 +275,10 @@ DECLARE
 	closed_to timestamptz;
 	has_late bool;
 	has_join bool;
+	is_owner bool;
+	command text;
+	diffs refcursor;
+	found_diff jsonb;
 	diff record;
 BEGIN
 	SELECT * INTO s FROM millrace.stream t WHERE t.name = verify.name;
@@ -258,8 +300,8 @@ BEGIN
 		closed_to := millrace._closed_to(s.state);
 	END IF;
 	IF win_kind = 'session' THEN
-		EXECUTE format('SELECT coalesce(max(q.window_last - q.window_start), ''0'') FROM (SELECT window_start, window_last FROM %s
-			UNION ALL SELECT window_start, window_last FROM %s) q WHERE isfinite(q.window_start) AND isfinite(q.window_last)', s.state, s.delta) INTO longest;
+		SELECT (a #>> '{}')::interval INTO longest FROM millrace._as_owner(s.state, format('SELECT to_jsonb(coalesce(max(q.window_last - q.window_start), ''0'')) FROM (SELECT window_start, window_last FROM %s
+			UNION ALL SELECT window_start, window_last FROM %s) q WHERE isfinite(q.window_start) AND isfinite(q.window_last)', s.state, s.delta)) a;
 	END IF;
 	/* Everything that is neither the window nor a key is compared. */
 	SELECT string_agg('r.' || quote_ident(a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attname <> ALL (keys.keys) AND a.attname IS DISTINCT FROM keys.window_column),
@@ -270,24 +312,39 @@ BEGIN
 		FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 		LEFT JOIN pg_type e ON e.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype WHEN t.typcategory = 'A' THEN t.typelem ELSE t.oid END
 		WHERE a.attrelid = s.definition AND a.attnum > 0 AND NOT a.attisdropped;
-	has_late := s.late_policy <> 'update' AND EXISTS (SELECT FROM millrace.batches b WHERE b.source = s.source AND b.streams -> s.name ? 'late');
+	has_late := s.late_policy <> 'update' AND s.late_since IS NOT NULL;
 	has_join := s.kind = 'aggregate' AND EXISTS (SELECT FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
 		WHERE w.ev_class = s.definition AND d.refclassid = 'pg_class'::regclass AND d.refobjid NOT IN (s.definition, s.source));
-	FOR diff IN EXECUTE format($q$
+	/* As the owner: a view may call functions of his. */
+	IF (SELECT count(DISTINCT c.relowner) FROM pg_class c WHERE c.oid IN (s.target, s.definition, s.state)) > 1 THEN
+		RAISE EXCEPTION 'the views and the table % of "%" belong to different roles', s.state, name USING ERRCODE = '42501', HINT = 'Use ALTER TABLE … OWNER TO.';
+	END IF;
+	is_owner := (SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = s.state);
+	command := format($q$
 		WITH s AS MATERIALIZED (
 			SELECT q.w, q.k, q.v, row_number() OVER (PARTITION BY q.w, q.k ORDER BY q.v) AS i, jsonb_build_array(q.w, q.k) AS id
 			FROM (SELECT %1$s AS w, %2$s AS k, %3$s AS v FROM %4$s r) q),
 		e AS MATERIALIZED (
 			SELECT q.w, q.k, q.v, row_number() OVER (PARTITION BY q.w, q.k ORDER BY q.v) AS i, jsonb_build_array(q.w, q.k) AS id
 			FROM (SELECT %1$s AS w, %2$s AS k, %3$s AS v FROM %5$s r) q)
-		SELECT coalesce(s.w, e.w) AS w, coalesce(s.k, e.k) AS k, s.v AS stored, e.v AS expected
+		SELECT jsonb_build_object('w', coalesce(s.w, e.w), 'k', coalesce(s.k, e.k), 'stored', s.v, 'expected', e.v)
 		FROM s FULL JOIN e ON s.id = e.id AND s.i = e.i
-		WHERE s.v IS DISTINCT FROM e.v AND millrace._differ(s.v, e.v, $1)
-		ORDER BY 1, 2$q$,
+		WHERE s.v IS DISTINCT FROM e.v
+		ORDER BY coalesce(s.w, e.w), coalesce(s.k, e.k)$q$,
 		CASE WHEN keys.window_column IS NULL THEN 'NULL::timestamptz' ELSE 'r.' || quote_ident(keys.window_column) END,
 		coalesce('(SELECT to_jsonb(x) FROM (SELECT ' || key_columns || ') x)', '''{}''::jsonb'),
-		coalesce('(SELECT to_jsonb(x) FROM (SELECT ' || columns || ') x)', '''{}''::jsonb'), s.target, s.definition) USING tolerances
+		coalesce('(SELECT to_jsonb(x) FROM (SELECT ' || columns || ') x)', '''{}''::jsonb'), s.target, s.definition);
+	IF is_owner THEN
+		OPEN diffs FOR SELECT a FROM millrace._as_owner(s.state, command) a;
+	ELSE
+		OPEN diffs FOR EXECUTE command;
+	END IF;
 	LOOP
+		FETCH diffs INTO found_diff;
+		EXIT WHEN NOT FOUND;
+		SELECT (found_diff ->> 'w')::timestamptz AS w, nullif(found_diff -> 'k', 'null') AS k, nullif(found_diff -> 'stored', 'null') AS stored,
+			nullif(found_diff -> 'expected', 'null') AS expected INTO diff;
+		CONTINUE WHEN NOT millrace._differ(diff.stored, diff.expected, tolerances);
 		/* Its rows, or its states, are gone. */
 		CONTINUE WHEN s.kind = 'aggregate' AND (EXISTS (SELECT FROM millrace.gone_range g WHERE g.source = s.source
 				AND g.from_time < diff.w + win_size + longest AND g.to_time > CASE win_kind WHEN 'session' THEN diff.w - win_size - longest ELSE diff.w END)
@@ -312,6 +369,7 @@ BEGIN
 		reason := coalesce(reason, 'defect');
 		RETURN NEXT;
 	END LOOP;
+	CLOSE diffs;
 END $$;
 COMMENT ON FUNCTION millrace.verify(text) IS
 'Computes a continuous aggregate anew from its source, and returns the rows in which it differs; none if it is right.
@@ -322,7 +380,7 @@ a joined table may have changed; defect (rows were changed where triggers do not
 or the software is at fault; millrace.refresh(name, ''-infinity'', ''infinity'') computes all anew).';
 
 CREATE FUNCTION millrace.stop_stream(name text) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	s millrace.stream;
 BEGIN
@@ -348,7 +406,7 @@ COMMENT ON FUNCTION millrace.stop_stream(text) IS
 and start_stream makes up for them.';
 
 CREATE FUNCTION millrace.start_stream(name text) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	s millrace.stream;
 BEGIN
@@ -373,10 +431,12 @@ COMMENT ON FUNCTION millrace.start_stream(text) IS
 REVOKE EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz), millrace._note_partitions(regclass, regclass),
 	millrace._forget_dropped(), millrace._fill(text, timestamptz, timestamptz), millrace._slice_marks(text, timestamptz[]),
 	millrace._stream_set(text, text, text, bool), millrace._aggregate_window(regclass), millrace._slices(regclass, text),
-	millrace.verify(text), millrace.stop_stream(text), millrace.start_stream(text) FROM PUBLIC;
+	millrace.verify(text), millrace.stop_stream(text), millrace.start_stream(text),
+	millrace._backfill_begin(text), millrace._backfill_next(text) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE millrace.backfill(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.refresh(text, timestamptz, timestamptz), millrace._note_partitions(regclass, regclass),
 	millrace._forget_dropped(), millrace._fill(text, timestamptz, timestamptz), millrace._slice_marks(text, timestamptz[]),
 	millrace._stream_set(text, text, text, bool), millrace._aggregate_window(regclass), millrace._slices(regclass, text),
-	millrace.verify(text), millrace.stop_stream(text), millrace.start_stream(text) TO @extowner@ WITH GRANT OPTION;
+	millrace.verify(text), millrace.stop_stream(text), millrace.start_stream(text),
+	millrace._backfill_begin(text), millrace._backfill_next(text) TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON PROCEDURE millrace.backfill(text) TO @extowner@ WITH GRANT OPTION;

@@ -46,11 +46,12 @@ CREATE FUNCTION millrace._alert_start(view regclass) RETURNS void
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_alert_start';
 COMMENT ON FUNCTION millrace._alert_start(regclass) IS 'Internal: a new alert is not told of windows that are final already';
 
-CREATE FUNCTION millrace.create_alert(name text, query text) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION millrace._create_alert(name text, query text, schema text, path text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	schema text := pg_catalog.quote_ident(pg_catalog.current_schema());
 	view text := pg_catalog.format('%s.%I', schema, name);
+	command text;
+	view_rel regclass;
 	parts record;
 	source regclass;
 BEGIN
@@ -64,19 +65,28 @@ BEGIN
 		RAISE EXCEPTION '"%" is not a valid name of a stream', name USING ERRCODE = CASE name WHEN '' THEN '42602' ELSE '42622' END,
 			HINT = 'A name has 1 to 55 bytes.';
 	END IF;
-	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = create_alert.name) THEN
+	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = _create_alert.name) THEN
 		RAISE EXCEPTION 'stream "%" already exists', name USING ERRCODE = '42710', HINT = 'See millrace.streams.';
 	END IF;
-	EXECUTE 'CREATE VIEW ' || view || ' AS ' || pg_catalog.rtrim(query, E'; \n\t');
-	parts := millrace._alert_parts(view::regclass);
+	command := format('CREATE VIEW %s AS %s', view, rtrim(query, E'; \n\t'));
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	EXECUTE command;
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	view_rel := view::regclass;
+	parts := millrace._alert_parts(view_rel);
 	FOREACH source IN ARRAY parts.sources LOOP
 		PERFORM millrace._lock_source(source);
 	END LOOP;
 	EXECUTE pg_catalog.format('COMMENT ON VIEW %s IS %L', view, 'What alert ' || view || ' reports, as it is now');
-	PERFORM millrace._stream_put(name, 'alert', parts.source, view::regclass, NULL, view::regclass, NULL, NULL, NULL, query, NULL, NULL, NULL, NULL, NULL,
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	PERFORM millrace._stream_put(name, 'alert', parts.source, view_rel, NULL, view_rel, NULL, NULL, NULL, query, NULL, NULL, NULL, NULL, NULL,
 		parts.inputs, false);
-	PERFORM millrace._alert_start(view::regclass);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	PERFORM millrace._alert_start(view_rel);
 END $$;
+COMMENT ON FUNCTION millrace._create_alert(text, text, text, text) IS 'Internal: create_alert; schema, path: the first schema of the caller''s search_path, quoted, and all of it';
+CREATE FUNCTION millrace.create_alert(name text, query text) RETURNS void
+	LANGUAGE sql AS $$ SELECT millrace._create_alert($1, $2, pg_catalog.quote_ident(pg_catalog.current_schema()), pg_catalog.current_setting('search_path')) $$;
 COMMENT ON FUNCTION millrace.create_alert(text, text) IS
 'Creates an alert: a query over continuous aggregates, run in the transaction of each batch for the windows that it changes, and once
 more when they are final.  What it returns is reported in millrace.alerts, each (window_start, key) once, and by NOTIFY millrace
@@ -91,6 +101,8 @@ CREATE FUNCTION millrace.drop_alert(name text) RETURNS void
 	LANGUAGE sql STRICT AS $$ SELECT millrace._stream_drop($1, 'alert') $$;
 COMMENT ON FUNCTION millrace.drop_alert(text) IS 'Drops an alert: its view, and what it has reported';
 
-REVOKE EXECUTE ON FUNCTION millrace._alert_parts(regclass), millrace._alert_start(regclass), millrace.create_alert(text, text), millrace.drop_alert(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._alert_parts(regclass), millrace._alert_start(regclass), millrace.create_alert(text, text), millrace.drop_alert(text)
+REVOKE EXECUTE ON FUNCTION millrace._alert_parts(regclass), millrace._alert_start(regclass), millrace.create_alert(text, text),
+	millrace._create_alert(text, text, text, text), millrace.drop_alert(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._alert_parts(regclass), millrace._alert_start(regclass), millrace.create_alert(text, text),
+	millrace._create_alert(text, text, text, text), millrace.drop_alert(text)
 	TO @extowner@ WITH GRANT OPTION;

@@ -14,52 +14,142 @@ COMMENT ON FUNCTION millrace._prune_batches() IS 'Internal: deletes rows of mill
 CREATE FUNCTION millrace._check_maintain() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_check_maintain';
 COMMENT ON FUNCTION millrace._check_maintain() IS 'Internal: refuses to run maintain in a transaction block';
 
+/* After an upgrade of the server: some aggregates keep their states in another type than before. */
+CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
+	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
+COMMENT ON FUNCTION millrace._aggregate_states(regclass) IS 'Internal: the columns of a continuous aggregate''s tables that hold states, the types that these have on this server, and the aggregates whose they are';
+CREATE FUNCTION millrace._states_differ(definition regclass, state regclass, delta regclass) RETURNS bool
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM millrace._aggregate_states(definition) d, unnest(d.columns, d.types) t(name, type)
+		JOIN pg_attribute a ON a.attrelid IN (state, delta) AND a.attname = t.name AND a.atttypid <> t.type)
+$$;
+COMMENT ON FUNCTION millrace._states_differ(regclass, regclass, regclass) IS 'Internal: whether the tables of a continuous aggregate have states of other types than its aggregates have on this server';
+
+CREATE FUNCTION millrace._converted_state(aggregate regprocedure, from_type regtype, to_type regtype) RETURNS text
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	/* PostgreSQL 17 counts infinite intervals apart: number, sum, number of infinite and of minus infinite ones. */
+	IF to_type = 'bytea'::regtype AND aggregate = 'avg(interval)'::regprocedure AND from_type = 'interval[]'::regtype THEN
+		RETURN 'int8send((extract(epoch FROM %1$s[2]) * 1000000)::bigint) || interval_send(%1$s[1]) || int8send(0) || int8send(0)';
+	ELSIF to_type = 'bytea'::regtype AND aggregate = 'sum(interval)'::regprocedure AND from_type = 'interval'::regtype THEN
+		RETURN 'int8send(1) || interval_send(%1$s) || int8send(0) || int8send(0)';
+	END IF;
+	RAISE EXCEPTION 'states of aggregate % cannot be converted from type % to %', aggregate, from_type, to_type USING ERRCODE = '0A000',
+		HINT = 'Drop the continuous aggregate and create it again.';
+END $$;
+COMMENT ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype) IS 'Internal: an expression, for format, that makes a state of an aggregate of what another version of the server has stored';
+
+CREATE FUNCTION millrace._rewrite_states(definition regclass, state regclass, delta regclass) RETURNS void
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	stream millrace.stream;
+	texts record;
+	changes text;
+	empty text;
+	rel regclass;
+	altered text;
+BEGIN
+	SELECT * INTO STRICT stream FROM millrace.stream s WHERE s.state = _rewrite_states.state;
+	texts := millrace._aggregate_texts(definition, state, delta);
+	SELECT format('CREATE OR REPLACE FUNCTION %s(after xid8) RETURNS TABLE (cursor xid8, %s) LANGUAGE sql STABLE BEGIN ATOMIC %%s; END', p.oid::regproc,
+			(SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) FROM pg_attribute a
+				WHERE a.attrelid = t.oid AND a.attnum > 0))
+		INTO STRICT changes FROM pg_proc p JOIN pg_class t ON t.oid = stream.target
+		WHERE p.pronamespace = t.relnamespace AND p.proargtypes = '5069' AND p.oid IN (
+			SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = delta);
+	/* What reads the columns stands aside meanwhile. */
+	FOREACH rel IN ARRAY ARRAY[stream.final, stream.target] LOOP
+		SELECT string_agg(format('NULL::%s%s AS %I', format_type(a.atttypid, a.atttypmod),
+				CASE WHEN a.attcollation <> t.typcollation THEN format(' COLLATE %I.%I', n.nspname, c.collname) END, a.attname), ', ' ORDER BY a.attnum)
+			INTO empty FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			LEFT JOIN pg_collation c ON c.oid = a.attcollation LEFT JOIN pg_namespace n ON n.oid = c.collnamespace
+			WHERE a.attrelid = rel AND a.attnum > 0;
+		EXECUTE format('CREATE OR REPLACE VIEW %s AS SELECT %s', rel, empty);
+	END LOOP;
+	EXECUTE format(changes, 'SELECT NULL::xid8, ' || empty);
+	FOREACH rel IN ARRAY ARRAY[state, delta] LOOP
+		SELECT string_agg(format('ALTER COLUMN %I TYPE %s USING ', t.name, t.type) || format(millrace._converted_state(t.aggregate, a.atttypid, t.type), t.name), ', ')
+			INTO altered FROM millrace._aggregate_states(definition) d, unnest(d.columns, d.types, d.aggregates) t(name, type, aggregate)
+			JOIN pg_attribute a ON a.attrelid = rel AND a.attname = t.name AND a.atttypid <> t.type;
+		IF altered IS NOT NULL THEN
+			EXECUTE format('ALTER TABLE %s %s', rel, altered);
+		END IF;
+	END LOOP;
+	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.target, texts.live);
+	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.final, texts.final);
+	EXECUTE format(changes, texts.changes);
+END $$;
+COMMENT ON FUNCTION millrace._rewrite_states(regclass, regclass, regclass) IS 'Internal: converts the stored states of a continuous aggregate to the types that its aggregates have on this server, as its owner';
+CREATE FUNCTION millrace._convert_states(name text) RETURNS bool LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_convert_states';
+COMMENT ON FUNCTION millrace._convert_states(text) IS 'Internal: converts the stored states of a continuous aggregate, where an upgrade of the server asks for it';
+
 CREATE FUNCTION millrace.compact(name text) RETURNS bigint
-	LANGUAGE sql STRICT AS $$
+	LANGUAGE sql STRICT SET search_path = pg_catalog, pg_temp AS $$
 		SELECT coalesce((SELECT millrace._settle(s.state) FROM millrace.stream s WHERE s.name = $1 AND s.kind = 'rollup'), millrace._compact($1, true))
 	$$;
 COMMENT ON FUNCTION millrace.compact(text) IS
 'Merges the states that batches have left to a continuous aggregate, to one for each group, and returns how many it wrote.
 Of a rollup, the rows of windows that have become final are stored.  Nothing that the aggregate shows changes.  Only of use to read it faster at once: batches and millrace.maintain do the same by and by.';
 
+CREATE FUNCTION millrace._maintained(name text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN name IS NOT NULL THEN ARRAY[name] ELSE coalesce((SELECT array_agg(s.name ORDER BY s.seq)
+		FROM millrace.stream s LEFT JOIN pg_class c ON c.oid = s.state
+		WHERE pg_has_role(CASE WHEN s.kind = 'history' THEN s.owner::oid ELSE c.relowner END, 'USAGE')), '{}') END
+$$;
+COMMENT ON FUNCTION millrace._maintained(text) IS 'Internal: the streams that maintain works on';
+
+CREATE FUNCTION millrace._maintain_step(stream text, step text, is_alone bool) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	s millrace.stream;
+BEGIN
+	SELECT * INTO s FROM millrace.stream t WHERE t.name = _maintain_step.stream;
+	/* A stream that has failed is healed by its owner. */
+	IF NOT FOUND AND NOT is_alone OR s.status = 'failed' AND step <> 'convert' THEN
+		RETURN;
+	END IF;
+	IF s.kind IN ('rollup', 'history') THEN
+		IF step <> 'compact' THEN
+			RETURN;
+		END IF;
+		step := s.kind;
+	END IF;
+	IF step = 'refresh' AND (s.status = 'running' AND EXISTS (SELECT FROM millrace.mark m WHERE m.state = s.state)) IS NOT TRUE THEN
+		RETURN;
+	END IF;
+	BEGIN
+		CASE step
+			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
+			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
+			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
+			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);
+			WHEN 'refresh' THEN PERFORM millrace.refresh(stream);
+			WHEN 'compact' THEN PERFORM millrace._compact(stream, false);
+			WHEN 'rollup' THEN PERFORM millrace.compact(stream);
+			WHEN 'history' THEN PERFORM millrace._maintain_history(stream);
+		END CASE;
+	EXCEPTION WHEN OTHERS THEN
+		/* One that fails must not keep the others from it. */
+		IF is_alone THEN
+			RAISE;
+		END IF;
+		RAISE WARNING 'could not maintain "%": %', stream, SQLERRM USING ERRCODE = SQLSTATE;
+	END;
+END $$;
+COMMENT ON FUNCTION millrace._maintain_step(text, text, bool) IS 'Internal: a step of maintain, for one stream';
+
+/* A procedure that commits cannot have a search_path of its own: here only what means the same with any. */
 CREATE PROCEDURE millrace.maintain(name text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
 DECLARE
-	names text[];
-	stream text;
-	step text;
+	stream pg_catalog.text;
+	step pg_catalog.text;
 BEGIN
 	PERFORM millrace._check_maintain();
-	SELECT pg_catalog.array_agg(s.name ORDER BY s.seq) INTO names
-		FROM millrace.stream s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.state
-		WHERE maintain.name IS NULL AND pg_catalog.pg_has_role(CASE WHEN s.kind = 'history' THEN s.owner::oid ELSE c.relowner END, 'USAGE');
-	IF maintain.name IS NOT NULL THEN
-		names := ARRAY[maintain.name];
-	END IF;
-	FOREACH stream IN ARRAY coalesce(names, '{}') LOOP
-		FOREACH step IN ARRAY ARRAY['_advance_idle($1)', '_close_windows($1)', '_drop_expired($1)', 'refresh($1)', '_compact($1, false)'] LOOP
-			EXIT WHEN maintain.name IS NULL AND NOT EXISTS (SELECT FROM millrace.stream s WHERE s.name = stream);
-			IF (SELECT s.kind = 'rollup' FROM millrace.stream s WHERE s.name = stream) THEN
-				CONTINUE WHEN step <> '_compact($1, false)';
-				step := 'compact($1)';
-			END IF;
-			IF (SELECT s.kind = 'history' FROM millrace.stream s WHERE s.name = stream) THEN
-				CONTINUE WHEN step <> '_compact($1, false)';
-				step := '_maintain_history($1)';
-			END IF;
-			/* A stream that has failed is healed by its owner. */
-			CONTINUE WHEN step = 'refresh($1)' AND NOT EXISTS (
-				SELECT FROM millrace.stream s JOIN millrace.mark m USING (state) WHERE s.name = stream AND s.status = 'running');
-			CONTINUE WHEN (SELECT s.status = 'failed' FROM millrace.stream s WHERE s.name = stream);
-			BEGIN
-				EXECUTE 'SELECT millrace.' || step USING stream;
-			EXCEPTION WHEN OTHERS THEN
-				/* One that fails must not keep the others from it. */
-				IF maintain.name IS NOT NULL THEN
-					RAISE;
-				END IF;
-				RAISE WARNING 'could not maintain "%": %', stream, SQLERRM USING ERRCODE = SQLSTATE;
-			END;
+	FOREACH stream IN ARRAY millrace._maintained(name) LOOP
+		FOREACH step IN ARRAY ARRAY['convert', 'idle', 'close', 'expire', 'refresh', 'compact'] LOOP
+			PERFORM millrace._maintain_step(stream, step, name IS NOT NULL);
 			COMMIT;
 		END LOOP;
 	END LOOP;
@@ -69,14 +159,18 @@ END $$;
 COMMENT ON PROCEDURE millrace.maintain(text) IS
 'What is to be done for continuous aggregates, and for what users have, from time to time: all that the caller owns, or the one of that name.
 Closes the windows of streams that have become quiet (idle_after), drops what is older than retain, refreshes what is
-marked, merges states, settles rollups, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
+marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
-REVOKE EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
-	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text)
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text),
+	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
+	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
+	millrace._maintain_step(text, text, bool)
 	FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
-	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text)
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text),
+	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
+	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
+	millrace._maintain_step(text, text, bool)
 	TO @extowner@ WITH GRANT OPTION;
 REVOKE EXECUTE ON PROCEDURE millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON PROCEDURE millrace.maintain(text) TO @extowner@ WITH GRANT OPTION;

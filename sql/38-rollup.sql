@@ -78,10 +78,14 @@ COMMENT ON FUNCTION millrace._rollup_build(text, text, text, text, text, regclas
 
 /* The second half of create_continuous_aggregate, which has made the view of the definition; all names are qualified. */
 CREATE FUNCTION millrace._rollup_create(name text, query text, retain interval, target text, definition text, final text, state text, changes text,
-	input regclass, columns text, before regclass) RETURNS void
-LANGUAGE plpgsql AS $$
+	input regclass, columns text, before regclass, path text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	base millrace.stream;
+	target_rel regclass;
+	definition_rel regclass;
+	state_rel regclass;
+	final_rel regclass;
 BEGIN
 	EXECUTE 'CREATE TABLE ' || state || ' (' || columns || ')';
 	EXECUTE 'CREATE INDEX ON ' || state || ' (window_start)';
@@ -89,8 +93,14 @@ BEGIN
 	EXECUTE pg_catalog.format('COMMENT ON TABLE %s IS %L', state, 'Rows of the windows of rollup ' || target || ' that are settled');
 	PERFORM millrace._rollup_build(target, definition, final, state, changes, input);
 	SELECT * INTO base FROM millrace.stream s WHERE s.target = input;
-	PERFORM millrace._stream_put(name, 'rollup', base.source, target::regclass, NULL, definition::regclass, state::regclass, NULL,
-		final::regclass, query, NULL, 'update', retain, NULL, 'fail', ARRAY[input], before IS NOT NULL);
+	target_rel := target::regclass;
+	definition_rel := definition::regclass;
+	state_rel := state::regclass;
+	final_rel := final::regclass;
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	PERFORM millrace._stream_put(name, 'rollup', base.source, target_rel, NULL, definition_rel, state_rel, NULL,
+		final_rel, query, NULL, 'update', retain, NULL, 'fail', ARRAY[input], before IS NOT NULL);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	PERFORM millrace._rollup_put(state::regclass, '-infinity', '0');
 	IF before IS NOT NULL THEN
 		PERFORM millrace._rollup_put(before, NULL, NULL);
@@ -101,7 +111,7 @@ BEGIN
 		PERFORM millrace._settle(state::regclass);
 	END IF;
 END $$;
-COMMENT ON FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass) IS 'Internal: makes a rollup';
+COMMENT ON FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass, text) IS 'Internal: makes a rollup';
 
 CREATE FUNCTION millrace._rollup_renew(input regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -127,9 +137,9 @@ COMMENT ON FUNCTION millrace._rollup_renew(regclass) IS 'Internal: what reads a 
 
 REVOKE EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
 	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_cut(regclass, regclass, name), millrace._rollup_build(text, text, text, text, text, regclass),
-	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
+	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass, text), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._rollup_parts(regclass), millrace._rollup_texts(regclass, regclass, regclass), 
 	millrace._rollup_put(regclass, timestamptz, xid8), millrace._rollup_cut(regclass, regclass, name), millrace._rollup_build(text, text, text, text, text, regclass),
-	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass), millrace._rollup_renew(regclass), millrace._settle(regclass)
+	millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass, text), millrace._rollup_renew(regclass), millrace._settle(regclass)
 	TO @extowner@ WITH GRANT OPTION;

@@ -173,7 +173,8 @@ COMMENT ON COLUMN millrace.models.query IS 'What it was trained on, as a query (
 COMMENT ON COLUMN millrace.models.created IS 'When it was made';
 COMMENT ON COLUMN millrace.models.activated IS 'When it last became the active version; NULL: never';
 
-CREATE FUNCTION millrace._same_version(model text, a int, b int, at timestamptz = 'infinity') RETURNS bool LANGUAGE sql STABLE PARALLEL SAFE AS $$
+CREATE FUNCTION millrace._same_version(model text, a int, b int, at timestamptz = 'infinity') RETURNS bool
+	LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT EXISTS (SELECT FROM millrace.model_version AS v WHERE v.model = $1 AND v.version = $2 AND v.created <= $4) AND ($2 = $3 OR NOT EXISTS (
 		-- What both versions do to a row is there twice.
 		SELECT FROM (

@@ -5,12 +5,11 @@ CREATE FUNCTION millrace._scorer_check(source regclass, model text, user_column 
 	RETURNS regtype LANGUAGE c AS 'MODULE_PATHNAME', 'mr_scorer_check';
 COMMENT ON FUNCTION millrace._scorer_check(regclass, text, name, name, int, int, text) IS 'Internal: checks the arguments of a scorer; returns the type of the model''s items: bigint or text';
 
-CREATE FUNCTION millrace.create_scorer(name text, source regclass, model text, user_column name, item_column name, k int DEFAULT 5,
-	max_per_category int DEFAULT 1, baseline text DEFAULT 'top', exclude_seen bool DEFAULT false, on_error text DEFAULT 'fail') RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION millrace._create_scorer(name text, source regclass, model text, user_column name, item_column name, k int,
+	max_per_category int, baseline text, exclude_seen bool, on_error text, schema text, path text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	own constant name[] := '{category,items,scores,sources,precision_own,precision_next,scored_at,seq,is_last}';
-	schema text := pg_catalog.quote_ident(pg_catalog.current_schema());
 	target text := pg_catalog.format('%s.%I', schema, name);
 	latest text := pg_catalog.format('%s.%I', schema, name || '_latest');
 	hourly text := pg_catalog.format('%s.%I', schema, name || '_hourly');
@@ -18,6 +17,10 @@ DECLARE
 	clash name;
 	columns text;
 	shown text;
+	arguments text;
+	target_rel regclass;
+	hourly_rel regclass;
+	latest_rel regclass;
 BEGIN
 	IF name IS NULL OR source IS NULL OR model IS NULL OR user_column IS NULL OR item_column IS NULL THEN
 		RAISE EXCEPTION 'name, source, model, user_column and item_column of a scorer must not be null' USING ERRCODE = '22004';
@@ -29,7 +32,7 @@ BEGIN
 		RAISE EXCEPTION '"%" is not a valid name of a stream', name USING ERRCODE = CASE name WHEN '' THEN '42602' ELSE '42622' END,
 			HINT = 'A name has 1 to 55 bytes.';
 	END IF;
-	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = create_scorer.name) THEN
+	IF EXISTS (SELECT FROM millrace.stream s WHERE s.name = _create_scorer.name) THEN
 		RAISE EXCEPTION 'stream "%" already exists', name USING ERRCODE = '42710', HINT = 'See millrace.streams.';
 	END IF;
 	IF exclude_seen IS NULL THEN
@@ -80,12 +83,24 @@ BEGIN
 	EXECUTE pg_catalog.format('COMMENT ON COLUMN %s.judged IS ''Those who had a list before''', hourly);
 	EXECUTE pg_catalog.format('COMMENT ON COLUMN %s.precision_next IS ''Mean of their precision_next''', hourly);
 	PERFORM millrace._source_put(source, NULL, NULL, NULL);
-	PERFORM millrace._stream_put(name, 'scorer', source, target::regclass,
-		pg_catalog.jsonb_build_object('model', model, 'user_column', user_column, 'item_column', item_column, 'k', k, 'max_per_category', max_per_category,
-			'baseline', baseline, 'exclude_seen', exclude_seen)::text,
-		hourly::regclass, NULL, NULL, latest::regclass, NULL, NULL, NULL, NULL, NULL, on_error, NULL, false);
+	arguments := pg_catalog.jsonb_build_object('model', model, 'user_column', user_column, 'item_column', item_column, 'k', k, 'max_per_category', max_per_category,
+			'baseline', baseline, 'exclude_seen', exclude_seen)::text;
+	target_rel := target::regclass;
+	hourly_rel := hourly::regclass;
+	latest_rel := latest::regclass;
+	PERFORM pg_catalog.set_config('search_path', path, true);
+	PERFORM millrace._stream_put(name, 'scorer', source, target_rel,
+		arguments,
+		hourly_rel, NULL, NULL, latest_rel, NULL, NULL, NULL, NULL, NULL, on_error, NULL, false);
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	PERFORM millrace._install_triggers(source);
 END $$;
+COMMENT ON FUNCTION millrace._create_scorer(text, regclass, text, name, name, int, int, text, bool, text, text, text) IS
+'Internal: create_scorer; schema, path: the first schema of the caller''s search_path, quoted, and all of it';
+CREATE FUNCTION millrace.create_scorer(name text, source regclass, model text, user_column name, item_column name, k int DEFAULT 5,
+	max_per_category int DEFAULT 1, baseline text DEFAULT 'top', exclude_seen bool DEFAULT false, on_error text DEFAULT 'fail') RETURNS void
+	LANGUAGE sql AS $$ SELECT millrace._create_scorer($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+		pg_catalog.quote_ident(pg_catalog.current_schema()), pg_catalog.current_setting('search_path')) $$;
 COMMENT ON FUNCTION millrace.create_scorer(text, regclass, text, name, name, int, int, text, bool, text) IS
 'Creates a scorer: each row that a batch brings to a source, a purchase, is answered by a list of recommendations for its user, in the same transaction.
 They are rows of table NAME: the columns of the source, category of the item bought, items, scores and sources of the list, precision_own,
@@ -106,6 +121,8 @@ CREATE FUNCTION millrace.drop_scorer(name text) RETURNS void
 COMMENT ON FUNCTION millrace.drop_scorer(text) IS 'Drops a scorer: its table with all rows, and its views';
 
 REVOKE EXECUTE ON FUNCTION millrace._scorer_check(regclass, text, name, name, int, int, text),
-	millrace.create_scorer(text, regclass, text, name, name, int, int, text, bool, text), millrace.drop_scorer(text) FROM PUBLIC;
+	millrace.create_scorer(text, regclass, text, name, name, int, int, text, bool, text),
+	millrace._create_scorer(text, regclass, text, name, name, int, int, text, bool, text, text, text), millrace.drop_scorer(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace._scorer_check(regclass, text, name, name, int, int, text),
-	millrace.create_scorer(text, regclass, text, name, name, int, int, text, bool, text), millrace.drop_scorer(text) TO @extowner@ WITH GRANT OPTION;
+	millrace.create_scorer(text, regclass, text, name, name, int, int, text, bool, text),
+	millrace._create_scorer(text, regclass, text, name, name, int, int, text, bool, text, text, text), millrace.drop_scorer(text) TO @extowner@ WITH GRANT OPTION;

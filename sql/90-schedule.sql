@@ -2,36 +2,48 @@
  * Scheduled work, by the extension pg_cron where it is there.  A job is a line of SQL that its owner could have typed; nothing
  * but pg_cron's own tables keeps it.
  */
-CREATE PROCEDURE millrace.ensure_partitions(ahead interval DEFAULT '3 days')
-LANGUAGE plpgsql AS $$
-DECLARE
-	sources regclass[];
-	chosen regclass;
-	until timestamptz;
-	message text;
-	state text;
+CREATE FUNCTION millrace._wants_partitions(ahead interval) RETURNS regclass[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	IF ahead IS NULL THEN
 		RAISE EXCEPTION 'ahead must not be null' USING ERRCODE = '22004';
 	ELSIF ahead < interval '0' THEN
 		RAISE EXCEPTION 'ahead must not be negative: %', ahead USING ERRCODE = '22023';
 	END IF;
-	SELECT pg_catalog.array_agg(s.source ORDER BY s.source::oid) INTO sources
-		FROM millrace.sources s JOIN pg_catalog.pg_class c ON c.oid = s.source
-		WHERE s.partition_interval IS NOT NULL AND pg_catalog.pg_has_role(c.relowner, 'USAGE');
-	FOREACH chosen IN ARRAY coalesce(sources, '{}') LOOP
-		SELECT pg_catalog.now() + greatest(ahead, s.partition_interval) INTO until FROM millrace.sources s WHERE s.source = chosen;
-		CONTINUE WHEN NOT FOUND; -- dropped meanwhile
-		BEGIN
-			PERFORM millrace.ensure_partitions(chosen, pg_catalog.now(), until);
-		EXCEPTION WHEN OTHERS THEN
-			/* One that fails must not keep the others from it, and must be seen. */
-			RAISE WARNING 'could not make partitions of %: %', chosen, SQLERRM USING ERRCODE = SQLSTATE;
-			IF message IS NULL THEN
-				message := pg_catalog.format('could not make partitions of %s: %s', chosen, SQLERRM);
-				state := SQLSTATE;
-			END IF;
-		END;
+	RETURN coalesce((SELECT array_agg(s.source ORDER BY s.source::oid) FROM millrace.sources s JOIN pg_class c ON c.oid = s.source
+		WHERE s.partition_interval IS NOT NULL AND pg_has_role(c.relowner, 'USAGE')), '{}');
+END $$;
+COMMENT ON FUNCTION millrace._wants_partitions(interval) IS 'Internal: the sources of which the caller may make partitions';
+
+CREATE FUNCTION millrace._ensure_next(source regclass, ahead interval, INOUT message text, INOUT state text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	until timestamptz;
+BEGIN
+	SELECT now() + greatest(ahead, s.partition_interval) INTO until FROM millrace.sources s WHERE s.source = _ensure_next.source;
+	IF FOUND THEN -- not dropped meanwhile
+		PERFORM millrace.ensure_partitions(source, now(), until);
+	END IF;
+EXCEPTION WHEN OTHERS THEN
+	/* One that fails must not keep the others from it, and must be seen. */
+	RAISE WARNING 'could not make partitions of %: %', source, SQLERRM USING ERRCODE = SQLSTATE;
+	IF message IS NULL THEN
+		message := format('could not make partitions of %s: %s', source, SQLERRM);
+		state := SQLSTATE;
+	END IF;
+END $$;
+COMMENT ON FUNCTION millrace._ensure_next(regclass, interval, text, text) IS 'Internal: partitions of one source; message, state: the first error that there was';
+
+/* A procedure that commits cannot have a search_path of its own: here only what means the same with any. */
+CREATE PROCEDURE millrace.ensure_partitions(ahead interval DEFAULT '3 days')
+LANGUAGE plpgsql AS $$
+DECLARE
+	chosen pg_catalog.regclass;
+	message pg_catalog.text;
+	state pg_catalog.text;
+BEGIN
+	FOREACH chosen IN ARRAY millrace._wants_partitions(ahead) LOOP
+		SELECT n.message, n.state INTO message, state FROM millrace._ensure_next(chosen, ahead, message, state) n;
 		COMMIT;
 	END LOOP;
 	IF message IS NOT NULL THEN
@@ -91,7 +103,7 @@ $$;
 COMMENT ON FUNCTION millrace._has_cron() IS 'Internal: whether this database has the extension pg_cron';
 
 CREATE FUNCTION millrace._check_cron(job text, schedule text, command text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	here name := current_database();
 	home text := (SELECT s.setting FROM pg_settings s WHERE s.name = 'cron.database_name'); -- NULL: not preloaded, or not for this role to see
@@ -207,14 +219,16 @@ COMMENT ON COLUMN millrace.jobs.active IS 'Whether it runs';
 COMMENT ON COLUMN millrace.jobs.command IS 'What runs, as its owner';
 COMMENT ON COLUMN millrace.jobs.runs IS 'How often it ran, as far as cron.job_run_details goes back';
 COMMENT ON COLUMN millrace.jobs.failures IS 'How often that failed';
-COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: never yet';
+COMMENT ON COLUMN millrace.jobs.last_start IS 'When its last run began; NULL: it never ran, or (connection failed) could not';
 COMMENT ON COLUMN millrace.jobs.last_seconds IS 'Duration of the last run; of one that is still running so far';
 COMMENT ON COLUMN millrace.jobs.last_status IS 'succeeded, failed or running (before that starting, connecting, sending)';
 COMMENT ON COLUMN millrace.jobs.last_message IS 'What the last run returned: its error, or how many rows';
 COMMENT ON COLUMN millrace.jobs.owner IS 'Role that it runs as';
 COMMENT ON COLUMN millrace.jobs.job IS 'Number of the job, for cron.unschedule and cron.alter_job';
 
+REVOKE EXECUTE ON FUNCTION millrace._ensure_next(regclass, interval, text, text) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE millrace.ensure_partitions(interval) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION millrace.schedule(text, text, text), millrace.unschedule(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._ensure_next(regclass, interval, text, text) TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON PROCEDURE millrace.ensure_partitions(interval) TO @extowner@ WITH GRANT OPTION;
 GRANT EXECUTE ON FUNCTION millrace.schedule(text, text, text), millrace.unschedule(text, text) TO @extowner@ WITH GRANT OPTION;

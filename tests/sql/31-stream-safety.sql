@@ -18,7 +18,7 @@ SELECT throws_ok($$SELECT millrace.merge_state('sum(bigint)'::regprocedure, NULL
 SELECT throws_ok($$SELECT millrace.merge_state('array_agg(anynonarray)'::regprocedure, NULL::int[], '\x00'::bytea)$$, '42804', NULL, 'aggregate that is refused');
 SELECT throws_ok($$SELECT millrace.merge_state(0::regprocedure, NULL::int, 5)$$, '42883', NULL, 'no aggregate');
 SELECT throws_ok($$SELECT millrace.merge_state(NULL, NULL::int, 5)$$, '22004', NULL, 'NULL aggregate');
-SELECT throws_ok($$SELECT millrace.merge_state('sum(bigint)'::regprocedure, NULL::numeric, '\x01'::bytea)$$, '08P01', NULL, 'malformed state');
+SELECT throws_ok($$SELECT millrace.merge_state('sum(bigint)'::regprocedure, NULL::numeric, '\x01'::bytea)$$, '22P03', 'malformed state of aggregate sum(bigint)', 'malformed state');
 SELECT is(millrace.merge_state('max(anyarray)'::regprocedure, NULL::int[], s), '{3}', 'arrays') FROM (VALUES ('{1}'::int[]), ('{3}')) v(s);
 
 -- Initial values, NULL states, enums

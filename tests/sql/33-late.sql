@@ -5,7 +5,7 @@ SET timezone = 'UTC';
 CREATE SCHEMA mr_late;
 SET search_path = mr_late, public;
 \ir ../lib/streams.sql
-SELECT plan(44);
+SELECT plan(45);
 
 /* Every kind of value that must come back as it was. */
 CREATE TYPE pair AS (a int, b text);
@@ -71,6 +71,8 @@ SELECT results_eq($$SELECT stream, reason, count(*) FROM millrace.late_rows GROU
 SELECT is(count(*), 2::bigint, 'and not counted') FROM kept;
 SELECT is("row" ->> 'a', E'l''été\n"\\ \t\U0001F600', 'rows are readable') FROM millrace.late_rows WHERE stream = 'sums' AND "row" ->> 'n' = 'NaN';
 SELECT isnt((SELECT sum(late_rows) FROM millrace.batches WHERE source = 'e'::regclass), 0::numeric, 'counted in batches');
+DELETE FROM millrace.batches;
+SELECT is(string_agg(DISTINCT reason, ', '), 'late rows dropped', 'verify knows of them when batches are forgotten, too') FROM millrace.verify('sums');
 
 SELECT is(millrace.replay_late('kept'), 6::bigint, 'replay_late tells how many rows it merged');
 SELECT is(differences('kept'), 0::bigint, 'every value came back as it was');

@@ -152,7 +152,7 @@ SELECT millrace.create_scorer('fed', 'feed', 'o', 'customer', 'product', k => 67
 SELECT millrace.create_pipe('into_own', 'feed', 'INSERT INTO own SELECT * FROM new_rows');
 INSERT INTO feed VALUES (9999, 3), (9999, 4);
 SELECT is(array_agg(precision_own ORDER BY seq), array_agg((1 / 67.0)::real), 'a pipe that was made later has run before: the other purchase counts as his') FROM fed;
-SELECT throws_ok($$ SELECT millrace.create_pipe('back', 'fed', 'INSERT INTO feed SELECT customer, items[1] FROM new_rows') $$, '42P17', 'pipe "back" would feed its own source fed', 'no circles through a scorer');
+SELECT throws_ok($$ SELECT millrace.create_pipe('back', 'fed', 'INSERT INTO feed SELECT customer, items[1] FROM new_rows') $$, '42P17', 'pipe "back" would feed its own source shop.fed', 'no circles through a scorer');
 ROLLBACK TO ordered;
 
 -- Ids of type text
@@ -250,7 +250,7 @@ CREATE TABLE even (i int, t text);
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'even', 'nothing', 'i', 't') $$, '42704', 'model "nothing" does not exist', 'unknown model');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'even', 'm', 'u', 't') $$, '42703', 'column "u", the user_column of a scorer, is not in the rows of table "even"', 'no such column');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'even', 'm', 'i', 'w') $$, '42703', 'column "w", the item_column of a scorer, is not in the rows of table "even"', 'no such column of items');
-SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't') $$, '42701', 'column "items" of table odd has the name of a column that scorer "x" adds', 'names that clash');
+SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 't') $$, '42701', 'column "items" of table shop.odd has the name of a column that scorer "x" adds', 'names that clash');
 ALTER TABLE odd RENAME COLUMN items TO things;
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'u', 't') $$, '42804', 'column "u" of table "odd", the user_column of a scorer, is of type uuid', 'wrong type of users');
 SELECT throws_ok($$ SELECT millrace.create_scorer('x', 'odd', 'm', 'i', 'f') $$, '42804', 'column "f" of table "odd", the item_column of a scorer, is of type double precision', 'wrong type of items');

@@ -166,6 +166,11 @@ is "$found $(value "SELECT sum(amount) FROM events WHERE customer = 1 AND amount
 look "It ends with status 6"
 like "$found" "^till.-.0.[0-9]+" "positions"
 
+awk '/^```ini encryption/ { on = 1; next } /^```/ { on = 0 } on' "$page" >"$work/encryption.ini"
+MILLRACE_SOURCE_KAFKA_SASL_PASSWORD=x millrace check "$work/encryption.ini" >"$work/log" 2>&1
+[ "$(wc -l <"$work/encryption.ini")" -ge 10 ] && ! grep -qE 'unknown|No such configuration property|must be set' "$work/log"
+is "$?" 0 "the options of encrypted connections are known"
+
 # Models
 like "$(error "SET millrace.max_memory = '1MB'; SELECT millrace.train_als('shop', 'SELECT i % 1000, i FROM generate_series(1, 100000) i')")" "needs more memory than millrace.max_memory.*Set millrace.max_memory to" "a training that is too large"
 look "needs more memory"

@@ -23,12 +23,31 @@ is "$(value "SELECT count(DISTINCT millrace.kmeans_assign('kinds', millrace.scal
 value "SELECT sql FROM millrace.pipelines WHERE name = 'kinds'" >"$work/pipeline.sql"
 psql -AtXq -v ON_ERROR_STOP=1 -f "$work/pipeline.sql" >"$work/out" 2>&1
 is $? 0 "its pipeline is a script"
+
+# What there is: each statement of the table; what it gives is there, but where there is nothing to give
+awk '/^## What there is/ { on = 1; next } /^$/ && rows { exit } on && /^\| / { rows = 1; print }' "$readme" | grep -oE '`(SELECT|CREATE|CALL|LISTEN) [^`]*`' | tr -d '`' >"$work/tasks"
+ok $(($(wc -l <"$work/tasks") >= 45 ? 0 : 1)) "tasks in SQL"
+while read -r task; do
+	psql -AtXq -c "SET client_min_messages = error" -c "$task" >"$work/out" 2>&1
+	status=$?
+	case $task in
+	*millrace.late_rows | *millrace.revisions | *millrace.verify* | *millrace.jobs | *millrace.ingest_* | *millrace.dead_letters | CREATE* | CALL* | LISTEN*) found=$([ -s "$work/out" ] && echo rows) ;;
+	*create_* | *start_stream* | *stop_stream* | *activate*) found=$([ "$(grep -vc '^$' "$work/out")" = 0 ] || echo rows) ;;
+	*) found=$([ "$(grep -vc '^$' "$work/out")" != 0 ] || echo nothing) ;;
+	esac
+	is "$status $found" "0 " "${task:0:75}"
+	[ "$status $found" = "0 " ] || diag <"$work/out"
+done <"$work/tasks"
+is "$(value "SELECT count(*) FROM millrace.verify('spent')")|$(value "SELECT count(*) FROM spent")" "0|37" "what was filled beside its writers is right"
+value "INSERT INTO events VALUES ('2024-06-02 23:00:30', 5, 'item 1', 45)" >"$work/out" 2>&1
+is "$(value "SELECT (SELECT count(*) FROM large_sales), (SELECT cardinality(items) FROM recommended)")" "1|5" "a pipe and a scorer have the next row"
+
 block ini >"$work/events.ini"
 sed -i "s/^connection = .*/connection = dbname=shop/" "$work/events.ini"
 millrace check "$work/events.ini" >"$work/out" 2>&1
 like "$(cat "$work/out")" "localhost:9092|topic" "the configuration is understood up to the broker, which is not there"
 [[ $(cat "$work/out") =~ unknown ]]; is $? 1 "and has no unknown keys"
-for name in $(grep -oE '`millrace\.[a-z_]+' "$readme" | tr -d '`' | sort -u); do
+for name in $(grep -oE '\bmillrace\.[a-z_]+[a-z]\b' "$readme" | sort -u); do
 	is "$(value "SELECT (to_regproc('$name') IS NOT NULL OR to_regclass('$name') IS NOT NULL OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'millrace'::regnamespace AND 'millrace.' || proname = '$name'))")" t "$name exists"
 done
 is "$(value "SELECT string_agg(o, ' ') FROM (

@@ -6,11 +6,11 @@
 patience=100 # the next minute, and what jobs take on a busy machine
 
 start_cluster shared_preload_libraries=pg_cron cron.database_name=shop cron.use_background_workers=off "cron.host='127.0.0.1'"
-value "CREATE ROLE shop LOGIN" && value "CREATE DATABASE shop OWNER shop" && value "CREATE DATABASE elsewhere"
+value "CREATE ROLE shop LOGIN; CREATE ROLE away" && value "CREATE DATABASE shop OWNER shop" && value "CREATE DATABASE elsewhere"
 export PGOPTIONS="-c client_min_messages=error"
 PGDATABASE=elsewhere value "CREATE EXTENSION millrace"
 export PGDATABASE=shop
-value "CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO shop"
+value "CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO shop, away"
 admin() { PGUSER=postgres value "$@"; }
 export PGUSER=shop
 
@@ -42,7 +42,7 @@ SQL
 is "$? $(cat "$work/err")" "0 " "the owner of a database, who is no superuser, has streams and models"
 
 # Events of the past, then live ones.
-printf '[source]\ntype = stdin\nformat = json\n[json]\nnan = text\n[target]\nconnection = \ntable = events\n[batch]\nmax_age = 50ms\n' >"$work/events.ini"
+printf '[source]\ntype = stdin\nformat = json\n[json]\nnan = text\n[target]\nconnection = \ntable = events\nmaintain = 0\n[batch]\nmax_age = 50ms\n' >"$work/events.ini"
 mkfifo "$work/pipe"
 tee "$work/sent" <"$work/pipe" | millrace run "$work/events.ini" >"$work/ingest.log" 2>&1 &
 ingester=$!
@@ -76,13 +76,17 @@ like "$(cat "$work/hint")" "^SELECT cron.schedule_in_database\('millrace maintai
 	"where pg_cron does not work, it is said what to call where it does"
 admin "$(cat "$work/hint")" >/dev/null
 
-jobs_made=$(value "SELECT millrace.schedule('retrain', '* * * * *', 'slow'), millrace.schedule('retrain', '* * * * *', 'broken'), millrace.schedule('retrain', '* * * * *', 'shop'),
-	millrace.schedule('lists', '* * * * *', 'broken'), millrace.schedule('maintain'), millrace.schedule('partitions', '* * * * *'), millrace.schedule('retention', '* * * * *'),
-	millrace.schedule('runs', '* * * * *')" 2>&1)
-like "$jobs_made" '^[0-9]+(\|[0-9]+){7}$' "eight tasks are scheduled"
-admin "INSERT INTO cron.job_run_details (jobid, runid, database, username, status, end_time) SELECT jobid, -1 - n, 'shop', 'shop', 'failed', now() - n * interval '6 days' FROM cron.job, generate_series(1, 2) n WHERE jobname = 'millrace maintain'"
+value "GRANT USAGE ON SCHEMA millrace TO away; GRANT EXECUTE ON ALL ROUTINES IN SCHEMA millrace TO away"
 value "CREATE TABLE expired AS SELECT partition::text FROM millrace.expired_partitions('events')"
 is "$(value "SELECT count(*) >= 2, (SELECT count(*) FROM millrace.partitions('events') WHERE from_time > now()), (SELECT sum(n) FROM calm) FROM expired")" "t|0|7" "there is something to do"
+# In one transaction, so that a minute begins with all of them or none.
+admin "SET ROLE away; SELECT millrace.schedule('maintain'); SET ROLE shop;
+	SELECT millrace.schedule('retrain', '* * * * *', 'slow'), millrace.schedule('retrain', '* * * * *', 'broken'), millrace.schedule('retrain', '* * * * *', 'shop'),
+		millrace.schedule('lists', '* * * * *', 'broken'), millrace.schedule('maintain'), millrace.schedule('partitions', '* * * * *'), millrace.schedule('retention', '* * * * *'),
+		millrace.schedule('runs', '* * * * *');
+	RESET ROLE; INSERT INTO cron.job_run_details (jobid, runid, database, username, status, end_time)
+	SELECT jobid, -1 - n, 'shop', 'shop', 'failed', now() - n * interval '6 days' FROM cron.job, generate_series(1, 2) n WHERE jobname = 'millrace maintain' AND username = 'shop'" >"$work/jobs" 2>&1
+like "$(cat "$work/jobs")" $'^[0-9]+\n[0-9]+(\\|[0-9]+){7}$' "nine tasks are scheduled"
 
 state="SELECT task, name, last_status, runs, failures, last_seconds BETWEEN 0 AND 60 FROM millrace.jobs ORDER BY task COLLATE \"C\", name COLLATE \"C\""
 until_true answers "$state" "lists|broken|succeeded|1|0|t
@@ -137,6 +141,8 @@ wait "$locker"
 
 # Nothing was lost meanwhile.
 value "SELECT count(*) FROM (SELECT millrace.unschedule(task, name) FROM millrace.jobs) u" >"$work/unscheduled"
+is "$(admin "SELECT last_status, last_message, last_start IS NULL FROM millrace.jobs WHERE owner = 'away'")" "failed|connection failed|t" "one whose owner may not log in says so, to a superuser"
+is "$(admin "SELECT cron.unschedule(job) FROM millrace.jobs") $(admin "SELECT count(*) FROM millrace.jobs")" "t 0" "who ends whatever calls Millrace"
 is "$(cat "$work/unscheduled") $(value "SELECT count(*) FROM millrace.jobs")" "8 0" "all tasks are ended"
 kill "$producer"
 wait "$producer"

@@ -33,10 +33,10 @@ more_than() { [ "$(stored)" -gt "$1" ]; }
 again() {
 	MILLRACE_SOURCE_BROKERS=$BROKERS SHOP_DIR=$dir setsid millrace run "$shop/shop.ini" >"$dir/ingester.log" 2>&1 </dev/null &
 	echo $! >"$dir/ingester.pid"
+	disown
 }
 for _ in 1 2 3; do
 	kill -KILL "$(cat "$dir/ingester.pid")"
-	wait 2>/dev/null
 	again
 	until_true more_than "$(stored)" || break
 done
