@@ -31,6 +31,7 @@
 #include "storage/lmgr.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
+#include "catalog/pg_aggregate.h"
 #include "utils/rls.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
@@ -53,6 +54,8 @@ struct MrAggregatePlan
 	PlannedStmt *stmt; /* NULL: scan is simple */
 	Oid target;		   /* table that takes the states */
 	bool is_state;	   /* it is NAME_state: groups come once, so all are whole */
+	Oid *
+		sealed_for; /* by column of what stmt makes: which function reads it, if it is stored with a seal; NULL: none is */
 };
 
 /* Let the source's range table entry read the transition table of a leaf, whose columns may stand in another order. */
@@ -394,6 +397,32 @@ mr_check_row_security(Oid source, const char *what)
 				 errhint("Use ALTER TABLE … NO FORCE ROW LEVEL SECURITY, or an owner with BYPASSRLS.")));
 }
 
+static Oid *
+seals(const MrDefinition *def)
+{
+	int n_keys = list_length(def->keys);
+	Oid *sealed_for = palloc0((n_keys + list_length(def->aggs)) * sizeof(Oid));
+	bool has_seal = false;
+	ListCell *lc;
+
+	foreach (lc, def->aggs)
+	{
+		HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(lfirst_node(Aggref, lc)->aggfnoid));
+		Form_pg_aggregate form;
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for aggregate %u", lfirst_node(Aggref, lc)->aggfnoid);
+		form = (Form_pg_aggregate) GETSTRUCT(tuple);
+		if (form->aggtranstype == INTERNALOID && mr_is_sealed(form->aggdeserialfn))
+		{
+			sealed_for[n_keys + foreach_current_index(lc)] = form->aggdeserialfn;
+			has_seal = true;
+		}
+		ReleaseSysCache(tuple);
+	}
+	return has_seal ? sealed_for : NULL;
+}
+
 static MrAggregatePlan *
 make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *range, MemoryContext keep,
 					List **depends)
@@ -427,7 +456,10 @@ make_aggregate_plan(Oid definition, Oid leaf, Oid target, const MrRefreshRange *
 	stmt = plan_states(def, source_rel, leaf_rel, target, range);
 	MemoryContextSwitchTo(keep);
 	if (plan->scan == NULL || !plan->scan->is_simple)
+	{
 		plan->stmt = copyObject(stmt);
+		plan->sealed_for = seals(def);
+	}
 	*depends = list_concat(*depends, list_copy(stmt->relationOids));
 	*depends = lappend_oid(lappend_oid(lappend_oid(*depends, definition), target), def->source);
 	if (leaf_rel)
@@ -492,7 +524,8 @@ struct MrStateWriter
 	TimestampTz closed_pane;	   /* its last pane */
 	const MrRefreshRange *refresh; /* what a plan makes, is of these windows; or NULL */
 	bool is_session;
-	MrTimes *panes; /* NULL, or those that are written */
+	const Oid *sealed_for; /* as in MrAggregatePlan */
+	MrTimes *panes;		   /* NULL, or those that are written */
 	Relation rel;
 	EState *estate;
 	ResultRelInfo *rri;
@@ -606,6 +639,22 @@ writer_receive(TupleTableSlot *row, DestReceiver *dest)
 		if (last <= refresh->closed_bound && refresh->closed_bound != DT_NOBEGIN)
 			part = MR_PART_LIVE;
 	}
+	if (writer->sealed_for)
+	{
+		int n_columns = row->tts_tupleDescriptor->natts;
+		Datum *values = palloc(n_columns * sizeof(Datum));
+
+		for (int i = 0; i < n_columns; i++)
+			values[i] = OidIsValid(writer->sealed_for[i]) && !row->tts_isnull[i]
+				? mr_seal_state(writer->sealed_for[i], row->tts_values[i])
+				: row->tts_values[i];
+		put_group(writer, part, values, row->tts_isnull);
+		for (int i = 0; i < n_columns; i++)
+			if (OidIsValid(writer->sealed_for[i]) && !row->tts_isnull[i])
+				pfree(DatumGetPointer(values[i]));
+		pfree(values);
+		return true;
+	}
 	put_group(writer, part, row->tts_values, row->tts_isnull);
 	return true;
 }
@@ -689,6 +738,7 @@ run_statement(MrAggregatePlan *plan, Oid leaf, Tuplestorestate *rows, MrStateWri
 		register_ENR(env, mr_new_rows_relation(MR_NEW_ROWS, leaf, rows));
 	}
 	writer->part = part;
+	writer->sealed_for = plan->sealed_for;
 	query =
 		CreateQueryDesc(plan->stmt, "", GetActiveSnapshot(), InvalidSnapshot, &writer->dest, NULL, env, 0);
 	ExecutorStart(query, 0);

@@ -103,6 +103,10 @@ extern char *mr_window_text(MrDefinition *def);
 /* state.c: does the result of an aggregate depend on the order of its input, though newer servers split it? */
 extern bool mr_is_order_sensitive(Oid trans_fn);
 
+/* Does what this function reads end with a seal?  Then states are stored with it. */
+extern bool mr_is_sealed(Oid deserial_fn);
+extern Datum mr_seal_state(Oid deserial_fn, Datum state);
+
 /* Combining stored states of one aggregate. */
 typedef struct MrMergeFunctions MrMergeFunctions;
 

@@ -19,6 +19,7 @@
  * a run (a function in the query that inserts into the source) makes its own.
  */
 #include "millrace.h"
+#include "aggregate.h"
 
 #include "access/tupmacs.h"
 #include "catalog/objectaccess.h"
@@ -62,6 +63,7 @@ typedef struct Transition
 	Aggref *agg;
 	Oid function_oid;
 	Oid serial_oid;
+	Oid sealed_for; /* what will read it, if it is stored with a seal */
 	Oid type;
 	FmgrInfo function;
 	FunctionCallInfo call; /* args[0] is the state */
@@ -278,6 +280,8 @@ make_transition(MrScanPlan *plan, Aggref *agg, TupleDesc desc)
 	trans->function_oid = form->aggtransfn;
 	trans->type = resolve_aggregate_transtype(agg->aggfnoid, form->aggtranstype, arg_types, n_arg_types);
 	trans->serial_oid = trans->type == INTERNALOID ? form->aggserialfn : InvalidOid;
+	trans->sealed_for =
+		trans->type == INTERNALOID && mr_is_sealed(form->aggdeserialfn) ? form->aggdeserialfn : InvalidOid;
 	if (agg->aggkind != AGGKIND_NORMAL || agg->aggorder || agg->aggdistinct ||
 		(trans->type == INTERNALOID && !OidIsValid(trans->serial_oid)))
 		elog(ERROR, "aggregate %u has no partial states", agg->aggfnoid);
@@ -923,7 +927,7 @@ stored_state(MrScanPlan *plan, Transition *trans, Datum value, bool *is_null)
 	trans->serial_call->isnull = false;
 	value = FunctionCallInvoke(trans->serial_call);
 	*is_null = trans->serial_call->isnull;
-	return value;
+	return OidIsValid(trans->sealed_for) && !*is_null ? mr_seal_state(trans->sealed_for, value) : value;
 }
 
 /* Give all groups to the sink, and forget them. */

@@ -7,8 +7,13 @@
  */
 #include "aggregate.h"
 
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_proc.h"
+#include "common/hmac.h"
+#include "common/sha2.h"
 #include "executor/executor.h"
 #include "nodes/execnodes.h"
 #include "nodes/makefuncs.h"
@@ -24,6 +29,7 @@ PG_FUNCTION_INFO_V1(mr_merge_state_trans);
 PG_FUNCTION_INFO_V1(mr_merge_state_final);
 PG_FUNCTION_INFO_V1(mr_fold_state_final);
 PG_FUNCTION_INFO_V1(mr_final_state);
+PG_FUNCTION_INFO_V1(mr_sealed);
 
 bool
 mr_is_order_sensitive(Oid trans_fn)
@@ -244,6 +250,134 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
 	return true;
 }
 
+/*
+ * Of other extensions' functions nothing is known but that they trust their input, too: some copy it into memory as it is.  So
+ * their states end with a seal, a keyed hash of them and of the function that reads them, which only our own code can make: the
+ * keys, in millrace.state_key, are for nobody.  After a restore there are two.
+ */
+#define KEY_BYTES 32
+#define SEAL_BYTES 16
+#define MAX_KEYS 8
+
+static uint8 keys[MAX_KEYS][KEY_BYTES];
+static int n_keys = 0;
+static Oid keys_of = InvalidOid; /* the table that they are from */
+
+static void
+read_keys(void)
+{
+	Oid relid = mr_catalog("state_key");
+	Relation rel;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	rel = table_open(relid, AccessShareLock);
+	n_keys = 0;
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while ((tuple = systable_getnext(scan)) != NULL && n_keys < MAX_KEYS)
+	{
+		bool isnull;
+		bytea *key = DatumGetByteaPP(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
+
+		if (VARSIZE_ANY_EXHDR(key) == KEY_BYTES)
+			memcpy(keys[n_keys++], VARDATA_ANY(key), KEY_BYTES);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	keys_of = relid;
+	if (n_keys == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table " MR_SCHEMA ".state_key has no key")));
+}
+
+static void
+make_seal(const uint8 *key, Oid deserial_fn, const char *data, size_t n_bytes, uint8 *seal)
+{
+	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
+	char *name = format_procedure_qualified(deserial_fn);
+	uint8 digest[PG_SHA256_DIGEST_LENGTH];
+
+	if (hmac == NULL || pg_hmac_init(hmac, key, KEY_BYTES) < 0 ||
+		pg_hmac_update(hmac, (uint8 *) name, strlen(name) + 1) < 0 ||
+		pg_hmac_update(hmac, (const uint8 *) data, n_bytes) < 0 ||
+		pg_hmac_final(hmac, digest, sizeof digest) < 0)
+		elog(ERROR, "could not make the seal of a state");
+	pg_hmac_free(hmac);
+	pfree(name);
+	memcpy(seal, digest, SEAL_BYTES);
+}
+
+/* Not before ALTER EXTENSION millrace UPDATE has made the table, which seals what is there. */
+bool
+mr_is_sealed(Oid deserial_fn)
+{
+	return deserial_fn >= FirstNormalObjectId &&
+		OidIsValid(get_relname_relid("state_key", get_namespace_oid(MR_SCHEMA, false)));
+}
+
+Datum
+mr_seal_state(Oid deserial_fn, Datum state)
+{
+	bytea *plain = DatumGetByteaPP(state);
+	size_t n_bytes = VARSIZE_ANY_EXHDR(plain);
+	bytea *sealed = palloc(VARHDRSZ + n_bytes + SEAL_BYTES);
+
+	if (keys_of != mr_catalog("state_key"))
+		read_keys();
+	SET_VARSIZE(sealed, VARHDRSZ + n_bytes + SEAL_BYTES);
+	memcpy(VARDATA(sealed), VARDATA_ANY(plain), n_bytes);
+	make_seal(keys[0], deserial_fn, VARDATA_ANY(plain), n_bytes, (uint8 *) VARDATA(sealed) + n_bytes);
+	return PointerGetDatum(sealed);
+}
+
+/* The state without its seal; NULL: it is not the right one. */
+static bytea *
+unsealed(Oid deserial_fn, bytea *sealed)
+{
+	int n_bytes = (int) VARSIZE_ANY_EXHDR(sealed) - SEAL_BYTES;
+	uint8 seal[SEAL_BYTES];
+	bytea *plain;
+
+	if (n_bytes < 0)
+		return NULL;
+	for (int attempt = 0; attempt < 2; attempt++)
+	{
+		if (attempt > 0 || keys_of != mr_catalog("state_key"))
+			read_keys();
+		for (int i = 0; i < n_keys; i++)
+		{
+			make_seal(keys[i], deserial_fn, VARDATA_ANY(sealed), n_bytes, seal);
+			if (memcmp(seal, VARDATA_ANY(sealed) + n_bytes, SEAL_BYTES) != 0)
+				continue;
+			plain = palloc(VARHDRSZ + n_bytes);
+			SET_VARSIZE(plain, VARHDRSZ + n_bytes);
+			memcpy(VARDATA(plain), VARDATA_ANY(sealed), n_bytes);
+			return plain;
+		}
+	}
+	return NULL;
+}
+
+/* _sealed(aggregate regprocedure, state bytea): for a superuser, in the upgrade of states that had no seal. */
+Datum
+mr_sealed(PG_FUNCTION_ARGS)
+{
+	HeapTuple tuple = SearchSysCache1(AGGFNOID, ObjectIdGetDatum(PG_GETARG_OID(0)));
+	Oid deserial_fn;
+
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be superuser to seal a state")));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for aggregate %u", PG_GETARG_OID(0));
+	deserial_fn = ((Form_pg_aggregate) GETSTRUCT(tuple))->aggdeserialfn;
+	ReleaseSysCache(tuple);
+	if (!mr_is_sealed(deserial_fn) || unsealed(deserial_fn, PG_GETARG_BYTEA_PP(1)))
+		PG_RETURN_DATUM(PG_GETARG_DATUM(1));
+	PG_RETURN_DATUM(mr_seal_state(deserial_fn, PG_GETARG_DATUM(1)));
+}
+
 static void
 check_serialised(const MrMergeFunctions *fn, bytea *stored)
 {
@@ -277,6 +411,16 @@ stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 		bytea *plain = DatumGetByteaPP(stored.value);
 
 		check_serialised(fn, plain);
+		stored.value = PointerGetDatum(plain);
+	}
+	else if (!stored.isnull && mr_is_sealed(fn->deserial_fn.fn_oid))
+	{
+		bytea *plain = unsealed(fn->deserial_fn.fn_oid, DatumGetByteaPP(stored.value));
+
+		if (plain == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+					 errmsg("malformed state of aggregate %s", format_procedure(fn->agg_fn))));
 		stored.value = PointerGetDatum(plain);
 	}
 	InitFunctionCallInfoData(*call, &fn->deserial_fn, 2, InvalidOid, context, NULL);
@@ -431,6 +575,8 @@ mr_merge_serial(MrMergeState *merge, fmNodePtr context)
 	call->args[0] = result;
 	result.value = FunctionCallInvoke(call);
 	result.isnull = call->isnull;
+	if (!result.isnull && mr_is_sealed(fn->deserial_fn.fn_oid))
+		result.value = mr_seal_state(fn->deserial_fn.fn_oid, result.value);
 	return result;
 }
 

@@ -153,6 +153,16 @@ COMMENT ON FUNCTION millrace._stream_lock(text) IS 'Internal: takes the lock und
 CREATE FUNCTION millrace._stream_lift(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_lift';
 COMMENT ON FUNCTION millrace._stream_lift(text) IS 'Internal: takes a continuous aggregate that is about to be replaced off its relations, and drops its function NAME_changes';
 
+/* After a restore there are two: that of the dump, and that of CREATE EXTENSION. */
+CREATE TABLE millrace.state_key (
+	key bytea NOT NULL
+);
+INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())));
+SELECT pg_catalog.pg_extension_config_dump('millrace.state_key', '');
+GRANT SELECT ON millrace.state_key TO @extowner@; -- pg_dump reads it
+COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions'' aggregates are sealed, so that nobody hands made-up ones to their functions, which trust them; for nobody but pg_dump to read';
+COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
+
 /* Pipes. */
 CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS regclass
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_pipe_target';
@@ -243,6 +253,11 @@ CREATE FUNCTION millrace.final_state(aggregate regprocedure, result anyelement, 
 COMMENT ON FUNCTION millrace.final_state(regprocedure, anyelement, "any") IS
 'The value of an aggregate whose only partial state is the given one; views of continuous aggregates use it.
 aggregate: the aggregate that made the state; result: a value of its result type, only for the type; state: the state.';
+
+CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
+COMMENT ON FUNCTION millrace._sealed(regprocedure, bytea) IS 'Internal: a state as it is stored, with its seal if its aggregate is of another extension; for superusers';
+REVOKE EXECUTE ON FUNCTION millrace._sealed(regprocedure, bytea) FROM PUBLIC;
 
 CREATE FUNCTION millrace._aggregate_parts(definition regclass, OUT source regclass, OUT columns text, OUT time_text text)
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_parts';

@@ -427,6 +427,43 @@ COMMENT ON COLUMN millrace.stream.late_since IS 'When a row first came too late 
 UPDATE millrace.stream s SET late_since = b.started
 	FROM (SELECT w.key AS name, pg_catalog.min(b.started) AS started FROM millrace.batches b, pg_catalog.jsonb_each(b.streams) w WHERE w.value ? 'late' GROUP BY 1) b
 	WHERE b.name = s.name AND s.late_policy <> 'update';
+/* States of other extensions' aggregates have seals. */
+CREATE TABLE millrace.state_key (
+	key bytea NOT NULL
+);
+INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())));
+SELECT pg_catalog.pg_extension_config_dump('millrace.state_key', '');
+GRANT SELECT ON millrace.state_key TO @extowner@; -- pg_dump reads it
+COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions'' aggregates are sealed, so that nobody hands made-up ones to their functions, which trust them; for nobody but pg_dump to read';
+COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
+CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
+	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
+COMMENT ON FUNCTION millrace._sealed(regprocedure, bytea) IS 'Internal: a state as it is stored, with its seal if its aggregate is of another extension; for superusers';
+REVOKE EXECUTE ON FUNCTION millrace._sealed(regprocedure, bytea) FROM PUBLIC;
+DO $$
+DECLARE
+	c record;
+	rel regclass;
+BEGIN
+	FOR c IN
+		SELECT t.name AS stream, t.state, t.delta, u.name, u.aggregate, o.rolsuper AS is_ours
+		FROM millrace.stream t JOIN pg_class s ON s.oid = t.state JOIN pg_roles o ON o.oid = s.relowner,
+			LATERAL millrace._aggregate_states(t.definition) a, LATERAL unnest(a.columns, a.aggregates) u(name, aggregate)
+			JOIN pg_aggregate g ON g.aggfnoid = u.aggregate::oid
+		WHERE t.kind = 'aggregate' AND g.aggtranstype = 'internal'::regtype AND g.aggdeserialfn::oid >= 16384
+	LOOP
+		/* An UPDATE runs what the table's owner wrote. */
+		IF NOT c.is_ours THEN
+			RAISE WARNING 'continuous aggregate "%" uses %: its states cannot be read any more', c.stream, c.aggregate
+				USING HINT = 'Call millrace.create_continuous_aggregate again with its name and query.';
+			CONTINUE;
+		END IF;
+		FOREACH rel IN ARRAY ARRAY[c.state, c.delta] LOOP
+			EXECUTE format('UPDATE %s SET %I = millrace._sealed(%L, %2$I)', rel, c.name, c.aggregate);
+		END LOOP;
+	END LOOP;
+END $$;
+/* End of seals. */
 /* Functions that mean the same with any search_path; what a table's owner wrote runs with his rights. */
 DROP FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass);
 CREATE FUNCTION millrace._lock_partitions(source regclass) RETURNS void

@@ -11,7 +11,7 @@ GRANT USAGE, CREATE ON SCHEMA sec TO mr_mallory;
 GRANT USAGE ON SCHEMA sec TO mr_writer, mr_reader;
 SET search_path = sec, public;
 
-SELECT plan(6);
+SELECT plan(43);
 
 --
 -- The catalog
@@ -140,9 +140,154 @@ DROP TABLE sec.ev CASCADE;
 SET search_path = sec, public;
 SELECT is(nullif(current_setting('evil.told', true), ''), NULL, 'no statement of ours ran an operator, function or type of the caller''s schemas');
 
+--
+-- States: anybody may call the functions that merge them, with any bytes
+--
+CREATE TABLE sec.states (at timestamptz, i int, b bigint, n numeric);
+INSERT INTO sec.states SELECT '2024-01-01', g, g * 1000000007::bigint, (g * 1.000000000000001) ^ 3 FROM generate_series(1, 50) g;
+SELECT millrace.create_continuous_aggregate('sec_states', 'SELECT millrace.tumble(at, ''1 day'') AS w, sum(b) AS a, avg(b) AS b, sum(n) AS c, stddev(n) AS d, stddev(i) AS e, stddev(b) AS f FROM sec.states GROUP BY 1');
+CREATE TABLE sec.known AS SELECT v.* FROM (TABLE sec.sec_states_state UNION ALL TABLE sec.sec_states_delta) d, LATERAL (VALUES ('sum(bigint)'::regprocedure, d.s1), ('avg(bigint)', d.s2), ('sum(numeric)', d.s3), ('stddev(numeric)', d.s4),
+	('stddev(integer)', d.s5), ('stddev(bigint)', d.s6)) v(aggregate, state);
+GRANT SELECT ON sec.known TO mr_reader;
+CREATE FUNCTION sec.damaged(state bytea) RETURNS bytea LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 0 .. (random() * 3)::int LOOP
+		state := set_byte(state, (random() * (length(state) - 1))::int, CASE WHEN random() < 0.3 THEN 255 WHEN random() < 0.5 THEN 128 ELSE (random() * 255)::int END);
+	END LOOP;
+	RETURN CASE WHEN random() < 0.2 THEN substr(state, 1, (random() * length(state))::int) ELSE state END;
+END $$;
+CREATE FUNCTION sec.try_states(n int) RETURNS TABLE (outcome text) LANGUAGE plpgsql AS $$
+DECLARE
+	known record;
+	result numeric;
+BEGIN
+	PERFORM setseed(0.5);
+	FOR known IN SELECT k.* FROM sec.known k, generate_series(1, n) LOOP
+		BEGIN
+			EXECUTE format('SELECT millrace.merge_state(%L::regprocedure, NULL::numeric, s) FROM (VALUES ($1), ($2)) q(s)', known.aggregate) INTO result USING sec.damaged(known.state), known.state;
+			outcome := 'computed';
+		EXCEPTION WHEN OTHERS THEN
+			outcome := SQLSTATE;
+		END;
+		RETURN NEXT;
+	END LOOP;
+END $$;
+SET ROLE mr_reader;
+SELECT throws_ok($$SELECT millrace.final_state('sum(numeric)'::regprocedure, NULL::numeric, '\x000000000000000100000001800000000000000000000000000100000000000000000000000000000000000000000000000000'::bytea)$$,
+	'22P03', 'malformed state of aggregate sum(numeric)', 'a state that made the server crash');
+SELECT set_eq('SELECT * FROM sec.try_states(1000)', '{computed,22P03,22003}'::text[], '6,000 damaged states are computed or refused');
+RESET ROLE;
+CREATE AGGREGATE sec.secret_sum(bigint) (SFUNC = int8pl, STYPE = bigint, COMBINEFUNC = int8pl);
+REVOKE EXECUTE ON FUNCTION sec.secret_sum(bigint) FROM PUBLIC;
+SET ROLE mr_reader;
+SELECT throws_ok($$SELECT millrace.merge_state('sec.secret_sum(bigint)'::regprocedure, NULL::bigint, 1::bigint)$$, '42501', 'permission denied for aggregate secret_sum', 'nor is it a way around EXECUTE');
+SELECT throws_ok('SELECT millrace.on_batch()', '39P01', NULL, 'trigger functions are not called');
+SELECT throws_ok('SELECT millrace._on_drop()', '39P01', NULL, 'nor those of event triggers');
+RESET ROLE;
+
+--
+-- The owner of a table whose source it is: what he wrote does not run with the rights of who maintains it
+--
+CREATE FUNCTION sec.spy(int) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN IF current_user <> 'mr_mallory' THEN RAISE EXCEPTION 'got the rights of %', current_user; END IF; RETURN true; END $$;
+CREATE FUNCTION sec.spy_late(int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'mr_mallory' THEN RAISE EXCEPTION 'got the rights of %', current_user; END IF; RETURN true; END $$;
+ALTER FUNCTION sec.spy(int) OWNER TO mr_mallory;
+ALTER FUNCTION sec.spy_late(int) OWNER TO mr_mallory;
+SET ROLE mr_mallory;
+CREATE TABLE sec.trap (at timestamptz NOT NULL, k int, CHECK (k > 0 OR sec.spy(1))) PARTITION BY RANGE (at);
+CREATE INDEX ON sec.trap (k) WHERE sec.spy(2);
+SELECT millrace.create_source('sec.trap', 'at', '1 day', '30 years');
+SELECT millrace.create_continuous_aggregate('sec_trap', 'SELECT k, millrace.tumble(at, ''1 hour'') AS window_start, count(*) AS n FROM sec.trap WHERE sec.spy(k) GROUP BY 1, 2', watermark => '1 minute');
+SELECT millrace.create_continuous_aggregate('sec_trap_s', 'SELECT k, window_start, count(*) AS n FROM (SELECT *, millrace.session(at, ''1 hour'') OVER (PARTITION BY k ORDER BY at) AS window_start FROM sec.trap WHERE sec.spy(k)) s GROUP BY 1, 2');
+CREATE OR REPLACE VIEW sec.sec_trap AS SELECT k, window_start, n, final FROM (SELECT 1 AS k, '2024-01-01'::timestamptz AS window_start, 5::bigint AS n, true AS final) q WHERE sec.spy_late(3);
+RESET ROLE;
+SELECT lives_ok($$SELECT millrace.ensure_partitions('sec.trap', '2024-01-01', '2024-01-02')$$, 'partitions: its constraints and indexes');
+SELECT is((SELECT count(*) FROM millrace.partitions('sec.trap')), 2::bigint, 'which are made');
+SET ROLE mr_mallory;
+INSERT INTO sec.trap VALUES ('2024-01-01', 1);
+RESET ROLE;
+SELECT results_eq($$SELECT reason, stored, expected FROM millrace.verify('sec_trap')$$, $$VALUES ('defect', '{"n": 5}'::jsonb, '{"n": 1}'::jsonb)$$, 'verify: functions in its views');
+SELECT is_empty($$SELECT * FROM millrace.verify('sec_trap_s')$$, 'and in those of sessions');
+CALL millrace.maintain('sec_trap');
+SELECT is((SELECT status FROM millrace.streams WHERE name = 'sec_trap'), 'running', 'maintain');
+SELECT lives_ok($$SELECT millrace.refresh('sec_trap', '-infinity', 'infinity'), millrace.compact('sec_trap')$$, 'refresh and compact');
+SET ROLE mr_mallory;
+GRANT SELECT ON sec.sec_trap, sec.sec_trap_final TO PUBLIC;
+CREATE OR REPLACE VIEW sec.sec_trap_query AS SELECT k, at AS window_start, 1::bigint AS n FROM sec.trap WHERE sec.spy_late(k);
+RESET ROLE;
+SELECT lives_ok('TABLE millrace.revisions', 'who breaks his views does not break millrace.revisions');
+SELECT throws_ok($$INSERT INTO sec.trap VALUES ('2024-01-01', 1)$$, 'P0001', 'got the rights of postgres', 'an INSERT of one''s own into his table is another thing, in PostgreSQL itself');
+SET ROLE mr_writer;
+SELECT throws_ok($$SELECT millrace._as_owner('sec.trap', 'SELECT 1')$$, '42501', 'must be owner of table trap', 'running as the owner is for members of the role');
+SELECT throws_ok($$SELECT millrace._lock_partitions('sec.trap')$$, '42501', 'must be owner of table trap', 'and so is the lock of who makes partitions');
+RESET ROLE;
+BEGIN;
+SELECT millrace.ensure_partitions('sec.trap', '2024-01-01', '2024-01-01');
+SELECT is((SELECT string_agg(objsubid::text, ' ') FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), '6', 'a lock that nobody can take by pg_advisory_lock');
+ROLLBACK;
+-- Old partitions of one table that cannot go do not keep those of others
+CREATE TABLE sec.old_a (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+CREATE TABLE sec.old_b (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+SELECT millrace.create_source('sec.old_a', 'at', '1 day', '1 year'), millrace.create_source('sec.old_b', 'at', '1 day', '1 year');
+SELECT millrace.ensure_partitions('sec.old_a', '2020-01-01', '2020-01-01'), millrace.ensure_partitions('sec.old_b', '2020-01-01', '2020-01-01');
+CREATE VIEW sec.on_old AS TABLE sec.old_a_20200101;
+SELECT is(millrace.drop_expired_partitions(), 1, 'retention: the others'' go');
+SELECT throws_ok($$SELECT millrace.drop_expired_partitions('sec.old_a')$$, '2BP01', NULL, 'asked for by name, it is an error');
+
+--
+-- A writer: INSERT only
+--
+CREATE TABLE sec.written (at timestamptz, k text, n int);
+CREATE TABLE sec.written_to (at timestamptz, who name, k text);
+SELECT millrace.create_pipe('sec_w', 'sec.written', 'INSERT INTO sec.written_to SELECT at, current_user, k FROM new_rows');
+SELECT millrace.create_continuous_aggregate('sec_wa', 'SELECT k, millrace.tumble(at, ''1 hour'') AS window_start, count(*) AS n FROM sec.written GROUP BY 1, 2', watermark => '1 hour', late_policy => 'divert');
+GRANT INSERT ON sec.written TO mr_writer;
+SET ROLE mr_writer;
+SELECT lives_ok($$INSERT INTO sec.written VALUES ('2024-01-01', 'x', 1)$$, 'needs nothing but INSERT');
+SELECT throws_ok('TABLE sec.written_to', '42501', NULL, 'sees nothing of what follows');
+SELECT throws_ok('TABLE sec.sec_wa', '42501', NULL, 'nor the aggregate');
+SELECT throws_ok('TABLE sec.sec_wa_delta', '42501', NULL, 'nor its states');
+SELECT is_empty('TABLE millrace.late_rows', 'nor late rows');
+SELECT throws_ok($$SET millrace.max_future = '100 years'$$, '42501', NULL, 'cannot let the watermark run ahead');
+SELECT throws_ok($$SET millrace.keep_batches = 0$$, '42501', NULL, 'nor forget batches');
+SELECT throws_ok($$SELECT millrace.refresh('sec_wa')$$, '42501', NULL, 'refreshes nothing');
+SELECT throws_ok($$DELETE FROM millrace.stream$$, '42501', NULL, 'drops nothing');
+RESET ROLE;
+SELECT results_eq('SELECT who FROM sec.written_to', $$VALUES (current_user)$$, 'the pipe ran as its owner');
+
+--
+-- Row security on a source
+--
+CREATE TABLE sec.tenants (at timestamptz, tenant text, u bigint, i bigint);
+ALTER TABLE sec.tenants OWNER TO mr_mallory;
+SET ROLE mr_mallory;
+ALTER TABLE sec.tenants ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON sec.tenants USING (tenant = current_setting('sec.tenant', true)) WITH CHECK (true);
+GRANT SELECT, INSERT ON sec.tenants TO mr_reader;
+INSERT INTO sec.tenants SELECT '2024-01-01', chr(97 + g % 2), g % 5, g % 7 FROM generate_series(1, 20) g;
+SELECT millrace.create_continuous_aggregate('sec_ten', 'SELECT tenant, millrace.tumble(at, ''1 day'') AS w, count(*) AS n FROM sec.tenants GROUP BY 1, 2', watermark => '1 day', late_policy => 'divert');
+GRANT SELECT ON sec.sec_ten TO mr_reader;
+SET ROLE mr_reader;
+SET sec.tenant = 'a';
+SELECT is((SELECT count(*) FROM sec.tenants), 10::bigint, 'a reader sees his rows');
+SELECT is((SELECT sum(count) FROM millrace.window_counts('sec.tenants', 'at', '1 day')), 10::numeric, 'window_counts counts only those');
+SELECT is((SELECT sum(n) FROM sec.sec_ten), 20::numeric, 'a continuous aggregate has all: to see it is a right of its own');
+INSERT INTO sec.tenants VALUES ('2024-02-01', 'a', 1, 1);
+INSERT INTO sec.tenants VALUES ('2024-01-01', 'b', 1, 1);
+SELECT is_empty('TABLE millrace.late_rows', 'late rows are not shown to whom row security holds for');
+SET ROLE mr_mallory;
+SELECT is((SELECT count(*) FROM millrace.late_rows WHERE stream = 'sec_ten'), 1::bigint, 'but to the owner');
+ALTER TABLE sec.tenants FORCE ROW LEVEL SECURITY;
+SELECT throws_ok($$SELECT millrace.refresh('sec_ten', '-infinity', 'infinity')$$, '0A000',
+	'a continuous aggregate cannot be computed from "tenants": row security hides rows from role "mr_mallory"', 'forced upon the owner, nothing is computed from a part of the rows');
+SELECT throws_ok($$SELECT millrace.create_continuous_aggregate('sec_ten2', 'SELECT tenant, millrace.tumble(at, ''1 day'') AS w, count(*) AS n FROM sec.tenants GROUP BY 1, 2')$$, '0A000', NULL, 'nor created');
+SELECT throws_ok($$SELECT * FROM millrace.verify('sec_ten')$$, '42501', 'query would be affected by row-level security policy for table "tenants"', 'nor verified');
+RESET ROLE;
+SELECT is((SELECT sum(n) FROM sec.sec_ten), 21::numeric, 'and what is there stays');
+
 SELECT * FROM finish();
 RESET search_path;
-DROP OWNED BY mr_mallory, mr_writer, mr_reader;
+SELECT millrace.drop_pipe('sec_w');
+DROP OWNED BY mr_mallory, mr_writer, mr_reader CASCADE;
 DROP ROLE mr_mallory, mr_writer, mr_reader;
 SELECT millrace.drop_model(name) FROM millrace.model WHERE name LIKE 'sec\_%';
 DROP SCHEMA sec, evil CASCADE;

@@ -257,6 +257,19 @@ is "$(value "SET ROLE anybody; SELECT count(*) FROM millrace.recommend_top_k('sh
 is "$(value "SET ROLE anybody; SELECT (SELECT count(*) FROM millrace.late_rows), (SELECT count(*) FROM millrace.alerts), (SELECT count(*) FROM millrace.jobs)")" "0|0|0" "but not what is in rows"
 like "$(error "SET ROLE anybody; TABLE millrace.dead_letters")$(error "SET ROLE anybody; SELECT millrace.user_history('shop', '{3}')")$(error "SET ROLE anybody; SELECT millrace.retrain('shop')")" "42501.*42501.*42501" "nor payloads, nor what users have, nor may he train"
 
+# Row security
+value "CREATE ROLE tenant; CREATE ROLE landlord; GRANT USAGE ON SCHEMA millrace TO tenant, landlord; GRANT ALL ON ALL ROUTINES IN SCHEMA millrace TO landlord; GRANT CREATE ON SCHEMA public TO landlord"
+value "SET ROLE landlord; CREATE TABLE rooms (at timestamptz, tenant text); SELECT millrace.create_source('rooms', 'at', NULL);
+	SELECT millrace.create_continuous_aggregate('per_tenant', 'SELECT tenant, millrace.tumble(at, ''1 hour'') AS window_start, count(*) AS n FROM rooms GROUP BY 1, 2');
+	ALTER TABLE rooms ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON rooms USING (tenant = current_user); GRANT SELECT, INSERT ON rooms TO tenant" >"$work/out"
+value "SET ROLE landlord; $(grep -o 'CREATE VIEW mine[^`]*' <(paste -sd' ' "$page")); GRANT SELECT ON mine TO tenant; INSERT INTO rooms VALUES ('2024-06-01', 'somebody')"
+value "SET ROLE tenant; INSERT INTO rooms VALUES ('2024-06-01', 'tenant')"
+like "$(error "SET ROLE tenant; INSERT INTO rooms VALUES ('2024-06-01', 'somebody')")$(error "SET ROLE tenant; SELECT * FROM per_tenant")" "42501.*42501" "policies hold for writers, rights for readers"
+is "$(value "SELECT tenant, n FROM per_tenant ORDER BY 1") $(value "SET ROLE tenant; SELECT tenant, n FROM mine")" "somebody|1
+tenant|1 tenant|1" "an aggregate has all rows, a view each tenant's"
+value "SET ROLE landlord; ALTER TABLE rooms FORCE ROW LEVEL SECURITY"
+like "$(error "SET ROLE landlord; SELECT millrace.refresh('per_tenant', '2024-06-01', '2024-06-02')")$(error "SET ROLE landlord; SELECT millrace.verify('per_tenant')")" "row security hides rows.*row-level security policy" "nothing is computed from a part of the rows"
+
 like "$(error "DROP EXTENSION millrace")" "2BP01|cannot drop" "DROP EXTENSION is refused"
 look "is refused"
 is "$(grep -c 'aggregate|events' <<<"$found")" 2 "because of these"

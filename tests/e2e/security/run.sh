@@ -129,4 +129,32 @@ refused plain 'no answer from' "without TLS"
 is "$(grep -lE 'wrongfish|swordfish|sword .fi.h' "$work"/refused.* "$work/log" "$work/log.password" "$work/cluster/log" "$work/kafka/log" 2>/dev/null | wc -l)" 0 "no password in any log"
 is "$(value "SELECT count(*) FROM t")" 102 "and nothing but the events is in the table"
 
+# ---- names: keys of the file, fields, columns, schema, table, stream ----
+
+psql -qAtX <<'SQL' >/dev/null
+CREATE SCHEMA "S '""%s $$ \";
+CREATE TABLE "S '""%s $$ \"."T ""x' ; --" ("At '" timestamptz NOT NULL, "Käse "" %s" text, "back\slash" int, "new""; DROP TABLE t; --" int) PARTITION BY RANGE ("At '");
+SELECT millrace.create_source('"S ''""%s $$ \"."T ""x'' ; --"', 'At ''');
+SQL
+cat >"$work/names.ini" <<'INI'
+[source]
+type = stdin
+format = json
+name = n'"%s $$ \ {x="y"}
+[target]
+table = "S '""%s $$ \"."T ""x' ; --"
+[columns]
+At ' = when '"
+Käse " %s = %s $$
+back\slash = a\b
+new"; DROP TABLE t; -- = '); --
+INI
+cat >"$work/names.json" <<'JSON'
+{"when '\"": "2024-01-01T00:00:00Z", "%s $$": "'; DROP TABLE t; -- \\ \u0041", "a\\b": 1, "'); --": 2}
+{"when '\"": "2024-01-02T00:00:00Z", "a\\b": "no ' number"}
+JSON
+"$millrace" run "$work/names.ini" --target.connection="host=127.0.0.1 port=$PGPORT user=postgres dbname=postgres" --metrics.interval=50ms <"$work/names.json" >"$work/log" 2>&1
+is "$? $(value 'SELECT * FROM "S '\''""%s $$ \"."T ""x'\'' ; --"')" "0 2024-01-01 00:00:00+00|'; DROP TABLE t; -- \\ A|1|2" "hostile names and values from message to table" || diag <"$work/log"
+is "$(value "SELECT source, stage FROM millrace.dead_letters")" "n'\"%s \$\$ \\ {x=\"y\"}|store" "and to the dead letters" || diag <"$work/log"
+
 done_testing
