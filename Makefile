@@ -12,13 +12,15 @@ VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millr
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
 
-# Debian packages: what the build needs, and what the tests need besides.
-BUILD_PACKAGES = gcc make pkg-config postgresql-$(PGVER) postgresql-server-dev-$(PGVER) libpq-dev librdkafka-dev \
+# Debian packages: what the build needs, and what the tests need besides.  A server of its own that PG_CONFIG names needs none.
+SERVER_PACKAGES = $(if $(filter /usr/lib/postgresql/%,$(or $(shell $(PG_CONFIG) --bindir 2>/dev/null),/usr/lib/postgresql/)),postgresql-$(PGVER) postgresql-server-dev-$(PGVER))
+BUILD_PACKAGES = gcc make pkg-config $(SERVER_PACKAGES) libpq-dev librdkafka-dev \
                  libinih-dev libyajl-dev zlib1g-dev libmicrohttpd-dev libopenblas0-serial python3 xz-utils
 TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql-$(PGVER)-hll postgresql-$(PGVER)-cron libtap-parser-sourcehandler-pgtap-perl libcmocka-dev kcat curl clang-format git
 # A Java or Python that is not Debian's will do.
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
+BROWSER_PACKAGES = chromium $(shell command -v node >/dev/null || echo nodejs) $(shell command -v npm >/dev/null || echo npm)
 # What the images are built with where there is no Docker.
 IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps
 
@@ -40,7 +42,7 @@ help:
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
-	  'make dist       release archive for PGXN;  make clean'
+	  'make dist       release archive for PGXN;  make clean ends the demos, too'
 
 # Installs the packages that are missing, and says so; silent when all are there.
 install_missing = @missing=; for p in $(1); do \
@@ -93,7 +95,7 @@ dashboards-stop:
 
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
-	$(call install_missing,$(IMAGE_PACKAGES) $(JAVA_PACKAGES) $(VENV_PACKAGES))
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) $(BROWSER_PACKAGES) $(IMAGE_PACKAGES))
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
@@ -132,7 +134,11 @@ dist:
 	git archive --format=zip --prefix=millrace-$(VERSION)/ -o build/millrace-$(VERSION).zip HEAD
 	@echo build/millrace-$(VERSION).zip
 
+# What runs is noted in build/, so it is ended before that goes.
 clean:
+	@! [ -e build/demo-shop ] || docker/shop/demo stop
+	@! [ -e build/demo ] || tests/e2e/retail/demo stop
+	@! [ -e build/demo-recommend ] || tests/e2e/demo-recommend/demo clean
 	$(MAKE) -C extension clean
 	$(MAKE) -C ingest clean
 	$(MAKE) -C tests/unit clean

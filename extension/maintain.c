@@ -152,32 +152,29 @@ mr_convert_states(PG_FUNCTION_ARGS)
 {
 	static Oid types[3] = {REGCLASSOID, REGCLASSOID, REGCLASSOID};
 	Datum values[3];
-	Maintained *stream = read_stream(PG_GETARG_TEXT_PP(0));
+	Maintained *stream;
 	MrGuard guard;
 	bool isnull, differ;
 
+	(void) read_stream(PG_GETARG_TEXT_PP(0));
+	mr_stream_lock(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	stream = read_stream(PG_GETARG_TEXT_PP(0));
 	if (!OidIsValid(stream->definition))
 		PG_RETURN_BOOL(false);
-	for (int pass = 0;; pass++)
-	{
-		values[0] = ObjectIdGetDatum(stream->definition);
-		values[1] = ObjectIdGetDatum(stream->state);
-		values[2] = ObjectIdGetDatum(stream->delta);
-		mr_enter(&guard, stream->owner, stream->settings);
-		SPI_connect();
-		mr_exec_args("SELECT " MR_SCHEMA "._states_differ($1, $2, $3)", SPI_OK_SELECT, pass == 0, 3, types,
+	values[0] = ObjectIdGetDatum(stream->definition);
+	values[1] = ObjectIdGetDatum(stream->state);
+	values[2] = ObjectIdGetDatum(stream->delta);
+	mr_enter(&guard, stream->owner, stream->settings);
+	SPI_connect();
+	mr_exec_args("SELECT " MR_SCHEMA "._states_differ($1, $2, $3)", SPI_OK_SELECT, true, 3, types, values,
+				 NULL);
+	differ = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (differ)
+		mr_exec_args("SELECT " MR_SCHEMA "._rewrite_states($1, $2, $3)", SPI_OK_SELECT, false, 3, types,
 					 values, NULL);
-		differ = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		if (differ && pass == 1)
-			mr_exec_args("SELECT " MR_SCHEMA "._rewrite_states($1, $2, $3)", SPI_OK_SELECT, false, 3, types,
-						 values, NULL);
-		SPI_finish();
-		mr_leave(&guard);
-		if (!differ || pass == 1)
-			PG_RETURN_BOOL(differ);
-		mr_stream_lock(stream->name);
-		stream = read_stream(PG_GETARG_TEXT_PP(0));
-	}
+	SPI_finish();
+	mr_leave(&guard);
+	PG_RETURN_BOOL(differ);
 }
 
 /* compact(name text, all bool) returns bigint: merge the states of each group into one; how many were written */

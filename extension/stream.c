@@ -23,7 +23,9 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_subscription_rel.h"
 #include "catalog/pg_trigger.h"
+#include "catalog/pg_extension.h"
 #include "commands/event_trigger.h"
+#include "commands/extension.h"
 #include "storage/lmgr.h"
 #include "tcop/deparse_utility.h"
 #include "utils/acl.h"
@@ -41,6 +43,7 @@ PG_FUNCTION_INFO_V1(mr_stream_put);
 PG_FUNCTION_INFO_V1(mr_stream_drop);
 PG_FUNCTION_INFO_V1(mr_lock_stream);
 PG_FUNCTION_INFO_V1(mr_stream_lift);
+PG_FUNCTION_INFO_V1(mr_stream_tie);
 PG_FUNCTION_INFO_V1(mr_on_drop);
 PG_FUNCTION_INFO_V1(mr_on_ddl);
 
@@ -420,6 +423,19 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
+/* DROP EXTENSION … CASCADE takes the relation along. */
+static void
+tie_to_extension(Oid rel)
+{
+	ObjectAddress extension, relation;
+
+	if (!OidIsValid(rel) || get_rel_relkind(rel) == '\0')
+		return;
+	ObjectAddressSet(extension, ExtensionRelationId, get_extension_oid("millrace", false));
+	ObjectAddressSet(relation, RelationRelationId, rel);
+	recordDependencyOn(&relation, &extension, DEPENDENCY_NORMAL);
+}
+
 /* The library may be newer than the catalog: between its installation and ALTER EXTENSION UPDATE. */
 static bool
 knows_late(void)
@@ -507,6 +523,45 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		" inputs = excluded.inputs, owner = excluded.owner, settings = excluded.settings, status = 'running',"
 		" error = NULL",
 		SPI_OK_INSERT, 18, types, values, nulls);
+	if (strcmp(kind, "aggregate") == 0 || is_rollup)
+	{
+		/* Its definition, its states; what else there is of it reads these. */
+		for (int i = 5; i < 8; i++)
+			if (!PG_ARGISNULL(i))
+				tie_to_extension(PG_GETARG_OID(i));
+	}
+	PG_RETURN_VOID();
+}
+
+/* _tie(name text): the same for a continuous aggregate that was restored from a dump, or made by an older version */
+Datum
+mr_stream_tie(PG_FUNCTION_ARGS)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {PG_GETARG_DATUM(0)};
+	Oid rels[3];
+	int n_rels;
+
+	mr_check_stream_owner(TextDatumGetCString(values[0]));
+	SPI_connect();
+	mr_exec_args("SELECT c.oid FROM " MR_SCHEMA
+				 ".stream s JOIN pg_catalog.pg_class c ON c.oid IN (s.definition, s.state, s.delta)"
+				 " WHERE s.name = $1 AND s.kind IN ('aggregate', 'rollup') AND NOT EXISTS (SELECT FROM"
+				 " pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid"
+				 " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid"
+				 " AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass"
+				 " AND e.extname = 'millrace')",
+				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	n_rels = (int) SPI_processed;
+	for (int i = 0; i < n_rels; i++)
+	{
+		bool isnull;
+
+		rels[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	SPI_finish();
+	for (int i = 0; i < n_rels; i++)
+		tie_to_extension(rels[i]);
 	PG_RETURN_VOID();
 }
 

@@ -704,64 +704,25 @@ json_parse(JsonReader *json, Node *top, const char *text, size_t n_bytes, char *
 	return reason;
 }
 
-/* Bytes of NaN, Infinity or -Infinity at at, standing where a value may stand; 0: none. */
-static size_t
-nan_at(const char *text, const char *at, const char *end)
-{
-	static const char *const words[] = {"NaN", "Infinity", "-Infinity"};
-
-	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
-	{
-		size_t n_bytes = strlen(words[i]);
-		const char *before = at, *behind = at + n_bytes;
-
-		if ((size_t) (end - at) < n_bytes || memcmp(at, words[i], n_bytes) != 0)
-			continue;
-		while (before > text && strchr(" \t\r\n", before[-1]))
-			before--;
-		while (behind < end && strchr(" \t\r\n", *behind))
-			behind++;
-		if ((before == text || strchr(":,[", before[-1])) && (behind == end || strchr(",]}", *behind)))
-			return n_bytes;
-	}
-	return 0;
-}
-
 /* The text with each NaN outside of strings as json.nan has it.  The text holds no NUL. */
 static void
 nan_replace(JsonReader *json, const char *text, size_t n_bytes)
 {
-	const char *at = text, *end = text + n_bytes, *copied = text;
+	const char *at, *end = text + n_bytes, *copied = text;
 	Buffer *out = &json->standard;
+	size_t n_word;
 
 	out->n_bytes = 0;
-	while (at < end)
+	for (const char *next = text; (at = json_next_nan(text, next, end, &n_word)) != NULL;
+		 next = copied = at + n_word)
 	{
-		size_t n_word = *at == 'N' || *at == 'I' || *at == '-' ? nan_at(text, at, end) : 0;
-
-		if (n_word > 0)
-		{
-			buffer_add(out, copied, (size_t) (at - copied));
-			if (json->config->json_nan == NAN_NULL)
-				buffer_add(out, "null", 4);
-			else
-				buffer_printf(out, "\"%.*s\"", (int) n_word, at);
-			at = copied = at + n_word;
-			continue;
-		}
-		if (*at++ != '"')
-			continue;
-		while (at < end && *at != '"')
-			at += *at == '\\' && at + 1 < end ? 2 : 1;
-		at += at < end;
+		buffer_add(out, copied, (size_t) (at - copied));
+		if (json->config->json_nan == NAN_NULL)
+			buffer_add(out, "null", 4);
+		else
+			buffer_printf(out, "\"%.*s\"", (int) n_word, at);
 	}
 	buffer_add(out, copied, (size_t) (end - copied));
-}
-
-static bool
-has_nan(const char *text, size_t n_bytes)
-{
-	return memmem(text, n_bytes, "NaN", 3) != NULL || memmem(text, n_bytes, "Infinity", 8) != NULL;
 }
 
 const char *
@@ -783,7 +744,7 @@ decode_json_read(JsonReader *json, const Message *message, char *reason, size_t 
 	const char *text = message->data;
 	size_t n_bytes = message->n_bytes;
 
-	if (json->config->json_nan != NAN_REFUSE && has_nan(text, n_bytes))
+	if (json->config->json_nan != NAN_REFUSE && json_has_nan(text, n_bytes))
 	{
 		nan_replace(json, text, n_bytes);
 		text = json->standard.data;

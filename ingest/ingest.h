@@ -916,6 +916,9 @@ JsonWalker *json_walker_open(JsonVisit visit, void *context);
 void json_walker_close(JsonWalker *walker);
 /* Calls visit for every member; false when json is not one JSON value.  What visit gets lives as long as the call. */
 bool json_walk(JsonWalker *walker, const char *json, size_t n_bytes);
+/* The next NaN, Infinity or -Infinity at or behind at, outside of strings and where a value may stand; NULL: none. */
+const char *json_next_nan(const char *text, const char *at, const char *end, size_t *n_bytes);
+bool json_has_nan(const char *text, size_t n_bytes); /* false: certainly none; quick */
 
 /* ---- dead_letters.c ---- */
 

@@ -1,6 +1,7 @@
 /*
  * A JSON text taken apart into its members, each with its path and the bytes it stands in; read by yajl (SAX).  For what
- * looks at messages without storing them: produce.c and suggest.c.
+ * looks at messages without storing them: produce.c and suggest.c.  NaN, Infinity and -Infinity, which are not JSON but what
+ * Python writes, are taken for null; where they stand, decode_json.c wants to know, too.
  */
 #include "ingest.h"
 
@@ -22,7 +23,8 @@ struct JsonWalker
 	void *context;
 	yajl_handle parser;
 	const char *json;
-	Buffer path; /* of the value that comes next, NUL-terminated */
+	Buffer standard; /* the same with numbers for NaNs, as long as these */
+	Buffer path;	 /* of the value that comes next, NUL-terminated */
 	Open *open;
 	int n_open, capacity;
 	int n_arrays;	/* open ones: what stands in them has no path */
@@ -81,8 +83,12 @@ on_boolean(void *context, int value)
 static int
 on_number(void *context, const char *text, size_t n_bytes)
 {
+	JsonWalker *walker = context;
+	const char *word = walker->json + value_start(walker);
+	bool is_nan = walker->n_arrays == 0 && memchr("NI", word[*word == '-'], 2) != NULL;
+
 	(void) text;
-	return scalar(context, JSON_NUMBER, n_bytes);
+	return scalar(walker, is_nan ? JSON_NULL : JSON_NUMBER, n_bytes);
 }
 
 static int
@@ -175,9 +181,74 @@ json_walker_close(JsonWalker *walker)
 {
 	if (walker == NULL)
 		return;
+	buffer_free(&walker->standard);
 	buffer_free(&walker->path);
 	free(walker->open);
 	free(walker);
+}
+
+/* Bytes of NaN, Infinity or -Infinity at at, standing where a value may stand; 0: none. */
+static size_t
+nan_at(const char *text, const char *at, const char *end)
+{
+	static const char *const words[] = {"NaN", "Infinity", "-Infinity"};
+
+	for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+	{
+		size_t n_bytes = strlen(words[i]);
+		const char *before = at, *behind = at + n_bytes;
+
+		if ((size_t) (end - at) < n_bytes || memcmp(at, words[i], n_bytes) != 0)
+			continue;
+		while (before > text && strchr(" \t\r\n", before[-1]))
+			before--;
+		while (behind < end && strchr(" \t\r\n", *behind))
+			behind++;
+		if ((before == text || strchr(":,[", before[-1])) && (behind == end || strchr(",]}", *behind)))
+			return n_bytes;
+	}
+	return 0;
+}
+
+const char *
+json_next_nan(const char *text, const char *at, const char *end, size_t *n_bytes)
+{
+	while (at < end)
+	{
+		*n_bytes = *at == 'N' || *at == 'I' || *at == '-' ? nan_at(text, at, end) : 0;
+		if (*n_bytes > 0)
+			return at;
+		if (*at++ != '"')
+			continue;
+		while (at < end && *at != '"')
+			at += *at == '\\' && at + 1 < end ? 2 : 1;
+		at += at < end;
+	}
+	return NULL;
+}
+
+bool
+json_has_nan(const char *text, size_t n_bytes)
+{
+	return memmem(text, n_bytes, "NaN", 3) != NULL || memmem(text, n_bytes, "Infinity", 8) != NULL;
+}
+
+/* The text with a number of the same length for each NaN. */
+static const char *
+without_nan(JsonWalker *walker, const char *json, size_t n_bytes)
+{
+	const char *end = json + n_bytes, *at = json;
+	size_t n_word;
+
+	walker->standard.n_bytes = 0;
+	buffer_add(&walker->standard, json, n_bytes);
+	for (; (at = json_next_nan(json, at, end, &n_word)) != NULL; at += n_word)
+	{
+		size_t n_sign = *at == '-';
+
+		memset(walker->standard.data + (at - json) + n_sign, '1', n_word - n_sign);
+	}
+	return walker->standard.data;
 }
 
 bool
@@ -190,6 +261,8 @@ json_walk(JsonWalker *walker, const char *json, size_t n_bytes)
 	walker->n_open = walker->n_arrays = walker->n_values = 0;
 	walker->key_end = 0;
 	set_path(walker, 0);
+	if (json_has_nan(json, n_bytes))
+		json = without_nan(walker, json, n_bytes);
 	bool is_good = yajl_parse(walker->parser, (const unsigned char *) json, n_bytes) == yajl_status_ok &&
 		yajl_complete_parse(walker->parser) == yajl_status_ok;
 	yajl_free(walker->parser);

@@ -228,8 +228,8 @@ BEGIN
 	LOOP
 		BEGIN
 			n_made := n_made + millrace.ensure_partitions(target, from_time, to_time);
-		EXCEPTION WHEN check_violation THEN
-			NULL; -- its default partition has rows of this time, and takes these, too
+		EXCEPTION WHEN check_violation OR program_limit_exceeded THEN
+			NULL; -- its default partition has rows of this time, and takes these, too; or its partitions are far narrower
 		END;
 	END LOOP;
 	RETURN n_made;

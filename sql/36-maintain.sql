@@ -14,6 +14,10 @@ COMMENT ON FUNCTION millrace._prune_batches() IS 'Internal: deletes rows of mill
 CREATE FUNCTION millrace._check_maintain() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'mr_check_maintain';
 COMMENT ON FUNCTION millrace._check_maintain() IS 'Internal: refuses to run maintain in a transaction block';
 
+/* Of what a dump brings back nothing knows that it belongs to the extension. */
+CREATE FUNCTION millrace._tie(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_tie';
+COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along';
+
 /* After an upgrade of the server: some aggregates keep their states in another type than before. */
 CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
@@ -110,17 +114,22 @@ BEGIN
 		RETURN;
 	END IF;
 	IF s.kind IN ('rollup', 'history') THEN
-		IF step <> 'compact' THEN
+		IF step = 'convert' AND s.kind = 'rollup' THEN
+			step := 'tie';
+		ELSIF step <> 'compact' THEN
 			RETURN;
+		ELSE
+			step := s.kind;
 		END IF;
-		step := s.kind;
 	END IF;
 	IF step = 'refresh' AND (s.status = 'running' AND EXISTS (SELECT FROM millrace.mark m WHERE m.state = s.state)) IS NOT TRUE THEN
 		RETURN;
 	END IF;
 	BEGIN
 		CASE step
+			WHEN 'tie' THEN PERFORM millrace._tie(stream);
 			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
+				PERFORM millrace._tie(stream);
 			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
 			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
 			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);
@@ -162,12 +171,12 @@ Closes the windows of streams that have become quiet (idle_after), drops what is
 marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
-REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text),
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text),
 	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
 	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
 	millrace._maintain_step(text, text, bool)
 	FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text),
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text),
 	millrace._compact(text, bool), millrace._advance_idle(text), millrace._close_windows(text),
 	millrace._drop_expired(text), millrace._prune_batches(), millrace._check_maintain(), millrace.compact(text),
 	millrace._maintain_step(text, text, bool)

@@ -343,6 +343,10 @@ It sees rows inserted from now on; insert older ones yourself.  It runs with the
 A target that is a source has its partitions made beside those of this source, here and by ensure_partitions.
 on_error: fail (the batch) or suspend (the pipe: its rows are kept, and millrace.refresh passes them on).';
 
+/* Of what a dump brings back nothing knows that it belongs to the extension. */
+CREATE FUNCTION millrace._tie(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_tie';
+COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along';
+
 /* After an upgrade of the server: some aggregates keep their states in another type than before. */
 CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])
 	LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_states';
@@ -418,8 +422,9 @@ Closes the windows of streams that have become quiet (idle_after), drops what is
 marked, merges states, settles rollups, converts what another major version of the server has stored, and keeps the newest millrace.keep_batches rows of millrace.batches for each source.  Commits after each step, so it cannot
 run inside a transaction block.  With pg_cron: SELECT millrace.schedule(''maintain'');';
 
-REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text) TO @extowner@ WITH GRANT OPTION;
+REVOKE EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace._converted_state(regprocedure, regtype, regtype), millrace._rewrite_states(regclass, regclass, regclass), millrace._convert_states(text), millrace._tie(text) TO @extowner@ WITH GRANT OPTION;
+SELECT millrace._tie(s.name) FROM millrace.stream s WHERE s.kind IN ('aggregate', 'rollup');
 
 /* Whether late rows were dropped is known after millrace.batches has forgotten them, too. */
 ALTER TABLE millrace.stream ADD COLUMN late_since timestamptz;
@@ -564,8 +569,8 @@ BEGIN
 	LOOP
 		BEGIN
 			n_made := n_made + millrace.ensure_partitions(target, from_time, to_time);
-		EXCEPTION WHEN check_violation THEN
-			NULL; -- its default partition has rows of this time, and takes these, too
+		EXCEPTION WHEN check_violation OR program_limit_exceeded THEN
+			NULL; -- its default partition has rows of this time, and takes these, too; or its partitions are far narrower
 		END;
 	END LOOP;
 	RETURN n_made;
@@ -1114,17 +1119,22 @@ BEGIN
 		RETURN;
 	END IF;
 	IF s.kind IN ('rollup', 'history') THEN
-		IF step <> 'compact' THEN
+		IF step = 'convert' AND s.kind = 'rollup' THEN
+			step := 'tie';
+		ELSIF step <> 'compact' THEN
 			RETURN;
+		ELSE
+			step := s.kind;
 		END IF;
-		step := s.kind;
 	END IF;
 	IF step = 'refresh' AND (s.status = 'running' AND EXISTS (SELECT FROM millrace.mark m WHERE m.state = s.state)) IS NOT TRUE THEN
 		RETURN;
 	END IF;
 	BEGIN
 		CASE step
+			WHEN 'tie' THEN PERFORM millrace._tie(stream);
 			WHEN 'convert' THEN PERFORM millrace._convert_states(stream);
+				PERFORM millrace._tie(stream);
 			WHEN 'idle' THEN PERFORM millrace._advance_idle(stream);
 			WHEN 'close' THEN PERFORM millrace._close_windows(stream);
 			WHEN 'expire' THEN PERFORM millrace._drop_expired(stream);

@@ -39,6 +39,14 @@ INSERT INTO raw VALUES ('2024-03-01 13:00+00', 8);
 SELECT is((SELECT count(*) FROM clean_rest), 2::bigint, 'and the row is in the default partition');
 ALTER TABLE clean DETACH PARTITION clean_rest;
 
+-- Partitions far narrower than those of the source would be too many; those of the source are made all the same.
+CREATE TABLE narrow (LIKE raw) PARTITION BY RANGE (at);
+SELECT millrace.create_source('narrow', 'at', '1 second');
+SELECT millrace.create_pipe('seconds', 'raw', 'INSERT INTO narrow SELECT * FROM new_rows');
+SELECT is(millrace.ensure_partitions('raw', '2024-03-05 00:00+00', '2024-03-05 23:00+00'), 2, 'the source and the other target have theirs');
+SELECT is((SELECT count(*) FROM millrace.partitions('narrow')), 0::bigint, 'the narrow one has none');
+SELECT millrace.drop_pipe('seconds');
+
 -- Whoever may not use the rights of the target's owner makes those of the source.
 CREATE ROLE mr_pipe_ingester;
 CREATE ROLE mr_pipe_owner;

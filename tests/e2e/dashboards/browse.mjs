@@ -1,7 +1,8 @@
 // A person before a Superset dashboard, in headless Chromium.  run.sh tells it what to do:
 //   node browse.mjs MODULES WIDTH <REQUESTS >REPLIES
 // A request is a line of words parted by tabs.  A reply is any number of lines, then "= ok" or "= MESSAGE".
-//   open URL USER PASSWORD SLUG   logs in and opens the dashboard
+//   login URL USER PASSWORD       logs in
+//   open SLUG                     opens a dashboard, also anew: then only its first tab has loaded charts
 //   tabs                          the names of its tabs
 //   tab NAME                      shows a tab, waits for its charts; a line each: STATE, kind, title (STATE is ok or what is wrong)
 //   look                          the same of the tab that is open
@@ -33,6 +34,7 @@ page.setDefaultTimeout(PATIENCE_MS);
 // What the server answers, chart by chart.
 const answers = new Map();      // chart id -> { n, rows, from, to } of the last answer, n: how many there were
 const complaints = [];
+let base;                       // address of Superset
 const asked = new Set();        // requests for data on their way
 let n_asked = 0;
 page.on('request', (request) => {
@@ -136,7 +138,7 @@ async function settle() {
 		last = now;
 		const quiet_ms = Date.now() - still_since;
 		const well = charts.every((chart) => seen.get(chart.id) === 'ok');
-		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 8000 && !now.includes('is loading'))) break;
+		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 5000 && !now.includes('is loading'))) break;
 		await page.waitForTimeout(100);
 	}
 	await fit();
@@ -164,7 +166,8 @@ async function applied(click) {
 const apply = () => applied(() => page.locator('[data-test="filter-bar__apply-button"]').click());
 
 const commands = {
-	async open(url, user, password, slug) {
+	async login(url, user, password) {
+		base = url;
 		// The form is there before it listens: until it has been heard.
 		await until(async () => {
 			await page.goto(`${url}/login/`, { waitUntil: 'networkidle' });
@@ -173,8 +176,10 @@ const commands = {
 			await page.click('button[type="submit"], input[type="submit"]');
 			return page.waitForURL((to) => !to.pathname.startsWith('/login'), { timeout: 20000 }).then(() => true, () => false);
 		}, 'logged in');
+	},
+	async open(slug) {
 		answers.clear();
-		await page.goto(`${url}/superset/dashboard/${slug}/`);
+		await page.goto(`${base}/superset/dashboard/${slug}/`);
 		await page.waitForSelector('[data-test-chart-name]');
 	},
 	async tabs() {
@@ -215,7 +220,7 @@ const commands = {
 			await editor.locator('[data-test="date-filter-control__apply-button"]').click();
 		} else {
 			await filter.locator('.ant-select').click();
-			await page.keyboard.type(value);
+			await filter.locator('input[role="combobox"]').fill(value);
 			await page.locator('.ant-select-item-option:visible').getByText(value, { exact: true }).first().click();
 			await page.keyboard.press('Escape');
 		}

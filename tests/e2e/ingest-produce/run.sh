@@ -76,6 +76,18 @@ printf '{"id": 1.10, "user": {"id": 7, "at": "2024-03-01T10:00:00+02:00"}, "big"
 is "$(produce "$work/in.json" --once --rate=max --id=user.id --time=user.at --times=-1d --first-id=500)" \
 	'{"id": 1.10, "user": {"id": 500, "at": "2024-02-29T08:00:00.000000Z"}, "big": 12345678901234567890123, "list": [{"id": 3}]}
 { "user.id": 501}' "JSON keeps its bytes but for what is changed"
+cat >"$work/nan.json" <<'JSON'
+{"id": 1, "price": NaN, "who": NaN, "note": "NaN, \" -Infinity", "a": [NaN, {"id": Infinity}], "at": "2024-01-01T00:00:00Z"}
+{"id": NaN, "price":-Infinity , "who": "x", "at": "2024-01-01T00:00:01Z"}
+{"who":Infinity}
+{"id": 4, "who": NaNs}
+{"id": 5, NaN: 1}
+JSON
+is "$(produce "$work/nan.json" --once --rate=max --id=id --first-id=7 --time=at --times=1h)" \
+	'{"id": 7, "price": NaN, "who": NaN, "note": "NaN, \" -Infinity", "a": [NaN, {"id": Infinity}], "at": "2024-01-01T01:00:00.000000Z"}
+{"id": 8, "price":-Infinity , "who": "x", "at": "2024-01-01T01:00:01.000000Z"}
+{"who":Infinity, "id": 9}' "NaN and Infinity, as Python writes them, stay as they are; elsewhere they are a fault"
+like "$(cat "$work/log")" '2 records could not be taken apart' "which is told"
 is "$(printf 'n,t\n007,1709287200\n1e5,1709287200123\n,\n"",x\n' | produce - --once --rate=max --output-format=json --time=t --times=1h)" \
 	'{"n": "007", "t": 1709290800}
 {"n": 1e5, "t": 1709290800123}
@@ -116,6 +128,9 @@ is "$(value "SELECT count(*) FROM ((SELECT id, event_time, kind, note, price, co
 	"what the ingester stores from there is what psql reads from the file"
 is "$(value "SELECT count(*), count(DISTINCT (kafka_key, kafka_partition)), bool_and(kafka_key = kind) FROM events")" "5000|4|t" "the key is the column, and decides the partition"
 is "$(value "SELECT count(*) FROM millrace.dead_letters")" 0 "no dead letters"
+
+to_topic nan "$work/nan.json" --once --rate=max --create-topic --key=who
+is "$(in_topic nan -f '%k|%s\n')" "$(sed 's/^/|/; 2s/^/x/; 3q' "$work/nan.json")" "NaN is no key; the message keeps its bytes"
 
 value "TRUNCATE events"
 to_topic faulty "$work/events.csv" --create-topic --rate=max --count=20000 --seed=11 --id=id:uuid --key=id --time=event_time --times=now --late=5%:2h --duplicates=2% --bad=1%

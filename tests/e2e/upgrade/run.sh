@@ -56,6 +56,9 @@ goes_on() {
 	value "SELECT millrace.create_continuous_aggregate('another', 'SELECT millrace.tumble(at, ''1 day'') AS window_start, sum(took) AS took, count(*) FROM sales GROUP BY 1');
 		SELECT millrace.drop_continuous_aggregate('another')" >/dev/null 2>"$work/err"
 	is "$? $(cat "$work/err")" "0 " "streams are created and dropped"
+	PGUSER=postgres value "DROP EXTENSION millrace CASCADE" 2>"$work/err"
+	is "$? $(cat "$work/err") $(value "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relkind IN ('r', 'p', 'v') AND relnamespace IN ('public'::regnamespace, '\"Other Schema\"'::regnamespace)")" \
+		"0  Shop's cleaned lists lists_hourly lists_latest sales sales_20240101 sales_20240102 sales_20240103 sales_20240104" "and the extension goes with what it has made, but not with what a pipe or a scorer has filled"
 }
 
 # From 0.1.0 to this version
