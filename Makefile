@@ -21,6 +21,8 @@ TEST_PACKAGES  = postgresql-client-$(PGVER) postgresql-$(PGVER)-pgtap postgresql
 JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless) $(shell command -v mvn >/dev/null || echo maven)
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 BROWSER_PACKAGES = chromium $(shell command -v node >/dev/null || echo nodejs) $(shell command -v npm >/dev/null || echo npm)
+# What the images are built with where there is no Docker.
+IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps
 
 .PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
@@ -93,7 +95,7 @@ dashboards-stop:
 
 # The tests, cheapest first.  Each line can be run alone.
 check: deps-check lint install check-unit check-sql check-isolation
-	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) $(BROWSER_PACKAGES))
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) $(BROWSER_PACKAGES) $(IMAGE_PACKAGES))
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
 check-fast: deps-check lint install check-unit check-sql check-isolation
