@@ -22,7 +22,7 @@ JAVA_PACKAGES  = $(shell command -v java >/dev/null || echo default-jre-headless
 VENV_PACKAGES  = $(shell python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv)
 BROWSER_PACKAGES = chromium $(shell command -v node >/dev/null || echo nodejs) $(shell command -v npm >/dev/null || echo npm)
 # What the images are built with where there is no Docker.
-IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps
+IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps uidmap
 
 .PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
 

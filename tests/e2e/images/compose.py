@@ -317,10 +317,12 @@ class Service:
                     os.killpg(asked.pid, signal.SIGKILL)
                     asked.wait()
                     good = False
+            if process is not self.process:
+                break
             failures = 0 if good else failures + 1
             if good:
                 self.note(health="healthy")
-            elif failures >= check["retries"] and time.monotonic() - begun > seconds(check["start_period"]) or self.known["health"] == "healthy" and failures >= check["retries"]:
+            elif failures >= check["retries"] and (self.known["health"] == "healthy" or time.monotonic() - begun > seconds(check["start_period"])):
                 self.note(health="unhealthy")
 
     def run(self):

@@ -169,8 +169,9 @@ ok $? "the past is stored"
 until_true rows_above "$before"
 ok $? "and what happens now"
 [ "$tap_failed" = 0 ] || give_up ingester
+starts=$(known ingester starts)
 inside "$here/compose.py" signal "$state" ingester KILL
-crashed() { [ "$(known ingester starts)" -ge 2 ] && known_is ingester health healthy; }
+crashed() { [ "$(known ingester starts)" -ge $((starts + 1)) ] && known_is ingester health healthy; }
 until_true crashed
 ok $? "an ingester that is killed is started again, and healthy"
 pid=$(known ingester pid)
