@@ -10,7 +10,7 @@ root=$(cd "$lib/../.." && pwd)
 docker=$root/docker
 state=$work/state
 export MILLRACE_CACHE=${MILLRACE_CACHE:-$root/build} PYTHONDONTWRITEBYTECODE=1
-export BUILDAH_ISOLATION=chroot BUILDAH_FORMAT=docker CONTAINERS_STORAGE_CONF=$work/storage.conf
+export BUILDAH_ISOLATION=chroot BUILDAH_FORMAT=docker CONTAINERS_STORAGE_CONF=$work/storage.conf TMPDIR=$work
 printf '[storage]\ndriver = "vfs"\nrunroot = "%s/run"\ngraphroot = "%s/storage"\n' "$work" "$work" >"$CONTAINERS_STORAGE_CONF"
 compose() { "$here/compose.py" "$@"; }
 
