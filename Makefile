@@ -24,7 +24,7 @@ BROWSER_PACKAGES = chromium $(shell command -v node >/dev/null || echo nodejs) $
 # What the images are built with where there is no Docker.
 IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps uidmap
 
-.PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-parts check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -94,12 +94,16 @@ dashboards-stop:
 	docker/superset/start stop
 
 # The tests, cheapest first.  Each line can be run alone.
-check: deps-check lint install check-unit check-sql check-isolation
+check: deps-check lint install check-parts
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES) $(BROWSER_PACKAGES) $(IMAGE_PACKAGES))
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
-check-fast: deps-check lint install check-unit check-sql check-isolation
+check-fast: deps-check lint install check-parts
 	$(PROVE) -j$(JOBS) $(filter-out $(LONGEST) tests/e2e/shop/%,$(shell grep -L start_kafka tests/e2e/*/run.sh))
+
+# Without and with a server, beside each other; each prints when it has ended.
+check-parts: deps-check
+	$(MAKE) --no-print-directory -j$(JOBS) -O check-sql check-unit check-isolation
 
 # The kill loop with 200,000 messages for each seed.
 SEEDS ?= 8 11

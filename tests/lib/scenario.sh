@@ -34,22 +34,29 @@ until_true() { # until_true COMMAND …: wait until it succeeds, a minute at mos
 answers() { [ "$(value "$1")" = "$2" ]; }
 
 tap_n=0 tap_failed=0
+# What fails is told on standard error, too: prove shows that at once.
+told() {
+	local text
+	text=$(cat)
+	printf '%s\n' "$text"
+	printf '%s\n' "$text" >&2
+}
 ok() { # ok STATUS NAME: passes if STATUS is 0
 	tap_n=$((tap_n + 1))
 	if [ "$1" = 0 ]; then echo "ok $tap_n - $2"; else
-		echo "not ok $tap_n - $2"
+		echo "not ok $tap_n - $2" | told
 		tap_failed=$((tap_failed + 1))
 	fi
 }
 is() { # is GOT WANTED NAME
 	[ "$1" = "$2" ]
 	ok $? "$3"
-	[ "$1" = "$2" ] || printf '#      got: %s\n#   wanted: %s\n' "${1//$'\n'/$'\n#           '}" "${2//$'\n'/$'\n#           '}"
+	[ "$1" = "$2" ] || printf '#      got: %s\n#   wanted: %s\n' "${1//$'\n'/$'\n#           '}" "${2//$'\n'/$'\n#           '}" | told
 }
 like() { # like TEXT REGEX NAME
 	[[ $1 =~ $2 ]]
 	ok $? "$3"
-	[[ $1 =~ $2 ]] || printf '#      got: %s\n#  wanted: %s\n' "${1//$'\n'/$'\n#           '}" "$2"
+	[[ $1 =~ $2 ]] || printf '#      got: %s\n#  wanted: %s\n' "${1//$'\n'/$'\n#           '}" "$2" | told
 }
 diag() { sed 's/^/# /'; }
 done_testing() {
