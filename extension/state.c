@@ -359,7 +359,7 @@ unsealed(Oid deserial_fn, bytea *sealed)
 	return NULL;
 }
 
-/* _sealed(aggregate regprocedure, state bytea): for a superuser, in the upgrade of states that had no seal. */
+/* _sealed(aggregate regprocedure, state bytea): only while the update from 0.1.0 runs, for states that had no seal. */
 Datum
 mr_sealed(PG_FUNCTION_ARGS)
 {

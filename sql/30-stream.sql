@@ -254,11 +254,6 @@ COMMENT ON FUNCTION millrace.final_state(regprocedure, anyelement, "any") IS
 'The value of an aggregate whose only partial state is the given one; views of continuous aggregates use it.
 aggregate: the aggregate that made the state; result: a value of its result type, only for the type; state: the state.';
 
-CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
-	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
-COMMENT ON FUNCTION millrace._sealed(regprocedure, bytea) IS 'Internal: a state as it is stored, with its seal if its aggregate is of another extension; for superusers';
-REVOKE EXECUTE ON FUNCTION millrace._sealed(regprocedure, bytea) FROM PUBLIC;
-
 CREATE FUNCTION millrace._aggregate_parts(definition regclass, OUT source regclass, OUT columns text, OUT time_text text)
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_aggregate_parts';
 COMMENT ON FUNCTION millrace._aggregate_parts(regclass) IS 'Internal: checks the query of a continuous aggregate; returns its source, the columns of its states, and the event time as an expression';

@@ -443,8 +443,6 @@ COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions
 COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
 CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
-COMMENT ON FUNCTION millrace._sealed(regprocedure, bytea) IS 'Internal: a state as it is stored, with its seal if its aggregate is of another extension; for superusers';
-REVOKE EXECUTE ON FUNCTION millrace._sealed(regprocedure, bytea) FROM PUBLIC;
 DO $$
 DECLARE
 	c record;
@@ -468,6 +466,7 @@ BEGIN
 		END LOOP;
 	END LOOP;
 END $$;
+DROP FUNCTION millrace._sealed(regprocedure, bytea);
 /* End of seals. */
 /* Functions that mean the same with any search_path; what a table's owner wrote runs with his rights. */
 DROP FUNCTION millrace._rollup_create(text, text, interval, text, text, text, text, text, regclass, text, regclass);

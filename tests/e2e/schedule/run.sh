@@ -156,7 +156,7 @@ value "CREATE TABLE first (at timestamptz) PARTITION BY RANGE (at); SELECT millr
 	INSERT INTO second VALUES (now() + interval '1 day');
 	CREATE TABLE third (at timestamptz) PARTITION BY RANGE (at); SELECT millrace.create_source('third', 'at', '1 hour')" >/dev/null
 value "CALL millrace.ensure_partitions('1 hour')" >"$work/out" 2>"$work/err"
-like "$? $(cat "$work/err")" '^1 .*could not make partitions of second: updated partition constraint for default partition "rest" would be violated by some row' "one that fails is told"
+like "$? $(cat "$work/err")" '^1 .*could not make partitions of public.second: updated partition constraint for default partition "rest" would be violated by some row' "one that fails is told"
 is "$(value "SELECT (SELECT count(*) FROM millrace.partitions('first')), (SELECT count(*) FROM millrace.partitions('second')), (SELECT count(*) FROM millrace.partitions('third'))")" "2|1|2" "the others have theirs, and always the next"
 value "BEGIN; CALL millrace.ensure_partitions()" >"$work/out" 2>"$work/err"
 like "$? $(cat "$work/err")" "^1 .*invalid transaction termination" "not in a transaction"
