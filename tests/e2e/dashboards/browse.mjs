@@ -33,6 +33,7 @@ page.setDefaultTimeout(PATIENCE_MS);
 
 // What the server answers, chart by chart.
 const answers = new Map();      // chart id -> { n, rows, from, to } of the last answer, n: how many there were
+const answered = new Set();     // ids of charts that have had an answer, be it an error
 const complaints = [];
 let base;                       // address of Superset
 const asked = new Set();        // requests for data on their way
@@ -47,9 +48,11 @@ page.on('requestfailed', (request) => asked.delete(request));
 page.on('response', async (response) => {
 	const url = new URL(response.url());
 	if (response.status() >= 400) complaints.push(`${response.status()} ${url.pathname}`);
-	if (url.pathname !== '/api/v1/chart/data' || response.status() !== 200) return;
+	if (url.pathname !== '/api/v1/chart/data') return;
 	try {
 		const id = JSON.parse(url.searchParams.get('form_data') ?? '{}').slice_id;
+		answered.add(id);
+		if (response.status() !== 200) return;
 		const { result } = await response.json();
 		const before = answers.get(id)?.n ?? 0;
 		answers.set(id, { n: before + 1, rows: Math.max(...result.map((query) => query.rowcount ?? 0)), from: result[0].from_dttm, to: result[0].to_dttm });
@@ -133,12 +136,13 @@ async function settle() {
 		charts = await page.evaluate(charts_in_page, LEAST_INK);
 		for (const chart of charts)
 			if (chart.state !== 'is loading' || !seen.has(chart.id)) seen.set(chart.id, chart.state);
-		const now = charts.map((chart) => `${chart.id} ${seen.get(chart.id)}`).join();
+		const is_waiting = charts.some((chart) => !answered.has(chart.id) || seen.get(chart.id) === 'is loading');
+		const now = charts.map((chart) => `${chart.id} ${answered.has(chart.id)} ${seen.get(chart.id)}`).join();
 		if (now !== last) still_since = Date.now();
 		last = now;
 		const quiet_ms = Date.now() - still_since;
 		const well = charts.every((chart) => seen.get(chart.id) === 'ok');
-		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 5000 && !now.includes('is loading'))) break;
+		if (charts.length && (well ? quiet_ms > 500 : quiet_ms > 5000 && !is_waiting)) break;
 		await page.waitForTimeout(100);
 	}
 	await fit();
@@ -179,6 +183,7 @@ const commands = {
 	},
 	async open(slug) {
 		answers.clear();
+		answered.clear();
 		await page.goto(`${base}/superset/dashboard/${slug}/`);
 		await page.waitForSelector('[data-test-chart-name]');
 	},
