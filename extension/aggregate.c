@@ -15,6 +15,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_aggregate.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
@@ -31,12 +32,11 @@
 #include "storage/lmgr.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
-#include "catalog/pg_aggregate.h"
-#include "utils/rls.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/xid8.h"
@@ -54,8 +54,8 @@ struct MrAggregatePlan
 	PlannedStmt *stmt; /* NULL: scan is simple */
 	Oid target;		   /* table that takes the states */
 	bool is_state;	   /* it is NAME_state: groups come once, so all are whole */
-	Oid *
-		sealed_for; /* by column of what stmt makes: which function reads it, if it is stored with a seal; NULL: none is */
+	/* By column of what stmt makes: which function reads it, if it is stored with a seal.  NULL: none is. */
+	Oid *sealed_for;
 };
 
 /* Let the source's range table entry read the transition table of a leaf, whose columns may stand in another order. */
