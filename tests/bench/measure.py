@@ -1,9 +1,12 @@
 """Measuring and reporting, for the cases."""
 import os, statistics, subprocess, tempfile, time
 from pathlib import Path
+from types import SimpleNamespace
+
+import results
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 def run(*command, **options):
@@ -56,26 +59,52 @@ def seconds(function):
     return time.monotonic() - start
 
 
-results = []
+given = SimpleNamespace(rows=[], points=[], peers={})  # what the case that runs has given so far
 
 
 def report(case, what, unit, ours, peer, target="", rounds=()):
-    """One line: a ratio of wall-clock times or sizes, of CPU times if ours and peer are pairs, and its range over rounds."""
+    """One line: a ratio of wall-clock times or sizes, of CPU times if ours and peer are pairs, and its range over rounds.  The target is that
+    of points.csv, or, for what no issue asks, one given here."""
+    asked = {point["what"]: point["target"] for point in asked_of(case)}
+    if target and asked.get(what, target) != target:
+        raise ValueError(f"{case}: {what}: the target is {asked[what]} in points.csv, here {target}")
+    target = target or asked.get(what, "")
     cpu = ""
     if isinstance(ours, tuple):
-        cpu = f"{ours[1] / peer[1]:.2f}"
+        cpu = f"{ours[1] / peer[1]:.2f}" if peer[1] else ""
         ours, peer = ours[0], peer[0]
-    rounds = sorted(rounds) or [ours / peer if peer else float("nan")]
-    row = (case, what, unit, f"{ours:.4g}", f"{peer:.4g}", f"{ours / peer:.2f}" if peer else "", f"{rounds[0]:.2f}-{rounds[-1]:.2f}", cpu, target)
-    results.append(row)
-    show(row)
+    ratio = ours / peer if peer else float("nan")
+    rounds = sorted(rounds) or [ratio]
+    figure = lambda number, digits: "" if number != number else f"{number:.{digits}g}"
+    row = dict(case=f"{case}: {what}", unit=unit, ours=figure(ours, 6), peer=figure(peer, 6), ratio=figure(ratio, 5), target=target, met=results.met(ratio, target))
+    given.rows.append(row)
+    show((case, what, unit, figure(ours, 4), figure(peer, 4), figure(ratio, 3), f"{rounds[0]:.2f}-{rounds[-1]:.2f}" if rounds[0] == rounds[0] else "", cpu, target, row["met"]))
 
 
-HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio", "target")
+def asked_of(case):
+    """What the issues ask of a case, from points.csv: group, case, what, target, asked."""
+    return [point for point in results.points() if point["case"] == case]
+
+
+def point(curve, series, x, x_unit, value, unit):
+    """One measured point of a growth curve, for results/curves.csv and curves.svg."""
+    row = dict(curve=curve, series=series, x=f"{x:.6g}", x_unit=x_unit, value=f"{value:.6g}", unit=unit)
+    given.points.append(row)
+    print(f"  {curve}: {series} at {row['x']} {x_unit}: {row['value']} {unit}", flush=True)
+
+
+def peer(name, version, origin):
+    """Whom the case is measured beside, and where that came from."""
+    if given.peers.get(name) != {"version": version, "from": origin}:
+        given.peers[name] = {"version": version, "from": origin}
+        print(f"# peer: {name} {version}, from {origin}", flush=True)
+
+
+HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio", "target", "met")
 
 
 def show(row):
-    print("".join(f"{field:<{width}}" for field, width in zip(row, (16, 72, 24, 10, 10, 8, 12, 11, 10))), flush=True)
+    print("".join(f"{field:<{width}}" for field, width in zip(row, (16, 72, 24, 10, 10, 8, 14, 11, 12, 4))).rstrip(), flush=True)
 
 
 def median_pair(pairs):
