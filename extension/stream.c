@@ -250,7 +250,10 @@ catalog_exec(const char *sql, int expected, int n_args, Oid *types, Datum *value
 	return n_rows;
 }
 
-/* Keep the list of the partitions of a source; attached: one that has come with rows. */
+/*
+ * Keep the list of the partitions of a source.  attached: one that has come with rows; InvalidOid: some may have come
+ * without; the source itself: look at all, also at the bounds of those that are known.
+ */
 static void
 note_partitions(Oid source, Oid attached)
 {
@@ -283,7 +286,7 @@ mr_source_put(PG_FUNCTION_ARGS)
 				 " time_column = excluded.time_column, partition_interval = excluded.partition_interval,"
 				 " retention = excluded.retention WHERE excluded.time_column IS NOT NULL",
 				 SPI_OK_INSERT, 4, types, values, nulls);
-	note_partitions(PG_GETARG_OID(0), InvalidOid);
+	note_partitions(PG_GETARG_OID(0), PG_GETARG_OID(0));
 	PG_RETURN_VOID();
 }
 
@@ -987,7 +990,7 @@ mr_history_put(const MrHistoryStream *stream)
 
 	catalog_exec("INSERT INTO " MR_SCHEMA ".sources AS s VALUES ($1) ON CONFLICT (source) DO NOTHING",
 				 SPI_OK_INSERT, 1, types + 1, values + 1, NULL);
-	note_partitions(stream->source, InvalidOid);
+	note_partitions(stream->source, stream->source);
 	catalog_exec("INSERT INTO " MR_SCHEMA
 				 ".stream (name, kind, source, target, command, delta, owner, settings, window_text, status,"
 				 " on_error) VALUES ($1, 'history', $2, $3, $4, $5, $6, $7, $8, 'filling', 'suspend')",
@@ -1253,7 +1256,7 @@ on_detach(Oid rel, Oid root)
 	SPI_finish();
 	mr_leave(&guard);
 	if (OidIsValid(source))
-		note_partitions(source, InvalidOid);
+		note_partitions(source, source);
 }
 
 /*
