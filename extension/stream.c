@@ -426,9 +426,8 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
-/* DROP EXTENSION … CASCADE takes the relation along. */
-static void
-tie_to_extension(Oid rel)
+void
+mr_tie_to_extension(Oid rel)
 {
 	ObjectAddress extension, relation;
 
@@ -531,7 +530,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		/* Its definition, its states; what else there is of it reads these. */
 		for (int i = 5; i < 8; i++)
 			if (!PG_ARGISNULL(i))
-				tie_to_extension(PG_GETARG_OID(i));
+				mr_tie_to_extension(PG_GETARG_OID(i));
 	}
 	PG_RETURN_VOID();
 }
@@ -564,7 +563,7 @@ mr_stream_tie(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	for (int i = 0; i < n_rels; i++)
-		tie_to_extension(rels[i]);
+		mr_tie_to_extension(rels[i]);
 	PG_RETURN_VOID();
 }
 
@@ -906,6 +905,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" was dropped meanwhile", name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	row = linitial(deleted);
+	drop_relation(mr_shared_forget(name), "VIEW", InvalidOid, "RESTRICT");
 	drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();
 }
@@ -1068,10 +1068,13 @@ mr_on_drop(PG_FUNCTION_ARGS)
 	foreach (lc, deleted)
 	{
 		StreamRow *row = lfirst(lc);
+		Oid partial;
 
 		if (exists(row->source))
 			invalidate_tree(row->source, NoLock);
+		partial = mr_shared_forget(row->name);
 		mr_enter_catalog(&guard, "sources");
+		drop_relation(partial, "VIEW", row->owner, "CASCADE");
 		drop_made(row, row->owner, "CASCADE");
 		mr_leave(&guard);
 	}
