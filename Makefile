@@ -40,7 +40,7 @@ help:
 	  'make dashboards  Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
 	  'make check      all tests;  make check-fast leaves out the Kafka broker, other servers and what takes longest' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
-	  'make bench      benchmarks' \
+	  'make bench      benchmarks, and the figures of all pages by them (CASES="copy100 als": some)' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
 	  'make dist       release archive for PGXN;  make clean ends the demos, too'
 
@@ -123,9 +123,10 @@ check-isolation:
 check-e2e:
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
-bench: install
+# CASES="copy100 als": some; then the figures of all pages are written.
+bench: deps-check install
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
-	tests/bench/run
+	tests/bench/run $(CASES); status=$$?; tests/bench/report; exit $$status
 
 lint: deps-check
 	tests/lib/lint

@@ -93,11 +93,15 @@ def point(curve, series, x, x_unit, value, unit):
     print(f"  {curve}: {series} at {row['x']} {x_unit}: {row['value']} {unit}", flush=True)
 
 
-def peer(name, version, origin):
+def beside(name, version, origin):
     """Whom the case is measured beside, and where that came from."""
     if given.peers.get(name) != {"version": version, "from": origin}:
         given.peers[name] = {"version": version, "from": origin}
         print(f"# peer: {name} {version}, from {origin}", flush=True)
+
+
+def beside_psql():
+    beside("psql's \\copy", run("psql", "--version").split(") ")[1].split()[0], "the machine's PostgreSQL")
 
 
 HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio", "target", "met")
@@ -111,11 +115,13 @@ def median_pair(pairs):
     return tuple(statistics.median(column) for column in zip(*pairs))
 
 
-def compare(case, unit, kinds, rounds=None):
-    """kinds: {name: (prepare, statements, target)}, the first one the peer of the others.  In each round everything is prepared, which
-    does not count, and the statements are run in turn; sums over a round, medians over the rounds after one to warm up."""
+def compare(case, unit, kinds, rounds=None, warm=True):
+    """kinds: {name: (prepare, statements, target)}, the target where points.csv has none, the first one the peer of the others.  In each round
+    everything is prepared, which does not count, and the statements are run in turn; sums over a round, medians over the rounds, without the first one if that is to
+    warm up."""
     figures = {name: [] for name in kinds}
-    for _ in range((rounds or ROUNDS) + 1):
+    kinds = {name: (*kind, "")[:3] for name, kind in kinds.items()}
+    for _ in range((rounds or ROUNDS) + warm):
         sessions = {name: Session() for name in kinds}
         sums = {name: [0.0, 0.0] for name in kinds}
         for name, (prepare, _, _) in kinds.items():
@@ -133,8 +139,8 @@ def compare(case, unit, kinds, rounds=None):
             session.close()
     peer = next(iter(kinds))
     for name, (_, _, target) in list(kinds.items())[1:]:
-        ratios = [a[0] / b[0] for a, b in zip(figures[name][1:], figures[peer][1:])]
-        report(case, f"{name} / {peer}", unit, median_pair(figures[name][1:]), median_pair(figures[peer][1:]), target, ratios)
+        ratios = [a[0] / b[0] for a, b in zip(figures[name][warm:], figures[peer][warm:])]
+        report(case, f"{name} / {peer}", unit, median_pair(figures[name][warm:]), median_pair(figures[peer][warm:]), target, ratios)
 
 
 def interleaved(case, what, unit, ours, peer, target=""):
