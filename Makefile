@@ -6,7 +6,7 @@ PGVER     ?= 15
 PROVE      = prove --timer --exec 'timeout -k 20 600 bash'
 # Scenarios run so many at a time, the longest first.
 JOBS      ?= 2
-LONGEST    = $(wildcard $(patsubst %,tests/e2e/%/run.sh,versions upgrade dashboards images kafka-groups schedule spark demo-recommend clustering))
+LONGEST    = $(wildcard $(patsubst %,tests/e2e/%/run.sh,versions upgrade dashboards images kafka-groups schedule spark spark-train demo-recommend clustering))
 SCENARIOS  = $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/e2e/*/run.sh)))
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/millrace.control)
 SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)

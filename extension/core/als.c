@@ -33,6 +33,10 @@
 #include <string.h>
 #include <strings.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #define PANEL_FLOATS 4096 /* 16 kB, a third of a first-level cache */
 #define GRAM_SLOTS 16	  /* partial Gramians, added in order */
 #define MAX_CHUNKS 4096	  /* of a half-step */
@@ -193,6 +197,7 @@ typedef struct Half
 	float *scales;		/* dual_rows x ld: their E^(-1/2) */
 	double *chunk_loss; /* MAX_CHUNKS: of the chunk's rows: the objective (want_loss) or the penalty */
 	Desk *desks;
+	MrcTask task; /* of half_task() */
 } Half;
 
 static size_t
@@ -323,6 +328,56 @@ pausing(const Half *half)
 	return half->als->pool && mrc_pool_pausing(half->als->pool);
 }
 
+/*
+ * Columns of factors that say nothing fall towards 0 by a constant factor in each iteration.  Their products soon are
+ * smaller than float can hold exactly, which a processor handles a hundred times slower than other numbers.  So in here
+ * they are 0.  What was is returned, for exact_again().
+ */
+static uint64_t
+small_is_zero(void)
+{
+	uint64_t was = 0;
+#if defined(__x86_64__)
+	was = _mm_getcsr();
+	_mm_setcsr((unsigned int) was | 0x8040); /* results and operands */
+#elif defined(__aarch64__)
+	__asm__ volatile("mrs %0, fpcr" : "=r"(was));
+	__asm__ volatile("msr fpcr, %0" : : "r"(was | UINT64_C(1) << 24) : "memory");
+#endif
+	return was;
+}
+
+static void
+exact_again(uint64_t was)
+{
+#if defined(__x86_64__)
+	_mm_setcsr((unsigned int) was);
+#elif defined(__aarch64__)
+	__asm__ volatile("msr fpcr, %0" : : "r"(was) : "memory");
+#else
+	(void) was;
+#endif
+}
+
+static MrcStatus
+half_task(void *arg, int worker, int64_t lo, int64_t hi)
+{
+	Half *half = arg;
+	uint64_t was = small_is_zero();
+	MrcStatus status = half->task(half, worker, lo, hi);
+
+	exact_again(was);
+	return status;
+}
+
+/* As mrc_pool_run(). */
+static MrcStatus
+run_half(Half *half, int64_t n, int64_t chunk, MrcTask task)
+{
+	half->task = task;
+	return mrc_pool_run(half->als->pool, n, chunk, half_task, half);
+}
+
 /* ---- Gramian ---- */
 
 static MrcStatus
@@ -371,7 +426,7 @@ gramian(Half *half, float *gram, double weight)
 	if (half->slot_rows < half->panel_rows)
 		half->slot_rows = half->panel_rows;
 	n_slots = (half->n_other + half->slot_rows - 1) / half->slot_rows;
-	status = mrc_pool_run(half->als->pool, n_slots, 1, gram_task, half);
+	status = run_half(half, n_slots, 1, gram_task);
 	for (size_t i = 0; i < size && status == MRC_OK; i++)
 	{
 		double sum = 0;
@@ -485,7 +540,7 @@ choose_basis(Half *half)
 			memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
 			return MRC_OK;
 		}
-		status = mrc_pool_run(half->als->pool, half->n_other, ROTATE_ROWS, rotate_task, half);
+		status = run_half(half, half->n_other, ROTATE_ROWS, rotate_task);
 		if (status != MRC_OK)
 			return status;
 		half->rotated = true;
@@ -1052,7 +1107,7 @@ solve_side(Half *half)
 	if (status == MRC_OK)
 		status = choose_basis(half);
 	if (status == MRC_OK)
-		status = mrc_pool_run(als->pool, half->n_chunks, 1, rows_task, half);
+		status = run_half(half, half->n_chunks, 1, rows_task);
 	return status;
 }
 
@@ -1212,6 +1267,8 @@ fold_row(Half *half, Desk *desk, const MrcAls *als, const void *shared, float *u
 	const MrcAlsParams *params = &als->params;
 	int64_t n = half->csr->start[1];
 	double loss;
+	uint64_t was = small_is_zero();
+	MrcStatus status;
 
 	(void) lay_out_fold(half, desk, scratch, params);
 	memset(half->diagonal, 0, (size_t) half->ld * sizeof(float));
@@ -1222,7 +1279,9 @@ fold_row(Half *half, Desk *desk, const MrcAls *als, const void *shared, float *u
 		half->dual_rows = dual_rows_of(params);
 		prepare_length(half, (int) n);
 	}
-	return solve_row(half, desk, 0, &loss);
+	status = solve_row(half, desk, 0, &loss);
+	exact_again(was);
+	return status;
 }
 
 MrcStatus

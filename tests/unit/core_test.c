@@ -1072,6 +1072,36 @@ test_als_small_and_singular(void **state)
 	als_free(&als);
 }
 
+#if defined(__x86_64__) || defined(__aarch64__)
+/* What is too small to be an exact float is 0, in a training and in a fold, and nowhere else. */
+static void
+test_als_smallest(void **state)
+{
+	const float value = 1e-20f;
+	const int32_t index = 0;
+	MrcAls als = als_of(&value, 1, 1, (MrcAlsParams){1, false, 0, 0, 1, 0, false}, 2);
+	void *shared = aligned(mrc_fold_shared_bytes(1));
+	void *scratch = aligned(mrc_fold_scratch_bytes(&als.params));
+	volatile float small = 1e-20f;
+	float user = 1;
+
+	(void) state;
+	*als.item = 1e-19f;
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	assert_true(*als.user == 0);
+	memset(shared, 0, mrc_fold_shared_bytes(1));
+	assert_int_equal(mrc_fold(&als.params, shared, als.item, 1, &index, &value, 1, &user, scratch), MRC_OK);
+	assert_true(user == 0);
+	assert_true(small * 1e-19f != 0);
+	als.by_user.value[0] = 1; /* 1e-19 / (1 + 1e-38) */
+	assert_int_equal(mrc_als_half_step(&als, true), MRC_OK);
+	assert_true(*als.user > 0.9e-19f);
+	als_free(&als);
+	free(shared);
+	free(scratch);
+}
+#endif
+
 /* An interrupt as often as it is asked, for a while. */
 static bool
 often_for_a_while(void *arg)
@@ -3093,6 +3123,9 @@ main(void)
 		cmocka_unit_test(test_als_threads_agree),
 		cmocka_unit_test(test_als_loss_falls),
 		cmocka_unit_test(test_als_small_and_singular),
+#if defined(__x86_64__) || defined(__aarch64__)
+		cmocka_unit_test(test_als_smallest),
+#endif
 		cmocka_unit_test(test_als_pauses),
 		cmocka_unit_test(test_als_start_is_normal),
 		cmocka_unit_test(test_search_by_definition),

@@ -2,7 +2,7 @@
 # Spark MLlib trains on the same data: its implicit factors, imported, are served with Spark's own answers, and explicit
 # trainings here predict as well as Spark's.  A pipeline of features and clusters is Spark's, stage by stage.
 . "$(dirname "$0")/../../lib/scenario.sh"
-venv=$("$lib/venv" spark-venv "$here/requirements.txt") || exit 1
+venv=$("$lib/venv" spark-venv "$lib/../../docker/spark/requirements.txt") || exit 1
 start_cluster
 createdb spark
 export PGDATABASE=spark
