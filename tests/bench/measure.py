@@ -83,7 +83,7 @@ def report(case, what, unit, ours, peer, target="", rounds=()):
 
 def asked_of(case):
     """What the issues ask of a case, from points.csv: group, case, what, target, asked."""
-    return [point for point in results.points() if point["case"] == case]
+    return [point for point in results.asked() if point["case"] == case]
 
 
 def point(curve, series, x, x_unit, value, unit):

@@ -93,8 +93,14 @@ def write_machine(what):
 
 
 def add(case, rows, points, seconds, rounds, peers):
-    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside."""
-    write("bench", [row for row in read("bench") if row["case"].split(":")[0] != case] + rows)
+    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside.  What is asked of cases
+    that have not run yet is not met."""
+    of = lambda row: row["case"].split(":")[0]
+    rows = [row for row in read("bench") if of(row) != case] + rows
+    there = {of(row) for row in rows}
+    rows += [unmeasured(point["case"], point["what"], point["target"]) for point in asked() if point["case"] not in there]
+    order = list(groups())
+    write("bench", sorted(rows, key=lambda row: order.index(of(row)) if of(row) in order else len(order)))
     drawn = {point["curve"] for point in points}
     if drawn:
         write("curves", [point for point in read("curves") if point["curve"] not in drawn] + points)
@@ -104,7 +110,11 @@ def add(case, rows, points, seconds, rounds, peers):
     write_machine({**what, "date": today()})
 
 
-def points():
+def unmeasured(case, what, target=""):
+    return dict(case=f"{case}: {what}", unit="", ours="", peer="", ratio="", target=target, met="no")
+
+
+def asked():
     """What the issues ask: group, case, what, target, asked."""
     with open(ROOT / "tests/bench/points.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -112,4 +122,4 @@ def points():
 
 def groups():
     """{case: the group it belongs to}"""
-    return {point["case"]: point["group"] for point in points()}
+    return {point["case"]: point["group"] for point in asked()}
