@@ -93,14 +93,9 @@ def write_machine(what):
 
 
 def add(case, rows, points, seconds, rounds, peers):
-    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside.  What is asked of cases
-    that have not run yet is not met."""
-    of = lambda row: row["case"].split(":")[0]
-    rows = [row for row in read("bench") if of(row) != case] + rows
-    there = {of(row) for row in rows}
-    rows += [unmeasured(point["case"], point["what"], point["target"]) for point in asked() if point["case"] not in there]
-    order = list(groups())
-    write("bench", sorted(rows, key=lambda row: order.index(of(row)) if of(row) in order else len(order)))
+    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside."""
+    write("bench", [row for row in read("bench") if owner(row) != case] + rows)
+    complete()
     drawn = {point["curve"] for point in points}
     if drawn:
         write("curves", [point for point in read("curves") if point["curve"] not in drawn] + points)
@@ -108,6 +103,22 @@ def add(case, rows, points, seconds, rounds, peers):
     what.setdefault("cases", {})[case] = {"date": today(), "rounds": rounds, "seconds": round(seconds)}
     what.setdefault("peers", {}).update(peers)
     write_machine({**what, "date": today()})
+
+
+def complete():
+    """What is asked and was never measured is not met; targets are those of now; cases stand in their order."""
+    rows = {row["case"]: row for row in read("bench")}
+    for point in asked():
+        name = f"{point['case']}: {point['what']}"
+        row = rows.setdefault(name, unmeasured(point["case"], point["what"]))
+        row["target"] = point["target"]
+        row["met"] = met(float(row["ratio"] or "nan"), point["target"])
+    order = list(groups())
+    write("bench", sorted(rows.values(), key=lambda row: order.index(owner(row)) if owner(row) in order else len(order)))
+
+
+def owner(row):
+    return row["case"].split(":")[0]
 
 
 def unmeasured(case, what, target=""):
