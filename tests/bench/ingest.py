@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from measure import ROOT, ROUNDS, Session, beside, beside_psql, report, run, sql
+from measure import ROOT, ROUNDS, Session, backends_cpu, beside, beside_psql, report, run, sql
 
 BUILD = Path(os.environ.get("MILLRACE_CACHE", ROOT / "build"))
 ROWS = int(os.environ.get("ROWS", "1000000"))
@@ -83,13 +83,6 @@ def threads_of(pid):
         except OSError:
             pass
     return seconds
-
-
-def backends_cpu():
-    """CPU seconds of all backends that have ended."""
-    pid = Path(sql("SHOW data_directory"), "postmaster.pid").read_text().split()[0]
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 def watched(*command):

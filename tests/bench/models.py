@@ -104,6 +104,27 @@ class Training:
             time.sleep(0.01)
 
 
+MOMENTS = 0.2, 1, 2, 3, 4, 5, 7, 9  # seconds after a training's begin
+
+
+def cancelled(canceller, query, moment):
+    """Seconds from a request to cancel a training, so long after its begin, to its end."""
+    session, ended = Session(), []
+
+    def train():
+        try:
+            session.run(f"SELECT millrace.train_als('bench', $q${query}$q$, rank => 64, iterations => 50)")
+        except RuntimeError:
+            ended.append(time.monotonic())
+    thread = threading.Thread(target=train)
+    thread.start()
+    time.sleep(moment)
+    asked = time.monotonic()
+    canceller.run(f"SELECT pg_cancel_backend({session.pid})")
+    thread.join()
+    return ended[0] - asked
+
+
 def ratio(case, what, unit, rounds, target=""):
     """rounds: pairs (ours, peer), each seconds and CPU seconds."""
     if not rounds:
@@ -174,6 +195,10 @@ def case_als20m(work):
                 shuffled.append((Training("SELECT u, i, value FROM shuffled", rank=1, iterations=1).reading, session.timed("SELECT sum(value) FROM shuffled")))
             session.close()
         peers.forget()
+        session = Session()
+        cancels = [cancelled(session, "SELECT u, i, value FROM by_user", moment) for moment in MOMENTS]
+        session.close()
+    report("als20m", f"a cancel at {len(MOMENTS)} moments, the worst / 0.1 s", "s", max(cancels), 0.1, "", [took / 0.1 for took in cancels])
     for rank in (64, 128):
         ratio("als20m", f"rank {rank} / implicit's conjugate gradients", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours[rank], cg[rank])][1:])
     ratio("als20m", "rank 64 / implicit's Cholesky", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours[64], cholesky)][1:])

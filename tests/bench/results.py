@@ -92,15 +92,15 @@ def write_machine(what):
     write_file(FOLDER / "machine.json", json.dumps(what, indent=1, sort_keys=True) + "\n")
 
 
-def add(case, rows, points, seconds, rounds, peers):
-    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside."""
+def add(case, rows, points, run, peers):
+    """The rows of a case that has ended, the points of its curves, how its run went, and whom it was measured beside."""
     write("bench", [row for row in read("bench") if owner(row) != case] + rows)
     complete()
     drawn = {point["curve"] for point in points}
     if drawn:
         write("curves", [point for point in read("curves") if point["curve"] not in drawn] + points)
     what = read_machine()
-    what.setdefault("cases", {})[case] = {"date": today(), "rounds": rounds, "seconds": round(seconds)}
+    what.setdefault("cases", {})[case] = {"date": today(), **run}
     what.setdefault("peers", {}).update(peers)
     write_machine({**what, "date": today()})
 
