@@ -114,9 +114,9 @@ partition_interval: width of the partitions that ensure_partitions makes (ignore
 retention: age after which partitions may be dropped; NULL keeps them.
 Calling it again changes the settings.';
 
-CREATE FUNCTION millrace.partitions(source regclass)
+CREATE FUNCTION millrace._partitions(source regclass, chosen regclass[])
 	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
 	SELECT i.inhrelid::regclass,
 		CASE WHEN b.bound LIKE 'FOR VALUES FROM (MINVALUE)%' THEN '-infinity'
 			ELSE (regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz END,
@@ -124,10 +124,14 @@ LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle =
 			ELSE (regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz END
 	FROM pg_inherits i
 		JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
-		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid)) b(bound)
-	WHERE i.inhparent = source AND NOT i.inhdetachpending
+		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
+	WHERE i.inhparent = source AND NOT i.inhdetachpending AND (chosen IS NULL OR i.inhrelid = ANY (chosen))
 	ORDER BY 2 NULLS FIRST, 3
 $$;
+COMMENT ON FUNCTION millrace._partitions(regclass, regclass[]) IS 'Internal: what partitions shows, of some of them; NULL: of all';
+CREATE FUNCTION millrace.partitions(source regclass)
+	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM millrace._partitions(source, NULL) $$;
 COMMENT ON FUNCTION millrace.partitions(regclass) IS
 'Partitions of a table and the range of time that each holds: from_time <= time < to_time.
 MINVALUE and MAXVALUE are infinite times; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';

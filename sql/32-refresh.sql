@@ -61,13 +61,19 @@ CREATE FUNCTION millrace._note_partitions(source regclass, attached regclass) RE
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	part millrace.known_partition;
+	fresh regclass[];
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
 		WHERE p.partrelid = source AND p.partstrat = 'r' AND p.partnatts = 1 AND a.atttypid = 'timestamptz'::regtype) THEN
 		RETURN;
 	END IF;
+	/* One that comes when there are thousands is looked at alone. */
+	IF attached IS DISTINCT FROM source THEN
+		fresh := ARRAY(SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = source
+			AND NOT EXISTS (SELECT FROM millrace.known_partition k WHERE k.partition = i.inhrelid AND k.source = i.inhparent));
+	END IF;
 	INSERT INTO millrace.known_partition AS k
-		SELECT source, p.partition, p.from_time, p.to_time FROM millrace.partitions(source) p WHERE p.from_time IS NOT NULL
+		SELECT source, p.partition, p.from_time, p.to_time FROM millrace._partitions(source, fresh) p WHERE p.from_time IS NOT NULL
 		ON CONFLICT (partition) DO UPDATE SET source = excluded.source, from_time = excluded.from_time, to_time = excluded.to_time
 		WHERE k.source <> excluded.source OR k.from_time <> excluded.from_time OR k.to_time <> excluded.to_time;
 	WITH gone AS (
@@ -84,7 +90,7 @@ BEGIN
 			FROM cut c, unnest(tstzmultirange(tstzrange(c.from_time, c.to_time)) - tstzmultirange(tstzrange(part.from_time, part.to_time))) r(r);
 	END IF;
 END $$;
-COMMENT ON FUNCTION millrace._note_partitions(regclass, regclass) IS 'Internal: keeps millrace.known_partition and gone_range';
+COMMENT ON FUNCTION millrace._note_partitions(regclass, regclass) IS 'Internal: keeps millrace.known_partition and gone_range; attached: a partition that came with rows, NULL: none did, the source: look at the bounds of all';
 
 CREATE FUNCTION millrace._forget_dropped() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
