@@ -24,7 +24,7 @@ BROWSER_PACKAGES = chromium $(shell command -v node >/dev/null || echo nodejs) $
 # What the images are built with where there is no Docker.
 IMAGE_PACKAGES = buildah mmdebstrap python3-yaml iproute2 procps uidmap
 
-.PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-parts check-unit check-sql check-isolation check-e2e bench lint format dist clean
+.PHONY: all help deps deps-check install demo demo-stop demo-shop demo-shop-stop demo-recommend demo-recommend-clean dashboards dashboards-stop check check-fast check-faults check-sanitizers check-soak check-parts check-unit check-sql check-isolation check-e2e bench lint format dist clean
 
 all: deps
 	$(MAKE) -C extension
@@ -40,6 +40,8 @@ help:
 	  'make dashboards  Superset with dashboards of the running demo-shop;  make dashboards-stop ends it' \
 	  'make check      all tests;  make check-fast leaves out the Kafka broker, other servers and what takes longest' \
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
+	  'make check-sanitizers  everything under sanitizers and valgrind (PARTS="core-tsan ingest-asan"; PLANTED=1: each must find a fault)' \
+	  'make check-soak  the shop for an hour, with faults, and what grows (SOAK=120 to try)' \
 	  'make bench      benchmarks' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
 	  'make dist       release archive for PGXN;  make clean ends the demos, too'
@@ -110,6 +112,17 @@ SEEDS ?= 8 11
 check-faults: deps-check install
 	$(call install_missing,$(JAVA_PACKAGES))
 	for seed in $(SEEDS); do MILLRACE_LONG=1 MILLRACE_SEED=$$seed $(PROVE) -v tests/e2e/ingest-kill/run.sh tests/e2e/kafka-groups/run.sh || exit 1; done
+
+# Builds and installs nothing outside of build/sanitizers.
+SANITIZER_PACKAGES = clang libclang-rt-dev valgrind libc6-dbg
+check-sanitizers: deps-check
+	$(call install_missing,$(JAVA_PACKAGES) $(SANITIZER_PACKAGES))
+	nice tests/sanitizers/run $(if $(PLANTED),--planted) $(PARTS)
+
+# SOAK: seconds; SOAK_RATE: events a second.
+check-soak: deps-check install
+	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
+	tests/soak/run.sh
 
 check-unit: deps-check
 	$(MAKE) -C tests/unit check

@@ -36,6 +36,8 @@ PG_FUNCTION_INFO_V1(mr_on_batch);
 PG_FUNCTION_INFO_V1(mr_pipe_target);
 
 #define MAX_LEAVES 4096
+/* A leaf that had no batch while its backend had so many times as many as there are leaves is forgotten. */
+#define MAX_IDLE 16
 
 typedef enum LatePolicy
 {
@@ -94,6 +96,7 @@ typedef struct Leaf
 	Oid relid;
 	bool valid;
 	uint64 n_changes;
+	uint64 used_at;		   /* n_uses when it was last needed */
 	MemoryContext context; /* holds the Leaf itself */
 	Oid source;			   /* InvalidOid: no source */
 	List *streams;
@@ -333,14 +336,36 @@ read_streams(Leaf *leaf)
 	mr_leave(&guard);
 }
 
+/* Of a backend that lives long: partitions of times gone by. */
+static void
+forget_idle(uint64 n_uses)
+{
+	long n_leaves = hash_get_num_entries(leaves);
+	HASH_SEQ_STATUS scan;
+	LeafEntry *old;
+
+	hash_seq_init(&scan, leaves);
+	while ((old = hash_seq_search(&scan)) != NULL)
+	{
+		if (n_leaves < MAX_LEAVES && old->leaf && old->leaf->valid &&
+			n_uses - old->leaf->used_at <= MAX_IDLE * (uint64) n_leaves)
+			continue;
+		if (old->leaf)
+			retire(old);
+		hash_search(leaves, &old->relid, HASH_REMOVE, NULL);
+	}
+}
+
 static Leaf *
 get_leaf(Oid relid)
 {
+	static uint64 n_uses = 0;
 	LeafEntry *entry;
 	Leaf *leaf;
 	MemoryContext context;
 	uint64 n_before;
 
+	n_uses++;
 	if (leaves == NULL)
 	{
 		HASHCTL ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(LeafEntry)};
@@ -351,21 +376,13 @@ get_leaf(Oid relid)
 	}
 	entry = hash_search(leaves, &relid, HASH_FIND, NULL);
 	if (entry && entry->leaf && entry->leaf->valid)
-		return entry->leaf;
-
-	if (entry == NULL && hash_get_num_entries(leaves) >= MAX_LEAVES)
 	{
-		HASH_SEQ_STATUS scan;
-		LeafEntry *old;
-
-		hash_seq_init(&scan, leaves);
-		while ((old = hash_seq_search(&scan)) != NULL)
-		{
-			if (old->leaf)
-				retire(old);
-			hash_search(leaves, &old->relid, HASH_REMOVE, NULL);
-		}
+		entry->leaf->used_at = n_uses;
+		return entry->leaf;
 	}
+
+	if (entry == NULL)
+		forget_idle(n_uses);
 	if (entry && entry->leaf)
 		retire(entry);
 
@@ -374,6 +391,7 @@ get_leaf(Oid relid)
 	leaf = MemoryContextAllocZero(context, sizeof(Leaf));
 	leaf->relid = relid;
 	leaf->context = context;
+	leaf->used_at = n_uses;
 	n_before = n_invalidations;
 	read_streams(leaf);
 	leaf->valid = n_invalidations == n_before;

@@ -46,6 +46,8 @@ PG_FUNCTION_INFO_V1(mr_aggregate_states);
 PG_FUNCTION_INFO_V1(mr_aggregate_texts);
 PG_FUNCTION_INFO_V1(mr_last_closed_window);
 PG_FUNCTION_INFO_V1(mr_aggregate_keys);
+PG_FUNCTION_INFO_V1(mr_partial_text);
+PG_FUNCTION_INFO_V1(mr_federated_text);
 
 static void refuse(const char *what, const char *hint) __attribute__((noreturn));
 
@@ -1269,6 +1271,133 @@ mr_aggregate_texts(PG_FUNCTION_ARGS)
 	values[1] = CStringGetTextDatum(view_text(&texts, true));
 	values[2] = CStringGetTextDatum(changes_text(&texts));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * Federation (federate.c): states of several databases
+ */
+
+static char *folded_columns(TextContext *texts, const char *alias, const char *filter);
+
+/* The columns behind open_from: window_start, keys and states. */
+static char *
+partial_columns(TextContext *texts, const char *alias, const char *window)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < n_state_columns(texts->def); i++)
+		if (i == 0 && window)
+			appendStringInfo(&buf, "%s AS window_start", window);
+		else
+			appendStringInfo(&buf, "%s%s.%s", i ? ", " : "", alias, state_column(texts->def, i));
+	return buf.data;
+}
+
+/*
+ * _partial_text(definition regclass, state regclass, delta regclass) returns text: the query of NAME_partial, states for
+ * another database to merge: few of each group of a window, of sessions their parts.  Windows as NAME shows them.
+ */
+Datum
+mr_partial_text(PG_FUNCTION_ARGS)
+{
+	TextContext context, *texts = &context;
+	char *columns;
+
+	start_texts(texts, PG_GETARG_OID(0), PG_GETARG_OID(1), PG_GETARG_OID(2));
+	columns = partial_columns(texts, "s", NULL);
+	if (texts->def->window.kind == MR_SESSION)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf(
+			"SELECT %s FROM %s s WHERE s.part <> 'f' UNION ALL SELECT %s FROM %s s WHERE s.part <> 'f'",
+			columns, texts->state_name, columns, texts->delta_name)));
+	if (texts->def->window.kind == MR_HOP)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf(
+			"SELECT %s%s FROM (%s) s WHERE %s GROUP BY %s", texts->group_by, folded_columns(texts, "s", ""),
+			window_states(texts, MR_PART_FINAL), kept_text(texts), texts->group_by)));
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(
+		"SELECT %s FROM %s s WHERE s.part <> 'f' AND %s UNION ALL SELECT %s%s FROM %s s WHERE s.part <> "
+		"'f' AND %s GROUP BY %s",
+		columns, texts->state_name, kept_text(texts), texts->group_by, folded_columns(texts, "s", ""),
+		texts->delta_name, kept_text(texts), texts->group_by)));
+}
+
+/*
+ * _federated_text(definition regclass, state regclass, delta regclass, tables text[], closed text, retained text) returns
+ * text: the query of a federated aggregate: what NAME returns, over the states here and those of the tables, which are each
+ * another database's NAME_partial.  closed, retained: queries with closed_to and retained_from of all these databases.  A
+ * window is final when it is everywhere, and shown while no database has dropped any of it.
+ */
+Datum
+mr_federated_text(PG_FUNCTION_ARGS)
+{
+	TextContext context, *texts = &context;
+	ArrayType *tables = PG_GETARG_ARRAYTYPE_P(3);
+	char *closed = text_to_cstring(PG_GETARG_TEXT_PP(4)), *retained = text_to_cstring(PG_GETARG_TEXT_PP(5));
+	MrDefinition *def;
+	bool is_session;
+	char *closed_to, *columns;
+	Datum *names;
+	int n_names;
+	StringInfoData states, buf;
+
+	start_texts(texts, PG_GETARG_OID(0), PG_GETARG_OID(1), PG_GETARG_OID(2));
+	def = texts->def;
+	is_session = def->window.kind == MR_SESSION;
+	deconstruct_array(tables, TEXTOID, -1, false, TYPALIGN_INT, &names, NULL, &n_names);
+	closed_to = "pg_catalog.min(coalesce(n.closed_to, '-infinity'))";
+	texts->last_closed = psprintf(
+		"(SELECT CASE pg_catalog.count(*) WHEN %d THEN %s END FROM (%s) n)", n_names + 1,
+		is_session ? closed_to : psprintf(MR_SCHEMA "._last_closed(%s, %s)", closed_to, texts->window_args),
+		closed);
+	/* A session from then on was not begun by events that are gone. */
+	texts->last_gone = psprintf("(SELECT %s FROM (%s) n)",
+								is_session ? psprintf("pg_catalog.max(n.retained_from) - %s", texts->gap)
+										   : psprintf("pg_catalog.max(" MR_SCHEMA
+													  "._last_closed(n.retained_from, %s)) FILTER (WHERE "
+													  "n.retained_from IS NOT NULL)",
+													  texts->window_args),
+								retained);
+
+	initStringInfo(&states);
+	columns = partial_columns(texts, "t", NULL);
+	if (def->window.kind == MR_HOP)
+		appendStringInfo(&states, "SELECT %s FROM (%s) t", columns, window_states(texts, MR_PART_FINAL));
+	else
+		appendStringInfo(
+			&states,
+			"SELECT %s FROM %s t WHERE t.part <> 'f' UNION ALL SELECT %s FROM %s t WHERE t.part <> 'f'",
+			columns, texts->state_name, columns, texts->delta_name);
+	for (int i = 0; i < n_names; i++)
+		appendStringInfo(&states, " UNION ALL SELECT %s FROM %s t", columns, TextDatumGetCString(names[i]));
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	append_targets(&buf, texts, &texts->merge);
+	appendStringInfo(&buf, ", coalesce(%s, false) AS final", final_text(texts, true));
+	if (is_session)
+	{
+		StringInfoData keys;
+
+		initStringInfo(&keys);
+		for (int i = 1; i < list_length(def->keys); i++)
+			appendStringInfo(&keys, "%su.%s", i > 1 ? ", " : "PARTITION BY ", state_column(def, i));
+		appendStringInfo(
+			&buf, " FROM (SELECT %s FROM (%s) u) s",
+			partial_columns(
+				texts, "u",
+				psprintf(MR_SCHEMA
+						 "._session(u.window_start, u.window_last, %s) OVER (%s ORDER BY u.window_start)",
+						 texts->gap, keys.data)),
+			states.data);
+	}
+	else
+		appendStringInfo(&buf, " FROM (%s) s", states.data);
+	appendStringInfo(&buf, " WHERE (s.window_start > %s) IS NOT FALSE GROUP BY %s", texts->last_gone,
+					 texts->group_by);
+	if (def->query->havingQual)
+		appendStringInfo(&buf, " HAVING %s",
+						 to_state_text(&texts->merge, def->query->havingQual, texts->state));
+	PG_RETURN_TEXT_P(cstring_to_text(buf.data));
 }
 
 /*

@@ -321,7 +321,12 @@ extern uint64 mr_replay_rows(const char *name, Oid source, Oid owner, ArrayType 
 
 /* stream.c: 42704 unless there is such a stream, 42501 unless the current user has the rights of its owner. */
 extern void mr_check_stream_owner(const char *name);
+/* DROP EXTENSION … CASCADE takes the relation along. */
+extern void mr_tie_to_extension(Oid rel);
 extern void mr_stream_lock(const char *name);
+
+/* federate.c.  A continuous aggregate is shared no more: the view of its states, which remains to be dropped, or InvalidOid. */
+extern Oid mr_shared_forget(const char *name);
 
 /* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
 extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,

@@ -49,6 +49,9 @@ PG_FUNCTION_INFO_V1(mr_rollup_put);
 PG_FUNCTION_INFO_V1(mr_rollup_cut);
 PG_FUNCTION_INFO_V1(mr_settle);
 PG_FUNCTION_INFO_V1(mr_rollup_window);
+PG_FUNCTION_INFO_V1(mr_federated_rollup_text);
+PG_FUNCTION_INFO_V1(mr_rollup_closed);
+PG_FUNCTION_INFO_V1(mr_rollup_gone);
 
 /*
  * What a rollup reads
@@ -163,23 +166,31 @@ window_end(const MrWindow *window, TimestampTz start)
 	return end;
 }
 
-/* Start of the last window of the chain's n-th stream that is final, for the active snapshot. */
+/*
+ * Start of the last window of the chain's n-th stream that is final, given the time up to which the aggregate at the
+ * bottom is closed.
+ */
+static TimestampTz
+closed_by(List *chain, int n, TimestampTz closed_to)
+{
+	Level *level = list_nth(chain, n);
+
+	if (n < list_length(chain) - 1)
+		closed_to =
+			next_start(&((Level *) list_nth(chain, n + 1))->window, closed_by(chain, n + 1, closed_to));
+	return mr_last_closed(&level->window, closed_to);
+}
+
+/* The same for the active snapshot. */
 static TimestampTz
 final_to(List *chain, int n)
 {
-	Level *level = list_nth(chain, n);
-	TimestampTz closed_to;
+	Level *bottom = llast(chain);
 
-	if (n == list_length(chain) - 1)
-		closed_to = DatumGetTimestampTz(OidFunctionCall1(
-			mr_schema_function("_closed_to", 1, (Oid[]){REGCLASSOID}), ObjectIdGetDatum(level->state)));
-	else
-	{
-		Level *input = list_nth(chain, n + 1);
-
-		closed_to = next_start(&input->window, final_to(chain, n + 1));
-	}
-	return mr_last_closed(&level->window, closed_to);
+	return closed_by(
+		chain, n,
+		DatumGetTimestampTz(OidFunctionCall1(mr_schema_function("_closed_to", 1, (Oid[]){REGCLASSOID}),
+											 ObjectIdGetDatum(bottom->state))));
 }
 
 /*
@@ -503,6 +514,22 @@ Datum
 mr_rollup_final_to(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(final_to(read_chain(PG_GETARG_OID(0)), 0));
+}
+
+/* _rollup_closed(state regclass, closed_to timestamptz): the same if the aggregate at the bottom were closed up to a time. */
+Datum
+mr_rollup_closed(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(closed_by(read_chain(PG_GETARG_OID(0)), 0, PG_GETARG_TIMESTAMPTZ(1)));
+}
+
+/* _rollup_gone(state regclass, retained_from timestamptz): start of its last window that is gone then. */
+Datum
+mr_rollup_gone(PG_FUNCTION_ARGS)
+{
+	Level *bottom = llast(read_chain(PG_GETARG_OID(0)));
+
+	PG_RETURN_TIMESTAMPTZ(mr_last_closed(&bottom->window, PG_GETARG_TIMESTAMPTZ(1)));
 }
 
 /* Start of the last window that is settled. */
@@ -1204,4 +1231,33 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * _federated_rollup_text(definition regclass, state regclass, input regclass, closed text, retained text, n_nodes int) returns text:
+ * the rollup's query over a federated aggregate of what it reads; closed, retained: as in _federated_text
+ */
+Datum
+mr_federated_rollup_text(PG_FUNCTION_ARGS)
+{
+	Oid definition = PG_GETARG_OID(0);
+	char *closed = text_to_cstring(PG_GETARG_TEXT_PP(3)), *retained = text_to_cstring(PG_GETARG_TEXT_PP(4));
+	Level *input;
+	AttrNumber input_column;
+	MrDefinition *def = read_rollup(definition, &input, &input_column);
+	const char *own, *own_state;
+
+	if (def == NULL)
+		elog(ERROR, "\"%s\" is not the query of a rollup", get_rel_name(definition));
+	own = quote_identifier(get_tle_by_resno(def->query->targetList, mr_window_column(def))->resname);
+	own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(relation_name(PG_GETARG_OID(1))));
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(
+		"SELECT %s, coalesce(q.%s <= (SELECT CASE pg_catalog.count(*) WHEN %d THEN " MR_SCHEMA
+		"._rollup_closed(%s, pg_catalog.min(coalesce(n.closed_to, '-infinity'))) END FROM (%s) n), false) AS "
+		"final FROM (%s) q WHERE (q.%s > (SELECT pg_catalog.max(" MR_SCHEMA
+		"._rollup_gone(%s, n.retained_from)) FROM (%s) n)) IS NOT FALSE",
+		result_columns(def, "q", COLUMNS_SHOWN), own, PG_GETARG_INT32(5), own_state, closed,
+		query_over(definition, def->source,
+				   psprintf("SELECT i.* FROM %s i", relation_name(PG_GETARG_OID(2)))),
+		own, own_state, retained)));
 }

@@ -114,7 +114,7 @@ typedef struct MrScanPlan
 	uint64 seed;
 	Pane *pane;
 	int pane_shift;
-	Pane panes[N_PANES];
+	Pane *panes; /* N_PANES, while the plan is in use */
 
 	/* aggregates */
 	int n_transitions;
@@ -353,7 +353,7 @@ static MrScanPlan *
 make_plan(MrScan *scan)
 {
 	MemoryContext context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace scan", ALLOCSET_DEFAULT_SIZES);
+		AllocSetContextCreate(CurrentMemoryContext, "millrace scan", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	MrScanPlan *plan = palloc0(sizeof(MrScanPlan));
 	const Interval *slide = &scan->window.slide;
@@ -368,7 +368,6 @@ make_plan(MrScan *scan)
 	plan->quals = ExecPrepareQual(scan->quals, plan->estate);
 	plan->not_null = 0xff;
 	make_input(plan, &plan->time, scan->time, scan->desc);
-	plan->pane = plan->panes;
 	if (scan->window.kind != MR_SESSION)
 	{
 		/* A cache entry is for a quarter to half of a pane, so that not many have to hold two. */
@@ -402,6 +401,8 @@ acquire_plan(MrScan *scan)
 	else
 		plan = make_plan(scan);
 	plan->memory_limit = get_hash_memory_limit();
+	/* Not kept: a backend may have plans for thousands of partitions. */
+	plan->pane = plan->panes = palloc0(N_PANES * sizeof(Pane));
 	return plan;
 }
 
@@ -410,6 +411,8 @@ release_plan(MrScan *scan, MrScanPlan *plan)
 {
 	ExecClearTuple(plan->slot);
 	ResetExprContext(plan->row);
+	pfree(plan->panes);
+	plan->pane = plan->panes = NULL;
 	if (scan->plan)
 		MemoryContextDelete(plan->context);
 	else

@@ -250,7 +250,10 @@ catalog_exec(const char *sql, int expected, int n_args, Oid *types, Datum *value
 	return n_rows;
 }
 
-/* Keep the list of the partitions of a source; attached: one that has come with rows. */
+/*
+ * Keep the list of the partitions of a source.  attached: one that has come with rows; InvalidOid: some may have come
+ * without; the source itself: look at all, also at the bounds of those that are known.
+ */
 static void
 note_partitions(Oid source, Oid attached)
 {
@@ -283,7 +286,7 @@ mr_source_put(PG_FUNCTION_ARGS)
 				 " time_column = excluded.time_column, partition_interval = excluded.partition_interval,"
 				 " retention = excluded.retention WHERE excluded.time_column IS NOT NULL",
 				 SPI_OK_INSERT, 4, types, values, nulls);
-	note_partitions(PG_GETARG_OID(0), InvalidOid);
+	note_partitions(PG_GETARG_OID(0), PG_GETARG_OID(0));
 	PG_RETURN_VOID();
 }
 
@@ -423,9 +426,8 @@ check_kind(Oid rel, char relkind)
 			 errmsg("\"%s\" is not a %s", get_rel_name(rel), relkind == RELKIND_VIEW ? "view" : "table")));
 }
 
-/* DROP EXTENSION … CASCADE takes the relation along. */
-static void
-tie_to_extension(Oid rel)
+void
+mr_tie_to_extension(Oid rel)
 {
 	ObjectAddress extension, relation;
 
@@ -528,7 +530,7 @@ mr_stream_put(PG_FUNCTION_ARGS)
 		/* Its definition, its states; what else there is of it reads these. */
 		for (int i = 5; i < 8; i++)
 			if (!PG_ARGISNULL(i))
-				tie_to_extension(PG_GETARG_OID(i));
+				mr_tie_to_extension(PG_GETARG_OID(i));
 	}
 	PG_RETURN_VOID();
 }
@@ -561,7 +563,7 @@ mr_stream_tie(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	for (int i = 0; i < n_rels; i++)
-		tie_to_extension(rels[i]);
+		mr_tie_to_extension(rels[i]);
 	PG_RETURN_VOID();
 }
 
@@ -903,6 +905,7 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" was dropped meanwhile", name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	row = linitial(deleted);
+	drop_relation(mr_shared_forget(name), "VIEW", InvalidOid, "RESTRICT");
 	drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();
 }
@@ -987,7 +990,7 @@ mr_history_put(const MrHistoryStream *stream)
 
 	catalog_exec("INSERT INTO " MR_SCHEMA ".sources AS s VALUES ($1) ON CONFLICT (source) DO NOTHING",
 				 SPI_OK_INSERT, 1, types + 1, values + 1, NULL);
-	note_partitions(stream->source, InvalidOid);
+	note_partitions(stream->source, stream->source);
 	catalog_exec("INSERT INTO " MR_SCHEMA
 				 ".stream (name, kind, source, target, command, delta, owner, settings, window_text, status,"
 				 " on_error) VALUES ($1, 'history', $2, $3, $4, $5, $6, $7, $8, 'filling', 'suspend')",
@@ -1065,10 +1068,13 @@ mr_on_drop(PG_FUNCTION_ARGS)
 	foreach (lc, deleted)
 	{
 		StreamRow *row = lfirst(lc);
+		Oid partial;
 
 		if (exists(row->source))
 			invalidate_tree(row->source, NoLock);
+		partial = mr_shared_forget(row->name);
 		mr_enter_catalog(&guard, "sources");
+		drop_relation(partial, "VIEW", row->owner, "CASCADE");
 		drop_made(row, row->owner, "CASCADE");
 		mr_leave(&guard);
 	}
@@ -1250,7 +1256,7 @@ on_detach(Oid rel, Oid root)
 	SPI_finish();
 	mr_leave(&guard);
 	if (OidIsValid(source))
-		note_partitions(source, InvalidOid);
+		note_partitions(source, source);
 }
 
 /*

@@ -10,6 +10,7 @@
 #include "access/genam.h"
 #include "access/tableam.h"
 #include "catalog/index.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_index.h"
 #include "common/int.h"
@@ -923,7 +924,7 @@ pane_column(Relation rel)
 
 /*
  * A function in a view runs as the view's reader, who need not be allowed to read the tables behind it: it is enough if he
- * may read the continuous aggregate.
+ * may read the continuous aggregate, its states as they are shared, or a federated aggregate of it.
  */
 static bool
 may_read_view(Oid state)
@@ -932,12 +933,21 @@ may_read_view(Oid state)
 	Datum values[2] = {ObjectIdGetDatum(state), ObjectIdGetDatum(GetUserId())};
 	MrGuard guard;
 	bool may;
+	/* Not before ALTER EXTENSION millrace UPDATE */
+	bool has_shared = OidIsValid(get_relname_relid("shared", get_namespace_oid(MR_SCHEMA, false)));
 
 	mr_enter_catalog(&guard, "stream");
 	SPI_connect();
 	mr_exec_args(
-		"SELECT FROM " MR_SCHEMA ".stream WHERE (state = $1 OR delta = $1)"
-		" AND (has_table_privilege($2, target, 'SELECT') OR has_table_privilege($2, final, 'SELECT'))",
+		has_shared
+			? "SELECT FROM " MR_SCHEMA ".stream s WHERE (state = $1 OR delta = $1)"
+			  " AND (has_table_privilege($2, target, 'SELECT') OR has_table_privilege($2, final, 'SELECT')"
+			  " OR EXISTS (SELECT FROM " MR_SCHEMA
+			  ".shared h WHERE h.name = s.name AND has_table_privilege($2, h.partial, 'SELECT'))"
+			  " OR EXISTS (SELECT FROM " MR_SCHEMA
+			  ".federated f WHERE f.aggregate = s.name AND has_table_privilege($2, f.view, 'SELECT')))"
+			: "SELECT FROM " MR_SCHEMA ".stream WHERE (state = $1 OR delta = $1)"
+			  " AND (has_table_privilege($2, target, 'SELECT') OR has_table_privilege($2, final, 'SELECT'))",
 		SPI_OK_SELECT, true, 2, types, values, NULL);
 	may = SPI_processed > 0;
 	SPI_finish();

@@ -45,6 +45,7 @@ static const char *const log_formats[] = {"text", "json", NULL}; /* as LogFormat
 static const char *const log_levels[] = {"error", "warning", "info", "debug", NULL};
 
 #define AT(member) offsetof(Config, member)
+#define MAX_PARTITIONS 100000 /* in source.partitions */
 
 static const Option options[] = {
 	{"source.type", OPTION_CHOICE, AT(type), NULL, 0, 0, source_types, "Where events come from.  Required."},
@@ -84,6 +85,9 @@ static const Option options[] = {
 	{"source.group", OPTION_TEXT, AT(group), NULL, 0, 0, NULL,
 	 "Kafka: consumer group; it shares out partitions and stores nothing.  Default: millrace- and the "
 	 "table with its schema."},
+	{"source.partitions", OPTION_TEXT, AT(partitions_text), NULL, 0, 0, NULL,
+	 "Kafka: the partitions to read, as 0-3,7, whatever the group is: its other members, and partitions that "
+	 "the topic gets later, change nothing.  Default: those that the group gives."},
 	{"source.start", OPTION_TEXT, AT(start_text), "earliest", 0, 0, NULL,
 	 "Kafka: where a topic is begun that the stream has no position of: earliest, latest, a time as "
 	 "2024-03-01 "
@@ -657,9 +661,9 @@ require(Config *config, const char *name, const char *reason)
 static void
 check_source(Config *config)
 {
-	static const char *const kafka_only[] = {"source.brokers",	"source.topic",	  "source.group",
-											 "source.start",	"source.on_lost", "source.revoke_wait",
-											 "source.reconnect"};
+	static const char *const kafka_only[] = {"source.brokers",	 "source.topic",	 "source.group",
+											 "source.start",	 "source.on_lost",	 "source.revoke_wait",
+											 "source.reconnect", "source.partitions"};
 	static const char *const directory_only[] = {
 		"source.max_files_per_batch", "source.latest_first", "source.max_file_age", "source.min_age",
 		"source.last_line_age",		  "source.clean_source", "source.archive",
@@ -717,6 +721,63 @@ check_start(Config *config)
 						config->start_text);
 }
 
+/* One number of a partition; -1: it is none. */
+static int64_t
+partition_number(const char **at)
+{
+	int64_t number = 0;
+
+	if (!isdigit((unsigned char) **at))
+		return -1;
+	for (; isdigit((unsigned char) **at); (*at)++)
+		if ((number = number * 10 + (**at - '0')) > INT32_MAX)
+			return -1;
+	return number;
+}
+
+/* source.partitions, as 0-3,7. */
+static void
+check_partitions(Config *config)
+{
+	const char *at = config->partitions_text;
+	bool is_good = true;
+
+	if (!is_set(config, "source.partitions"))
+		return;
+	while (is_good)
+	{
+		at += strspn(at, " \t");
+		int64_t first = partition_number(&at), last = first;
+
+		at += strspn(at, " \t");
+		if (*at == '-')
+		{
+			at += 1 + strspn(at + 1, " \t");
+			last = partition_number(&at);
+			at += strspn(at, " \t");
+		}
+		is_good = first >= 0 && last >= first && last - first < MAX_PARTITIONS &&
+			config->n_partitions + (last - first) < MAX_PARTITIONS && (*at == ',' || *at == '\0');
+		if (!is_good)
+			break;
+		/* In order, so that one that is named twice is seen. */
+		if (config->n_partitions > 0 && first <= config->partitions[config->n_partitions - 1])
+		{
+			config_error_at(config, "source.partitions", "\"%s\" is not in ascending order: write 0-3,7",
+							config->partitions_text);
+			return;
+		}
+		config->partitions =
+			mem_grow(config->partitions, (size_t) (config->n_partitions + last - first + 1), sizeof(int32_t));
+		for (; first <= last; first++)
+			config->partitions[config->n_partitions++] = (int32_t) first;
+		if (*at++ == '\0')
+			return;
+	}
+	config_error_at(config, "source.partitions", "\"%s\" is no list of partitions: write 0-3,7",
+					config->partitions_text);
+}
+
 static void
 check_values(Config *config)
 {
@@ -741,6 +802,7 @@ check_values(Config *config)
 		config_error_at(config, "target.min_time",
 						"\"%s\" is not a time: write 1970-01-01 or 1970-01-01T00:00:00Z", config->min_time);
 	check_start(config);
+	check_partitions(config);
 	if (config->metrics_listen != NULL && strrchr(config->metrics_listen, ':') == NULL)
 		config_error_at(config, "metrics.listen", "\"%s\" is no address: write host:port or :port",
 						config->metrics_listen);
@@ -874,6 +936,7 @@ config_free(Config *config)
 		memcpy(&member, (char *) config + options[i].at, sizeof member);
 		free(member);
 	}
+	free(config->partitions);
 	pairs_free(&config->columns);
 	pairs_free(&config->kafka);
 	metrics_close(config->metrics);

@@ -227,6 +227,9 @@ typedef struct Config
 	int64_t max_files_per_batch, latest_first, max_file_age_ms, min_age_ms, last_line_age_ms, clean_source;
 	char *archive; /* directory for CLEAN_ARCHIVE */
 
+	char *partitions_text;
+	int32_t *partitions; /* of the topic that are read, in order; NULL: those that the group gives */
+	int n_partitions;
 	char *start_text;
 	Start start;
 	int64_t start_us; /* of START_TIME */

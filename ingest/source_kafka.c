@@ -25,6 +25,7 @@
 #define UNKNOWN_US 10000000	   /* a broker that has just started may not know its topics yet */
 #define DOUBT_US 3000000	   /* nor all of their messages */
 #define AGAIN_US 500000		   /* from one failed question to the next, and up to as much again */
+#define UNREAD_US 60000000	   /* how often a topic is searched for partitions that source.partitions lacks */
 
 /* What the reader knows of a partition; batch->positions has the rest. */
 typedef struct Partition
@@ -70,6 +71,8 @@ struct KafkaSource
 	int64_t unsettled_us;				   /* since when something is to be answered; 0: nothing is */
 	int64_t broker_lost_us, topic_lost_us; /* since when; 0: they are there */
 	int64_t watched_us, asked_lag_us;
+	int n_known;			  /* source.partitions: so many has the topic, as was told */
+	int64_t looked_unread_us; /* when it was asked */
 	/* To keep librdkafka fetching. */
 	int64_t queue_bytes, queue_messages; /* its limits */
 	int64_t mean_bytes;					 /* of a message */
@@ -760,13 +763,25 @@ settle(KafkaSource *source, int64_t wait, SourceStatus *status)
 
 /* ---- life ---- */
 
-/* Is the broker there, and has it the topic? */
+/* Is the broker there, and has it the topic, and the partitions of source.partitions? */
 static bool
 check_topic(Config *config, rd_kafka_t *client)
 {
-	int n_partitions;
+	int n_partitions = 0;
 	rd_kafka_resp_err_t error = ask_topic(client, config->topic, ANSWER_MS, &n_partitions);
 
+	if (error == RD_KAFKA_RESP_ERR_NO_ERROR && config->n_partitions > 0 &&
+		config->partitions[config->n_partitions - 1] >= n_partitions)
+	{
+		int i = 0;
+
+		while (config->partitions[i] < n_partitions)
+			i++;
+		config_error_at(config, "source.partitions",
+						"topic \"%s\" has no partition %" PRId32 ": it has 0 to %d", config->topic,
+						config->partitions[i], n_partitions - 1);
+		return false;
+	}
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR || error == RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE)
 		return true;
 	if (error == RD_KAFKA_RESP_ERR__TRANSPORT || error == RD_KAFKA_RESP_ERR__TIMED_OUT ||
@@ -848,6 +863,15 @@ kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch
 	source->queue = rd_kafka_queue_get_consumer(source->client);
 	source->headers = yajl_gen_alloc(NULL);
 	rd_kafka_resp_err_t error = rd_kafka_poll_set_consumer(source->client);
+	if (error == RD_KAFKA_RESP_ERR_NO_ERROR && config->n_partitions > 0)
+	{
+		/* No group is joined: these are given once, and never taken. */
+		source->given = rd_kafka_topic_partition_list_new(config->n_partitions);
+		for (int i = 0; i < config->n_partitions; i++)
+			rd_kafka_topic_partition_list_add(source->given, config->topic, config->partitions[i]);
+		source->was_given = true;
+		return EXIT_DONE;
+	}
 	rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_topic_partition_list_add(topics, config->topic, RD_KAFKA_PARTITION_UA);
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -1198,6 +1222,23 @@ look_for_topic(KafkaSource *source)
 	}
 }
 
+/* With source.partitions the topic may have others, or get them, that nobody reads. */
+static void
+look_for_unread(KafkaSource *source)
+{
+	const Config *config = source->config;
+	int n_partitions;
+
+	source->looked_unread_us = source->watched_us;
+	if (ask_topic(source->client, config->topic, SHORT_MS, &n_partitions) != RD_KAFKA_RESP_ERR_NO_ERROR ||
+		n_partitions <= source->n_known)
+		return;
+	log_line(source->n_known == 0 ? LOG_INFO : LOG_WARNING,
+			 "topic \"%s\" has %d partitions, of which source.partitions = %s reads %d", config->topic,
+			 n_partitions, config->partitions_text, config->n_partitions);
+	source->n_known = n_partitions;
+}
+
 static void
 watch(KafkaSource *source)
 {
@@ -1211,6 +1252,9 @@ watch(KafkaSource *source)
 		look_for_broker(source);
 	if (source->topic_lost_us != 0)
 		look_for_topic(source);
+	if (source->config->n_partitions > 0 && source->broker_lost_us == 0 &&
+		(source->looked_unread_us == 0 || now_us - source->looked_unread_us > UNREAD_US))
+		look_for_unread(source);
 }
 
 /* ---- for the pipeline ---- */

@@ -310,6 +310,7 @@ DECLARE
 	delta_rel regclass;
 	final_rel regclass;
 	given_query text := query;
+	partial text;
 BEGIN
 	IF name IS NULL OR query IS NULL THEN
 		RAISE EXCEPTION 'name and query of a continuous aggregate must not be null' USING ERRCODE = '22004';
@@ -346,6 +347,10 @@ BEGIN
 		RAISE EXCEPTION 'stream "%" already exists and is a %', name, before.kind USING ERRCODE = '42710', HINT = 'See millrace.streams.';
 	END IF;
 	IF before.name IS NOT NULL THEN
+		IF EXISTS (SELECT FROM millrace.federated_aggregates f WHERE f.aggregate = before.name) THEN
+			RAISE EXCEPTION 'continuous aggregate "%" is read by federated aggregate "%"', name,
+				(SELECT pg_catalog.min(f.name) FROM millrace.federated_aggregates f WHERE f.aggregate = before.name) USING ERRCODE = '2BP01', HINT = 'Drop that first.';
+		END IF;
 		/* Replaced where it stands; its tables make room, and go at the end. */
 		SELECT pg_catalog.quote_ident(n.nspname) INTO schema FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.oid = before.target;
@@ -410,6 +415,11 @@ BEGIN
 		final_rel, given_query, watermark, late_policy, retain, idle_after, on_error, NULL, before.name IS NOT NULL);
 	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 	IF before.name IS NOT NULL THEN
+		SELECT millrace._qualified_name(h.partial) INTO partial FROM millrace.shared h JOIN pg_catalog.pg_class c ON c.oid = h.partial WHERE h.name = before.name;
+		IF partial IS NOT NULL THEN
+			PERFORM millrace._replace_view(partial, millrace._partial_text(definition_rel, state_rel, delta_rel), pg_catalog.obj_description(partial::regclass, 'pg_class'));
+			PERFORM millrace._shared_put(name, partial::regclass);
+		END IF;
 		PERFORM millrace._progress_start(before.state, NULL);
 		EXECUTE pg_catalog.format('DROP TABLE %s, %s', before.state, before.delta);
 	END IF;

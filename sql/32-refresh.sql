@@ -58,7 +58,7 @@ COMMENT ON COLUMN millrace.gone_range.to_time IS 'End of the range';
 
 /* attached: a partition that has come with rows, so that those of its range are there again. */
 CREATE FUNCTION millrace._note_partitions(source regclass, attached regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
 DECLARE
 	part millrace.known_partition;
 BEGIN
@@ -66,8 +66,15 @@ BEGIN
 		WHERE p.partrelid = source AND p.partstrat = 'r' AND p.partnatts = 1 AND a.atttypid = 'timestamptz'::regtype) THEN
 		RETURN;
 	END IF;
+	/* One that comes when there are thousands is looked at alone. */
 	INSERT INTO millrace.known_partition AS k
-		SELECT source, p.partition, p.from_time, p.to_time FROM millrace.partitions(source) p WHERE p.from_time IS NOT NULL
+		SELECT source, p.partition, p.from_time, p.to_time
+		FROM (SELECT i.inhrelid::regclass AS partition, millrace._bound_from(b.bound) AS from_time, millrace._bound_to(b.bound) AS to_time
+			FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
+				CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
+			WHERE i.inhparent = source AND NOT i.inhdetachpending AND (attached = source
+				OR NOT EXISTS (SELECT FROM millrace.known_partition o WHERE o.partition = i.inhrelid AND o.source = _note_partitions.source))) p
+		WHERE p.from_time IS NOT NULL
 		ON CONFLICT (partition) DO UPDATE SET source = excluded.source, from_time = excluded.from_time, to_time = excluded.to_time
 		WHERE k.source <> excluded.source OR k.from_time <> excluded.from_time OR k.to_time <> excluded.to_time;
 	WITH gone AS (
@@ -84,7 +91,7 @@ BEGIN
 			FROM cut c, unnest(tstzmultirange(tstzrange(c.from_time, c.to_time)) - tstzmultirange(tstzrange(part.from_time, part.to_time))) r(r);
 	END IF;
 END $$;
-COMMENT ON FUNCTION millrace._note_partitions(regclass, regclass) IS 'Internal: keeps millrace.known_partition and gone_range';
+COMMENT ON FUNCTION millrace._note_partitions(regclass, regclass) IS 'Internal: keeps millrace.known_partition and gone_range; attached: a partition that came with rows, NULL: none did, the source: look at the bounds of all';
 
 CREATE FUNCTION millrace._forget_dropped() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

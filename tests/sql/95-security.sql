@@ -26,7 +26,7 @@ SELECT is_empty($$SELECT relname FROM pg_class, aclexplode(relacl) a WHERE relna
 	'and does not read the tables with rows of users');
 SELECT set_eq($$SELECT p.proname::text FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = 'millrace'::regnamespace AND l.lanname IN ('sql', 'plpgsql')
 	AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)$$,
-	'{create_pipe,create_continuous_aggregate,create_alert,create_scorer,_replace_view,drop_pipe,drop_continuous_aggregate,drop_alert,drop_scorer,backfill,maintain,ensure_partitions}'::text[],
+	'{create_pipe,create_continuous_aggregate,create_federated_aggregate,create_alert,create_scorer,_replace_view,drop_pipe,drop_continuous_aggregate,drop_alert,drop_scorer,backfill,maintain,ensure_partitions}'::text[],
 	'functions in SQL have a search_path of their own, but for those that hand on the caller''s, and procedures, which commit');
 
 --

@@ -12,7 +12,7 @@ def missing(value):
 folder, counts = sys.argv[1], {"good": 0, "bad": 0}
 with open(f"{folder}/raw.csv", "w") as raw_file, open(f"{folder}/clean.csv", "w") as clean_file:
     raw, clean = csv.writer(raw_file), csv.writer(clean_file)
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:
         try:
             event = json.loads(line, parse_float=decimal.Decimal, parse_constant=str)
         except ValueError:

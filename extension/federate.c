@@ -1,0 +1,122 @@
+/*
+ * federate.c: continuous aggregates whose states lie in several databases.
+ *
+ * A node shares an aggregate by a view of its states, NAME_partial.  The database that reads them all has the same
+ * aggregate, foreign tables over the views of the nodes, and a view that merges these states with its own, as NAME does
+ * (texts: definition.c, rollup.c).  Here are the writes of the catalog: millrace.shared and millrace.federated.
+ */
+#include "millrace.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "utils/acl.h"
+
+PG_FUNCTION_INFO_V1(mr_shared_put);
+PG_FUNCTION_INFO_V1(mr_federated_put);
+
+static void
+check_owner(Oid rel, char relkind)
+{
+	char found = get_rel_relkind(rel);
+
+	if (found != relkind)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("relation with OID %u is not a %s", rel,
+						relkind == RELKIND_VIEW ? "view" : "foreign table")));
+	if (!mr_owns_relation(rel, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(found), get_rel_name(rel));
+}
+
+static void
+catalog_exec(const char *sql, int expected, int n_args, Oid *types, Datum *values)
+{
+	MrGuard guard;
+
+	mr_enter_catalog(&guard, "shared");
+	SPI_connect();
+	mr_exec_args(sql, expected, false, n_args, types, values, NULL);
+	SPI_finish();
+	mr_leave(&guard);
+}
+
+/* _shared_put(name text, partial regclass): for the owner of the aggregate and the view; NULL: it is shared no more */
+Datum
+mr_shared_put(PG_FUNCTION_ARGS)
+{
+	static Oid types[2] = {TEXTOID, REGCLASSOID};
+	Datum values[2];
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("name must not be null")));
+	values[0] = PG_GETARG_DATUM(0);
+	mr_check_stream_owner(TextDatumGetCString(values[0]));
+	if (PG_ARGISNULL(1))
+	{
+		catalog_exec("DELETE FROM " MR_SCHEMA ".shared WHERE name = $1", SPI_OK_DELETE, 1, types, values);
+		PG_RETURN_VOID();
+	}
+	check_owner(PG_GETARG_OID(1), RELKIND_VIEW);
+	mr_tie_to_extension(PG_GETARG_OID(1));
+	values[1] = PG_GETARG_DATUM(1);
+	catalog_exec("INSERT INTO " MR_SCHEMA
+				 ".shared (name, partial) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET partial = "
+				 "excluded.partial",
+				 SPI_OK_INSERT, 2, types, values);
+	PG_RETURN_VOID();
+}
+
+Oid
+mr_shared_forget(const char *name)
+{
+	static Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	Oid partial = InvalidOid;
+	bool isnull;
+	MrGuard guard;
+
+	/* Not before ALTER EXTENSION millrace UPDATE */
+	if (!OidIsValid(get_relname_relid("shared", get_namespace_oid(MR_SCHEMA, false))))
+		return InvalidOid;
+	mr_enter_catalog(&guard, "shared");
+	SPI_connect();
+	mr_exec_args("DELETE FROM " MR_SCHEMA ".shared WHERE name = $1 RETURNING partial",
+				 SPI_OK_DELETE_RETURNING, false, 1, types, values, NULL);
+	if (SPI_processed > 0)
+		partial = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	mr_leave(&guard);
+	return partial;
+}
+
+/*
+ * _federated_put(name text, view regclass, aggregate text, servers name[], tables regclass[]): for the owner of all; a row
+ * whose view is gone makes room
+ */
+Datum
+mr_federated_put(PG_FUNCTION_ARGS)
+{
+	static Oid types[5] = {TEXTOID, REGCLASSOID, TEXTOID, NAMEARRAYOID, REGCLASSARRAYOID};
+	Datum values[5];
+	Datum *tables;
+	int n_tables;
+
+	for (int i = 0; i < 5; i++)
+		values[i] = PG_GETARG_DATUM(i);
+	check_owner(PG_GETARG_OID(1), RELKIND_VIEW);
+	mr_tie_to_extension(PG_GETARG_OID(1));
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(4), REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT, &tables, NULL,
+					  &n_tables);
+	for (int i = 0; i < n_tables; i++)
+	{
+		check_owner(DatumGetObjectId(tables[i]), RELKIND_FOREIGN_TABLE);
+		mr_tie_to_extension(DatumGetObjectId(tables[i]));
+	}
+	catalog_exec("DELETE FROM " MR_SCHEMA
+				 ".federated f WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = f.view)",
+				 SPI_OK_DELETE, 0, NULL, NULL);
+	catalog_exec("INSERT INTO " MR_SCHEMA
+				 ".federated (name, view, aggregate, servers, tables) VALUES ($1, $2, $3, $4, $5)",
+				 SPI_OK_INSERT, 5, types, values);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,26 @@
+"""reports.py FOLDER: the reports of sanitizers and of valgrind in it that have a frame of Millrace, each kind once, with how often it was seen."""
+import re, sys
+from pathlib import Path
+
+OURS = re.compile(r"millrace(?:\.so)?[+)]|/millrace/|/(?:extension|ingest|tests)/[\w/]+\.[ch]:\d+|in mrc?_\w+|core_test|ingest_test|"
+                  r"\((?:als|aggregate|alert|batch|bulk|cache|cluster|definition|evaluate|features|fitted|fold|history|holdout|image|import|index|indexer|kmeans|late|"
+                  r"lists|maintain|millrace|model|own|pool|ratings|recommend|refresh|rollup|scale|scan|scorer|serve|settings|similar|sparse|state|stream|topk|track|"
+                  r"train|tune|version|watermark|window|core_test|ingest_test|planted)\.[ch]:\d+\)|\(in [^)]*millrace")
+found = {}
+for path in sorted(Path(sys.argv[1]).glob("*")):
+    text = path.read_text(errors="replace")
+    if path.name.startswith("memcheck"):
+        text = re.sub(r"^(?:==|\*\*)\d+(?:==|\*\*) ?", "", text, flags=re.M)
+        reports = re.split(r"\n\s*\n", text)
+    elif "runtime error:" in text and "Sanitizer:" not in text:
+        reports = re.split(r"(?m)^(?=\S.*runtime error:)", text)
+    else:
+        reports = re.split(r"(?m)^(?===+$|=+\d+=+ERROR|WARNING: ThreadSanitizer|.*runtime error:)", text)
+    for report in reports:
+        if not re.search(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime error:|^\s+(?:at|by) 0x", report, re.M) or not OURS.search(report):
+            continue
+        # The same place is one kind, whatever process and address.
+        key = re.sub(r"0x[0-9a-fA-F]+|pid=\d+|==\d+==|\(tid=\d+[^)]*\)|\d{5,}", "", "\n".join(report.strip().splitlines()[:8]))
+        found.setdefault(key, [0, report.strip(), path.name])[0] += 1
+for times, report, name in found.values():
+    print(f"== {name}, seen {times} times\n{report}\n")
