@@ -114,28 +114,24 @@ partition_interval: width of the partitions that ensure_partitions makes (ignore
 retention: age after which partitions may be dropped; NULL keeps them.
 Calling it again changes the settings.';
 
-/* The ends of what pg_get_expr shows of a partition by range; NULL: it is none.  Not for a session's DateStyle. */
-CREATE FUNCTION millrace._bound_from(bound text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
-	SELECT CASE WHEN pg_catalog.starts_with(bound, 'FOR VALUES FROM (MINVALUE)') THEN '-infinity'::pg_catalog.timestamptz
-		ELSE ((pg_catalog.regexp_match(bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1])::pg_catalog.timestamptz END
-$$;
-COMMENT ON FUNCTION millrace._bound_from(text) IS 'Internal: where a partition begins';
-CREATE FUNCTION millrace._bound_to(bound text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
-	SELECT CASE WHEN pg_catalog.strpos(bound, ' TO (MAXVALUE)') OPERATOR(pg_catalog.>) 0 THEN 'infinity'::pg_catalog.timestamptz
-		ELSE ((pg_catalog.regexp_match(bound, ' TO \(''([^'']+)''\)$'))[1])::pg_catalog.timestamptz END
-$$;
-COMMENT ON FUNCTION millrace._bound_to(text) IS 'Internal: where a partition ends';
-
-CREATE FUNCTION millrace.partitions(source regclass)
+CREATE FUNCTION millrace._partitions(source regclass, chosen regclass[])
 	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
-	SELECT i.inhrelid::regclass, millrace._bound_from(b.bound), millrace._bound_to(b.bound)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+	SELECT i.inhrelid::regclass,
+		CASE WHEN b.bound LIKE 'FOR VALUES FROM (MINVALUE)%' THEN '-infinity'
+			ELSE (regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz END,
+		CASE WHEN b.bound LIKE '% TO (MAXVALUE)' THEN 'infinity'
+			ELSE (regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz END
 	FROM pg_inherits i
 		JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
 		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
-	WHERE i.inhparent = source AND NOT i.inhdetachpending
+	WHERE i.inhparent = source AND NOT i.inhdetachpending AND (chosen IS NULL OR i.inhrelid = ANY (chosen))
 	ORDER BY 2 NULLS FIRST, 3
 $$;
+COMMENT ON FUNCTION millrace._partitions(regclass, regclass[]) IS 'Internal: what partitions shows, of some of them; NULL: of all';
+CREATE FUNCTION millrace.partitions(source regclass)
+	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM millrace._partitions(source, NULL) $$;
 COMMENT ON FUNCTION millrace.partitions(regclass) IS
 'Partitions of a table and the range of time that each holds: from_time <= time < to_time.
 MINVALUE and MAXVALUE are infinite times; both NULL: the default partition.  Times without a zone are read in the session''s TimeZone.';

@@ -58,23 +58,22 @@ COMMENT ON COLUMN millrace.gone_range.to_time IS 'End of the range';
 
 /* attached: a partition that has come with rows, so that those of its range are there again. */
 CREATE FUNCTION millrace._note_partitions(source regclass, attached regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	part millrace.known_partition;
+	fresh regclass[];
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
 		WHERE p.partrelid = source AND p.partstrat = 'r' AND p.partnatts = 1 AND a.atttypid = 'timestamptz'::regtype) THEN
 		RETURN;
 	END IF;
 	/* One that comes when there are thousands is looked at alone. */
+	IF attached IS DISTINCT FROM source THEN
+		fresh := ARRAY(SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = source
+			AND NOT EXISTS (SELECT FROM millrace.known_partition k WHERE k.partition = i.inhrelid AND k.source = i.inhparent));
+	END IF;
 	INSERT INTO millrace.known_partition AS k
-		SELECT source, p.partition, p.from_time, p.to_time
-		FROM (SELECT i.inhrelid::regclass AS partition, millrace._bound_from(b.bound) AS from_time, millrace._bound_to(b.bound) AS to_time
-			FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
-				CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
-			WHERE i.inhparent = source AND NOT i.inhdetachpending AND (attached = source
-				OR NOT EXISTS (SELECT FROM millrace.known_partition o WHERE o.partition = i.inhrelid AND o.source = _note_partitions.source))) p
-		WHERE p.from_time IS NOT NULL
+		SELECT source, p.partition, p.from_time, p.to_time FROM millrace._partitions(source, fresh) p WHERE p.from_time IS NOT NULL
 		ON CONFLICT (partition) DO UPDATE SET source = excluded.source, from_time = excluded.from_time, to_time = excluded.to_time
 		WHERE k.source <> excluded.source OR k.from_time <> excluded.from_time OR k.to_time <> excluded.to_time;
 	WITH gone AS (

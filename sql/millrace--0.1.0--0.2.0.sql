@@ -469,46 +469,41 @@ END $$;
 DROP FUNCTION millrace._sealed(regprocedure, bytea);
 /* End of seals. */
 /* The partitions of a source, one by one. */
-/* The ends of what pg_get_expr shows of a partition by range; NULL: it is none.  Not for a session's DateStyle. */
-CREATE FUNCTION millrace._bound_from(bound text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
-	SELECT CASE WHEN pg_catalog.starts_with(bound, 'FOR VALUES FROM (MINVALUE)') THEN '-infinity'::pg_catalog.timestamptz
-		ELSE ((pg_catalog.regexp_match(bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1])::pg_catalog.timestamptz END
-$$;
-COMMENT ON FUNCTION millrace._bound_from(text) IS 'Internal: where a partition begins';
-CREATE FUNCTION millrace._bound_to(bound text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
-	SELECT CASE WHEN pg_catalog.strpos(bound, ' TO (MAXVALUE)') OPERATOR(pg_catalog.>) 0 THEN 'infinity'::pg_catalog.timestamptz
-		ELSE ((pg_catalog.regexp_match(bound, ' TO \(''([^'']+)''\)$'))[1])::pg_catalog.timestamptz END
-$$;
-COMMENT ON FUNCTION millrace._bound_to(text) IS 'Internal: where a partition ends';
-
-CREATE OR REPLACE FUNCTION millrace.partitions(source regclass)
+CREATE FUNCTION millrace._partitions(source regclass, chosen regclass[])
 	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
-	SELECT i.inhrelid::regclass, millrace._bound_from(b.bound), millrace._bound_to(b.bound)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+	SELECT i.inhrelid::regclass,
+		CASE WHEN b.bound LIKE 'FOR VALUES FROM (MINVALUE)%' THEN '-infinity'
+			ELSE (regexp_match(b.bound, '^FOR VALUES FROM \(''([^'']+)''\)'))[1]::timestamptz END,
+		CASE WHEN b.bound LIKE '% TO (MAXVALUE)' THEN 'infinity'
+			ELSE (regexp_match(b.bound, ' TO \(''([^'']+)''\)$'))[1]::timestamptz END
 	FROM pg_inherits i
 		JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
 		CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
-	WHERE i.inhparent = source AND NOT i.inhdetachpending
+	WHERE i.inhparent = source AND NOT i.inhdetachpending AND (chosen IS NULL OR i.inhrelid = ANY (chosen))
 	ORDER BY 2 NULLS FIRST, 3
 $$;
+COMMENT ON FUNCTION millrace._partitions(regclass, regclass[]) IS 'Internal: what partitions shows, of some of them; NULL: of all';
+CREATE OR REPLACE FUNCTION millrace.partitions(source regclass)
+	RETURNS TABLE (partition regclass, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM millrace._partitions(source, NULL) $$;
 CREATE OR REPLACE FUNCTION millrace._note_partitions(source regclass, attached regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	part millrace.known_partition;
+	fresh regclass[];
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
 		WHERE p.partrelid = source AND p.partstrat = 'r' AND p.partnatts = 1 AND a.atttypid = 'timestamptz'::regtype) THEN
 		RETURN;
 	END IF;
 	/* One that comes when there are thousands is looked at alone. */
+	IF attached IS DISTINCT FROM source THEN
+		fresh := ARRAY(SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = source
+			AND NOT EXISTS (SELECT FROM millrace.known_partition k WHERE k.partition = i.inhrelid AND k.source = i.inhparent));
+	END IF;
 	INSERT INTO millrace.known_partition AS k
-		SELECT source, p.partition, p.from_time, p.to_time
-		FROM (SELECT i.inhrelid::regclass AS partition, millrace._bound_from(b.bound) AS from_time, millrace._bound_to(b.bound) AS to_time
-			FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
-				CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) OFFSET 0) b(bound)
-			WHERE i.inhparent = source AND NOT i.inhdetachpending AND (attached = source
-				OR NOT EXISTS (SELECT FROM millrace.known_partition o WHERE o.partition = i.inhrelid AND o.source = _note_partitions.source))) p
-		WHERE p.from_time IS NOT NULL
+		SELECT source, p.partition, p.from_time, p.to_time FROM millrace._partitions(source, fresh) p WHERE p.from_time IS NOT NULL
 		ON CONFLICT (partition) DO UPDATE SET source = excluded.source, from_time = excluded.from_time, to_time = excluded.to_time
 		WHERE k.source <> excluded.source OR k.from_time <> excluded.from_time OR k.to_time <> excluded.to_time;
 	WITH gone AS (

@@ -236,9 +236,9 @@ def case_week(work):
     def compare(what, unit, figure, target="<= 1.1"):
         report("week", f"{what}, last day / second day", unit, mean(last, figure), mean(second, figure), target)
     compare("median time of a batch", "ms", lambda half: half["batch, median"])
-    compare("99th percentile of it", "ms", lambda half: half["batch, 99th percentile"])
+    compare("99th percentile of the time of a batch", "ms", lambda half: half["batch, 99th percentile"])
     compare("median CPU of a batch", "ms", lambda half: half["CPU of a batch, median"])
-    compare("99th percentile of it", "ms", lambda half: half["CPU of a batch, 99th percentile"])
+    compare("99th percentile of the CPU of a batch", "ms", lambda half: half["CPU of a batch, 99th percentile"])
     compare("reading the last hour of minutes", "ms", lambda half: half["reading"])
     compare("recommend_top_k", "ms", lambda half: half["recommend"])
     compare("maintain", "ms", lambda half: half["maintain"])
