@@ -5,8 +5,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # A source file, an object or a name of ours; of valgrind's frames, which have no path, the file's name.
-OURS = re.compile(r"/(?:extension|ingest|tests)/[\w/]+\.[ch]:\d+|millrace(?:\.so)?\+0x|\(in \S*/millrace(?:\.so)?\)|\bin mrc?_\w+|: mrc?_\w+|planted_|"
-                  r"\((?:" + "|".join(sorted({re.escape(f.name) for d in ("extension", "extension/core", "ingest", "tests/unit") for f in (ROOT / d).glob("*.c")})) + r"):\d+\)")
+OURS = re.compile(r"^[\w/.]+\.[ch]:\d+:\d+: runtime error|/(?:extension|ingest|tests)/[\w/]+\.[ch]:\d+|millrace(?:\.so)?\+0x|\(in \S*/millrace(?:\.so)?\)|\bin mrc?_\w+|: mrc?_\w+|planted_|"
+                  r"\((?:" + "|".join(sorted({re.escape(f.name) for d in ("extension", "extension/core", "ingest", "tests/unit") for f in (ROOT / d).glob("*.c")})) + r"):\d+\)", re.M)
 found = {}
 for path in sorted(Path(sys.argv[1]).glob("*")):
     text = path.read_text(errors="replace")
