@@ -187,10 +187,11 @@ mr_plan_query(MrPlan *plan, MemoryContext context, const char *query, const char
 
 /* ---- ids ---- */
 
+/* An empty id may have no address, which memcmp() must not be given. */
 static int
 compare_bytes(const char *a, int64 n_a, const char *b, int64 n_b)
 {
-	int order = memcmp(a, b, Min(n_a, n_b));
+	int order = Min(n_a, n_b) > 0 ? memcmp(a, b, Min(n_a, n_b)) : 0;
 
 	return order != 0 ? order : (n_a > n_b) - (n_a < n_b);
 }
