@@ -169,6 +169,7 @@ def trainer():
         if answer is not None:
             count("retrainings")
             say(f"retrained in {time.monotonic() - begun:.1f} s: {answer}")
+            session.run("SELECT millrace.prune('shop', 3)")
             samples.append((now(), "model", "retraining s", time.monotonic() - begun))
     session.close()
 
@@ -351,8 +352,10 @@ def judge():
         summary[name] = {"private MiB": level, "growth MiB": growth, "peak MiB": peak, "longest life s": max(l[2] for l in lives), "more descriptors": fds}
         if name == "broker":
             continue
+        # PostgreSQL's own processes open files of tables one by one, up to max_files_per_process.
         verdict(growth <= max(4, 0.1 * level), f"{name}: {level:.1f} MiB private, {growth:+.2f} in the last two thirds of {life:.0f} s (peak {peak:.1f})", True)
-        verdict(fds <= 4, f"{name}: {fds:+.0f} file descriptors", True)
+        if name in ("ingester", "producer") or name.startswith("backend"):
+            verdict(fds <= 4, f"{name}: {fds:+.0f} file descriptors", True)
     verdict("ingester" in longest and any(n.startswith("backend: millrace") for n in longest), "of the ingester and of its backend one lived long enough to be judged", True)
     # CPU of the ingester and of its backends for each 1,000 events.
     stored = dict(found[("operations_raw", "rows")])
