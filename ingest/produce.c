@@ -1357,6 +1357,25 @@ create_topic(Producer *producer)
 	rd_kafka_NewTopic_destroy(topic);
 }
 
+/*
+ * Does the leader of each partition know it?  A broker that has just learnt of a topic refuses the first batch of a
+ * partition and may take the second; it then never takes the first one, which counts as delivered (KAFKA-15591).
+ */
+static rd_kafka_resp_err_t
+ask_leaders(Producer *producer, const struct rd_kafka_metadata_topic *topic)
+{
+	rd_kafka_resp_err_t error = topic->err;
+
+	for (int i = 0; i < topic->partition_cnt && error == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
+	{
+		int64_t low, high;
+
+		error = rd_kafka_query_watermark_offsets(producer->client, topic->topic, topic->partitions[i].id,
+												 &low, &high, ANSWER_MS);
+	}
+	return error;
+}
+
 /* Is the topic there?  A created one may need a moment. */
 static void
 check_topic(Producer *producer)
@@ -1373,6 +1392,8 @@ check_topic(Producer *producer)
 		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 			break;
 		error = about->topic_cnt == 1 ? about->topics[0].err : RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC;
+		if (error == RD_KAFKA_RESP_ERR_NO_ERROR && settings->creates_topic)
+			error = ask_leaders(producer, &about->topics[0]);
 		rd_kafka_metadata_destroy(about);
 		if (error == RD_KAFKA_RESP_ERR_NO_ERROR || stop_requested())
 			return;
