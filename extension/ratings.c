@@ -307,7 +307,7 @@ mr_same_key(const MrKey *a, const MrKey *b)
 		return false;
 	if (!a->text)
 		return a->value == b->value;
-	return a->n_bytes == b->n_bytes && memcmp(a->bytes, b->bytes, a->n_bytes) == 0;
+	return a->n_bytes == b->n_bytes && (a->n_bytes == 0 || memcmp(a->bytes, b->bytes, a->n_bytes) == 0);
 }
 
 bool
