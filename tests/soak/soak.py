@@ -410,7 +410,7 @@ def draw():
         names = {}
         for subject, points in sorted(lines):
             name = subject.rsplit(" ", 1)[0] if subject.rsplit(" ", 1)[-1].isdigit() else subject
-            color = colors.setdefault(name, f"C{len(colors) % 10}")
+            color = colors.setdefault(name, matplotlib.colormaps["tab20"](len(colors) % 20))
             ax.plot([t / 60 for t, _ in points], [v for _, v in points], color=color, linewidth=0.9, label=None if name in names else name.removeprefix("backend: "))
             names[name] = True
         if "memory" in title:
