@@ -1,5 +1,5 @@
 """Growth curves of models: training against ratings, users, items and rank, serving against items, rank and clients, k-means."""
-import re, statistics
+import os, re, statistics
 from pathlib import Path
 
 from clustering import KmeansTraining
@@ -7,7 +7,7 @@ from measure import ROUNDS, point, report, seconds, sql
 from models import QUIET, Peers, Training, gflops
 from serving import Client, Round, load_factors, recommend, write_values
 
-PAIRS = 20000000               # rows of the table that all trainings read, or a part of it
+PAIRS = int(os.environ.get("PAIRS", "20000000"))  # rows of the table that all trainings read, or a part of it
 USERS, ITEMS, RANK = 100000, 20000, 64
 
 
