@@ -42,7 +42,7 @@ help:
 	  'make check-faults  the ingester among long faults (SEEDS="8 11")' \
 	  'make check-sanitizers  everything under sanitizers and valgrind (PARTS="core-tsan ingest-asan"; PLANTED=1: each must find a fault)' \
 	  'make check-soak  the shop for an hour, with faults, and what grows (SOAK=120 to try)' \
-	  'make bench      benchmarks' \
+	  'make bench      benchmarks, and the figures of all pages by them (CASES="copy100 als": some)' \
 	  'make lint       formatting, versions, metadata;  make format applies the formatting' \
 	  'make dist       release archive for PGXN;  make clean ends the demos, too'
 
@@ -136,9 +136,10 @@ check-isolation:
 check-e2e:
 	$(PROVE) -j$(JOBS) $(SCENARIOS)
 
-bench: install
+# CASES="copy100 als": some; then the figures of all pages are written.
+bench: deps-check install
 	$(call install_missing,$(JAVA_PACKAGES) $(VENV_PACKAGES))
-	tests/bench/run
+	tests/bench/run $(CASES); status=$$?; tests/bench/report; exit $$status
 
 lint: deps-check
 	tests/lib/lint

@@ -6,14 +6,13 @@
  * final functions do the work; they want to be called by an Agg node, so for final_state one is made up.
  */
 #include "aggregate.h"
+#include "core/core.h"
 
 #include "access/genam.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_aggregate.h"
 #include "catalog/pg_proc.h"
-#include "common/hmac.h"
-#include "common/sha2.h"
 #include "executor/executor.h"
 #include "nodes/execnodes.h"
 #include "nodes/makefuncs.h"
@@ -22,6 +21,7 @@
 #include "utils/acl.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
@@ -58,6 +58,7 @@ struct MrMergeFunctions
 	FmgrInfo serial_fn;
 	FmgrInfo final_fn;
 	bool is_internal;
+	bool is_sealed;
 	const char *layout; /* of a serialised state, where PostgreSQL's own function reads it; or NULL */
 	bool has_final;
 	int n_final_args;
@@ -185,6 +186,7 @@ mr_merge_functions(Oid agg_fn, Oid result_type, Oid state_type, Oid collation, M
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 				 errmsg("combine function of aggregate %s must not be strict", format_procedure(agg_fn))));
 		merge->layout = serial_layout(form->aggdeserialfn);
+		merge->is_sealed = mr_is_sealed(form->aggdeserialfn);
 		fmgr_info(form->aggdeserialfn, &merge->deserial_fn);
 		build_aggregate_deserialfn_expr(form->aggdeserialfn, &expr);
 		fmgr_info_set_expr((Node *) expr, &merge->deserial_fn);
@@ -252,16 +254,35 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
 
 /*
  * Of other extensions' functions nothing is known but that they trust their input, too: some copy it into memory as it is.  So
- * their states end with a seal, a keyed hash of them and of the function that reads them, which only our own code can make: the
- * keys, in millrace.state_key, are for nobody.  After a restore there are two.
+ * their states end with a seal, a keyed hash, which only our own code can make: the keys, in millrace.state_key, are for nobody.
+ * After a restore there are two.  Each function that reads states has a key of its own, the seal of its name by one of these.
  */
-#define KEY_BYTES 32
-#define SEAL_BYTES 16
+#define KEY_BYTES 32 /* of which the first MRC_SEAL_BYTES are used */
 #define MAX_KEYS 8
+#define MAX_READERS 8
+
+typedef struct Reader
+{
+	Oid fn;
+	uint8 keys[MAX_KEYS][MRC_SEAL_BYTES];
+} Reader;
 
 static uint8 keys[MAX_KEYS][KEY_BYTES];
 static int n_keys = 0;
 static Oid keys_of = InvalidOid; /* the table that they are from */
+static Reader readers[MAX_READERS];
+static int n_readers = 0;
+static int next_reader = 0; /* who takes the place of the oldest */
+
+/* The name of a function may be another now. */
+static void
+forget_readers(Datum arg, int cache, uint32 hash)
+{
+	(void) arg;
+	(void) cache;
+	(void) hash;
+	n_readers = next_reader = 0;
+}
 
 static void
 read_keys(void)
@@ -285,27 +306,40 @@ read_keys(void)
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	keys_of = relid;
+	n_readers = next_reader = 0;
 	if (n_keys == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table " MR_SCHEMA ".state_key has no key")));
 }
 
-static void
-make_seal(const uint8 *key, Oid deserial_fn, const char *data, size_t n_bytes, uint8 *seal)
+/* read_keys() has been called. */
+static const Reader *
+reader_of(Oid deserial_fn)
 {
-	pg_hmac_ctx *hmac = pg_hmac_create(PG_SHA256);
-	char *name = format_procedure_qualified(deserial_fn);
-	uint8 digest[PG_SHA256_DIGEST_LENGTH];
+	static bool is_registered = false;
+	Reader *reader;
+	char *name;
 
-	if (hmac == NULL || pg_hmac_init(hmac, key, KEY_BYTES) < 0 ||
-		pg_hmac_update(hmac, (uint8 *) name, strlen(name) + 1) < 0 ||
-		pg_hmac_update(hmac, (const uint8 *) data, n_bytes) < 0 ||
-		pg_hmac_final(hmac, digest, sizeof digest) < 0)
-		elog(ERROR, "could not make the seal of a state");
-	pg_hmac_free(hmac);
+	for (int i = 0; i < n_readers; i++)
+		if (readers[i].fn == deserial_fn)
+			return &readers[i];
+	if (!is_registered)
+	{
+		CacheRegisterSyscacheCallback(PROCOID, forget_readers, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_readers, (Datum) 0);
+		CacheRegisterSyscacheCallback(TYPEOID, forget_readers, (Datum) 0);
+		is_registered = true;
+	}
+	name = format_procedure_qualified(deserial_fn);
+	reader = &readers[next_reader];
+	next_reader = (next_reader + 1) % MAX_READERS;
+	n_readers = Min(n_readers + 1, MAX_READERS);
+	reader->fn = deserial_fn;
+	for (int i = 0; i < n_keys; i++)
+		mrc_seal(keys[i], name, strlen(name) + 1, reader->keys[i]);
 	pfree(name);
-	memcpy(seal, digest, SEAL_BYTES);
+	return reader;
 }
 
 /* Not before ALTER EXTENSION millrace UPDATE has made the table, which seals what is there. */
@@ -321,13 +355,14 @@ mr_seal_state(Oid deserial_fn, Datum state)
 {
 	bytea *plain = DatumGetByteaPP(state);
 	size_t n_bytes = VARSIZE_ANY_EXHDR(plain);
-	bytea *sealed = palloc(VARHDRSZ + n_bytes + SEAL_BYTES);
+	bytea *sealed = palloc(VARHDRSZ + n_bytes + MRC_SEAL_BYTES);
 
 	if (keys_of != mr_catalog("state_key"))
 		read_keys();
-	SET_VARSIZE(sealed, VARHDRSZ + n_bytes + SEAL_BYTES);
+	SET_VARSIZE(sealed, VARHDRSZ + n_bytes + MRC_SEAL_BYTES);
 	memcpy(VARDATA(sealed), VARDATA_ANY(plain), n_bytes);
-	make_seal(keys[0], deserial_fn, VARDATA_ANY(plain), n_bytes, (uint8 *) VARDATA(sealed) + n_bytes);
+	mrc_seal(reader_of(deserial_fn)->keys[0], VARDATA_ANY(plain), n_bytes,
+			 (uint8 *) VARDATA(sealed) + n_bytes);
 	return PointerGetDatum(sealed);
 }
 
@@ -335,8 +370,8 @@ mr_seal_state(Oid deserial_fn, Datum state)
 static bytea *
 unsealed(Oid deserial_fn, bytea *sealed)
 {
-	int n_bytes = (int) VARSIZE_ANY_EXHDR(sealed) - SEAL_BYTES;
-	uint8 seal[SEAL_BYTES];
+	int n_bytes = (int) VARSIZE_ANY_EXHDR(sealed) - MRC_SEAL_BYTES;
+	uint8 seal[MRC_SEAL_BYTES];
 	bytea *plain;
 
 	if (n_bytes < 0)
@@ -347,8 +382,8 @@ unsealed(Oid deserial_fn, bytea *sealed)
 			read_keys();
 		for (int i = 0; i < n_keys; i++)
 		{
-			make_seal(keys[i], deserial_fn, VARDATA_ANY(sealed), n_bytes, seal);
-			if (memcmp(seal, VARDATA_ANY(sealed) + n_bytes, SEAL_BYTES) != 0)
+			mrc_seal(reader_of(deserial_fn)->keys[i], VARDATA_ANY(sealed), n_bytes, seal);
+			if (memcmp(seal, VARDATA_ANY(sealed) + n_bytes, MRC_SEAL_BYTES) != 0)
 				continue;
 			plain = palloc(VARHDRSZ + n_bytes);
 			SET_VARSIZE(plain, VARHDRSZ + n_bytes);
@@ -413,7 +448,7 @@ stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 		check_serialised(fn, plain);
 		stored.value = PointerGetDatum(plain);
 	}
-	else if (!stored.isnull && mr_is_sealed(fn->deserial_fn.fn_oid))
+	else if (!stored.isnull && fn->is_sealed)
 	{
 		bytea *plain = unsealed(fn->deserial_fn.fn_oid, DatumGetByteaPP(stored.value));
 
@@ -575,7 +610,7 @@ mr_merge_serial(MrMergeState *merge, fmNodePtr context)
 	call->args[0] = result;
 	result.value = FunctionCallInvoke(call);
 	result.isnull = call->isnull;
-	if (!result.isnull && mr_is_sealed(fn->deserial_fn.fn_oid))
+	if (!result.isnull && fn->is_sealed)
 		result.value = mr_seal_state(fn->deserial_fn.fn_oid, result.value);
 	return result;
 }

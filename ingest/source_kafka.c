@@ -25,7 +25,6 @@
 #define UNKNOWN_US 10000000	   /* a broker that has just started may not know its topics yet */
 #define DOUBT_US 3000000	   /* nor all of their messages */
 #define AGAIN_US 500000		   /* from one failed question to the next, and up to as much again */
-#define UNREAD_US 60000000	   /* how often a topic is searched for partitions that source.partitions lacks */
 
 /* What the reader knows of a partition; batch->positions has the rest. */
 typedef struct Partition
@@ -73,6 +72,7 @@ struct KafkaSource
 	int64_t watched_us, asked_lag_us;
 	int n_known;			  /* source.partitions: so many has the topic, as was told */
 	int64_t looked_unread_us; /* when it was asked */
+	int64_t refresh_ms;		  /* how often it is */
 	/* To keep librdkafka fetching. */
 	int64_t queue_bytes, queue_messages; /* its limits */
 	int64_t mean_bytes;					 /* of a message */
@@ -142,6 +142,14 @@ move_position(Batch *batch, Position *position, int64_t next)
 	batch->has_moved = true;
 	position->next = next;
 	position->file.has_prints = false;
+}
+
+static void
+tell_unread(const KafkaSource *source, LogLevel level)
+{
+	log_line(level, "topic \"%s\" has %d partitions, of which source.partitions = %s reads %d",
+			 source->config->topic, source->n_known, source->config->partitions_text,
+			 source->config->n_partitions);
 }
 
 /* The partitions that are assigned now; the caller destroys the list. */
@@ -765,10 +773,12 @@ settle(KafkaSource *source, int64_t wait, SourceStatus *status)
 
 /* Is the broker there, and has it the topic, and the partitions of source.partitions? */
 static bool
-check_topic(Config *config, rd_kafka_t *client)
+check_topic(Config *config, rd_kafka_t *client, int *n_found)
 {
 	int n_partitions = 0;
 	rd_kafka_resp_err_t error = ask_topic(client, config->topic, ANSWER_MS, &n_partitions);
+
+	*n_found = n_partitions;
 
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR && config->n_partitions > 0 &&
 		config->partitions[config->n_partitions - 1] >= n_partitions)
@@ -794,7 +804,7 @@ check_topic(Config *config, rd_kafka_t *client)
 }
 
 static rd_kafka_t *
-make_client(Config *config, rd_kafka_conf_t *conf)
+make_client(Config *config, rd_kafka_conf_t *conf, int *n_partitions)
 {
 	char error[512];
 	rd_kafka_t *client = rd_kafka_new(RD_KAFKA_CONSUMER, conf, error, sizeof error);
@@ -805,7 +815,7 @@ make_client(Config *config, rd_kafka_conf_t *conf)
 		rd_kafka_conf_destroy(conf);
 		return NULL;
 	}
-	if (check_topic(config, client))
+	if (check_topic(config, client, n_partitions))
 		return client;
 	rd_kafka_destroy(client);
 	return NULL;
@@ -815,7 +825,8 @@ ExitCode
 kafka_source_check(Config *config)
 {
 	rd_kafka_conf_t *conf = make_conf(config);
-	rd_kafka_t *client = conf ? make_client(config, conf) : NULL;
+	int n_partitions;
+	rd_kafka_t *client = conf ? make_client(config, conf, &n_partitions) : NULL;
 
 	if (client != NULL)
 		rd_kafka_destroy(client);
@@ -827,10 +838,11 @@ static void
 read_conf(KafkaSource *source, const rd_kafka_conf_t *conf)
 {
 	static const char *const names[] = {"queued.max.messages.kbytes", "queued.min.messages",
-										"heartbeat.interval.ms", "partition.assignment.strategy"};
-	char texts[4][256] = {""};
+										"heartbeat.interval.ms", "partition.assignment.strategy",
+										"topic.metadata.refresh.interval.ms"};
+	char texts[5][256] = {""};
 
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 	{
 		size_t n_bytes = sizeof texts[i];
 
@@ -840,6 +852,7 @@ read_conf(KafkaSource *source, const rd_kafka_conf_t *conf)
 	source->queue_messages = strtoll(texts[1], NULL, 10);
 	source->heartbeat_ms = strtoll(texts[2], NULL, 10);
 	source->may_cooperate = strstr(texts[3], "cooperative") != NULL;
+	source->refresh_ms = strtoll(texts[4], NULL, 10);
 }
 
 ExitCode
@@ -857,7 +870,7 @@ kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch
 	rd_kafka_conf_set_opaque(conf, source);
 	read_conf(source, conf);
 	rd_kafka_conf_set_rebalance_cb(conf, on_rebalance);
-	source->client = make_client(config, conf);
+	source->client = make_client(config, conf, &source->n_known);
 	if (source->client == NULL)
 		return EXIT_SOURCE;
 	source->queue = rd_kafka_queue_get_consumer(source->client);
@@ -870,6 +883,8 @@ kafka_source_open(Config *config, Writer *writer, Decoder *decoder, Batch *batch
 		for (int i = 0; i < config->n_partitions; i++)
 			rd_kafka_topic_partition_list_add(source->given, config->topic, config->partitions[i]);
 		source->was_given = true;
+		source->looked_unread_us = monotonic_us();
+		tell_unread(source, LOG_INFO);
 		return EXIT_DONE;
 	}
 	rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
@@ -1222,21 +1237,19 @@ look_for_topic(KafkaSource *source)
 	}
 }
 
-/* With source.partitions the topic may have others, or get them, that nobody reads. */
+/* With source.partitions the topic may get others, which nobody reads then. */
 static void
 look_for_unread(KafkaSource *source)
 {
-	const Config *config = source->config;
 	int n_partitions;
 
 	source->looked_unread_us = source->watched_us;
-	if (ask_topic(source->client, config->topic, SHORT_MS, &n_partitions) != RD_KAFKA_RESP_ERR_NO_ERROR ||
+	if (ask_topic(source->client, source->config->topic, SHORT_MS, &n_partitions) !=
+			RD_KAFKA_RESP_ERR_NO_ERROR ||
 		n_partitions <= source->n_known)
 		return;
-	log_line(source->n_known == 0 ? LOG_INFO : LOG_WARNING,
-			 "topic \"%s\" has %d partitions, of which source.partitions = %s reads %d", config->topic,
-			 n_partitions, config->partitions_text, config->n_partitions);
 	source->n_known = n_partitions;
+	tell_unread(source, LOG_WARNING);
 }
 
 static void
@@ -1253,7 +1266,7 @@ watch(KafkaSource *source)
 	if (source->topic_lost_us != 0)
 		look_for_topic(source);
 	if (source->config->n_partitions > 0 && source->broker_lost_us == 0 &&
-		(source->looked_unread_us == 0 || now_us - source->looked_unread_us > UNREAD_US))
+		now_us - source->looked_unread_us > source->refresh_ms * 1000)
 		look_for_unread(source);
 }
 

@@ -121,6 +121,57 @@ mrc_hash64(const void *data, size_t n_bytes, uint64_t seed)
 	return hash ^ hash >> 32;
 }
 
+/* ---- SipHash ---- */
+
+static void
+sip_rounds(uint64_t *v, int n)
+{
+	for (; n > 0; n--)
+	{
+		v[0] += v[1];
+		v[2] += v[3];
+		v[1] = rotl(v[1], 13) ^ v[0];
+		v[3] = rotl(v[3], 16) ^ v[2];
+		v[0] = rotl(v[0], 32);
+		v[2] += v[1];
+		v[0] += v[3];
+		v[1] = rotl(v[1], 17) ^ v[2];
+		v[3] = rotl(v[3], 21) ^ v[0];
+		v[2] = rotl(v[2], 32);
+	}
+}
+
+void
+mrc_seal(const unsigned char *key, const void *data, size_t n_bytes, unsigned char *seal)
+{
+	const unsigned char *p = data;
+	uint64_t k[2] = {get64(key), get64(key + 8)};
+	uint64_t v[4] = {k[0] ^ UINT64_C(0x736f6d6570736575), k[1] ^ UINT64_C(0x646f72616e646f6d) ^ 0xee,
+					 k[0] ^ UINT64_C(0x6c7967656e657261), k[1] ^ UINT64_C(0x7465646279746573)};
+	uint64_t last = (uint64_t) n_bytes << 56;
+	size_t left = n_bytes;
+
+	for (; left >= 8; p += 8, left -= 8)
+	{
+		uint64_t word = get64(p);
+
+		v[3] ^= word;
+		sip_rounds(v, 2);
+		v[0] ^= word;
+	}
+	for (size_t i = 0; i < left; i++)
+		last |= (uint64_t) p[i] << 8 * i;
+	v[3] ^= last;
+	sip_rounds(v, 2);
+	v[0] ^= last;
+	v[2] ^= 0xee;
+	sip_rounds(v, 4);
+	put64(seal, v[0] ^ v[1] ^ v[2] ^ v[3]);
+	v[1] ^= 0xdd;
+	sip_rounds(v, 4);
+	put64(seal + 8, v[0] ^ v[1] ^ v[2] ^ v[3]);
+}
+
 /* Bytes of the ids section, SIZE_MAX when too big. */
 static size_t
 id_bytes(bool text, int64_t n_rows, size_t n_string_bytes)

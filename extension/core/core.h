@@ -517,6 +517,14 @@ extern MrcStatus mrc_silhouette_pairs(MrcPool *pool, const MrcPoints *points, co
 /* XXH64 (Yann Collet; the algorithm's specification is public), the same on every machine. */
 extern uint64_t mrc_hash64(const void *data, size_t n_bytes, uint64_t seed);
 
+#define MRC_SEAL_BYTES 16 /* of a seal, and of a key */
+
+/*
+ * SipHash-2-4 of 128 bits (Aumasson, Bernstein 2012): who does not know the key cannot tell the seal of any data, nor the key
+ * from seals.
+ */
+extern void mrc_seal(const unsigned char *key, const void *data, size_t n_bytes, unsigned char *seal);
+
 #define MRC_BLOCK_VERSION 1
 #define MRC_BLOCK_HEADER_BYTES 64
 

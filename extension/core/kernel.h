@@ -228,6 +228,59 @@ KERNEL(gather_columns)(float *panel, const float *basis, size_t stride, const in
 	KERNEL(add)(b, acc, cols);
 }
 
+/* The last columns, fewer than a vector, from j on; and zeros behind them. */
+INLINE void
+KERNEL(gather_rest)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
+					const float *linear, double *b, const float *scale, int n, int rank, int ld, int j)
+{
+	for (int t = 0; t < n; t++)
+		for (int i = j; i < ld; i += LANES)
+			STORE(panel + (size_t) t * ld + i, (VEC){0});
+#define GATHER_PART(width)                                                                 \
+	if (j + (width) <= rank)                                                               \
+	{                                                                                      \
+		typedef float Part __attribute__((vector_size(4 * (width))));                      \
+		typedef float At __attribute__((vector_size(4 * (width)), aligned(4), may_alias)); \
+		Part acc = {0};                                                                    \
+		Part factor = acc + 1;                                                             \
+                                                                                           \
+		if (scale)                                                                         \
+			factor = (Part) * (const At *) (scale + j);                                    \
+		for (int t = 0; t < n; t++)                                                        \
+		{                                                                                  \
+			const float *from = basis + (size_t) index[t] * stride + j;                    \
+			Part y = root[t] * (Part) * (const At *) from * factor;                        \
+                                                                                           \
+			acc += linear[t] * y;                                                          \
+			*(At *) (panel + (size_t) t * ld + j) = (At) y;                                \
+		}                                                                                  \
+		for (int i = 0; i < (width); i++)                                                  \
+			b[j + i] += acc[i];                                                            \
+		j += (width);                                                                      \
+	}
+#if LANES > 8
+	GATHER_PART(8)
+#endif
+#if LANES > 4
+	GATHER_PART(4)
+#endif
+#undef GATHER_PART
+	for (; j < rank; j++)
+	{
+		float factor = scale ? scale[j] : 1;
+		double sum = 0;
+
+		for (int t = 0; t < n; t++)
+		{
+			float y = root[t] * basis[(size_t) index[t] * stride + j] * factor;
+
+			sum += (double) linear[t] * y;
+			panel[(size_t) t * ld + j] = y;
+		}
+		b[j] += sum;
+	}
+}
+
 TARGET static void
 KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *index, const float *root,
 			   const float *linear, double *b, const float *scale, int n, int rank, int ld)
@@ -246,20 +299,8 @@ KERNEL(gather)(float *panel, const float *basis, size_t stride, const int32_t *i
 											   scale + j, n, ld, 1);
 		else KERNEL(gather_columns)(panel + j, basis + j, stride, index, root, linear, b + j, NULL, n, ld, 1);
 	}
-	for (int t = 0; t < n && j < ld; t++)
-	{
-		const float *from = basis + (size_t) index[t] * stride;
-
-		for (int i = j; i < ld; i++)
-		{
-			float y = i < rank ? root[t] * from[i] : 0;
-
-			if (scale)
-				y *= scale[i];
-			panel[(size_t) t * ld + i] = y;
-			b[i] += (double) linear[t] * y;
-		}
-	}
+	if (j < ld)
+		KERNEL(gather_rest)(panel, basis, stride, index, root, linear, b, scale, n, rank, ld, j);
 }
 
 /* out (n x ld, its rows stride apart) = y (n x rank) * q (rank x ld). */

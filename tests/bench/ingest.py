@@ -4,12 +4,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from measure import ROOT, ROUNDS, Session, report, run, sql
+from measure import ROOT, ROUNDS, Session, backends_cpu, beside, beside_psql, report, run, sql
 
 BUILD = Path(os.environ.get("MILLRACE_CACHE", ROOT / "build"))
 ROWS = int(os.environ.get("ROWS", "1000000"))
 START = datetime(2024, 3, 1, tzinfo=timezone.utc)
 DAYS = 7
+CONNECT, DEBEZIUM = "3.9.1", "3.1.2.Final"  # releases of the peers
 PARTITIONS = 4
 FIELDS = {"id": "bigint", "event_time": "timestamptz NOT NULL", "event_type": "text", "product_id": "bigint", "category_id": "bigint",
           "category_code": "text", "brand": "text", "price": "numeric", "user_id": "bigint", "user_session": "text"}
@@ -84,13 +85,6 @@ def threads_of(pid):
     return seconds
 
 
-def backends_cpu():
-    """CPU seconds of all backends that have ended."""
-    pid = Path(sql("SHOW data_directory"), "postmaster.pid").read_text().split()[0]
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-
-
 def watched(*command):
     """Runs a command; returns its wall-clock seconds, CPU seconds, resident bytes at most, CPU seconds by thread, and those of its backends."""
     threads, before = {}, backends_cpu()
@@ -122,9 +116,9 @@ def fetch_connect():
     folder = BUILD / "connect"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        for part, dependencies in {"libs": [("org.apache.kafka", "connect-runtime", "3.9.1"), ("org.apache.kafka", "connect-json", "3.9.1"),
+        for part, dependencies in {"libs": [("org.apache.kafka", "connect-runtime", CONNECT), ("org.apache.kafka", "connect-json", CONNECT),
                                             ("org.slf4j", "slf4j-reload4j", "1.7.36")],
-                                   "plugins/jdbc": [("io.debezium", "debezium-connector-jdbc", "3.1.2.Final")]}.items():
+                                   "plugins/jdbc": [("io.debezium", "debezium-connector-jdbc", DEBEZIUM)]}.items():
             (folder / part).mkdir(parents=True)
             pom = folder / "pom.xml"
             pom.write_text('<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion><groupId>millrace</groupId>'
@@ -136,6 +130,8 @@ def fetch_connect():
             for jar in (folder / "plugins/jdbc").glob(f"jackson-{name}-*.jar"):
                 jar.unlink()
         (folder / "complete").touch()
+    beside("Kafka Connect", CONNECT, "Maven Central")
+    beside("Debezium's JDBC sink", DEBEZIUM, "Maven Central")
     return f"{folder}/libs/*", folder / "plugins"
 
 
@@ -190,6 +186,7 @@ def prepare(kind):
 def case_ingest(work):
     """Kafka, 4 partitions, into a table partitioned by day, exactly once: beside \\copy of the same rows and the JDBC sink"""
     n_bytes = write_events(work, ROWS)
+    beside_psql()
     with broker(work) as brokers:
         for topic, file in (("events", "events.json"), ("connect", "connect.json")):
             run("millrace", "produce", str(work / file), f"--brokers={brokers}", f"--topic={topic}", "--create-topic", f"--partitions={PARTITIONS}", "--rate=max", "--once",
@@ -210,28 +207,23 @@ def case_ingest(work):
         assert sql("SELECT count(*) FROM purchases") == sql("SELECT count(*) FROM events_copy WHERE event_type = 'purchase'"), "the pipe's table is wrong"
         figures = {kind: rounds[1:] for kind, rounds in figures.items()}
         median = lambda kind, i: statistics.median(figure[i] for figure in figures[kind])
-        for kind, what, target in (("plain", "Kafka", ">= 0.8"), ("derived", "Kafka, with pipe and aggregate", ">= 0.4")):
+        for kind, what in (("plain", "Kafka"), ("derived", "Kafka, with pipe and aggregate")):
             # The CPU ratio is of rows per CPU second of client and backend together.
             rates = lambda kind: (ROWS / median(kind, 0), ROWS / statistics.median(figure[1] + figure[4] for figure in figures[kind]))
-            report("ingest", f"{what} / psql copy", f"rows/s, {n_bytes:.0f} bytes each", rates(kind), rates("copy"), target,
+            report("ingest", f"{what} / psql copy", f"rows/s, {n_bytes:.0f} bytes each", rates(kind), rates("copy"), "",
                    [b[0] / a[0] for a, b in zip(figures[kind], figures["copy"])])
-        report("ingest", "CPU of the ingester", "us a message", median("plain", 1) * 1e6 / ROWS, 3, "<= 1")
+        report("ingest", "CPU of the ingester", "us a message", median("plain", 1) * 1e6 / ROWS, 3)
         of = {thread: statistics.median(figure[3].get(thread, 0) for figure in figures["plain"]) * 1e6 / ROWS for thread in ("rdk", "reader", "writer", "millrace")}
         run("make", "-C", str(ROOT / "tests/bench"), "-f", "ingest_core.mk")
         decode, encode = (int(figure) / 1000 for figure in run(str(ROOT / "tests/bench/bin/ingest_core"), str(work / "events_plain.ini"), str(work / "events.json")).split())
         for part, us in (("librdkafka: network", of["rdk"]), ("decode", decode), ("encode", encode), ("rest of the reader: fetch, copies", of["reader"] - decode - encode),
                          ("send", of["writer"]), ("start, signals", of["millrace"])):
-            report("ingest", f"  of it {part}", "us a message", us, 3)
-        report("ingest", "resident memory at most", "MiB", max(figure[2] for kind in ("plain", "derived") for figure in figures[kind]) / 2**20, 256, "<= 1")
-        try:
-            n = ROWS // 2
-            peers = [connect_rate(work, brokers, n) for _ in range(min(ROUNDS, 2))]
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            print(f"# the JDBC sink cannot be run: {getattr(error, 'stderr', None) or error}", flush=True)
-            report("ingest", "not met: no JDBC sink", "", float("nan"), float("nan"), ">= 5")
-            return
+            report("ingest", f"of it {part}", "us a message", us, 3)
+        report("ingest", "resident memory at most", "MiB", max(figure[2] for kind in ("plain", "derived") for figure in figures[kind]) / 2**20, 256)
+        n = ROWS // 2
+        peers = [connect_rate(work, brokers, n) for _ in range(min(ROUNDS, 2))]
         rate, cpu = (max(column) for column in zip(*peers))
-        report("ingest", "Kafka / JDBC sink, two tasks, rewritten inserts of 5,000", "rows/s", ROWS / median("plain", 0), rate, ">= 5",
+        report("ingest", "Kafka / JDBC sink, two tasks, rewritten inserts of 5,000", "rows/s", ROWS / median("plain", 0), rate, "",
                [ROWS / figure[0] / rate for figure in figures["plain"]])
         report("ingest", "CPU of the ingester / of the JDBC sink", "us a message", median("plain", 1) * 1e6 / ROWS, cpu * 1e6)
 
@@ -274,7 +266,7 @@ def case_latency(work):
         # Without the first two seconds, in which the producer finds its broker.
         middle, most = (float(figure) for figure in sql("""SELECT extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY at - event_time)) * 1000,
             extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY at - event_time)) * 1000 FROM seen WHERE id > 2000""").split("|"))
-        report("latency", "median from produce to visible row", "ms", middle, 50, "<= 1")
+        report("latency", "median from produce to visible row", "ms", middle, 50)
         report("latency", "99th percentile", "ms", most, 50)
 
 
@@ -305,4 +297,4 @@ def case_scatter(work):
                 figures[kind].append((float(took) / n_batches, backend / n_batches))
         many, one = (figures[kind][1:] for kind in ("many", "one"))
         median = lambda pairs: tuple(statistics.median(column) for column in zip(*pairs))
-        report("scatter", f"{size} rows of 305 leaves / of one", "s a batch", median(many), median(one), "<= 2", [a[0] / b[0] for a, b in zip(many, one)])
+        report("scatter", f"{size} rows of 305 leaves / of one", "s a batch", median(many), median(one), "", [a[0] / b[0] for a, b in zip(many, one)])

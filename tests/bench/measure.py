@@ -66,9 +66,10 @@ def report(case, what, unit, ours, peer, target="", rounds=()):
     """One line: a ratio of wall-clock times or sizes, of CPU times if ours and peer are pairs, and its range over rounds.  The target is that
     of points.csv, or, for what no issue asks, one given here."""
     asked = {point["what"]: point["target"] for point in asked_of(case)}
-    if target and asked.get(what, target) != target:
-        raise ValueError(f"{case}: {what}: the target is {asked[what]} in points.csv, here {target}")
-    target = target or asked.get(what, "")
+    target = asked.get(what, target)
+    if f"{case}: {what}" in (row["case"] for row in given.rows):
+        print(f"# {case}: {what} is given twice", flush=True)
+        what += " (2)"
     cpu = ""
     if isinstance(ours, tuple):
         cpu = f"{ours[1] / peer[1]:.2f}" if peer[1] else ""
@@ -83,7 +84,7 @@ def report(case, what, unit, ours, peer, target="", rounds=()):
 
 def asked_of(case):
     """What the issues ask of a case, from points.csv: group, case, what, target, asked."""
-    return [point for point in results.points() if point["case"] == case]
+    return [point for point in results.asked() if point["case"] == case]
 
 
 def point(curve, series, x, x_unit, value, unit):
@@ -93,11 +94,15 @@ def point(curve, series, x, x_unit, value, unit):
     print(f"  {curve}: {series} at {row['x']} {x_unit}: {row['value']} {unit}", flush=True)
 
 
-def peer(name, version, origin):
+def beside(name, version, origin):
     """Whom the case is measured beside, and where that came from."""
     if given.peers.get(name) != {"version": version, "from": origin}:
         given.peers[name] = {"version": version, "from": origin}
         print(f"# peer: {name} {version}, from {origin}", flush=True)
+
+
+def beside_psql():
+    beside("psql's \\copy", run("psql", "--version").split(") ")[1].split()[0], "the machine's PostgreSQL")
 
 
 HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio", "target", "met")
@@ -111,11 +116,13 @@ def median_pair(pairs):
     return tuple(statistics.median(column) for column in zip(*pairs))
 
 
-def compare(case, unit, kinds, rounds=None):
-    """kinds: {name: (prepare, statements, target)}, the first one the peer of the others.  In each round everything is prepared, which
-    does not count, and the statements are run in turn; sums over a round, medians over the rounds after one to warm up."""
+def compare(case, unit, kinds, rounds=None, warm=True):
+    """kinds: {name: (prepare, statements, target)}, the target where points.csv has none, the first one the peer of the others.  In each round
+    everything is prepared, which does not count, and the statements are run in turn; sums over a round, medians over the rounds, without the first one if that is to
+    warm up."""
     figures = {name: [] for name in kinds}
-    for _ in range((rounds or ROUNDS) + 1):
+    kinds = {name: (*kind, "")[:3] for name, kind in kinds.items()}
+    for _ in range((rounds or ROUNDS) + warm):
         sessions = {name: Session() for name in kinds}
         sums = {name: [0.0, 0.0] for name in kinds}
         for name, (prepare, _, _) in kinds.items():
@@ -133,8 +140,8 @@ def compare(case, unit, kinds, rounds=None):
             session.close()
     peer = next(iter(kinds))
     for name, (_, _, target) in list(kinds.items())[1:]:
-        ratios = [a[0] / b[0] for a, b in zip(figures[name][1:], figures[peer][1:])]
-        report(case, f"{name} / {peer}", unit, median_pair(figures[name][1:]), median_pair(figures[peer][1:]), target, ratios)
+        ratios = [a[0] / b[0] for a, b in zip(figures[name][warm:], figures[peer][warm:])]
+        report(case, f"{name} / {peer}", unit, median_pair(figures[name][warm:]), median_pair(figures[peer][warm:]), target, ratios)
 
 
 def interleaved(case, what, unit, ours, peer, target=""):
@@ -150,3 +157,10 @@ def process_cpu(pid):
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except OSError:
         return float("nan")
+
+
+def backends_cpu():
+    """CPU seconds of all backends that have ended."""
+    pid = Path(sql("SHOW data_directory"), "postmaster.pid").read_text().split()[0]
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

@@ -334,6 +334,13 @@ def ials_loss(items_path, rank, iterations, unobserved, alpha, regularization, e
     return float(loss)
 
 
+def silhouette(path):
+    """scikit-learn's mean silhouette by squared distances of CSV path: cluster, then the columns of a point."""
+    from sklearn.metrics import silhouette_score
+    table = np.loadtxt(path, delimiter=",", ndmin=2)
+    return float(silhouette_score(table[:, 1:], table[:, 0].astype(int), metric="sqeuclidean"))
+
+
 # ---- quality: precision at 5 ----
 
 def quality_load(path):
@@ -451,6 +458,16 @@ def spark_fit(ratings, **parameters):
 def spark_seconds(folder, **parameters):
     spark_session(folder)
     return spark_fit(held["ratings"], **parameters)[0]
+
+
+def spark_rmse(folder, **parameters):
+    """The error on the pairs of test.csv of Spark's explicit training on train.csv (user, item, value), for users and items that it knows."""
+    from pyspark.ml.evaluation import RegressionEvaluator
+    from pyspark.ml.recommendation import ALS
+    spark = spark_session(folder)
+    train, test = (spark.read.csv(f"{folder}/{name}.csv", schema="user int, item int, value float").coalesce(4).cache() for name in ("train", "test"))
+    model = ALS(userCol="user", itemCol="item", ratingCol="value", seed=1, coldStartStrategy="drop", **parameters).fit(train)
+    return RegressionEvaluator(metricName="rmse", labelCol="value", predictionCol="prediction").evaluate(model.transform(test))
 
 
 def spark_kmeans(folder, data, k, iterations, seed):

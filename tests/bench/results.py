@@ -92,19 +92,40 @@ def write_machine(what):
     write_file(FOLDER / "machine.json", json.dumps(what, indent=1, sort_keys=True) + "\n")
 
 
-def add(case, rows, points, seconds, rounds, peers):
-    """The rows of a case that has ended, the points of its curves, how long it took, and whom it was measured beside."""
-    write("bench", [row for row in read("bench") if row["case"].split(":")[0] != case] + rows)
+def add(case, rows, points, run, peers):
+    """The rows of a case that has ended, the points of its curves, how its run went, and whom it was measured beside."""
+    write("bench", [row for row in read("bench") if owner(row) != case] + rows)
+    complete()
     drawn = {point["curve"] for point in points}
     if drawn:
         write("curves", [point for point in read("curves") if point["curve"] not in drawn] + points)
     what = read_machine()
-    what.setdefault("cases", {})[case] = {"date": today(), "rounds": rounds, "seconds": round(seconds)}
+    what.setdefault("cases", {})[case] = {"date": today(), **run}
     what.setdefault("peers", {}).update(peers)
     write_machine({**what, "date": today()})
 
 
-def points():
+def complete():
+    """What is asked and was never measured is not met; targets are those of now; cases stand in their order."""
+    rows = {row["case"]: row for row in read("bench")}
+    for point in asked():
+        name = f"{point['case']}: {point['what']}"
+        row = rows.setdefault(name, unmeasured(point["case"], point["what"]))
+        row["target"] = point["target"]
+        row["met"] = met(float(row["ratio"] or "nan"), point["target"])
+    order = list(groups())
+    write("bench", sorted(rows.values(), key=lambda row: order.index(owner(row)) if owner(row) in order else len(order)))
+
+
+def owner(row):
+    return row["case"].split(":")[0]
+
+
+def unmeasured(case, what, target=""):
+    return dict(case=f"{case}: {what}", unit="", ours="", peer="", ratio="", target=target, met="no")
+
+
+def asked():
     """What the issues ask: group, case, what, target, asked."""
     with open(ROOT / "tests/bench/points.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -112,4 +133,4 @@ def points():
 
 def groups():
     """{case: the group it belongs to}"""
-    return {point["case"]: point["group"] for point in points()}
+    return {point["case"]: point["group"] for point in asked()}

@@ -190,3 +190,57 @@ def case_replicas(work):
         for i, what in enumerate(("from a version's commit until the standby has it", "the first call there, with a new connection, unless warm() came before it")):
             report("replicas", what, "ms", statistics.median(figure[i] for figure in switched), float("nan"))
     sql("SELECT millrace.drop_model('replicated'); DROP TABLE has, factors_of")
+
+
+# ---- ten million items ----
+
+MANY = int(os.environ.get("ITEMS", "10000000"))
+
+
+def stream_factors(table, rows, sigma):
+    """A table of (id, factor), without a file in between."""
+    python = run(str(ROOT / "tests/lib/venv"), "bench-venv", str(ROOT / "tests/bench/requirements.txt")).strip() + "/bin/python"
+    sql(f"CREATE UNLOGGED TABLE {table} (id bigint, factor real[]); ALTER TABLE {table} ALTER factor SET STORAGE PLAIN")
+    made = subprocess.Popen([python, "-B", str(ROOT / "tests/bench/stream_factors.py"), str(rows), str(SERVED[2]), str(sigma)], stdout=subprocess.PIPE)
+    run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"\\copy {table} FROM STDIN BINARY", stdin=made.stdout)
+    if made.wait():
+        raise RuntimeError(f"the factors of {table} cannot be made")
+
+
+def case_many_items(work):
+    """Ten million items of rank 64: import, what is stored, recommend_top_k of all, of candidates, and lists made at once"""
+    sql("ALTER SYSTEM SET max_wal_size = '8GB'")
+    sql("SELECT pg_reload_conf()")
+    stream_factors("many_users", 20000, 0)
+    asked = write_values(work / "users", range(1000))
+    for sigma, what in ((0, "normal factors"), (0.5, "log-normal norms")):
+        stream_factors("many_items", MANY, sigma)
+        start = time.monotonic()
+        sql(f"SET client_min_messages = warning; SELECT millrace.version(); SET millrace.max_memory = '{MANY // 1000000 + 4}GB'; SELECT version FROM millrace.import_als('many', 'many_users', 'many_items')")
+        took = time.monotonic() - start
+        sql("DROP TABLE many_items; SELECT millrace.prune('many', 1)")
+        asks = "SELECT item_id FROM millrace.recommend_top_k('many', $1::bigint, 10{})"
+        client = Client(asks.format(""), str(asked))
+        some = Client(asks.format(f", candidates => 'SELECT n * 104729 % {MANY} FROM generate_series(1, 10000) n'"), str(asked))
+        try:
+            figures = rounds_of({"all": [client], "some": [some]})
+        finally:
+            client.close()
+            some.close()
+        for kind, which_items in (("all", "all items"), ("some", "10,000 candidates")):
+            for i, which in enumerate(("median", "CPU")):
+                report("many_items", f"{what}, {which_items}: a call, {which}", "ms", statistics.median(figure.median[i] for figure in figures[kind]), float("nan"))
+        if sigma == 0:
+            report("many_items", "import_als", "s", took, float("nan"))
+            report("many_items", "stored factors / 4 bytes a number", "bytes an item", int(sql("SELECT pg_total_relation_size('millrace.factors')")) / MANY, 4 * SERVED[2])
+            report("many_items", "cache file / 4 bytes a number", "bytes an item", int(sql("SELECT millrace.warm('many')")) / MANY, 4 * SERVED[2])
+        else:
+            start = time.monotonic()
+            n = int(sql("SELECT count(*) FROM millrace.recommend_top_k_for('many', 'SELECT id FROM generate_series(0, 4999) id', 10)"))
+            assert n == 50000, f"{n} rows for 5,000 users"
+            report("many_items", f"{what}: lists of 10, 5,000 users at once", "users a second and processor", 5000 / (time.monotonic() - start) / os.cpu_count(), float("nan"))
+        sql("SELECT millrace.drop_model('many')")
+        sql("VACUUM millrace.factors")
+    sql("DROP TABLE many_users")
+    sql("ALTER SYSTEM RESET max_wal_size")
+    sql("SELECT pg_reload_conf()")

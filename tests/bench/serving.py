@@ -2,7 +2,7 @@
 import os, shutil, statistics, subprocess, time
 from pathlib import Path
 
-from measure import ROOT, ROUNDS, Session, median_pair, process_cpu, report, run, sql
+from measure import ROOT, ROUNDS, Session, beside, median_pair, process_cpu, report, run, sql
 from models import MOVIELENS, QUIET, Missing, Peers, arguments, load_journey, load_movielens, ratio
 
 USERS, ITEMS = 2000, 150       # who asks, and what each of them has, about
@@ -69,7 +69,7 @@ def rounds_of(kinds, rounds=None):
     return {name: figures[1:] for name, figures in out.items()}
 
 
-def absolute(case, what, figures, limit, target="<= 1"):
+def absolute(case, what, figures, limit, target=""):
     """Milliseconds over a limit in milliseconds."""
     report(case, f"{what} / {limit:g} ms", "ms", statistics.median(figures), limit, target, [figure / limit for figure in figures])
 
@@ -92,6 +92,8 @@ class PgVector:
         port = (self.cluster / "env").read_text().split("PGPORT=")[1].split()[0]
         self.environment = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "postgres", "PGDATABASE": "postgres"}
         self.sql("CREATE EXTENSION vector")
+        version, server = self.sql("SELECT extversion, current_setting('server_version') FROM pg_extension WHERE extname = 'vector'").split("|")
+        beside("pgvector", version, f"PyPI: {(ROOT / 'tests/lib/postgres.txt').read_text().split()[0]}, with PostgreSQL {server}")
         return self
 
     def __exit__(self, *_):
@@ -191,9 +193,9 @@ def compare_pgvector(peer, work, model, users):
         print(f"# {model}: ours gives {agree:.4f} of what pgvector's exact scan does ({what})", flush=True)
         assert agree > 0.999, "we and pgvector's exact scan differ"
     kinds = {"": [Client(recommend(model), values)], "exact scan without what the user has": [connect(EXCLUDING)],
-             "exact scan for 10 + what he has, then without": [connect(OVERFETCHING)], "exact scan of all": [connect(EXACT)]}
-    targets = {"exact scan without what the user has": "<= 1/9"}
-    for what, statement, least, target in (("HNSW of all", EXACT, 10, "<= 1/3"), ("HNSW for 10 + what he has, then without", OVERFETCHING, ITEMS + 20, "")):
+             "exact scan for 10 + what he has, then without": [connect(OVERFETCHING)], "exact scan of all": [connect(EXACT)],
+             "a call that returns its argument": [Client("SELECT $1::bigint", values)]}
+    for what, statement, least in (("HNSW of all", EXACT, 10), ("HNSW for 10 + what he has, then without", OVERFETCHING, ITEMS + 20)):
         truth = answers(connect(statement, values=few))
         indexed = lambda m, ef, values: connect(statement.replace("FROM items", f"FROM indexed_{m}"), f"-c hnsw.ef_search={ef} -c enable_seqscan=off", values)
         fit = []
@@ -211,13 +213,12 @@ def compare_pgvector(peer, work, model, users):
         if fit:
             _, m, ef, found = min(fit)
             print(f"# {model}: {what}: m {m}, ef_search {ef}", flush=True)
-            what = f"{what}, recall {found:.3f}"
-            kinds[what], targets[what] = [indexed(m, ef, values)], target
-        elif target:
-            report("pgvector", f"{model}: not met: HNSW does not reach recall 0.98", "", float("nan"), float("nan"), target)
+            kinds[f"{what}, recall >= 0.98"] = [indexed(m, ef, values)]
+        else:
+            print(f"# {model}: {what} does not reach recall 0.98", flush=True)
     figures = rounds_of(kinds)
     for what, theirs in list(figures.items())[1:]:
-        ratio("pgvector", f"{'normal' if model == 'drawn' else 'trained'} factors: ours / {what}", "ms, median", [(a.median, b.median) for a, b in zip(figures[""], theirs)], targets.get(what, ""))
+        ratio("pgvector", f"{'normal' if model == 'drawn' else 'trained'} factors: ours / {what}", "ms, median", [(a.median, b.median) for a, b in zip(figures[""], theirs)])
     for clients in kinds.values():
         clients[0].close()
 
@@ -241,17 +242,17 @@ def case_serve(work):
     clients.update({name: [Client(statement, values, first) for first in (0, USERS // 2)] for name, statement in others.items()})
     figures = rounds_of({(name, n): kind[:n] for name, kind in clients.items() for n in (1, 2)})
     for model, what in names.items():
-        one, target = figures[model, 1], "" if model == "query" else "<= 1"
-        absolute("serve", f"{what}: median", [r.median[0] for r in one], 0.7, target)
-        absolute("serve", f"{what}: CPU time of the server", [r.median[1] for r in one], 0.7, "")
-        absolute("serve", f"{what}: 99th percentile", [r.p99 for r in one], 2, target)
+        one = figures[model, 1]
+        absolute("serve", f"{what}: median", [r.median[0] for r in one], 0.7)
+        absolute("serve", f"{what}: CPU time of the server", [r.median[1] for r in one], 0.7)
+        absolute("serve", f"{what}: 99th percentile", [r.p99 for r in one], 2)
     for model, what in {**names, "nothing": "the machine: a call that counts to 4,000"}.items():
         # Beside it: the CPU time of a call while another one runs, over that of a call alone.
         two, one = figures[model, 2], figures[model, 1]
         report("serve", f"{what}: 2 clients / 1", "calls per s", *(median_pair([(r.rate, r.median[1]) for r in side]) for side in (two, one)),
-               ">= 1.8" if model in ("plain", "days", "drawn") else "", [b.rate / a.rate for a, b in zip(one, two)])
-    over = lambda what, ours, theirs, target="": ratio("serve", what, "ms, median", [(a.median, b.median) for a, b in zip(figures[ours, 1], figures[theirs, 1])], target)
-    over("305 day partitions / one table", "days", "plain", "<= 1")
+               "", [b.rate / a.rate for a, b in zip(one, two)])
+    over = lambda what, ours, theirs: ratio("serve", what, "ms, median", [(a.median, b.median) for a, b in zip(figures[ours, 1], figures[theirs, 1])])
+    over("305 day partitions / one table", "days", "plain")
     over("one table / reading the user's rows by the index, nothing else", "plain", "lookup")
     for client in sum(clients.values(), []):
         client.close()
@@ -288,7 +289,7 @@ def case_million(work):
             figures[name].append((Round(client).median, tuple(n_bytes / rate / 1e6 for rate in rates)))
     for name, what in (("items", "normal factors"), ("popular", "the same, norms log-normal with sigma 0.5")):
         print(f"# memory: {statistics.median(n_bytes / b[1] / 1e6 for _, b in figures[name][1:]):.1f} GB/s of CPU time", flush=True)
-        ratio("million", f"{what} / reading the factors", "ms, median", figures[name][1:], "<= 1.25")
+        ratio("million", f"{what} / reading the factors", "ms, median", figures[name][1:])
         kinds[name].close()
 
 
@@ -322,9 +323,9 @@ def case_everyone(work):
                     if model != "drawn":
                         print(f"# {model}: {peers.recommended(path=work / 'listed'):.4f} of what we list implicit lists too", flush=True)
                 session.close()
-        for model, what, target in (("plain", "one table", ">= 3"), ("days", "305 day partitions", ">= 3"), ("drawn", "one table, normal factors", "")):
+        for model, what in (("plain", "one table"), ("days", "305 day partitions"), ("drawn", "one table, normal factors")):
             rates = [(n / a[0], n / b[0]) for a, b in zip(figures[model], other)][1:]
-            report("everyone", f"{what}: ours / implicit's recommend", "users per s", *(statistics.median(side) for side in zip(*rates)), target, [a / b for a, b in rates])
+            report("everyone", f"{what}: ours / implicit's recommend", "users per s", *(statistics.median(side) for side in zip(*rates)), "", [a / b for a, b in rates])
             ratio("everyone", f"{what}: time of the call / of implicit's", "s", [(a, b) for a, b in zip(figures[model], other)][1:])
 
 
@@ -346,8 +347,7 @@ def case_foldin(work):
             assert sources == kind, f"rows come from {sources} instead of {kind}"
         figures = rounds_of(kinds)
         for i, part in enumerate(("median", "CPU time of the server")):
-            absolute("foldin", f"{what}: folded in - baseline, {part}", [a.median[i] - b.median[i] for a, b in zip(figures["fold_in"], figures["baseline"])], 1,
-                     "" if i else "<= 1")
+            absolute("foldin", f"{what}: folded in - baseline, {part}", [a.median[i] - b.median[i] for a, b in zip(figures["fold_in"], figures["baseline"])], 1)
         for kind in kinds.values():
             kind[0].close()
     for table in ("shuffled", "by_time"):
@@ -398,6 +398,13 @@ def case_scorer(work):
     ratio("scorer", "source with history / plain COPY", "ms, 10,000 rows", list(zip(figures["sold"], figures["plain"])))
     ratio("scorer", "source with history and scorer / plain COPY", "ms, 10,000 rows", list(zip(figures["scored"], figures["plain"])))
     added = [tuple((a - b) * 1000 / users for a, b in zip(*pair)) for pair in zip(figures["scored"], figures["sold"])]
-    ratio("scorer", "added by the scorer per 1,000 users / plain COPY", "ms", list(zip(added, figures["plain"])), "<= 1")
+    ratio("scorer", "added by the scorer per 1,000 users / plain COPY", "ms", list(zip(added, figures["plain"])))
     ratio("scorer", "added by the scorer per 1,000 users / COPY into the source", "ms", list(zip(added, figures["sold"])))
+    # What it takes only to write as many rows as the scorer does.
+    sql("CREATE TABLE written (LIKE lists)")
+    session = Session()
+    session.run(f"CREATE TEMPORARY TABLE batch AS SELECT * FROM lists LIMIT {size}")
+    writing = [tuple(figure * 1e6 / users for figure in session.timed("INSERT INTO written SELECT * FROM batch")) for _ in figures["plain"]]
+    session.close()
+    ratio("scorer", "writing the scorer's rows alone per 1,000 users / plain COPY", "ms", list(zip(writing, figures["plain"])))
     print("# milliseconds of the streams, the last batch: " + sql("SELECT streams FROM millrace.batches WHERE source = 'scored'::regclass ORDER BY xid DESC LIMIT 1"), flush=True)

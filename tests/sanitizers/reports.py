@@ -2,10 +2,11 @@
 import re, sys
 from pathlib import Path
 
-OURS = re.compile(r"millrace(?:\.so)?[+)]|/millrace/|/(?:extension|ingest|tests)/[\w/]+\.[ch]:\d+|in mrc?_\w+|core_test|ingest_test|"
-                  r"\((?:als|aggregate|alert|batch|bulk|cache|cluster|definition|evaluate|features|fitted|fold|history|holdout|image|import|index|indexer|kmeans|late|"
-                  r"lists|maintain|millrace|model|own|pool|ratings|recommend|refresh|rollup|scale|scan|scorer|serve|settings|similar|sparse|state|stream|topk|track|"
-                  r"train|tune|version|watermark|window|core_test|ingest_test|planted)\.[ch]:\d+\)|\(in [^)]*millrace")
+ROOT = Path(__file__).resolve().parents[2]
+
+# A source file, an object or a name of ours; of valgrind's frames, which have no path, the file's name.
+OURS = re.compile(r"/(?:extension|ingest|tests)/[\w/]+\.[ch]:\d+|millrace(?:\.so)?\+0x|\(in \S*/millrace(?:\.so)?\)|\bin mrc?_\w+|: mrc?_\w+|planted_|"
+                  r"\((?:" + "|".join(sorted({re.escape(f.name) for d in ("extension", "extension/core", "ingest", "tests/unit") for f in (ROOT / d).glob("*.c")})) + r"):\d+\)")
 found = {}
 for path in sorted(Path(sys.argv[1]).glob("*")):
     text = path.read_text(errors="replace")

@@ -2912,6 +2912,47 @@ test_hash(void **state)
 	assert_true(mrc_hash64("Nobody inspects the spammish repetition", 39, 0) == UINT64_C(0xFBCEA83C8A378BF1));
 }
 
+/* The authors' vectors: the key and the data are 0, 1, 2 … */
+static void
+test_seal(void **state)
+{
+	static const struct
+	{
+		size_t n;
+		unsigned char seal[MRC_SEAL_BYTES];
+	} vectors[] = {
+		{0, {0xa3, 0x81, 0x7f, 0x04, 0xba, 0x25, 0xa8, 0xe6, 0x6d, 0xf6, 0x72, 0x14, 0xc7, 0x55, 0x02, 0x93}},
+		{1,
+		 {0xda, 0x87, 0xc1, 0xd8, 0x6b, 0x99, 0xaf, 0x44, 0x34, 0x76, 0x59, 0x11, 0x9b, 0x22, 0xfc, 0x45}}};
+	unsigned char key[MRC_SEAL_BYTES];
+	unsigned char data[64];
+	unsigned char seal[MRC_SEAL_BYTES];
+	unsigned char other[MRC_SEAL_BYTES];
+
+	(void) state;
+	for (unsigned char i = 0; i < sizeof(data); i++)
+		data[i] = i;
+	memcpy(key, data, sizeof(key));
+	for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++)
+	{
+		mrc_seal(key, data, vectors[i].n, seal);
+		assert_memory_equal(seal, vectors[i].seal, sizeof(seal));
+	}
+	/* Each bit of data and key counts, and so does the length. */
+	mrc_seal(key, data, 43, seal);
+	mrc_seal(key, data, 42, other);
+	assert_memory_not_equal(seal, other, sizeof(seal));
+	for (int bit = 0; bit < 8 * (43 + (int) sizeof(key)); bit++)
+	{
+		unsigned char *at = bit < 8 * 43 ? &data[bit / 8] : &key[bit / 8 - 43];
+
+		*at ^= (unsigned char) (1 << bit % 8);
+		mrc_seal(key, data, 43, other);
+		assert_memory_not_equal(seal, other, sizeof(seal));
+		*at ^= (unsigned char) (1 << bit % 8);
+	}
+}
+
 static unsigned char *
 block_of(bool text, int n_rows, int rank, size_t *n_bytes)
 {
@@ -3151,6 +3192,7 @@ main(void)
 		cmocka_unit_test(test_kmeans_distinct),
 		cmocka_unit_test(test_silhouette),
 		cmocka_unit_test(test_hash),
+		cmocka_unit_test(test_seal),
 		cmocka_unit_test(test_block_round_trip),
 		cmocka_unit_test(test_block_bytes_are_fixed),
 		cmocka_unit_test(test_block_damage),

@@ -18,6 +18,8 @@ export PGDATABASE=shop
 value "CREATE EXTENSION millrace" \
 	-c "CREATE TABLE bought AS SELECT i % 30000 AS u, (i * 7919::bigint) % 20011 AS i FROM generate_series(1, 300000) AS i" \
 	-c "CREATE INDEX ON bought (u); CREATE TABLE little AS TABLE bought LIMIT 3000; CREATE INDEX ON little (u)" \
+	-c "CREATE TABLE happens (at timestamptz NOT NULL, n int) PARTITION BY RANGE (at)" \
+	-c "SELECT millrace.create_source('happens', 'at', '1 day'), millrace.create_continuous_aggregate('per_hour', \$\$SELECT millrace.tumble(at, '1 hour') AS window_start, sum(n) AS n FROM happens GROUP BY 1\$\$)" \
 	-c "SELECT millrace.train_als('m', 'bought', rank => 96, iterations => 1), millrace.train_als('little', 'little', rank => 4, iterations => 1)" >/dev/null 2>"$work/err"
 is $? 0 "two models"
 primary=$(folder)
@@ -109,6 +111,13 @@ before=$(answer m 7 2>/dev/null)
 is "$before" "$(PGPORT=$primary_port answer m 7)" "with its answers"
 is "$(files "$replica")" "$(files_of "'m', 'little'")" "the one that was pruned there has no file any more"
 is "$(value "DROP TABLE bought" 2>&1)" "ERROR:  cannot execute DROP TABLE in a read-only transaction" "it is still a replica"
+for command in "train_als('x', 'bought')" "retrain('m')" "import_als('x', 'little', 'little')" "tune_als('m', 'bought', '{\"rank\": [4]}')" "activate('m', 1)" "prune('m', 1)" "drop_model('m')" \
+	"track_history('m')" "ensure_partitions('happens', now(), now())" "compact('per_hour')" \
+	"INSERT INTO happens VALUES (now(), 1)"; do
+	[[ $command = *\(\'* ]] && command="SELECT millrace.$command"
+	is "$(value "\\set VERBOSITY sqlstate" -c "$command" 2>&1)" "ERROR:  25006" "which refuses $command"
+done
+is "$(value "\\set VERBOSITY sqlstate" -c "CALL millrace.maintain()" 2>&1 | sort -u)" "WARNING:  25006" "maintain warns of it"
 export PGPORT=$primary_port
 is "$(files "$primary")" "$(files_of "'m', 'little'")" "nor on the primary"
 file=$primary/$(files_of "'m'")

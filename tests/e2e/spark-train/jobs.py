@@ -60,7 +60,7 @@ def late(*arguments):
 
 
 train.Ratings.parts = late
-write_lists("numbers", job("numbers", "numbers", "--explicit", "--connections", "3"))
+write_lists("numbers", job("numbers", "numbers", "--explicit", "--connections", "3", "--checkpoints", (folder / "checkpoints").as_uri()))
 train.Ratings.parts = parts
 job("shop", QUERY, "--no-activate", "--tables", "factors")
 
