@@ -69,6 +69,16 @@ def compare_kmeans(peers, session, what, query, fastest):
     ratio("kmeans", f"{what}: one start / SELECT count(q) FROM (query) AS q", "s", [(trained(session, query, k=K, starts=1)[0], session.timed(scan)) for _ in range(ROUNDS)])
 
 
+def compare_silhouette(peers, work):
+    """Of the model there is, on a twenty-fifth of the rows, as scikit-learn's is of all pairs."""
+    sql("DROP TABLE IF EXISTS judged; CREATE TABLE judged AS SELECT * FROM features TABLESAMPLE bernoulli (4) REPEATABLE (1)")
+    columns = ", ".join(f"weekday[{i}]" for i in range(1, 6))
+    run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c",
+        f"\\copy (SELECT millrace.kmeans_assign('bench', ARRAY[unit_price, quantity] || weekday), unit_price, quantity, {columns} FROM judged) TO '{work / 'assigned.csv'}' CSV")
+    report("kmeans", "silhouette: ours / scikit-learn's of the same assignment", "silhouette",
+           float(sql("SELECT millrace.silhouette('bench', 'SELECT unit_price, quantity, weekday FROM judged')")), peers.silhouette(path=work / "assigned.csv"))
+
+
 QUERIES = {"columns of a table": FEATURES, "pipeline in the query": PIPELINE}
 
 
@@ -85,13 +95,7 @@ def case_kmeans(work):
             compare_kmeans(peers, session, what, query, fastest)
         trained(session, FEATURES, k=K)
         session.close()
-        # Of all pairs: of some thousand rows.
-        sql("DROP TABLE IF EXISTS some; CREATE TABLE some AS SELECT * FROM features TABLESAMPLE bernoulli (4) REPEATABLE (1)")
-        columns = ", ".join(f"weekday[{i}]" for i in range(1, 6))
-        run("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c",
-            f"\\copy (SELECT millrace.kmeans_assign('bench', ARRAY[unit_price, quantity] || weekday), unit_price, quantity, {columns} FROM some) TO '{work / 'assigned.csv'}' CSV")
-        report("kmeans", "silhouette: ours / scikit-learn's of the same assignment", "silhouette",
-               float(sql("SELECT millrace.silhouette('bench', 'SELECT unit_price, quantity, weekday FROM some')")), peers.silhouette(path=work / "assigned.csv"))
+        compare_silhouette(peers, work)
 
 
 def case_kmeans_million(work):

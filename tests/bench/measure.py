@@ -109,7 +109,7 @@ HEADER = ("case", "what", "unit", "ours", "peer", "ratio", "range", "cpu ratio",
 
 
 def show(row):
-    print("".join(f"{field:<{width}}" for field, width in zip(row, (16, 72, 24, 10, 10, 8, 14, 11, 12, 4))).rstrip(), flush=True)
+    print("".join(f"{field:<{width}}" for field, width in zip(row, (16, 80, 24, 10, 10, 8, 14, 11, 16, 4))).rstrip(), flush=True)
 
 
 def median_pair(pairs):

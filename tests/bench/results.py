@@ -111,8 +111,8 @@ def complete():
     for point in asked():
         name = f"{point['case']}: {point['what']}"
         row = rows.setdefault(name, unmeasured(point["case"], point["what"]))
-        row["target"] = point["target"]
-        row["met"] = met(float(row["ratio"] or "nan"), point["target"])
+        if row["target"] != point["target"]:
+            row.update(target=point["target"], met=met(float(row["ratio"] or "nan"), point["target"]))
     order = list(groups())
     write("bench", sorted(rows.values(), key=lambda row: order.index(owner(row)) if owner(row) in order else len(order)))
 

@@ -40,7 +40,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 58 ELSE 55 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 60 ELSE 57 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -188,6 +188,9 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_reader;
 GRANT CREATE ON SCHEMA federating TO mr_reader;
 SET ROLE mr_reader;
 SELECT throws_ok($$SELECT millrace.create_federated_aggregate('mine', 'trend', '{node1}')$$, '42501', 'must be owner of stream "trend"', 'not of what is another''s');
+CREATE VIEW mine AS SELECT 1;
+SELECT throws_ok($$SELECT millrace._federated_put('mine', 'mine', 'trend', '{node1}', '{}')$$, '42501', 'must be owner of stream "trend"', 'nor says that it is one');
+SELECT throws_ok($$SELECT millrace._shared_put('trend', 'mine')$$, '42501', 'must be owner of stream "trend"', 'nor that it is shared');
 SELECT throws_ok($$SELECT millrace.share_aggregate('unshared')$$, '42501', 'must be owner of stream "unshared"', 'nor shares it');
 SELECT throws_ok($$SELECT millrace.unshare_aggregate('trend')$$, '42501', 'must be owner of stream "trend"', 'nor ends that');
 SELECT throws_ok($$SELECT millrace.drop_federated_aggregate('trend_all')$$, '42501', NULL, 'nor drops it');

@@ -124,4 +124,6 @@ is $? 0 "a partition that comes is told, and not read"
 for n in $nodes; do kill "${running[$n]}"; done
 for n in $nodes; do wait "${running[$n]}" 2>/dev/null; echo $?; done >"$work/out"
 is "$(paste -sd ' ' "$work/out")" "0 0 0" "the ingesters end"
+is "$(value "DROP EXTENSION millrace CASCADE" 2>&1; at 1 -c "DROP EXTENSION millrace CASCADE" 2>&1)$(left="SELECT count(*) FROM pg_class WHERE relname ~ '_(everywhere|partial|states?_|info_)'"; value "$left"; at 1 -c "$left")" "0
+0" "the extension takes along what it has made"
 done_testing
