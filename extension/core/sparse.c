@@ -412,14 +412,12 @@ sort_by_byte(const uint64_t *from, uint64_t *to, int64_t n, int shift)
 		to[at[from[e] >> shift & 0xFF]++] = from[e];
 }
 
-/* The row stays as it was until all is done, so that a long one can give way. */
+/* The row stays as it was until all is done, so that it can give way. */
 static MrcStatus
-sort_row(const Sort *sort, int32_t *index, float *value, int64_t n, uint64_t *entries)
+sort_row(const Sort *sort, int32_t *index, float *value, int64_t n, uint64_t *entries, bool may_pause)
 {
 	uint64_t *other = entries + n;
 
-	if (is_sorted(index, n))
-		return MRC_OK;
 	if (n <= SHORT_ROW)
 	{
 		insert(index, value, n);
@@ -436,7 +434,7 @@ sort_row(const Sort *sort, int32_t *index, float *value, int64_t n, uint64_t *en
 	{
 		uint64_t *swap = entries;
 
-		if (mrc_pool_pausing(sort->pool))
+		if (may_pause && mrc_pool_pausing(sort->pool))
 			return MRC_AGAIN;
 		sort_by_byte(entries, other, n, shift);
 		entries = other;
@@ -452,13 +450,17 @@ sort_row(const Sort *sort, int32_t *index, float *value, int64_t n, uint64_t *en
 	return MRC_OK;
 }
 
-/* Rows that are long, or those that are not.  Sorted ones stay so when the task is called again. */
+/*
+ * Rows that are long, or those that are not.  Sorted ones stay so when the task is called again.  Each call sorts one at
+ * least, unless that would take long, so that pauses that come faster than the rows can be looked at do not stop it for good.
+ */
 static MrcStatus
 sort_rows(void *arg, int worker, int64_t lo, int64_t hi)
 {
 	const Sort *sort = arg;
 	const MrcCsr *csr = sort->csr;
 	uint64_t *space = sort->space + (sort->of_long ? 0 : worker * sort->room);
+	bool progressed = false;
 
 	for (int64_t row = lo; row < hi; row++)
 	{
@@ -467,8 +469,12 @@ sort_rows(void *arg, int worker, int64_t lo, int64_t hi)
 
 		if ((n > sort->most) != sort->of_long)
 			continue;
-		if (sort_row(sort, csr->index + start, csr->value + start, n, space) != MRC_OK)
+		if (is_sorted(csr->index + start, n))
+			continue;
+		if (sort_row(sort, csr->index + start, csr->value + start, n, space, progressed || n > LONG_ROW) !=
+			MRC_OK)
 			return MRC_AGAIN;
+		progressed = true;
 	}
 	return MRC_OK;
 }
