@@ -80,6 +80,9 @@ mr_shared_forget(const char *name)
 		return InvalidOid;
 	mr_enter_catalog(&guard, "shared");
 	SPI_connect();
+	/* Another aggregate of that name is not theirs. */
+	mr_exec_args("DELETE FROM " MR_SCHEMA ".federated WHERE aggregate = $1", SPI_OK_DELETE, false, 1, types,
+				 values, NULL);
 	mr_exec_args("DELETE FROM " MR_SCHEMA ".shared WHERE name = $1 RETURNING partial",
 				 SPI_OK_DELETE_RETURNING, false, 1, types, values, NULL);
 	if (SPI_processed > 0)
