@@ -36,6 +36,7 @@ PG_FUNCTION_INFO_V1(mr_on_batch);
 PG_FUNCTION_INFO_V1(mr_pipe_target);
 
 #define MAX_LEAVES 4096
+#define MIN_LEAVES 32 /* so few are kept */
 /* A leaf that had no batch while its backend had so many times as many as there are leaves is forgotten. */
 #define MAX_IDLE 16
 
@@ -344,6 +345,8 @@ forget_idle(uint64 n_uses)
 	HASH_SEQ_STATUS scan;
 	LeafEntry *old;
 
+	if (n_leaves < MIN_LEAVES)
+		return;
 	hash_seq_init(&scan, leaves);
 	while ((old = hash_seq_search(&scan)) != NULL)
 	{

@@ -80,6 +80,9 @@ mr_shared_forget(const char *name)
 		return InvalidOid;
 	mr_enter_catalog(&guard, "shared");
 	SPI_connect();
+	/* Another aggregate of that name is not theirs. */
+	mr_exec_args("DELETE FROM " MR_SCHEMA ".federated WHERE aggregate = $1", SPI_OK_DELETE, false, 1, types,
+				 values, NULL);
 	mr_exec_args("DELETE FROM " MR_SCHEMA ".shared WHERE name = $1 RETURNING partial",
 				 SPI_OK_DELETE_RETURNING, false, 1, types, values, NULL);
 	if (SPI_processed > 0)
@@ -90,8 +93,8 @@ mr_shared_forget(const char *name)
 }
 
 /*
- * _federated_put(name text, view regclass, aggregate text, servers name[], tables regclass[]): for the owner of all; a row
- * whose view is gone makes room
+ * _federated_put(name text, view regclass, aggregate text, servers name[], tables regclass[]): for the owner of all, the
+ * aggregate included; a row whose view is gone makes room
  */
 Datum
 mr_federated_put(PG_FUNCTION_ARGS)
@@ -103,6 +106,8 @@ mr_federated_put(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < 5; i++)
 		values[i] = PG_GETARG_DATUM(i);
+	/* Whoever may read the view may learn the windows of the aggregate's states (window.c). */
+	mr_check_stream_owner(TextDatumGetCString(values[2]));
 	check_owner(PG_GETARG_OID(1), RELKIND_VIEW);
 	mr_tie_to_extension(PG_GETARG_OID(1));
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(4), REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT, &tables, NULL,

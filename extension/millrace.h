@@ -325,7 +325,10 @@ extern void mr_check_stream_owner(const char *name);
 extern void mr_tie_to_extension(Oid rel);
 extern void mr_stream_lock(const char *name);
 
-/* federate.c.  A continuous aggregate is shared no more: the view of its states, which remains to be dropped, or InvalidOid. */
+/*
+ * federate.c.  A continuous aggregate is shared and federated no more: the view of its states, which remains to be
+ * dropped, or InvalidOid.
+ */
 extern Oid mr_shared_forget(const char *name);
 
 /* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */

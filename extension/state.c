@@ -258,7 +258,7 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
  * After a restore there are two.  Each function that reads states has a key of its own, the seal of its name by one of these.
  */
 #define KEY_BYTES 32 /* of which the first MRC_SEAL_BYTES are used */
-#define MAX_KEYS 8
+#define MAX_KEYS 64
 #define MAX_READERS 8
 
 typedef struct Reader

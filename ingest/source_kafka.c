@@ -72,7 +72,7 @@ struct KafkaSource
 	int64_t watched_us, asked_lag_us;
 	int n_known;			  /* source.partitions: so many has the topic, as was told */
 	int64_t looked_unread_us; /* when it was asked */
-	int64_t refresh_ms;		  /* how often it is */
+	int64_t refresh_ms;		  /* how often it is; -1: never, as librdkafka has it */
 	/* To keep librdkafka fetching. */
 	int64_t queue_bytes, queue_messages; /* its limits */
 	int64_t mean_bytes;					 /* of a message */
@@ -1265,7 +1265,7 @@ watch(KafkaSource *source)
 		look_for_broker(source);
 	if (source->topic_lost_us != 0)
 		look_for_topic(source);
-	if (source->config->n_partitions > 0 && source->broker_lost_us == 0 &&
+	if (source->config->n_partitions > 0 && source->refresh_ms > 0 && source->broker_lost_us == 0 &&
 		now_us - source->looked_unread_us > source->refresh_ms * 1000)
 		look_for_unread(source);
 }

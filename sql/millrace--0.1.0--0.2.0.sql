@@ -500,7 +500,7 @@ BEGIN
 	/* One that comes when there are thousands is looked at alone. */
 	IF attached IS DISTINCT FROM source THEN
 		fresh := ARRAY(SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = source
-			AND NOT EXISTS (SELECT FROM millrace.known_partition k WHERE k.partition = i.inhrelid AND k.source = i.inhparent));
+			AND (i.inhrelid = attached OR NOT EXISTS (SELECT FROM millrace.known_partition k WHERE k.partition = i.inhrelid AND k.source = i.inhparent)));
 	END IF;
 	INSERT INTO millrace.known_partition AS k
 		SELECT source, p.partition, p.from_time, p.to_time FROM millrace._partitions(source, fresh) p WHERE p.from_time IS NOT NULL

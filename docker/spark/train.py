@@ -297,6 +297,12 @@ def may(connection, settings):
         raise Wrong(f'role "{database_user(connection)}" needs {denied}')
     if connection.row("SELECT pg_try_advisory_lock(hashtextextended('millrace spark ' || ?, 0))", settings.model) == ["f"]:
         raise Wrong(f'another job is training model "{settings.model}"')
+    for side in ("users", "items") if settings.tables else ():
+        name = f"{settings.tables}_{side}"
+        columns, = connection.row("""SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute
+            WHERE attrelid = to_regclass(?) AND attnum > 0 AND NOT attisdropped""", quoted(name))
+        if columns not in (None, "id bigint, factor real[]", "id text, factor real[]"):
+            raise Wrong(f'--tables: "{name}" is no table of factors, but has {columns}; it would be replaced')
     if settings.seen and settings.seen != "none":
         connection.columns(query_of(settings.seen))
     kind = connection.rows("SELECT kind FROM millrace.models WHERE name = ? AND kind <> 'als' LIMIT 1", settings.model)

@@ -264,7 +264,7 @@ def case_load(work):
 
 def at_work(what, rate, watch, done, behind, took):
     """What at_rate() saw."""
-    report("load", f"{what}: stored / produced", "events/s", done, rate, ">= 0.99")
+    report("load", f"{what}: stored / produced", "events/s", done, rate, ">= 0.95")
     report("load", f"{what}: events behind at the end / those of a second", "events", behind, rate, "<= 2")
     processes = watch.processes()
     for name, (share, private, pss) in sorted(processes.items(), key=lambda item: -item[1][0]):

@@ -137,15 +137,16 @@ def very_large(figures):
     lines.append(f"| **Serving from {ITEMS / 1e6:.0f} M items** | | |")
     line("reading all of them once", lambda: (
         f"{amount(ITEMS * RANK * 4, 'B')}, {amount(ITEMS * RANK * 4 / bandwidth(rows), 's')}", f"4 × rank bytes an item, {bandwidth(rows) / 1e9:.0f} GB/s a core, `million`"))
-    for kind, what in (("normal factors", "a call, if items are all alike (the worst there is)"), ("log-normal norms", "a call, if some items are better than others, as they are when trained")):
-        line(what, lambda kind=kind: (
-            f"{amount(rows(f'many_items: {kind}, all items: a call, median') / 1e3, 's')}: {digits(1e3 / rows(f'many_items: {kind}, all items: a call, CPU'))} calls a second and core",
-            "**measured** with ten million items, `many_items`: the index rules out most items before it reads their factors"))
+    for kind, what, why in (("normal factors", "a call, if items are all alike (the worst there is)", f"the index reads a byte a number, {amount(ITEMS * RANK, 'B')}, more than a cache holds, and the factors of few"),
+                            ("log-normal norms", "a call, if some items are better than others, as they are when trained", "of most items the index reads nothing")):
+        line(what, lambda kind=kind, why=why: (
+            f"{amount(rows(f'many_items: {ITEMS:,.0f} items, {kind}, all of them: a call, median') / 1e3, 's')}: {digits(1e3 / rows(f'many_items: {ITEMS:,.0f} items, {kind}, all of them: a call, CPU'))} calls a second and core",
+            f"**measured** with ten million items, `many_items`: {why}"))
     line("a call among 10,000 candidates", lambda: (
-        f"{amount(rows('many_items: normal factors, 10,000 candidates: a call, median') / 1e3, 's')}: {digits(1e3 / rows('many_items: normal factors, 10,000 candidates: a call, CPU'))} calls a second and core", "**measured** there: the query of the candidates is most of it"))
+        f"{amount(rows(f'many_items: {ITEMS:,.0f} items, normal factors, 10,000 candidates: a call, median') / 1e3, 's')}: {digits(1e3 / rows(f'many_items: {ITEMS:,.0f} items, normal factors, 10,000 candidates: a call, CPU'))} calls a second and core", "**measured** there, with a query that names them"))
     line("lists of all users once, at night", lambda: (
-        f"{amount(USERS / rows('many_items: log-normal norms: lists of 10, 5,000 users at once'), 's')} of a core; {amount(USERS / rows('many_items: log-normal norms: lists of 10, 5,000 users at once') / CORES, 's')} on {CORES}",
-        f"{digits(rows('many_items: log-normal norms: lists of 10, 5,000 users at once'))} users a second and core, `many_items`"))
+        f"{amount(USERS / rows(f'many_items: {ITEMS:,.0f} items, log-normal norms: lists of 10, 5,000 users at once'), 's')} of a core; {amount(USERS / rows(f'many_items: {ITEMS:,.0f} items, log-normal norms: lists of 10, 5,000 users at once') / CORES, 's')} on {CORES}",
+        f"{digits(rows(f'many_items: {ITEMS:,.0f} items, log-normal norms: lists of 10, 5,000 users at once'))} users a second and core, `many_items`"))
     return "\n".join(lines)
 
 

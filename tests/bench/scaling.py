@@ -227,18 +227,18 @@ def case_many_items(work):
         finally:
             client.close()
             some.close()
-        for kind, which_items in (("all", "all items"), ("some", "10,000 candidates")):
+        for kind, which_items in (("all", "all of them"), ("some", "10,000 candidates")):
             for i, which in enumerate(("median", "CPU")):
-                report("many_items", f"{what}, {which_items}: a call, {which}", "ms", statistics.median(figure.median[i] for figure in figures[kind]), float("nan"))
+                report("many_items", f"{MANY:,} items, {what}, {which_items}: a call, {which}", "ms", statistics.median(figure.median[i] for figure in figures[kind]), float("nan"))
         if sigma == 0:
-            report("many_items", "import_als", "s", took, float("nan"))
-            report("many_items", "stored factors / 4 bytes a number", "bytes an item", int(sql("SELECT pg_total_relation_size('millrace.factors')")) / MANY, 4 * SERVED[2])
-            report("many_items", "cache file / 4 bytes a number", "bytes an item", int(sql("SELECT millrace.warm('many')")) / MANY, 4 * SERVED[2])
+            report("many_items", f"{MANY:,} items, import_als", "s", took, float("nan"))
+            report("many_items", f"{MANY:,} items, stored factors / 4 bytes a number", "bytes an item", int(sql("SELECT pg_total_relation_size('millrace.factors')")) / MANY, 4 * SERVED[2])
+            report("many_items", f"{MANY:,} items, cache file / 4 bytes a number", "bytes an item", int(sql("SELECT millrace.warm('many')")) / MANY, 4 * SERVED[2])
         else:
             start = time.monotonic()
             n = int(sql("SELECT count(*) FROM millrace.recommend_top_k_for('many', 'SELECT id FROM generate_series(0, 4999) id', 10)"))
             assert n == 50000, f"{n} rows for 5,000 users"
-            report("many_items", f"{what}: lists of 10, 5,000 users at once", "users a second and processor", 5000 / (time.monotonic() - start) / os.cpu_count(), float("nan"))
+            report("many_items", f"{MANY:,} items, {what}: lists of 10, 5,000 users at once", "users a second and processor", 5000 / (time.monotonic() - start) / os.cpu_count(), float("nan"))
         sql("SELECT millrace.drop_model('many')")
         sql("VACUUM millrace.factors")
     sql("DROP TABLE many_users")

@@ -70,6 +70,14 @@ SELECT millrace.refresh('m');
 SELECT is((SELECT count(*) FROM m), 24::bigint, 'TRUNCATE leaves them too');
 SELECT millrace.refresh('m', '2024-01-03', '2024-01-04');
 SELECT is(differences('m'), 0::bigint, 'unless they are named');
+-- Detached while event triggers were off
+SET LOCAL session_replication_role = replica;
+ALTER TABLE ev DETACH PARTITION ev_20240102;
+SET LOCAL session_replication_role = origin;
+INSERT INTO ev_20240102 VALUES ('2024-03-02 10:00', 'a', 1);
+ALTER TABLE ev ATTACH PARTITION ev_20240102 FOR VALUES FROM ('2024-03-02') TO ('2024-03-03');
+SELECT is((SELECT (from_time, to_time) FROM millrace.known_partition WHERE partition = 'ev_20240102'::regclass), ('2024-03-02'::timestamptz, '2024-03-03'::timestamptz),
+	'what is attached has the bounds that it has now');
 DROP TABLE ev CASCADE;
 SELECT is((SELECT count(*) FROM millrace.known_partition) + (SELECT count(*) FROM millrace.gone_range) + (SELECT count(*) FROM millrace.mark), 0::bigint, 'nothing is left of a dropped source');
 SELECT * FROM finish();

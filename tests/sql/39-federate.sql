@@ -40,7 +40,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 58 ELSE 55 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 61 ELSE 58 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -188,14 +188,24 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA millrace TO mr_reader;
 GRANT CREATE ON SCHEMA federating TO mr_reader;
 SET ROLE mr_reader;
 SELECT throws_ok($$SELECT millrace.create_federated_aggregate('mine', 'trend', '{node1}')$$, '42501', 'must be owner of stream "trend"', 'not of what is another''s');
+CREATE VIEW mine AS SELECT 1;
+SELECT throws_ok($$SELECT millrace._federated_put('mine', 'mine', 'trend', '{node1}', '{}')$$, '42501', 'must be owner of stream "trend"', 'nor says that it is one');
+SELECT throws_ok($$SELECT millrace._shared_put('trend', 'mine')$$, '42501', 'must be owner of stream "trend"', 'nor that it is shared');
 SELECT throws_ok($$SELECT millrace.share_aggregate('unshared')$$, '42501', 'must be owner of stream "unshared"', 'nor shares it');
 SELECT throws_ok($$SELECT millrace.unshare_aggregate('trend')$$, '42501', 'must be owner of stream "trend"', 'nor ends that');
 SELECT throws_ok($$SELECT millrace.drop_federated_aggregate('trend_all')$$, '42501', NULL, 'nor drops it');
+CREATE TABLE his (at timestamptz);
+SELECT millrace.create_source('his', 'at') \g /dev/null
+SELECT millrace.create_continuous_aggregate('his_counts', 'SELECT millrace.tumble(at, ''1 day'') AS w, count(*) AS n FROM his GROUP BY 1') \g /dev/null
+SELECT millrace._federated_put('mine', 'mine', 'his_counts', '{node1}', '{}') \g /dev/null
+SELECT millrace.drop_continuous_aggregate('his_counts') \g /dev/null
+SELECT is((SELECT count(*) FROM millrace.federated WHERE aggregate = 'his_counts'), 0::bigint, 'what he said of an aggregate of his ends with it');
 RESET ROLE;
 
 -- States that another extension's functions trust: only of those whose key is known here
 \if :has_hll
 CREATE TABLE own_key AS TABLE millrace.state_key;
+INSERT INTO millrace.state_key SELECT sha256(int4send(i)) FROM generate_series(1, 20) i; -- of other nodes
 CREATE EXTENSION hll SCHEMA public;
 SELECT millrace.create_continuous_aggregate('visitors', 'SELECT millrace.tumble(at, ''1 day'') AS w, hll_cardinality(hll_add_agg(hll_hash_bigint(id))) AS n FROM events GROUP BY 1') \g /dev/null
 \! for d in mr_node1 "mr node's 2"; do psql -Xqd "$d" -o /dev/null -c "SET search_path = federating, public" -c "CREATE EXTENSION hll SCHEMA public" -c "SELECT millrace.create_continuous_aggregate('visitors', 'SELECT millrace.tumble(at, ''1 day'') AS w, hll_cardinality(hll_add_agg(hll_hash_bigint(id))) AS n FROM events GROUP BY 1')" -c "SELECT millrace.share_aggregate('visitors')"; done

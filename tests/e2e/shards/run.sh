@@ -33,7 +33,7 @@ for i in range(first, first + count):
 PY
 produce() { python3 "$work/produce.py" "$@" | kcat -b "$BROKERS" -t shop -P -K '	' -X partitioner=murmur2_random -X linger.ms=5; }
 for n in $nodes; do
-	printf '%s\n' '[source]' 'type = kafka' "brokers = $BROKERS" 'topic = shop' 'group = shards' "partitions = ${part[$n]}" 'format = json' 'kafka.topic.metadata.refresh.interval.ms = 1000' \
+	printf '%s\n' '[source]' 'type = kafka' "brokers = $BROKERS" 'topic = shop' 'group = shards' "partitions = ${part[$n]}" 'format = json' "kafka.topic.metadata.refresh.interval.ms = $([ $n = 3 ] && echo -1 || echo 1000)" \
 		'[target]' "connection = host=127.0.0.1 port=${port[$n]} dbname=postgres user=postgres" 'table = events' '[batch]' 'max_age = 50ms' 'max_rows = 500' >"$work/node$n.ini"
 done
 ingest() { millrace run "$work/node$1.ini" >"$work/ingest$1.log" 2>&1 & running[$1]=$!; }
@@ -121,7 +121,11 @@ counts_everywhere per_day_everywhere trend_everywhere visits_everywhere" "dumped
 "$lib/kafka" partitions "$work/kafka" shop 7 >"$work/out" 2>&1
 until_true grep -q 'warning.*topic "shop" has 7 partitions, of which source.partitions = 0-1 reads 2' "$work/ingest1.log"
 is $? 0 "a partition that comes is told, and not read"
+until_true grep -q 'topic "shop" has 7 partitions' "$work/ingest2.log"
+is "$(grep -c 'topic "shop" has 7 partitions' "$work/ingest3.log")" 0 "nor asked for, where nothing of the topic is asked again"
 for n in $nodes; do kill "${running[$n]}"; done
 for n in $nodes; do wait "${running[$n]}" 2>/dev/null; echo $?; done >"$work/out"
 is "$(paste -sd ' ' "$work/out")" "0 0 0" "the ingesters end"
+is "$(value "DROP EXTENSION millrace CASCADE" 2>&1; at 1 -c "DROP EXTENSION millrace CASCADE" 2>&1)$(left="SELECT count(*) FROM pg_class WHERE relname ~ '_(everywhere|partial|states?_|info_)'"; value "$left"; at 1 -c "$left")" "0
+0" "the extension takes along what it has made"
 done_testing

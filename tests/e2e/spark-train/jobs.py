@@ -64,6 +64,10 @@ write_lists("numbers", job("numbers", "numbers", "--explicit", "--connections", 
 train.Ratings.parts = parts
 job("shop", QUERY, "--no-activate", "--tables", "factors")
 
+with database() as connection:
+    connection.run("CREATE TABLE pets_users (id bigint PRIMARY KEY, name text)")
+    train.may(connection, train.arguments(["--model", "shop", "--ratings", QUERY, "--tables", "factors"]))
+fails("kept", "shop", QUERY, "--tables", "pets")
 fails("password", "shop", QUERY, PGPASSWORD="guess")
 fails("table", "shop", "nowhere")
 fails("null", "shop", "VALUES (42, 1, NULL::real), (42, 2, 1)")

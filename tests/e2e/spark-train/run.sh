@@ -76,6 +76,7 @@ value "SELECT millrace.activate('shop', 3)"
 is "$(value "SELECT count(*) FROM factors_users FULL JOIN (SELECT id::bigint, factor FROM millrace.user_factors('shop')) f USING (id, factor)") $(value "SELECT count(*) FROM factors_items FULL JOIN millrace.item_factors('shop') USING (id, factor)")" \
 	"$(value "SELECT users || ' ' || items FROM millrace.models WHERE name = 'shop' AND version = 3")" "--tables has the factors of the newest"
 
+is "$(said kept)" 'train.py: --tables: "pets_users" is no table of factors, but has id bigint, name text; it would be replaced' "a table of something else is not replaced by factors"
 is "$(said password)" 'train.py: FATAL: password authentication failed for user "trainer"' "a wrong password"
 like "$(said table)" 'train.py: ERROR: relation "nowhere" does not exist' "no such table"
 is "$(said null)" 'train.py: --ratings: the value is NULL (of user "42" and item "1"); leave such rows out with WHERE … IS NOT NULL' "a rating that is NULL"
