@@ -348,6 +348,8 @@ mr_replay_late(PG_FUNCTION_ARGS)
 	if (!has_privs_of_role(GetUserId(), agg->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of stream \"%s\"", name)));
+	/* A refresh counts these rows, too, and forgets them. */
+	mr_stream_lock(name);
 	/* As a writer of the source: whoever changes its streams locks these out. */
 	LockRelationOid(source, RowExclusiveLock);
 	agg = read_aggregate(name);

@@ -80,7 +80,7 @@ value "CREATE TABLE points AS SELECT i AS id, sin(i) AS x, cos(i * 0.7) * 9 AS y
 is "$(tail -1 "$work/first")" 1 "clusters: a first version"
 like "$(cat "$work/first")" 'NOTICE:  model "c": iteration 1 of 2: cost [0-9.e+]+, [0-9.]+ s, [0-9.]+ s left' "each iteration is told"
 like "$(cat "$work/first")" 'NOTICE:  model "c": iteration 2 of 2: cost [0-9.e+]+, [0-9.]+ s, 0.0 s left' "the last too"
-start "SELECT millrace.train_kmeans('c', 'SELECT x, y, z FROM points', 50, max_iterations => 10000, tolerance => 0)"
+start "SELECT millrace.train_kmeans('c', 'SELECT x, y, z FROM points', 50, max_iterations => 10000, tolerance => 0) FROM generate_series(1, 1000)"
 until_true grep -q "iteration 3 of 10000" "$work/err"
 is "$(value "UPDATE points SET x = 1 WHERE id < 100; SELECT count(DISTINCT millrace.kmeans_assign('c', ARRAY[x, y, z])) FROM points")" 7 "rows can be written, and are assigned by the version before"
 like "$(value "SELECT millrace.retrain('c')" 2>&1)" 'model "c" is being changed by another session' "a second training of the model is refused"
