@@ -953,12 +953,6 @@ typedef struct TextContext
 } TextContext;
 
 static char *
-relation_name(Oid rel)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
-}
-
-static char *
 constant_text(Oid type, Datum value, bool is_null)
 {
 	int16 len;
@@ -986,8 +980,8 @@ start_texts(TextContext *texts, Oid definition, Oid state, Oid delta)
 	texts->single.is_single = true;
 	texts->single.merge_fn = mr_schema_function("final_state", 3, merge_types);
 	texts->state = state;
-	texts->state_name = relation_name(state);
-	texts->delta_name = relation_name(delta);
+	texts->state_name = mr_relation_name(state);
+	texts->delta_name = mr_relation_name(delta);
 
 	size = constant_text(INTERVALOID, IntervalPGetDatum(&window->size), false);
 	texts->gap = size;

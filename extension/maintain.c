@@ -120,12 +120,6 @@ read_stream(text *name)
 	return stream;
 }
 
-static char *
-table_name(Oid rel)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
-}
-
 /*
  * Compaction
  */
@@ -139,7 +133,7 @@ adopt_restored(Oid table)
 {
 	mr_exec(psprintf("UPDATE %s SET xid = pg_catalog.pg_current_xact_id() WHERE xid >="
 					 " (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))",
-					 table_name(table)),
+					 mr_relation_name(table)),
 			SPI_OK_UPDATE, false);
 }
 
@@ -294,7 +288,7 @@ greatest_time(const Maintained *stream, const MrWindow *window)
 
 	mr_exec_args(psprintf("SELECT GREATEST((SELECT pg_catalog.max(%s) FROM %s WHERE %s <= $1),"
 						  " (SELECT pg_catalog.max(%s) FROM %s WHERE %s <= $1))",
-						  column, table_name(stream->state), column, column, table_name(stream->delta),
+						  column, mr_relation_name(stream->state), column, column, mr_relation_name(stream->delta),
 						  column),
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	result = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -361,7 +355,7 @@ delete_panes(const Maintained *stream, TimestampTz last)
 	for (int i = 0; i < 2; i++)
 	{
 		mr_exec_args(psprintf("DELETE FROM %s WHERE window_start <= $1",
-							  table_name(i == 0 ? stream->state : stream->delta)),
+							  mr_relation_name(i == 0 ? stream->state : stream->delta)),
 					 SPI_OK_DELETE, false, 1, types, values, NULL);
 		n_deleted += SPI_processed;
 	}
@@ -377,7 +371,7 @@ delete_sessions(const Maintained *stream, const MrDefinition *def, TimestampTz b
 {
 	static Oid types[2] = {TIMESTAMPTZOID, INTERVALOID};
 	Datum values[2] = {TimestampTzGetDatum(before), IntervalPGetDatum(&def->window.size)};
-	const char *tables[2] = {table_name(stream->state), table_name(stream->delta)};
+	const char *tables[2] = {mr_relation_name(stream->state), mr_relation_name(stream->delta)};
 	char *gone[2];
 	StringInfoData keys, sql;
 	uint64 n_deleted;

@@ -253,6 +253,18 @@ mr_catalog(const char *name)
 	return rel;
 }
 
+char *
+mr_relation_name(Oid rel)
+{
+	char *name = get_rel_name(rel);
+	char *schema = name ? get_namespace_name(get_rel_namespace(rel)) : NULL;
+
+	if (schema == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", rel)));
+	return quote_qualified_identifier(schema, name);
+}
+
 void
 mr_enter_catalog(MrGuard *guard, const char *name)
 {

@@ -161,6 +161,9 @@ extern ArrayType *mr_current_settings(void);
 /* Oid of a table or index of schema millrace; error if the extension is not installed. */
 extern Oid mr_catalog(const char *name);
 
+/* Its name, qualified and quoted; error if there is no such relation. */
+extern char *mr_relation_name(Oid rel);
+
 /* As mr_enter for the extension's own catalogs: become the owner of table millrace.NAME. */
 extern void mr_enter_catalog(MrGuard *guard, const char *name);
 

@@ -136,7 +136,11 @@ read_chain(Oid state)
 		check_stack_depth();
 		chain = lappend(chain, level);
 		if (!OidIsValid(level->input))
-			return chain;
+		{
+			if (list_length(chain) > 1)
+				return chain;
+			break;
+		}
 		level = read_level(InvalidOid, level->input);
 	}
 	ereport(ERROR,
@@ -777,12 +781,6 @@ mr_rollup_put(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-static char *
-relation_name(Oid rel)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(rel)), get_rel_name(rel));
-}
-
 /*
  * _rollup_cut(state regclass, input regclass, input_window name) returns timestamptz: delete the stored rows of windows
  * that the input still has, and return the start of the last window that stays settled.  As the rollup's owner: his
@@ -810,14 +808,14 @@ mr_rollup_cut(PG_FUNCTION_ARGS)
 	mr_enter(&guard, self->owner, self->settings);
 	SPI_connect();
 	mr_exec(psprintf("SELECT pg_catalog.min(i.%s) FROM %s i", quote_identifier(NameStr(*PG_GETARG_NAME(2))),
-					 relation_name(input)),
+					 mr_relation_name(input)),
 			SPI_OK_SELECT, false);
 	first = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (!isnull && SPI_gettypeid(SPI_tuptable->tupdesc, 1) == TIMESTAMPTZOID)
 		bound = Min(bound, mr_last_closed(&self->window, first));
 	values[0] = TimestampTzGetDatum(bound);
 	mr_exec_args(
-		psprintf("DELETE FROM %s WHERE window_start OPERATOR(pg_catalog.>) $1", relation_name(state)),
+		psprintf("DELETE FROM %s WHERE window_start OPERATOR(pg_catalog.>) $1", mr_relation_name(state)),
 		SPI_OK_DELETE, false, 1, types, values, NULL);
 	SPI_finish();
 	mr_leave(&guard);
@@ -891,7 +889,7 @@ settle_sql(const Level *self)
 {
 	MrDefinition *def = mr_read_rollup(self->definition);
 	const char *own = quote_identifier(get_attname(self->view, mr_window_column(def), false));
-	const char *state = relation_name(self->state);
+	const char *state = mr_relation_name(self->state);
 	char *own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(state));
 	char *shown = result_columns(def, "n", COLUMNS_SHOWN), *stored = result_columns(def, "s", COLUMNS_STORED);
 	char *both = result_columns(def, "p", COLUMNS_STORED);
@@ -913,13 +911,13 @@ settle_sql(const Level *self)
 		&sql,
 		" u AS (SELECT 'l' AS part, %s, %s AS row_text FROM (SELECT %s FROM %s n WHERE %s UNION ALL"
 		" SELECT %s FROM %s n WHERE n.%s = ANY %s) s(%s)",
-		stored, row, shown, relation_name(self->view), becoming, shown, relation_name(self->view), own, redo,
+		stored, row, shown, mr_relation_name(self->view), becoming, shown, mr_relation_name(self->view), own, redo,
 		names);
 	appendStringInfo(
 		&sql,
 		" UNION ALL SELECT 'f', %s, %s FROM (SELECT %s FROM %s n WHERE %s UNION ALL SELECT %s FROM %s s"
 		" WHERE s.part <> 'l' AND s.window_start = ANY %s) s(%s)),",
-		stored, row, shown, relation_name(self->final), becoming, stored, state, redo, names);
+		stored, row, shown, mr_relation_name(self->final), becoming, stored, state, redo, names);
 	appendStringInfo(
 		&sql,
 		" n AS (SELECT u.*, pg_catalog.row_number() OVER (PARTITION BY u.part, u.row_text) AS nth FROM u),"
@@ -955,7 +953,7 @@ drop_expired(const Level *self, TimestampTz settled_to)
 	if (limit <= self->retained_from)
 		return self->retained_from;
 	values[0] = TimestampTzGetDatum(mr_last_closed(&self->window, limit));
-	mr_exec_args(psprintf("DELETE FROM %s WHERE window_start <= $1", relation_name(self->state)),
+	mr_exec_args(psprintf("DELETE FROM %s WHERE window_start <= $1", mr_relation_name(self->state)),
 				 SPI_OK_DELETE, false, 1, types, values, NULL);
 	return limit;
 }
@@ -1055,6 +1053,10 @@ read_rollup(Oid view, Level **input, AttrNumber *window_column)
 				 errhint("Query the view, or aggregate its source by another window.")));
 	*window_column = mr_window_column(mr_read_rollup((*input)->definition));
 	mr_check_rollup(def, *window_column);
+	if (mr_window_column(def) == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("the query of a rollup must show its window"),
+				 errhint("Add the window to the SELECT list.")));
 	return def;
 }
 
@@ -1078,10 +1080,6 @@ mr_rollup_parts(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	if (def == NULL)
 		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
-	if (mr_window_column(def) == InvalidAttrNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("the query of a rollup must show its window"),
-				 errhint("Add the window to the SELECT list.")));
 	if (pg_class_aclcheck(def->source, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_VIEW, get_rel_name(def->source));
 	initStringInfo(&columns);
@@ -1150,7 +1148,7 @@ static char *
 query_over(Oid definition, Oid input, const char *subquery)
 {
 	char *sql = TextDatumGetCString(DirectFunctionCall1(pg_get_viewdef, ObjectIdGetDatum(definition)));
-	char *name = relation_name(input);
+	char *name = mr_relation_name(input);
 	FindTable find = {get_namespace_name(get_rel_namespace(input)), get_rel_name(input)};
 	char *end = strrchr(sql, ';');
 
@@ -1184,9 +1182,9 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 	if (def == NULL)
 		elog(ERROR, "\"%s\" is not the query of a rollup", get_rel_name(definition));
 	in = quote_identifier(get_attname(def->source, input_column, false));
-	in_name = relation_name(def->source);
+	in_name = mr_relation_name(def->source);
 	own = quote_identifier(get_tle_by_resno(def->query->targetList, mr_window_column(def))->resname);
-	state_name = relation_name(state);
+	state_name = mr_relation_name(state);
 	own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(state_name));
 
 	/* A bound on both sides lets the planner expect few rows, and so use an index. */
@@ -1211,7 +1209,7 @@ mr_rollup_texts(PG_FUNCTION_ARGS)
 						"._rollup_open_from(%s)) AND i.%s <= "
 						"'infinity' UNION ALL SELECT i.*, true AS final FROM %s i WHERE i.%s = '-infinity' "
 						"AND '-infinity' < (SELECT " MR_SCHEMA "._rollup_open_from(%s))",
-						relation_name(final), in, own_state, in, relation_name(final), in, own_state);
+						mr_relation_name(final), in, own_state, in, mr_relation_name(final), in, own_state);
 	values[1] = CStringGetTextDatum(psprintf(
 		"SELECT %s FROM %s s WHERE s.part <> 'l' UNION ALL SELECT %s FROM (%s) q WHERE (q.%s > "
 		"(SELECT " MR_SCHEMA "._rollup_settled_to(%s)) OR q.%s = '-infinity') AND q.%s <= (SELECT " MR_SCHEMA
@@ -1250,7 +1248,7 @@ mr_federated_rollup_text(PG_FUNCTION_ARGS)
 	if (def == NULL)
 		elog(ERROR, "\"%s\" is not the query of a rollup", get_rel_name(definition));
 	own = quote_identifier(get_tle_by_resno(def->query->targetList, mr_window_column(def))->resname);
-	own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(relation_name(PG_GETARG_OID(1))));
+	own_state = psprintf("%s::pg_catalog.regclass", quote_literal_cstr(mr_relation_name(PG_GETARG_OID(1))));
 	PG_RETURN_TEXT_P(cstring_to_text(psprintf(
 		"SELECT %s, coalesce(q.%s <= (SELECT CASE pg_catalog.count(*) WHEN %d THEN " MR_SCHEMA
 		"._rollup_closed(%s, pg_catalog.min(coalesce(n.closed_to, '-infinity'))) END FROM (%s) n), false) AS "
@@ -1258,6 +1256,6 @@ mr_federated_rollup_text(PG_FUNCTION_ARGS)
 		"._rollup_gone(%s, n.retained_from)) FROM (%s) n)) IS NOT FALSE",
 		result_columns(def, "q", COLUMNS_SHOWN), own, PG_GETARG_INT32(5), own_state, closed,
 		query_over(definition, def->source,
-				   psprintf("SELECT i.* FROM %s i", relation_name(PG_GETARG_OID(2)))),
+				   psprintf("SELECT i.* FROM %s i", mr_relation_name(PG_GETARG_OID(2)))),
 		own, own_state, retained)));
 }

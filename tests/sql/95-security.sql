@@ -11,7 +11,7 @@ GRANT USAGE, CREATE ON SCHEMA sec TO mr_mallory;
 GRANT USAGE ON SCHEMA sec TO mr_writer, mr_reader;
 SET search_path = sec, public;
 
-SELECT plan(43);
+SELECT plan(53);
 
 --
 -- The catalog
@@ -183,6 +183,27 @@ SET ROLE mr_reader;
 SELECT throws_ok($$SELECT millrace.merge_state('sec.secret_sum(bigint)'::regprocedure, NULL::bigint, 1::bigint)$$, '42501', 'permission denied for aggregate secret_sum', 'nor is it a way around EXECUTE');
 SELECT throws_ok('SELECT millrace.on_batch()', '39P01', NULL, 'trigger functions are not called');
 SELECT throws_ok('SELECT millrace._on_drop()', '39P01', NULL, 'nor those of event triggers');
+RESET ROLE;
+
+--
+-- Functions that make texts: anybody may call them, with any relation or none
+--
+CREATE TABLE sec.texts (at timestamptz, k text);
+SELECT millrace.create_continuous_aggregate('sec_texts', 'SELECT k, millrace.tumble(at, ''1 hour'') AS window_start, count(*) AS n FROM sec.texts GROUP BY 1, 2');
+SELECT millrace.create_continuous_aggregate('sec_days', 'SELECT k, millrace.tumble(window_start, ''1 day'') AS day, sum(n) AS n FROM sec_texts GROUP BY 1, 2');
+CREATE VIEW sec.hidden AS SELECT k, sum(n) AS n FROM sec_texts GROUP BY k, millrace.tumble(window_start, '1 day');
+GRANT SELECT ON sec.sec_texts TO mr_mallory;
+SET ROLE mr_mallory;
+SELECT throws_ok($$SELECT millrace._partial_text('sec_texts_query', '-', '-')$$, '42P01', 'relation with OID 0 does not exist', 'no relation');
+SELECT throws_ok($$SELECT millrace._federated_text('sec_texts_query', 'sec_texts_state', '4294967295', '{}', '', '')$$, '42P01', 'relation with OID 4294967295 does not exist', 'one that is gone');
+SELECT throws_ok($$SELECT millrace._aggregate_texts('sec_texts_query', '-', 'sec_texts_delta')$$, '42P01', 'relation with OID 0 does not exist', 'for the views of an aggregate');
+SELECT throws_ok($$SELECT millrace._rollup_texts('sec_days_query', '-', 'sec_texts_final')$$, '42P01', 'relation with OID 0 does not exist', 'of a rollup');
+SELECT throws_ok($$SELECT millrace._rollup_texts('sec_days_query', 'sec_days_state', '-')$$, '42P01', 'relation with OID 0 does not exist', 'and over what it reads');
+SELECT throws_ok($$SELECT millrace._federated_rollup_text('sec_days_query', 'sec_days_state', '-', '', '', 1)$$, '42P01', 'relation with OID 0 does not exist', 'of a federated one');
+SELECT throws_ok($$SELECT millrace._federated_rollup_text('sec.hidden', 'sec_days_state', 'sec_texts', '', '', 1)$$, '0A000', 'the query of a rollup must show its window', 'a window that is in GROUP BY only');
+SELECT throws_ok($$SELECT millrace._rollup_texts('sec.hidden', 'sec_days_state', 'sec_texts_final')$$, '0A000', 'the query of a rollup must show its window', 'is not for a rollup');
+SELECT throws_ok($$SELECT millrace._rollup_redo('sec_texts_state')$$, '42704', '"sec_texts_state" does not hold the rows of a rollup', 'states of an aggregate are none of a rollup');
+SELECT throws_ok($$SELECT millrace._rollup_redo_inputs('sec_texts_state')$$, '42704', '"sec_texts_state" does not hold the rows of a rollup', 'for none of the functions in its views');
 RESET ROLE;
 
 --
