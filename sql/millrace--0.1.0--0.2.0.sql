@@ -1456,14 +1456,27 @@ GRANT SELECT ON millrace.state_key_hashes TO PUBLIC;
 COMMENT ON VIEW millrace.state_key_hashes IS 'By what the keys in millrace.state_key can be told apart';
 COMMENT ON COLUMN millrace.state_key_hashes.hash IS 'SHA-256 of a key';
 
+/* Texts by which two databases compare: no setting of the session has a part in them. */
+CREATE FUNCTION millrace._definition_text(definition regclass) RETURNS text
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres'
+	SET extra_float_digits = 1 SET bytea_output = 'hex' SET lc_monetary = 'C' SET quote_all_identifiers = off
+	AS $$ SELECT pg_get_viewdef(definition) $$;
+COMMENT ON FUNCTION millrace._definition_text(regclass) IS 'Internal: query of a view, the same in every session';
+CREATE FUNCTION millrace._columns_text(rel regclass, first int) RETURNS text
+	LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+	AS $$
+		SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+				|| CASE WHEN a.attcollation NOT IN (0, 100) THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END, ', ' ORDER BY a.attnum)
+			FROM pg_attribute a WHERE a.attrelid = rel AND a.attnum >= first AND NOT a.attisdropped
+	$$;
+COMMENT ON FUNCTION millrace._columns_text(regclass, int) IS 'Internal: columns of a relation from one on, the same in every session';
+
 /* What a database that reads the states has to know of an aggregate, and how far it has come. */
 CREATE VIEW millrace.shared_aggregates AS
 	SELECT h.name, n.nspname AS schema, c.relname AS partial, millrace.version() AS version,
 		pg_catalog.current_setting('server_version_num')::int / 10000 AS server,
-		pg_catalog.pg_get_viewdef(s.definition) AS query,
-		(SELECT pg_catalog.string_agg(pg_catalog.format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod))
-				|| CASE WHEN a.attcollation NOT IN (0, 100) THEN ' COLLATE ' || a.attcollation::pg_catalog.regcollation ELSE '' END, ', ' ORDER BY a.attnum)
-			FROM pg_catalog.pg_attribute a WHERE a.attrelid = h.partial AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+		millrace._definition_text(s.definition) AS query,
+		millrace._columns_text(h.partial, 1) AS columns,
 		ARRAY(SELECT k.hash FROM millrace.state_key_hashes k) AS keys,
 		millrace._closed_to(s.state) AS closed_to, s.retained_from
 	FROM millrace.shared h JOIN millrace.stream s ON s.name = h.name AND s.kind = 'aggregate' JOIN pg_catalog.pg_class c ON c.oid = h.partial
@@ -1658,10 +1671,8 @@ BEGIN
 		infos := base.tables[cardinality(servers) + 1:]::text[];
 	ELSE
 		bottom := s;
-		SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
-				|| CASE WHEN a.attcollation NOT IN (0, 100) THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END, ', ' ORDER BY a.attnum)
-			INTO columns FROM pg_attribute a WHERE a.attrelid = s.state AND a.attnum > 3 AND NOT a.attisdropped;
-		query := pg_get_viewdef(s.definition);
+		columns := millrace._columns_text(s.state, 4);
+		query := millrace._definition_text(s.definition);
 		is_sealed := EXISTS (SELECT FROM unnest((millrace._aggregate_states(s.definition)).aggregates) u JOIN pg_aggregate a ON a.aggfnoid = u::oid WHERE a.aggdeserialfn::oid >= 16384);
 		FOREACH server IN ARRAY servers LOOP
 			IF octet_length(name) + octet_length(server) > 55 THEN

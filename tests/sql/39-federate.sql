@@ -19,9 +19,11 @@ SELECT current_database() AS here, $script$
 	SELECT millrace.create_continuous_aggregate('visits', $$SELECT "a customer", window_start, count(*) AS n, sum(amount) AS spent, max(at) AS until FROM (SELECT *, millrace.session(at, '5 minutes') OVER (PARTITION BY "a customer" ORDER BY at)
 		AS window_start FROM events) s GROUP BY 1, 2$$, watermark => '10 minutes');
 	SELECT millrace.create_continuous_aggregate('It''s "per day"', $$SELECT millrace.tumble(at, '1 day', timezone => 'Europe/Paris') AS "the day", x > 100 AS far, avg(amount) AS mean FROM events GROUP BY 1, 2$$, watermark => '10 minutes');
+	SELECT millrace.create_continuous_aggregate('weeks', $$SELECT millrace.tumble(at, '7 days', '2024-01-03 12:00+00') AS week, count(*) FILTER (WHERE at > '2024-01-01 12:00+00' AND amount < 1e20::float8) AS n, max(at - interval '1 day 02:00') AS last
+		FROM events GROUP BY 1$$);
 	SELECT millrace.create_continuous_aggregate('per_day', $$SELECT c.item, millrace.tumble(c.window_start, '1 day') AS day, sum(c.n) AS n, count(DISTINCT c.n) AS kinds, bool_and(final) AS all_final FROM counts c GROUP BY 1, 2$$);
 	SELECT millrace.create_continuous_aggregate('two_days', 'SELECT millrace.hop(day, ''2 days'', ''1 day''), sum(n) AS n FROM per_day GROUP BY 1');
-	SELECT millrace.share_aggregate(a) FROM (VALUES ('counts'), ('trend'), ('visits'), ('It''s "per day"')) v(a);
+	SELECT millrace.share_aggregate(a) FROM (VALUES ('counts'), ('trend'), ('visits'), ('It''s "per day"'), ('weeks')) v(a);
 $script$ AS schema \gset
 \o /dev/null
 \connect mr_node1
@@ -40,7 +42,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 61 ELSE 58 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 63 ELSE 60 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -90,6 +92,19 @@ SELECT matches(federation_refused('all', 'visits', '{node1}'), '^42804 node "nod
 SELECT millrace.create_continuous_aggregate('visits', :'visits', watermark => '10 minutes') \g /dev/null
 SELECT is((SELECT count(*) FROM visits_partial), 0::bigint, 'what is replaced stays shared');
 SELECT is((SELECT count(*) FROM pg_class WHERE relkind = 'f'), 0::bigint, 'what was refused leaves nothing');
+SET timezone = 'Europe/Paris';
+SET intervalstyle = iso_8601;
+SET datestyle = German;
+SET extra_float_digits = -10;
+SET quote_all_identifiers = on;
+SELECT is(federation_refused('weeks_all', 'weeks', '{node1,"node''s 2"}'), 'created', 'the same query is the same in a session of other settings');
+RESET intervalstyle;
+RESET datestyle;
+RESET extra_float_digits;
+RESET quote_all_identifiers;
+SET timezone = 'UTC';
+SELECT is((SELECT sum(n) FROM weeks_all), 1249::numeric, 'and read');
+SELECT millrace.drop_federated_aggregate('weeks_all') \g /dev/null
 
 -- All kinds of windows, rows here, too
 SELECT millrace.create_federated_aggregate(n, a, '{node1,"node''s 2"}') FROM (VALUES ('counts all', 'counts'), ('trend_all', 'trend'), ('visits_all', 'visits'), ('It''s all', 'It''s "per day"')) v(n, a) \g /dev/null
