@@ -263,6 +263,10 @@ BEGIN
 		WHILE bottom.kind = 'rollup' LOOP
 			SELECT * INTO bottom FROM millrace.stream t WHERE t.target = bottom.inputs[1];
 			base := millrace._federated_of(bottom.target, servers);
+			IF base.name IS NULL THEN
+				RAISE EXCEPTION 'rollup "%" is computed from %, of which there is no federated aggregate of yours over these servers', aggregate, bottom.target
+					USING ERRCODE = '55000', HINT = 'Create that first.';
+			END IF;
 		END LOOP;
 		infos := base.tables[cardinality(servers) + 1:]::text[];
 	ELSE
