@@ -255,11 +255,14 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
 /*
  * Of other extensions' functions nothing is known but that they trust their input, too: some copy it into memory as it is.  So
  * their states end with a seal, a keyed hash, which only our own code can make: the keys, in millrace.state_key, are for nobody.
- * After a restore there are two.  Each function that reads states has a key of its own, the seal of its name by one of these.
+ * The own one seals, after a restore that of the dump; all are tried where a state is read.  Each function that reads states has a key of its own, the seal of its name by one of these.
  */
 #define KEY_BYTES 32 /* of which the first MRC_SEAL_BYTES are used */
 #define MAX_KEYS 64
 #define MAX_READERS 8
+#define OWN_KEY_HINT \
+	"Insert the row that a dump of this database has, or for states to come INSERT INTO " MR_SCHEMA \
+	".state_key VALUES (KEY, true), KEY of 32 random bytes."
 
 typedef struct Reader
 {
@@ -269,7 +272,8 @@ typedef struct Reader
 
 static uint8 keys[MAX_KEYS][KEY_BYTES];
 static int n_keys = 0;
-static Oid keys_of = InvalidOid; /* the table that they are from */
+static bool has_own_key = false; /* the first */
+static Oid keys_of = InvalidOid; /* the table that they are from; InvalidOid: there are none */
 static Reader readers[MAX_READERS];
 static int n_readers = 0;
 static int next_reader = 0; /* who takes the place of the oldest */
@@ -293,24 +297,37 @@ read_keys(void)
 	HeapTuple tuple;
 
 	rel = table_open(relid, AccessShareLock);
-	n_keys = 0;
+	keys_of = InvalidOid;
+	n_keys = n_readers = next_reader = 0;
+	has_own_key = false;
 	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	while ((tuple = systable_getnext(scan)) != NULL && n_keys < MAX_KEYS)
+	while ((tuple = systable_getnext(scan)) != NULL)
 	{
 		bool isnull;
 		bytea *key = DatumGetByteaPP(heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
 
-		if (VARSIZE_ANY_EXHDR(key) == KEY_BYTES)
-			memcpy(keys[n_keys++], VARDATA_ANY(key), KEY_BYTES);
+		if (VARSIZE_ANY_EXHDR(key) != KEY_BYTES)
+			elog(ERROR, "a key in " MR_SCHEMA ".state_key has not %d bytes", KEY_BYTES);
+		if (n_keys == MAX_KEYS)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("table " MR_SCHEMA ".state_key has more than %d keys", MAX_KEYS),
+					 errhint("Delete those of nodes that are read no more.")));
+		memcpy(keys[n_keys++], VARDATA_ANY(key), KEY_BYTES);
+		if (DatumGetBool(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull)))
+		{
+			memcpy(keys[n_keys - 1], keys[0], KEY_BYTES);
+			memcpy(keys[0], VARDATA_ANY(key), KEY_BYTES);
+			has_own_key = true;
+		}
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	keys_of = relid;
-	n_readers = next_reader = 0;
 	if (n_keys == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table " MR_SCHEMA ".state_key has no key")));
+				 errmsg("table " MR_SCHEMA ".state_key has no key"), errhint(OWN_KEY_HINT)));
+	keys_of = relid;
 }
 
 /* read_keys() has been called. */
@@ -357,8 +374,13 @@ mr_seal_state(Oid deserial_fn, Datum state)
 	size_t n_bytes = VARSIZE_ANY_EXHDR(plain);
 	bytea *sealed = palloc(VARHDRSZ + n_bytes + MRC_SEAL_BYTES);
 
-	if (keys_of != mr_catalog("state_key"))
+	if (keys_of != mr_catalog("state_key") || !has_own_key)
 		read_keys();
+	if (!has_own_key)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table " MR_SCHEMA ".state_key has no key of this database's own"),
+				 errhint(OWN_KEY_HINT)));
 	SET_VARSIZE(sealed, VARHDRSZ + n_bytes + MRC_SEAL_BYTES);
 	memcpy(VARDATA(sealed), VARDATA_ANY(plain), n_bytes);
 	mrc_seal(reader_of(deserial_fn)->keys[0], VARDATA_ANY(plain), n_bytes,
@@ -455,7 +477,9 @@ stored_value(MrMergeFunctions *fn, NullableDatum stored, fmNodePtr context)
 		if (plain == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
-					 errmsg("malformed state of aggregate %s", format_procedure(fn->agg_fn))));
+					 errmsg("malformed state of aggregate %s", format_procedure(fn->agg_fn)),
+					 errdetail("It is not sealed with a key in " MR_SCHEMA ".state_key."),
+					 errhint("If it comes from another database, that database's own key belongs there.")));
 		stored.value = PointerGetDatum(plain);
 	}
 	InitFunctionCallInfoData(*call, &fn->deserial_fn, 2, InvalidOid, context, NULL);

@@ -153,15 +153,17 @@ COMMENT ON FUNCTION millrace._stream_lock(text) IS 'Internal: takes the lock und
 CREATE FUNCTION millrace._stream_lift(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_lift';
 COMMENT ON FUNCTION millrace._stream_lift(text) IS 'Internal: takes a continuous aggregate that is about to be replaced off its relations, and drops its function NAME_changes';
 
-/* After a restore there are two: that of the dump, and that of CREATE EXTENSION. */
+/* After a restore two are its own: that of CREATE EXTENSION, and behind it that of the dump, which other databases may know. */
 CREATE TABLE millrace.state_key (
-	key bytea NOT NULL
+	key bytea NOT NULL CHECK (octet_length(key) = 32),
+	own bool NOT NULL DEFAULT false
 );
-INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())));
+INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())), true);
 SELECT pg_catalog.pg_extension_config_dump('millrace.state_key', '');
 GRANT SELECT ON millrace.state_key TO @extowner@; -- pg_dump reads it
 COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions'' aggregates are sealed, so that nobody hands made-up ones to their functions, which trust them; for nobody but pg_dump to read';
 COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
+COMMENT ON COLUMN millrace.state_key.own IS 'Whether this database seals with it; false: it is that of a node whose states are trusted';
 
 /* Pipes. */
 CREATE FUNCTION millrace._pipe_target(source regclass, command text) RETURNS regclass

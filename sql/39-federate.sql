@@ -183,7 +183,7 @@ BEGIN
 	ELSIF is_sealed AND NOT node.keys <@ ARRAY(SELECT k.hash FROM millrace.state_key_hashes k) THEN
 		RAISE EXCEPTION 'node "%" seals the states of continuous aggregate "%" with another key', server, aggregate USING ERRCODE = '55000',
 			DETAIL = 'The functions of another extension trust the states that they are given, so this server gives them only what is sealed with a key that it knows.',
-			HINT = 'Who trusts the node adds its rows of millrace.state_key to those here: INSERT INTO millrace.state_key VALUES (…)';
+			HINT = 'Who trusts the node adds its keys to those here: INSERT INTO millrace.state_key (key) VALUES (…)';
 	END IF;
 	partial_schema := node.schema;
 	partial_name := node.partial;

@@ -434,13 +434,15 @@ UPDATE millrace.stream s SET late_since = b.started
 	WHERE b.name = s.name AND s.late_policy <> 'update';
 /* States of other extensions' aggregates have seals. */
 CREATE TABLE millrace.state_key (
-	key bytea NOT NULL
+	key bytea NOT NULL CHECK (octet_length(key) = 32),
+	own bool NOT NULL DEFAULT false
 );
-INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())));
+INSERT INTO millrace.state_key VALUES (pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid())), true);
 SELECT pg_catalog.pg_extension_config_dump('millrace.state_key', '');
 GRANT SELECT ON millrace.state_key TO @extowner@; -- pg_dump reads it
 COMMENT ON TABLE millrace.state_key IS 'Keys by which states of other extensions'' aggregates are sealed, so that nobody hands made-up ones to their functions, which trust them; for nobody but pg_dump to read';
 COMMENT ON COLUMN millrace.state_key.key IS '32 random bytes';
+COMMENT ON COLUMN millrace.state_key.own IS 'Whether this database seals with it; false: it is that of a node whose states are trusted';
 CREATE FUNCTION millrace._sealed(aggregate regprocedure, state bytea) RETURNS bytea
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_sealed';
 DO $$
@@ -1587,7 +1589,7 @@ BEGIN
 	ELSIF is_sealed AND NOT node.keys <@ ARRAY(SELECT k.hash FROM millrace.state_key_hashes k) THEN
 		RAISE EXCEPTION 'node "%" seals the states of continuous aggregate "%" with another key', server, aggregate USING ERRCODE = '55000',
 			DETAIL = 'The functions of another extension trust the states that they are given, so this server gives them only what is sealed with a key that it knows.',
-			HINT = 'Who trusts the node adds its rows of millrace.state_key to those here: INSERT INTO millrace.state_key VALUES (…)';
+			HINT = 'Who trusts the node adds its keys to those here: INSERT INTO millrace.state_key (key) VALUES (…)';
 	END IF;
 	partial_schema := node.schema;
 	partial_name := node.partial;

@@ -42,7 +42,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 64 ELSE 61 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 71 ELSE 61 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -224,15 +224,38 @@ RESET ROLE;
 -- States that another extension's functions trust: only of those whose key is known here
 \if :has_hll
 CREATE TABLE own_key AS TABLE millrace.state_key;
-INSERT INTO millrace.state_key SELECT sha256(int4send(i)) FROM generate_series(1, 20) i; -- of other nodes
 CREATE EXTENSION hll SCHEMA public;
 SELECT millrace.create_continuous_aggregate('visitors', 'SELECT millrace.tumble(at, ''1 day'') AS w, hll_cardinality(hll_add_agg(hll_hash_bigint(id))) AS n FROM events GROUP BY 1') \g /dev/null
+-- What another session does: each reads the keys once
+DELETE FROM millrace.state_key;
+\set told `psql -XAtqd millrace_test -c "INSERT INTO federating.events (id, at) VALUES (-10, '2024-01-05')" -c "INSERT INTO federating.events (id, at) VALUES (-11, '2024-01-05')" 2>&1 | grep -c 'ERROR: .*state_key has no key$'`
+SELECT is(:'told'::text, '2', 'without a key nothing is sealed, asked again or not');
+VACUUM millrace.state_key;
+INSERT INTO millrace.state_key (key) SELECT sha256(int4send(i)) FROM generate_series(1, 20) i; -- of other nodes
+\set told `psql -XAtqd millrace_test -c "INSERT INTO federating.events (id, at) VALUES (-10, '2024-01-05')" 2>&1 | head -1`
+SELECT is(:'told'::text, 'ERROR:  table millrace.state_key has no key of this database''s own', 'nor with one of another');
+INSERT INTO millrace.state_key TABLE own_key;
+\! psql -Xqd millrace_test -c "INSERT INTO federating.events (id, at) VALUES (-10, '2024-01-05')"
+DELETE FROM millrace.state_key WHERE key NOT IN (SELECT key FROM own_key);
+\set told `psql -XAtqd millrace_test -c "SELECT sum(n) > 0 FROM federating.visitors" 2>&1`
+SELECT is(:'told'::text, 't', 'but with its own, in whatever order they lie');
+UPDATE millrace.state_key SET key = sha256(key);
+\set told `psql -XAtqd millrace_test -c "SELECT sum(n) > 0 FROM federating.visitors" 2>&1 | paste -sd ' '`
+SELECT matches(:'told'::text, '^ERROR:  malformed state of aggregate .* DETAIL:  It is not sealed with a key in millrace.state_key. HINT:  ', 'what no key has sealed says so');
+DELETE FROM millrace.state_key;
+INSERT INTO millrace.state_key TABLE own_key;
+INSERT INTO millrace.state_key (key) SELECT sha256(int4send(i)) FROM generate_series(1, 64) i;
+\set told `psql -XAtqd millrace_test -c "SELECT sum(n) > 0 FROM federating.visitors" 2>&1 | head -1`
+SELECT is(:'told'::text, 'ERROR:  table millrace.state_key has more than 64 keys', 'too many are an error');
+DELETE FROM millrace.state_key WHERE key IN (SELECT sha256(int4send(i)) FROM generate_series(21, 64) i);
+SELECT throws_ok($$INSERT INTO millrace.state_key (key) VALUES ('\x00')$$, '23514', NULL, 'and so is what is no key');
 \! for d in mr_node1 "mr node's 2"; do psql -Xqd "$d" -o /dev/null -c "SET search_path = federating, public" -c "CREATE EXTENSION hll SCHEMA public" -c "SELECT millrace.create_continuous_aggregate('visitors', 'SELECT millrace.tumble(at, ''1 day'') AS w, hll_cardinality(hll_add_agg(hll_hash_bigint(id))) AS n FROM events GROUP BY 1')" -c "SELECT millrace.share_aggregate('visitors')"; done
 SELECT matches(federation_refused('visitors_all', 'visitors', '{node1,"node''s 2"}'), '^55000 node "node1" seals the states of continuous aggregate "visitors" with another key\|', 'sealed states of a node whose key is not known');
-\! for d in mr_node1 "mr node's 2"; do psql -Xqd "$d" -c "COPY millrace.state_key TO STDOUT" | psql -Xqd millrace_test -c "COPY millrace.state_key FROM STDIN"; done
+\! for d in mr_node1 "mr node's 2"; do psql -Xqd "$d" -c "COPY millrace.state_key (key) TO STDOUT" | psql -Xqd millrace_test -c "COPY millrace.state_key (key) FROM STDIN"; done
 SELECT is(federation_refused('visitors_all', 'visitors', '{node1,"node''s 2"}'), 'created', 'and once it is');
 SELECT is((SELECT round(sum(n)) FROM visitors_all), (SELECT round(sum(n)) FROM (SELECT hll_cardinality(hll_add_agg(hll_hash_bigint(id))) AS n FROM all_rows.events GROUP BY millrace.tumble(at, '1 day')) q), 'they are merged');
-DELETE FROM millrace.state_key WHERE key NOT IN (TABLE own_key);
+SELECT is((SELECT count(*) FROM millrace.state_key WHERE own), 1::bigint, 'one is its own');
+DELETE FROM millrace.state_key WHERE NOT own;
 SELECT millrace.drop_federated_aggregate('visitors_all') \g /dev/null
 \endif
 
