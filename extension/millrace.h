@@ -327,12 +327,17 @@ extern void mr_check_stream_owner(const char *name);
 /* DROP EXTENSION … CASCADE takes the relation along. */
 extern void mr_tie_to_extension(Oid rel);
 extern void mr_stream_lock(const char *name);
+/* DROP KIND of a relation, unless it is gone or, if there is an owner, not his. */
+extern void mr_drop_relation(Oid rel, const char *kind, Oid owner, const char *behavior);
 
 /*
- * federate.c.  A continuous aggregate is shared and federated no more: the view of its states, which remains to be
- * dropped, or InvalidOid.
+ * federate.c.  A continuous aggregate is shared no more: the view of its states, which remains to be dropped, or
+ * InvalidOid.  It is federated no more: what another of its name may be is not in millrace.federated.  After a DROP: rows
+ * of views that are gone go, and the foreign tables of such a federated aggregate, if they still belong to who made it.
  */
 extern Oid mr_shared_forget(const char *name);
+extern void mr_federated_forget(const char *name);
+extern void mr_federated_sweep(void);
 
 /* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
 extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,

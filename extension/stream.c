@@ -740,9 +740,9 @@ delete_rows(const char *name)
 	return deleted;
 }
 
-/* DROP VIEW or DROP TABLE of a relation, if it exists and, unless as the caller, belongs to the stream's owner. */
-static void
-drop_relation(Oid rel, const char *kind, Oid owner, const char *behavior)
+/* DROP VIEW, TABLE or FOREIGN TABLE of a relation, if it exists and, unless as the caller, belongs to the stream's owner. */
+void
+mr_drop_relation(Oid rel, const char *kind, Oid owner, const char *behavior)
 {
 	char *name;
 
@@ -826,25 +826,25 @@ drop_made(const StreamRow *row, Oid owner, const char *behavior)
 	{
 		/* They belong to the owner of the catalog. */
 		mr_enter_catalog(&guard, "sources");
-		drop_relation(row->target, "TABLE", InvalidOid, "CASCADE");
-		drop_relation(row->delta, "TABLE", InvalidOid, "CASCADE");
+		mr_drop_relation(row->target, "TABLE", InvalidOid, "CASCADE");
+		mr_drop_relation(row->delta, "TABLE", InvalidOid, "CASCADE");
 		mr_leave(&guard);
 		return;
 	}
 	if (is_kind(row, "scorer"))
 	{
-		drop_relation(row->final, "VIEW", owner, behavior);
-		drop_relation(row->definition, "VIEW", owner, behavior);
-		drop_relation(row->target, "TABLE", owner, behavior);
+		mr_drop_relation(row->final, "VIEW", owner, behavior);
+		mr_drop_relation(row->definition, "VIEW", owner, behavior);
+		mr_drop_relation(row->target, "TABLE", owner, behavior);
 		return;
 	}
 	if (OidIsValid(row->state))
 		drop_changes(row->state, owner, behavior);
-	drop_relation(row->final, "VIEW", owner, behavior);
-	drop_relation(row->target, "VIEW", owner, behavior);
-	drop_relation(row->definition, "VIEW", owner, behavior);
-	drop_relation(row->delta, "TABLE", owner, behavior);
-	drop_relation(row->state, "TABLE", owner, behavior);
+	mr_drop_relation(row->final, "VIEW", owner, behavior);
+	mr_drop_relation(row->target, "VIEW", owner, behavior);
+	mr_drop_relation(row->definition, "VIEW", owner, behavior);
+	mr_drop_relation(row->delta, "TABLE", owner, behavior);
+	mr_drop_relation(row->state, "TABLE", owner, behavior);
 	if (!OidIsValid(row->state))
 		return;
 	mr_watermark_prune(row->state, true);
@@ -905,7 +905,8 @@ mr_stream_drop(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" was dropped meanwhile", name),
 				 errhint("See " MR_SCHEMA ".streams.")));
 	row = linitial(deleted);
-	drop_relation(mr_shared_forget(name), "VIEW", InvalidOid, "RESTRICT");
+	mr_federated_forget(name);
+	mr_drop_relation(mr_shared_forget(name), "VIEW", InvalidOid, "RESTRICT");
 	drop_made(row, InvalidOid, "RESTRICT");
 	PG_RETURN_VOID();
 }
@@ -1064,6 +1065,7 @@ mr_on_drop(PG_FUNCTION_ARGS)
 
 	check_event(fcinfo);
 	catalog_exec("SELECT " MR_SCHEMA "._forget_dropped()", SPI_OK_SELECT, 0, NULL, NULL, NULL);
+	mr_federated_sweep();
 	deleted = delete_rows(NULL);
 	foreach (lc, deleted)
 	{
@@ -1074,9 +1076,10 @@ mr_on_drop(PG_FUNCTION_ARGS)
 			invalidate_tree(row->source, NoLock);
 		partial = mr_shared_forget(row->name);
 		mr_enter_catalog(&guard, "sources");
-		drop_relation(partial, "VIEW", row->owner, "CASCADE");
+		mr_drop_relation(partial, "VIEW", row->owner, "CASCADE");
 		drop_made(row, row->owner, "CASCADE");
 		mr_leave(&guard);
+		mr_federated_forget(row->name);
 	}
 	return (Datum) 0;
 }

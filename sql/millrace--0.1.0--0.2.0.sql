@@ -1420,7 +1420,8 @@ CREATE TABLE millrace.federated (
 	view regclass NOT NULL,
 	aggregate text NOT NULL,
 	servers name[] NOT NULL,
-	tables regclass[] NOT NULL
+	tables regclass[] NOT NULL,
+	owner regrole NOT NULL
 );
 SELECT pg_catalog.pg_extension_config_dump('millrace.federated', '');
 GRANT SELECT ON millrace.federated TO PUBLIC;
@@ -1430,6 +1431,7 @@ COMMENT ON COLUMN millrace.federated.view IS 'View that merges the states of all
 COMMENT ON COLUMN millrace.federated.aggregate IS 'Name of the continuous aggregate, here and on all nodes; of a rollup, here';
 COMMENT ON COLUMN millrace.federated.servers IS 'Foreign servers of the nodes';
 COMMENT ON COLUMN millrace.federated.tables IS 'Foreign tables over the states of the nodes, then over how far these have come; of a rollup none';
+COMMENT ON COLUMN millrace.federated.owner IS 'Who made it, and whose the foreign tables are that go with the view';
 
 CREATE FUNCTION millrace._partial_text(definition regclass, state regclass, delta regclass) RETURNS text
 	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_partial_text';
@@ -1450,7 +1452,7 @@ CREATE FUNCTION millrace._shared_put(name text, partial regclass) RETURNS void
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_shared_put';
 COMMENT ON FUNCTION millrace._shared_put(text, regclass) IS 'Internal: writes millrace.shared';
 CREATE FUNCTION millrace._federated_put(name text, view regclass, aggregate text, servers name[], tables regclass[]) RETURNS void
-	LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_federated_put';
+	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_federated_put';
 COMMENT ON FUNCTION millrace._federated_put(text, regclass, text, name[], regclass[]) IS 'Internal: writes millrace.federated';
 
 CREATE VIEW millrace.state_key_hashes AS SELECT pg_catalog.encode(pg_catalog.sha256(k.key), 'hex') AS hash FROM millrace.state_key k;
@@ -1730,6 +1732,8 @@ BEGIN
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'federated aggregate "%" does not exist', name USING ERRCODE = '42704', HINT = 'See millrace.federated_aggregates.';
 	END IF;
+	/* Before the view, which would take the tables along, with what others have made of them. */
+	PERFORM millrace._federated_put(name, NULL, NULL, NULL, NULL);
 	EXECUTE 'DROP VIEW ' || f.view;
 	FOREACH r IN ARRAY f.tables LOOP
 		EXECUTE 'DROP FOREIGN TABLE ' || r;

@@ -42,7 +42,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 71 ELSE 61 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 83 ELSE 73 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -209,6 +209,7 @@ SET ROLE mr_reader;
 SELECT throws_ok($$SELECT millrace.create_federated_aggregate('mine', 'trend', '{node1}')$$, '42501', 'must be owner of stream "trend"', 'not of what is another''s');
 CREATE VIEW mine AS SELECT 1;
 SELECT throws_ok($$SELECT millrace._federated_put('mine', 'mine', 'trend', '{node1}', '{}')$$, '42501', 'must be owner of stream "trend"', 'nor says that it is one');
+SELECT throws_ok($$SELECT millrace._federated_put('trend_all', NULL, NULL, NULL, NULL)$$, '42501', 'must be owner of view trend_all', 'nor that it is none');
 SELECT throws_ok($$SELECT millrace._shared_put('trend', 'mine')$$, '42501', 'must be owner of stream "trend"', 'nor that it is shared');
 SELECT throws_ok($$SELECT millrace.share_aggregate('unshared')$$, '42501', 'must be owner of stream "unshared"', 'nor shares it');
 SELECT throws_ok($$SELECT millrace.unshare_aggregate('trend')$$, '42501', 'must be owner of stream "trend"', 'nor ends that');
@@ -220,6 +221,20 @@ SELECT millrace._federated_put('mine', 'mine', 'his_counts', '{node1}', '{}') \g
 SELECT millrace.drop_continuous_aggregate('his_counts') \g /dev/null
 SELECT is((SELECT count(*) FROM millrace.federated WHERE aggregate = 'his_counts'), 0::bigint, 'what he said of an aggregate of his ends with it');
 RESET ROLE;
+GRANT USAGE ON FOREIGN SERVER node1 TO mr_reader;
+SET ROLE mr_reader;
+CREATE FOREIGN TABLE his_own (n int) SERVER node1;
+CREATE FOREIGN TABLE given_away (n int) SERVER node1;
+SELECT millrace.create_continuous_aggregate('his_counts', 'SELECT millrace.tumble(at, ''1 day'') AS w, count(*) AS n FROM his GROUP BY 1') \g /dev/null
+SELECT throws_ok($$SELECT millrace._federated_put('mine', 'mine', 'his_counts', '{node1}', '{his_own,trend_all_states_node1}')$$, '42501', 'must be owner of foreign table trend_all_states_node1', 'nor lists tables of another');
+SELECT millrace._federated_put('mine', 'mine', 'his_counts', '{node1}', '{his_own,given_away}') \g /dev/null
+RESET ROLE;
+ALTER FOREIGN TABLE given_away OWNER TO CURRENT_USER;
+SET ROLE mr_reader;
+DROP VIEW mine;
+RESET ROLE;
+SELECT is((SELECT string_agg(relname, ' ') FROM pg_class WHERE relname IN ('his_own', 'given_away')), 'given_away', 'with his view go tables that are his, and no others');
+DROP FOREIGN TABLE given_away;
 
 -- States that another extension's functions trust: only of those whose key is known here
 \if :has_hll
@@ -269,10 +284,26 @@ SELECT throws_ok($$SELECT millrace.drop_federated_aggregate('trend_all')$$, '427
 SELECT millrace.unshare_aggregate('trend') \g /dev/null
 SELECT throws_ok($$SELECT millrace.unshare_aggregate('trend')$$, '42704', 'continuous aggregate "trend" is not shared', 'shared no more');
 SELECT lives_ok($$SELECT millrace.drop_continuous_aggregate(a) FROM unnest('{trend,visits}'::text[]) a$$, 'aggregates go, shared or not');
+CREATE FUNCTION left_of_it() RETURNS text LANGUAGE sql AS $$
+	SELECT concat((SELECT string_agg(relname, ' ') FROM pg_class WHERE relname LIKE 'counts all%'), (SELECT string_agg(f::text, ' ') FROM millrace.federated f))
+$$;
+CREATE VIEW how_far AS TABLE "counts all_info_node1";
+SELECT throws_ok($$SELECT millrace.drop_federated_aggregate('counts all')$$, '2BP01', NULL, 'nor with what somebody made of its tables');
+DROP VIEW how_far;
+SELECT lives_ok($$SELECT millrace.drop_federated_aggregate('counts all')$$, 'but then');
+SELECT is(left_of_it(), '', 'with all that was made');
+SELECT is(federation_refused('counts all', 'counts', '{node1,"node''s 2"}'), 'created', 'and made again');
 DROP VIEW "counts all";
-SELECT is((SELECT count(*) FROM millrace.federated_aggregates), 0::bigint, 'a view that is dropped is listed no more');
+SELECT is(left_of_it(), '', 'DROP VIEW takes along its tables');
+SELECT is(federation_refused('counts all', 'counts', '{node1,"node''s 2"}'), 'created', 'so it can be made again');
+DROP SERVER "node's 2" CASCADE;
+SELECT is(left_of_it(), '', 'so does DROP SERVER CASCADE');
+SELECT is(federation_refused('counts all', 'counts', '{node1}'), 'created', 'over what is left');
+DROP VIEW counts_partial;
+SELECT is((SELECT string_agg(name, ', ' ORDER BY name) FROM millrace.shared), 'It''s "per day", weeks', 'a view of states that is dropped is shared no more');
 DROP SCHEMA all_rows CASCADE;
 DROP TABLE events CASCADE;
+SELECT is(left_of_it(), '', 'and DROP TABLE CASCADE of the source');
 SELECT is((SELECT string_agg(name, ' ') FROM millrace.shared), NULL, 'nor is what went with its source');
 SELECT postgres_fdw_disconnect_all() \g /dev/null
 DROP SCHEMA federating CASCADE;
