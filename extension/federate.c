@@ -66,9 +66,8 @@ mr_shared_put(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* Not before ALTER EXTENSION millrace UPDATE */
-static bool
-has_tables(void)
+bool
+mr_knows_federated(void)
 {
 	return OidIsValid(get_relname_relid("federated", get_namespace_oid(MR_SCHEMA, false)));
 }
@@ -82,7 +81,7 @@ mr_shared_forget(const char *name)
 	bool isnull;
 	MrGuard guard;
 
-	if (!has_tables())
+	if (!mr_knows_federated())
 		return InvalidOid;
 	mr_enter_catalog(&guard, "shared");
 	SPI_connect();
@@ -101,7 +100,7 @@ mr_federated_forget(const char *name)
 	static Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
 
-	if (has_tables())
+	if (mr_knows_federated())
 		catalog_exec("DELETE FROM " MR_SCHEMA ".federated WHERE aggregate = $1", SPI_OK_DELETE, 1, types,
 					 values);
 }
@@ -115,7 +114,7 @@ mr_federated_sweep(void)
 	MrGuard guard;
 	MemoryContext context = CurrentMemoryContext;
 
-	if (!has_tables())
+	if (!mr_knows_federated())
 		return;
 	catalog_exec("DELETE FROM " MR_SCHEMA
 				 ".shared s WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = s.partial)",

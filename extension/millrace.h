@@ -338,6 +338,8 @@ extern void mr_drop_relation(Oid rel, const char *kind, Oid owner, const char *b
 extern Oid mr_shared_forget(const char *name);
 extern void mr_federated_forget(const char *name);
 extern void mr_federated_sweep(void);
+/* Whether there are its tables: not before ALTER EXTENSION millrace UPDATE. */
+extern bool mr_knows_federated(void);
 
 /* stream.c: change the row of a stream; NULL: leave as it is; an empty error: none.  Writers see it when it commits. */
 extern void mr_stream_set(const char *name, Oid source, const char *status, const char *error, Oid definition,

@@ -16,7 +16,7 @@ COMMENT ON FUNCTION millrace._check_maintain() IS 'Internal: refuses to run main
 
 /* Of what a dump brings back nothing knows that it belongs to the extension. */
 CREATE FUNCTION millrace._tie(name text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_stream_tie';
-COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along';
+COMMENT ON FUNCTION millrace._tie(text) IS 'Internal: has DROP EXTENSION CASCADE take the query and the states of a continuous aggregate along, and what was made to share and to federate it';
 
 /* After an upgrade of the server: some aggregates keep their states in another type than before. */
 CREATE FUNCTION millrace._aggregate_states(definition regclass, OUT columns name[], OUT types regtype[], OUT aggregates regprocedure[])

@@ -42,7 +42,7 @@ SET search_path = federating, public;
 :schema
 \o
 SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'hll') AS has_hll \gset
-SELECT plan(CASE WHEN :'has_hll' THEN 83 ELSE 73 END);
+SELECT plan(CASE WHEN :'has_hll' THEN 84 ELSE 74 END);
 \ir ../lib/streams.sql
 CREATE FUNCTION federation_refused(name text, aggregate text, servers text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -277,6 +277,12 @@ SELECT millrace.drop_federated_aggregate('visitors_all') \g /dev/null
 -- The end
 SELECT throws_ok($$SELECT millrace.create_continuous_aggregate('trend', query) FROM millrace.stream WHERE name = 'trend'$$, '2BP01', 'continuous aggregate "trend" is read by federated aggregate "trend_all"', 'what is read is not replaced');
 SELECT throws_ok($$SELECT millrace.drop_continuous_aggregate('trend')$$, '2BP01', NULL, 'nor dropped');
+BEGIN;
+CREATE TEMP TABLE tied ON COMMIT DROP AS SELECT objid::regclass AS rel FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_extension'::regclass AND deptype = 'n';
+DELETE FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_extension'::regclass AND deptype = 'n'; -- as a dump
+SELECT millrace._tie(name) FROM millrace.stream WHERE kind IN ('aggregate', 'rollup') \g /dev/null
+SELECT set_eq($$SELECT objid::regclass FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_extension'::regclass AND deptype = 'n'$$, 'TABLE tied', 'what a dump has brought back goes with the extension again');
+ROLLBACK;
 SELECT throws_ok($$SELECT millrace.drop_federated_aggregate('counts all')$$, '2BP01', NULL, 'nor what a rollup reads');
 SELECT is(federation_refused('trend_all', 'trend', '{node1}'), '42710 federated aggregate "trend_all" already exists|See millrace.federated_aggregates.', 'nor made twice');
 SELECT millrace.drop_federated_aggregate(f) FROM (VALUES ('two_days_all'), ('days_all'), ('trend_all'), ('visits_all'), ('It''s all')) v(f) \g /dev/null

@@ -118,6 +118,8 @@ pg_dump -Fc -f "$work/dump" postgres && createdb restored && pg_restore -d resto
 is "$? $(psql -AtXqd restored -c "SELECT count(*) FROM counts_everywhere" -c "SELECT string_agg(name, ' ' ORDER BY name) FROM millrace.federated_aggregates")" \
 	"0 $(value "SELECT count(*) FROM counts_everywhere")
 counts_everywhere per_day_everywhere trend_everywhere visits_everywhere" "dumped and restored, it reads the same"
+psql -Xqd restored -c "CALL millrace.maintain()" -c "SET client_min_messages = warning" -c "DROP EXTENSION millrace CASCADE" >"$work/out" 2>&1
+is "$? $(cat "$work/out") $(psql -AtXqd restored -c "SELECT count(*) FROM pg_class WHERE relname ~ '_(everywhere|partial|states?_|info_)'")" "0  0" "maintained once, it goes with the extension"
 "$lib/kafka" partitions "$work/kafka" shop 7 >"$work/out" 2>&1
 until_true grep -q 'warning.*topic "shop" has 7 partitions, of which source.partitions = 0-1 reads 2' "$work/ingest1.log"
 is $? 0 "a partition that comes is told, and not read"
