@@ -593,8 +593,9 @@ SinkStatus sink_read_times(Sink *sink, const Table *table, int n_texts, const ch
  * is about to move it.
  */
 SinkStatus sink_position(Sink *sink, Position *position, int64_t first);
-/* Stores firsts[i] for partition i of the topic, unless the stream has any position of it. */
-SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts);
+/* Stores firsts[i] for partitions[i] of the topic, unless the stream has a position of any of them. */
+SinkStatus sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int32_t *partitions,
+								const int64_t *firsts);
 /* Every stored position of this stream, of partition 0, with its file: for the file source. */
 SinkStatus sink_positions(Sink *sink, Positions *positions);
 /* Whether the database has every assigned position as stored. */

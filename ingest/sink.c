@@ -993,25 +993,32 @@ sink_position(Sink *sink, Position *position, int64_t first)
 }
 
 SinkStatus
-sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int64_t *firsts)
+sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int32_t *partitions,
+					 const int64_t *firsts)
 {
-	Buffer array = {0};
+	Buffer numbers = {0}, array = {0};
 
 	if (sink->config->n_shown > 0)
 		return SINK_OK;
+	buffer_add(&numbers, "{", 1);
 	buffer_add(&array, "{", 1);
 	for (int i = 0; i < n_partitions; i++)
+	{
+		array_number(&numbers, partitions[i]);
 		array_number(&array, firsts[i]);
+	}
+	buffer_add(&numbers, "}", 2);
 	buffer_add(&array, "}", 2);
-	const char *params[] = {sink->config->name, topic, array.data};
+	const char *params[] = {sink->config->name, topic, numbers.data, array.data};
 	SinkStatus status = sink_run(
 		sink,
 		"INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
-		" SELECT $1, $2, number - 1, first FROM unnest($3::bigint[]) WITH ORDINALITY AS p(first, number)"
-		" WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2)"
-		" ON CONFLICT DO NOTHING",
-		3, params, NULL);
+		" SELECT $1, $2, number, first FROM unnest($3::int[], $4::bigint[]) AS p(number, first)"
+		" WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2"
+		" AND partition = ANY ($3::int[])) ON CONFLICT DO NOTHING",
+		4, params, NULL);
 
+	buffer_free(&numbers);
 	buffer_free(&array);
 	return status;
 }

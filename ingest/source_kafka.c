@@ -413,21 +413,26 @@ start_stream(KafkaSource *source, Sink *sink)
 	rd_kafka_resp_err_t error = ask_topic(source->client, config->topic, ANSWER_MS, &n_partitions);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return ask_again(source, "no partitions", error);
-	int64_t *ends = mem_alloc(sizeof(int64_t) * (size_t) n_partitions * 2), *firsts = ends + n_partitions;
-	all = rd_kafka_topic_partition_list_new(n_partitions);
-	for (int i = 0; i < n_partitions; i++)
-		rd_kafka_topic_partition_list_add(all, config->topic, i);
+	int n = config->n_partitions > 0 ? config->n_partitions : n_partitions;
+	int64_t *ends = mem_alloc((sizeof(int64_t) * 2 + sizeof(int32_t)) * (size_t) n), *firsts = ends + n;
+	int32_t *numbers = (int32_t *) (firsts + n);
+	all = rd_kafka_topic_partition_list_new(n);
+	for (int i = 0; i < n; i++)
+	{
+		numbers[i] = config->n_partitions > 0 ? config->partitions[i] : i;
+		rd_kafka_topic_partition_list_add(all, config->topic, numbers[i]);
+	}
 	error = ask_offsets(source, all, RD_KAFKA_OFFSET_END, ends, ANSWER_MS);
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
 		error = ask_offsets(source, all, time_ms, firsts, ANSWER_MS);
 	rd_kafka_topic_partition_list_destroy(all);
-	for (int i = 0; i < n_partitions && error == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
+	for (int i = 0; i < n && error == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
 		if (firsts[i] < 0)
 			firsts[i] = ends[i];
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
 		do
-			status = sink_first_positions(sink, config->topic, n_partitions, firsts);
+			status = sink_first_positions(sink, config->topic, n, numbers, firsts);
 		while (sink_again(sink, &retry, status, &code));
 		if (status != SINK_OK)
 			fail(source, code);

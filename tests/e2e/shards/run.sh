@@ -33,7 +33,7 @@ for i in range(first, first + count):
 PY
 produce() { python3 "$work/produce.py" "$@" | kcat -b "$BROKERS" -t shop -P -K '	' -X partitioner=murmur2_random -X linger.ms=5; }
 for n in $nodes; do
-	printf '%s\n' '[source]' 'type = kafka' "brokers = $BROKERS" 'topic = shop' 'group = shards' "partitions = ${part[$n]}" 'format = json' "kafka.topic.metadata.refresh.interval.ms = $([ $n = 3 ] && echo -1 || echo 1000)" \
+	printf '%s\n' '[source]' 'type = kafka' "brokers = $BROKERS" 'topic = shop' 'group = shards' 'start = 2024-01-01' "partitions = ${part[$n]}" 'format = json' "kafka.topic.metadata.refresh.interval.ms = $([ $n = 3 ] && echo -1 || echo 1000)" \
 		'[target]' "connection = host=127.0.0.1 port=${port[$n]} dbname=postgres user=postgres" 'table = events' '[batch]' 'max_age = 50ms' 'max_rows = 500' >"$work/node$n.ini"
 done
 ingest() { millrace run "$work/node$1.ini" >"$work/ingest$1.log" 2>&1 & running[$1]=$!; }
