@@ -313,7 +313,7 @@ COMMENT ON FUNCTION millrace.create_federated_aggregate(text, text, name[]) IS
 'Creates view NAME: what a continuous aggregate of this database would hold if it had the rows of all nodes as well.
 aggregate: its name, here and on all nodes, where millrace.share_aggregate has been called for it; rows here count, too.
 servers: those of postgres_fdw, with user mappings for the owner, by whose rights the view reads.
-Windows are final when they are on every node (and here, once a batch has come).  A rollup is computed over the federated
+Windows are final when they are on every node (and here, once a batch has come); final or not, they are as NAME shows them.  A rollup is computed over the federated
 aggregate of what it reads, which is created first.  A node that does not answer is an error: there is no partial answer.';
 
 CREATE FUNCTION millrace.drop_federated_aggregate(name text) RETURNS void
