@@ -381,8 +381,18 @@ DECLARE
 	empty text;
 	rel regclass;
 	altered text;
+	federated text;
+	partial text;
+	told text;
+	grants text[];
+	granted text;
 BEGIN
 	SELECT * INTO STRICT stream FROM millrace.stream s WHERE s.state = _rewrite_states.state;
+	SELECT min(f.name) INTO federated FROM millrace.federated f JOIN pg_class c ON c.oid = f.view WHERE f.aggregate = stream.name;
+	IF federated IS NOT NULL THEN
+		RAISE EXCEPTION 'states of continuous aggregate "%" cannot be converted while federated aggregate "%" reads them', stream.name, federated USING ERRCODE = '2BP01',
+			HINT = format('SELECT millrace.drop_federated_aggregate(%L), and create it again when they are converted here and on the nodes.', federated);
+	END IF;
 	texts := millrace._aggregate_texts(definition, state, delta);
 	SELECT format('CREATE OR REPLACE FUNCTION %s(after xid8) RETURNS TABLE (cursor xid8, %s) LANGUAGE sql STABLE BEGIN ATOMIC %%s; END', p.oid::regproc,
 			(SELECT string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) FROM pg_attribute a
@@ -390,7 +400,13 @@ BEGIN
 		INTO STRICT changes FROM pg_proc p JOIN pg_class t ON t.oid = stream.target
 		WHERE p.pronamespace = t.relnamespace AND p.proargtypes = '5069' AND p.oid IN (
 			SELECT d.objid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = delta);
-	/* What reads the columns stands aside meanwhile. */
+	/* What reads the columns stands aside meanwhile; NAME_partial, which shows them, is made anew. */
+	SELECT c.oid::regclass, obj_description(c.oid, 'pg_class'), ARRAY(SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass,
+			CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END) FROM aclexplode(c.relacl) a)
+		INTO partial, told, grants FROM millrace.shared h JOIN pg_class c ON c.oid = h.partial WHERE h.name = stream.name;
+	IF partial IS NOT NULL THEN
+		EXECUTE 'DROP VIEW ' || partial;
+	END IF;
 	FOREACH rel IN ARRAY ARRAY[stream.final, stream.target] LOOP
 		SELECT string_agg(format('NULL::%s%s AS %I', format_type(a.atttypid, a.atttypmod),
 				CASE WHEN a.attcollation <> t.typcollation THEN format(' COLLATE %I.%I', n.nspname, c.collname) END, a.attname), ', ' ORDER BY a.attnum)
@@ -411,6 +427,14 @@ BEGIN
 	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.target, texts.live);
 	EXECUTE format('CREATE OR REPLACE VIEW %s AS %s', stream.final, texts.final);
 	EXECUTE format(changes, texts.changes);
+	IF partial IS NOT NULL THEN
+		EXECUTE format('CREATE VIEW %s AS %s', partial, millrace._partial_text(definition, state, delta));
+		EXECUTE format('COMMENT ON VIEW %s IS %L', partial, told);
+		PERFORM millrace._shared_put(stream.name, partial::regclass);
+		FOREACH granted IN ARRAY grants LOOP
+			EXECUTE granted;
+		END LOOP;
+	END IF;
 END $$;
 COMMENT ON FUNCTION millrace._rewrite_states(regclass, regclass, regclass) IS 'Internal: converts the stored states of a continuous aggregate to the types that its aggregates have on this server, as its owner';
 CREATE FUNCTION millrace._convert_states(name text) RETURNS bool LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'mr_convert_states';
