@@ -288,8 +288,8 @@ greatest_time(const Maintained *stream, const MrWindow *window)
 
 	mr_exec_args(psprintf("SELECT GREATEST((SELECT pg_catalog.max(%s) FROM %s WHERE %s <= $1),"
 						  " (SELECT pg_catalog.max(%s) FROM %s WHERE %s <= $1))",
-						  column, mr_relation_name(stream->state), column, column, mr_relation_name(stream->delta),
-						  column),
+						  column, mr_relation_name(stream->state), column, column,
+						  mr_relation_name(stream->delta), column),
 				 SPI_OK_SELECT, false, 1, types, values, NULL);
 	result = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	return isnull || TIMESTAMP_NOT_FINITE(result) ? DT_NOBEGIN : result;

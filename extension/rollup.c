@@ -911,8 +911,8 @@ settle_sql(const Level *self)
 		&sql,
 		" u AS (SELECT 'l' AS part, %s, %s AS row_text FROM (SELECT %s FROM %s n WHERE %s UNION ALL"
 		" SELECT %s FROM %s n WHERE n.%s = ANY %s) s(%s)",
-		stored, row, shown, mr_relation_name(self->view), becoming, shown, mr_relation_name(self->view), own, redo,
-		names);
+		stored, row, shown, mr_relation_name(self->view), becoming, shown, mr_relation_name(self->view), own,
+		redo, names);
 	appendStringInfo(
 		&sql,
 		" UNION ALL SELECT 'f', %s, %s FROM (SELECT %s FROM %s n WHERE %s UNION ALL SELECT %s FROM %s s"

@@ -260,7 +260,7 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
 #define KEY_BYTES 32 /* of which the first MRC_SEAL_BYTES are used */
 #define MAX_KEYS 64
 #define MAX_READERS 8
-#define OWN_KEY_HINT \
+#define OWN_KEY_HINT                                                                                \
 	"Insert the row that a dump of this database has, or for states to come INSERT INTO " MR_SCHEMA \
 	".state_key VALUES (KEY, true), KEY of 32 random bytes."
 

@@ -546,21 +546,21 @@ mr_stream_tie(PG_FUNCTION_ARGS)
 
 	mr_check_stream_owner(TextDatumGetCString(values[0]));
 	SPI_connect();
-	mr_exec_args(psprintf("SELECT c.oid FROM " MR_SCHEMA
-						  ".stream s, LATERAL (VALUES (s.definition), (s.state), (s.delta)%s) r(rel) JOIN"
-						  " pg_catalog.pg_class c ON c.oid = r.rel"
-						  " WHERE s.name = $1 AND s.kind IN ('aggregate', 'rollup') AND NOT EXISTS (SELECT FROM"
-						  " pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid"
-						  " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid"
-						  " AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass"
-						  " AND e.extname = 'millrace')",
-						  mr_knows_federated()
-							  ? " UNION ALL SELECT h.partial FROM " MR_SCHEMA
-								".shared h WHERE h.name = s.name UNION ALL SELECT pg_catalog.unnest("
-								"pg_catalog.array_prepend(f.view, f.tables)) FROM " MR_SCHEMA
-								".federated f WHERE f.aggregate = s.name"
-							  : ""),
-				 SPI_OK_SELECT, false, 1, types, values, NULL);
+	mr_exec_args(
+		psprintf("SELECT c.oid FROM " MR_SCHEMA
+				 ".stream s, LATERAL (VALUES (s.definition), (s.state), (s.delta)%s) r(rel) JOIN"
+				 " pg_catalog.pg_class c ON c.oid = r.rel"
+				 " WHERE s.name = $1 AND s.kind IN ('aggregate', 'rollup') AND NOT EXISTS (SELECT FROM"
+				 " pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid"
+				 " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid"
+				 " AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass"
+				 " AND e.extname = 'millrace')",
+				 mr_knows_federated() ? " UNION ALL SELECT h.partial FROM " MR_SCHEMA
+										".shared h WHERE h.name = s.name UNION ALL SELECT pg_catalog.unnest("
+										"pg_catalog.array_prepend(f.view, f.tables)) FROM " MR_SCHEMA
+										".federated f WHERE f.aggregate = s.name"
+									  : ""),
+		SPI_OK_SELECT, false, 1, types, values, NULL);
 	n_rels = (int) SPI_processed;
 	rels = SPI_palloc((n_rels + 1) * sizeof(Oid));
 	for (int i = 0; i < n_rels; i++)

@@ -1010,13 +1010,13 @@ sink_first_positions(Sink *sink, const char *topic, int n_partitions, const int3
 	buffer_add(&numbers, "}", 2);
 	buffer_add(&array, "}", 2);
 	const char *params[] = {sink->config->name, topic, numbers.data, array.data};
-	SinkStatus status = sink_run(
-		sink,
-		"INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
-		" SELECT $1, $2, number, first FROM unnest($3::int[], $4::bigint[]) AS p(number, first)"
-		" WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2"
-		" AND partition = ANY ($3::int[])) ON CONFLICT DO NOTHING",
-		4, params, NULL);
+	SinkStatus status =
+		sink_run(sink,
+				 "INSERT INTO millrace.ingest_offsets (source, topic, partition, next_offset)"
+				 " SELECT $1, $2, number, first FROM unnest($3::int[], $4::bigint[]) AS p(number, first)"
+				 " WHERE NOT EXISTS (SELECT FROM millrace.ingest_offsets WHERE source = $1 AND topic = $2"
+				 " AND partition = ANY ($3::int[])) ON CONFLICT DO NOTHING",
+				 4, params, NULL);
 
 	buffer_free(&numbers);
 	buffer_free(&array);
