@@ -255,7 +255,8 @@ skip_numeric(const unsigned char **at, const unsigned char *end)
 /*
  * Of other extensions' functions nothing is known but that they trust their input, too: some copy it into memory as it is.  So
  * their states end with a seal, a keyed hash, which only our own code can make: the keys, in millrace.state_key, are for nobody.
- * The own one seals, after a restore that of the dump; all are tried where a state is read.  Each function that reads states has a key of its own, the seal of its name by one of these.
+ * The own one seals, after a restore that of the dump; all are tried where a state is read.  Each function that reads states has
+ * a key of its own, the seal of its name by one of these.
  */
 #define KEY_BYTES 32 /* of which the first MRC_SEAL_BYTES are used */
 #define MAX_KEYS 64

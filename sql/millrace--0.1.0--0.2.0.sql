@@ -1479,10 +1479,11 @@ CREATE FUNCTION millrace._federated_put(name text, view regclass, aggregate text
 	LANGUAGE c AS 'MODULE_PATHNAME', 'mr_federated_put';
 COMMENT ON FUNCTION millrace._federated_put(text, regclass, text, name[], regclass[]) IS 'Internal: writes millrace.federated';
 
-CREATE VIEW millrace.state_key_hashes AS SELECT pg_catalog.encode(pg_catalog.sha256(k.key), 'hex') AS hash FROM millrace.state_key k;
+CREATE VIEW millrace.state_key_hashes AS SELECT pg_catalog.encode(pg_catalog.sha256(k.key), 'hex') AS hash, k.own FROM millrace.state_key k;
 GRANT SELECT ON millrace.state_key_hashes TO PUBLIC;
 COMMENT ON VIEW millrace.state_key_hashes IS 'By what the keys in millrace.state_key can be told apart';
 COMMENT ON COLUMN millrace.state_key_hashes.hash IS 'SHA-256 of a key';
+COMMENT ON COLUMN millrace.state_key_hashes.own IS 'Whether this database seals with it';
 
 /* Texts by which two databases compare: no setting of the session has a part in them. */
 CREATE FUNCTION millrace._definition_text(definition regclass) RETURNS text
@@ -1505,7 +1506,7 @@ CREATE VIEW millrace.shared_aggregates AS
 		pg_catalog.current_setting('server_version_num')::int / 10000 AS server,
 		millrace._definition_text(s.definition) AS query,
 		millrace._columns_text(h.partial, 1) AS columns,
-		ARRAY(SELECT k.hash FROM millrace.state_key_hashes k) AS keys,
+		ARRAY(SELECT k.hash FROM millrace.state_key_hashes k WHERE k.own) AS keys,
 		millrace._closed_to(s.state) AS closed_to, s.retained_from
 	FROM millrace.shared h JOIN millrace.stream s ON s.name = h.name AND s.kind = 'aggregate' JOIN pg_catalog.pg_class c ON c.oid = h.partial
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
@@ -1518,7 +1519,7 @@ COMMENT ON COLUMN millrace.shared_aggregates.version IS 'Version of the library'
 COMMENT ON COLUMN millrace.shared_aggregates.server IS 'Major version of PostgreSQL, on which the form of serialised states depends';
 COMMENT ON COLUMN millrace.shared_aggregates.query IS 'Its query';
 COMMENT ON COLUMN millrace.shared_aggregates.columns IS 'Columns of NAME_partial';
-COMMENT ON COLUMN millrace.shared_aggregates.keys IS 'Hashes of the keys in millrace.state_key';
+COMMENT ON COLUMN millrace.shared_aggregates.keys IS 'Hashes of this database''s own keys in millrace.state_key';
 COMMENT ON COLUMN millrace.shared_aggregates.closed_to IS 'Windows that ended at or before this time are final here';
 COMMENT ON COLUMN millrace.shared_aggregates.retained_from IS 'Windows that ended before this time have been dropped; NULL: none has';
 
@@ -1615,7 +1616,7 @@ BEGIN
 	ELSIF is_sealed AND NOT node.keys <@ ARRAY(SELECT k.hash FROM millrace.state_key_hashes k) THEN
 		RAISE EXCEPTION 'node "%" seals the states of continuous aggregate "%" with another key', server, aggregate USING ERRCODE = '55000',
 			DETAIL = 'The functions of another extension trust the states that they are given, so this server gives them only what is sealed with a key that it knows.',
-			HINT = 'Who trusts the node adds its keys to those here: INSERT INTO millrace.state_key (key) VALUES (…)';
+			HINT = 'Who trusts the node adds its own keys to those here: INSERT INTO millrace.state_key (key) VALUES (…)';
 	END IF;
 	partial_schema := node.schema;
 	partial_name := node.partial;
