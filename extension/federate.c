@@ -162,7 +162,7 @@ remove_federated(Datum name)
 
 /*
  * _federated_put(name text, view regclass, aggregate text, servers name[], tables regclass[]): for the owner of all, the
- * aggregate included; with NULL for view the row goes, for the owner of the view
+ * aggregate included; a row whose view is gone makes room; with NULL for view the row goes, for the owner of the view
  */
 Datum
 mr_federated_put(PG_FUNCTION_ARGS)
@@ -197,6 +197,8 @@ mr_federated_put(PG_FUNCTION_ARGS)
 		check_owner(DatumGetObjectId(tables[i]), RELKIND_FOREIGN_TABLE);
 		mr_tie_to_extension(DatumGetObjectId(tables[i]));
 	}
+	/* Where event triggers were off. */
+	mr_federated_sweep();
 	catalog_exec("INSERT INTO " MR_SCHEMA
 				 ".federated (name, view, aggregate, servers, tables, owner) VALUES ($1, $2, $3, $4, $5, $6)",
 				 SPI_OK_INSERT, 6, types, values);
