@@ -35,6 +35,13 @@ def mark(text):
     print(f"# {now():6.0f} s: {text}", flush=True)
 
 
+def within(seconds, done, what):
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline or over.wait(0.1):
+            return count(f"unexpected: nobody has {what}")
+
+
 def say(text):
     print(f"# {now():6.0f} s: {text}", flush=True)
 
@@ -66,16 +73,22 @@ def start_producer():
                                     stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
+statuses = []  # with which it has ended
+
+
 def keep_ingester():
     """Starts it again when it has ended, as a service manager does."""
     while not over.wait(0.2):
         if ingester.poll() is not None:
-            count("ingester started again")
+            statuses.append(ingester.returncode)
             start_ingester()
 
 
 def end_ingester(how):
-    ingester.send_signal(how)
+    """… and waits until there is another: the next disturbance is for that one."""
+    old = ingester
+    old.send_signal(how)
+    within(60, lambda: ingester is not old, "started the ingester again")
 
 
 # ---- sessions ----
@@ -385,8 +398,10 @@ def judge():
     steady(("millrace.model_version", "rows"), "versions of models", 1.25, 1, "")
     steady(("millrace.batches", "rows of a source"), "millrace.batches", 1.05, 60, "rows of a source")
     steady(("processes", "number"), "processes", 1, 2, "")
-    for what in ("dashboard queries", "calls of recommend_top_k", "sessions that came and went", "retrainings", "ingester started again"):
+    for what in ("dashboard queries", "calls of recommend_top_k", "sessions that came and went", "retrainings"):
         verdict(counts.get(what, 0) > 1, f"{what}: {counts.get(what, 0)}")
+    wanted = [0 if "SIGTERM" in what else -9 for _, what, _ in DISTURBANCES if what.startswith("ingester: ")]
+    verdict(statuses == wanted, f"the ingester ended when it was told to, and only then: {statuses}, expected {wanted}")
     unexpected = [f"{n} times {name}" for name, n in counts.items() if name.startswith("unexpected")]
     verdict(not unexpected, f"nobody was told an error that was not provoked {unexpected or ''}".replace("\n", " "))
 
@@ -463,7 +478,7 @@ for actor in actors:
     actor.join(180)
 sample(sampler)
 sampler.close()
-end_ingester(signal.SIGTERM)
+ingester.send_signal(signal.SIGTERM)
 verdict(ingester.wait(30) == 0, "the ingester ends with status 0")
 found = series()
 with open(out / "samples.csv", "w", newline="") as file:
