@@ -2,7 +2,7 @@
 
 WORK has the cluster and the broker.  Producer and ingester are started here.  Written: OUT/samples.csv (seconds, subject, measure,
 value), OUT/soak.svg, OUT/summary.json, and WORK/verdicts: a line each of 0 or 1, a tab, and what was looked at."""
-import csv, json, os, random, signal, socket, statistics, subprocess, sys, threading, time, urllib.request
+import csv, json, os, random, re, signal, socket, statistics, subprocess, sys, threading, time, urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -192,8 +192,22 @@ def trainer():
 quick = Steady("soak disturber")
 
 
-def end_backend(function, condition):
-    return quick.run(f"SELECT count(*) FROM (SELECT {function}(pid) FROM pg_stat_activity WHERE {condition} AND pid <> pg_backend_pid()) a")
+def end_backend(function, told, condition):
+    """Until one of the sessions that were met has told so: one that is asked between two statements, or just has finished, is not disturbed."""
+    def is_told():
+        answer = quick.run(f"SELECT pid, {function}(pid) FROM pg_stat_activity WHERE {condition} AND pid <> pg_backend_pid()") or ""
+        pids = [line.removesuffix("|t") for line in answer.splitlines() if line.endswith("|t")]
+        time.sleep(0.2 if pids else 0)
+        return bool(pids) and re.search(rf"\[(?:{'|'.join(pids)})\] .*{told}", (work / "cluster" / "log").read_text(errors="replace")) is not None
+    within(10, is_told, f"been met by {function}, {condition}")
+
+
+def terminate(condition):
+    end_backend("pg_terminate_backend", "terminating connection due to administrator command", condition)
+
+
+def cancel(condition):
+    end_backend("pg_cancel_backend", "canceling statement due to user request", condition + " AND state = 'active'")
 
 
 WRITER = "application_name = 'millrace' AND backend_type = 'client backend'"
@@ -201,9 +215,12 @@ WRITER = "application_name = 'millrace' AND backend_type = 'client backend'"
 
 def crash():
     """A backend is killed; the server ends all others and recovers."""
-    pid = quick.run("SELECT pid FROM pg_stat_activity WHERE application_name = 'soak dashboard'")
-    if pid:
-        os.kill(int(pid.split()[0]), signal.SIGKILL)
+    def is_killed():
+        pid = quick.run("SELECT pid FROM pg_stat_activity WHERE application_name = 'soak dashboard'")
+        if pid:
+            os.kill(int(pid.split()[0]), signal.SIGKILL)
+        return bool(pid)
+    within(10, is_killed, "been killed")
 
 
 def restart_broker():
@@ -214,12 +231,12 @@ def restart_broker():
 DISTURBANCES = [
     (0.10, "ingester: SIGTERM", lambda: end_ingester(signal.SIGTERM)),
     (0.14, "ingester: SIGKILL", lambda: end_ingester(signal.SIGKILL)),
-    (0.18, "the ingester's session is terminated", lambda: end_backend("pg_terminate_backend", WRITER)),
+    (0.18, "the ingester's session is terminated", lambda: terminate(WRITER)),
     (0.22, "a backend: SIGKILL", crash),
     (0.27, "broker: SIGKILL, and started again", restart_broker),
-    (0.45, "all statements of readers are cancelled", lambda: end_backend("pg_cancel_backend", "application_name LIKE 'soak %'")),
-    (0.55, "the ingester's statement is cancelled", lambda: end_backend("pg_cancel_backend", WRITER)),
-    (0.62, "the ingester's session is terminated", lambda: end_backend("pg_terminate_backend", WRITER)),
+    (0.45, "all statements of readers are cancelled", lambda: cancel("application_name LIKE 'soak %'")),
+    (0.55, "the ingester's statement is cancelled", lambda: cancel(WRITER)),
+    (0.62, "the ingester's session is terminated", lambda: terminate(WRITER)),
     (0.93, "ingester: SIGKILL", lambda: end_ingester(signal.SIGKILL)),
     (0.95, "a backend: SIGKILL", crash),
     (0.97, "ingester: SIGTERM", lambda: end_ingester(signal.SIGTERM)),
