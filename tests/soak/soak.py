@@ -292,6 +292,14 @@ UNION ALL SELECT 'batch ' || source || ' (ms)', percentile_cont(0.5) WITHIN GROU
 UNION ALL SELECT 'batch ' || source || ' (rows)', avg(rows) FROM millrace.batches WHERE started > now() - interval '{every} s' GROUP BY source"""
 
 
+def pid_in(path):
+    """None while the file is written again."""
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def sample(session):
     t = now()
     answer = session.run(STATE.format(every=EVERY))
@@ -300,8 +308,8 @@ def sample(session):
         if value:
             subject, measure = name.rsplit(" (", 1)
             samples.append((t, subject, measure.rstrip(")"), float(value)))
-    who = {ingester.pid: "ingester", producer.pid: "producer", int((work / "kafka" / "pid").read_text()): "broker",
-           int((work / "cluster" / "data" / "postmaster.pid").read_text().split()[0]): "postmaster"}
+    who = {ingester.pid: "ingester", producer.pid: "producer", pid_in(work / "kafka" / "pid"): "broker", pid_in(work / "cluster" / "data" / "postmaster.pid"): "postmaster"}
+    who.pop(None, None)
     answer = session.run("SELECT pid, CASE WHEN backend_type = 'client backend' THEN 'backend: ' || application_name ELSE backend_type END FROM pg_stat_activity")
     for line in (answer or "").splitlines():
         pid, name = line.split("|", 1)
@@ -463,40 +471,66 @@ def ended(*_):
     raise SystemExit(143)
 
 
-signal.signal(signal.SIGTERM, ended)
-os.environ["PGAPPNAME"] = "soak"
-start_ingester()
-start_producer()
-actors = [threading.Thread(target=f, daemon=True) for f in (keep_ingester, dashboard, recommender, visitors, trainer, disturb)]
-sampler = Steady("soak sampler")
-for actor in actors:
-    actor.start()
-next_sample, producer_ended = 0.0, False
-while now() < SECONDS:
-    time.sleep(max(0, min(next_sample, SECONDS) - now()))
+def thread_ended(args):
+    count(f"unexpected: {args.thread.name}: {args.exc_value!r}")
+    threading.__excepthook__(args)
+
+
+def run():
+    start_ingester()
+    start_producer()
+    sampler = Steady("soak sampler")
+    for actor in actors:
+        actor.start()
+    next_sample, producer_ended = 0.0, False
+    while now() < SECONDS:
+        time.sleep(max(0, min(next_sample, SECONDS) - now()))
+        sample(sampler)
+        next_sample = max(next_sample + EVERY, now())
+        if producer.poll() is not None and not producer_ended:
+            producer_ended = True
+            count(f"unexpected: the producer has ended: {(work / 'producer.log').read_text()[-300:]}")
+    mark("the producer is stopped")
+    producer.send_signal(signal.SIGTERM)
+    producer.wait()
+    # What is in the topic is taken.
+    caught_up, deadline = False, now() + 300
+    ends = lambda: sum(int(line.split()[-1]) for line in subprocess.run(
+        ["kcat", "-Q", "-b", os.environ["BROKERS"]] + [f"-toperations:{i}:-1" for i in range(4)], capture_output=True, text=True).stdout.splitlines())
+    while now() < deadline and not caught_up:
+        time.sleep(1)
+        caught_up = sampler.run("SELECT sum(next_offset) FROM millrace.ingest_offsets") == str(ends())
+    verdict(caught_up, f"all is stored {now() - marks[-1][0]:.1f} s after the producer has stopped")
+    over.set()
+    for actor in actors:
+        actor.join(180)
     sample(sampler)
-    next_sample = max(next_sample + EVERY, now())
-    if producer.poll() is not None and not producer_ended:
-        producer_ended = True
-        count(f"unexpected: the producer has ended: {(work / 'producer.log').read_text()[-300:]}")
-mark("the producer is stopped")
-producer.send_signal(signal.SIGTERM)
-producer.wait()
-# What is in the topic is taken.
-caught_up, deadline = False, now() + 300
-ends = lambda: sum(int(line.split()[-1]) for line in subprocess.run(
-    ["kcat", "-Q", "-b", os.environ["BROKERS"]] + [f"-toperations:{i}:-1" for i in range(4)], capture_output=True, text=True).stdout.splitlines())
-while now() < deadline and not caught_up:
-    time.sleep(1)
-    caught_up = sampler.run("SELECT sum(next_offset) FROM millrace.ingest_offsets") == str(ends())
-verdict(caught_up, f"all is stored {now() - marks[-1][0]:.1f} s after the producer has stopped")
-over.set()
-for actor in actors:
-    actor.join(180)
-sample(sampler)
-sampler.close()
-ingester.send_signal(signal.SIGTERM)
-verdict(ingester.wait(30) == 0, "the ingester ends with status 0")
+    sampler.close()
+    ingester.send_signal(signal.SIGTERM)
+    verdict(ingester.wait(30) == 0, "the ingester ends with status 0")
+
+
+def clean_up():
+    """However it ends: nobody starts anything any more, and nothing is left."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    over.set()
+    for actor in actors:
+        if actor.name in ("keep_ingester", "disturb") and actor.is_alive():
+            actor.join(90)
+    for child in (producer, ingester):
+        if child is not None and child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+signal.signal(signal.SIGTERM, ended)
+threading.excepthook = thread_ended
+os.environ["PGAPPNAME"] = "soak"
+actors = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in (keep_ingester, dashboard, recommender, visitors, trainer, disturb)]
+try:
+    run()
+finally:
+    clean_up()
 found = series()
 with open(out / "samples.csv", "w", newline="") as file:
     writer = csv.writer(file)
