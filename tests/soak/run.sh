@@ -87,6 +87,7 @@ is "$(value "SELECT max(n) <= current_setting('millrace.keep_batches')::int FROM
 files() { find "$work/cluster/data/base" -name 'pgsql_tmp*' -type f | grep -c "${1:-.}"; }
 is "$(files 'pgsql_tmp_millrace\.')" "$(files)" "no temporary file is left but the models' cache: $(files)"
 is "$(grep -cE 'PANIC|TRAP|not closed|leak' "$work/cluster/log")" 0 "the server's log has no panic and no leak"
+is "$(sed -n 's/.*terminated by signal \([0-9]*\).*/\1/p' "$work/cluster/log" | paste -sd ' ')" "9 9" "of the server's processes two have died by a signal: those that the soak has killed"
 grep -hE 'ERROR|FATAL' "$work/cluster/log" | sed -E 's/^.*(ERROR|FATAL)/\1/; s/[0-9]+/N/g' | sort | uniq -c | sort -rn | head -12 | diag
 "$lib/cluster" stop "$work/cluster"
 cp "$work/ingester.log" "$out/ingester.log"

@@ -22,9 +22,12 @@ at() { psql -AtXq -p "${port[$1]}" "${@:2}"; }
 
 # Events of all kinds: as keys of the topic customers, some of them NULL, so that a customer's events are on one node but an item's on all
 cat >"$work/produce.py" <<'PY'
-import json, random, sys
-rng, first, count = random.Random(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+import json, random, sys, time
+rng, first, count, pause = random.Random(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]), float(*sys.argv[4:])
 for i in range(first, first + count):
+    if pause and i % 50 == 0:
+        sys.stdout.flush()
+        time.sleep(50 * pause)
     customer = None if i % 97 == 0 else "c%d" % rng.randrange(400)
     minutes = 60 + i / 6 - (rng.random() * 30 if i % 50 == 0 else 0)  # some come late, but not too late
     at = None if i % 1009 == 0 else "2024-03-%02dT%02d:%02d:%02d.%03dZ" % (1 + minutes // 1440, minutes // 60 % 24, minutes % 60, i % 60, i % 1000)
@@ -68,16 +71,19 @@ export PGOPTIONS="-c client_min_messages=warning"
 first=3001
 for n in $nodes; do
 	before=$(rows $n)
-	(produce $n $first 2500) &
+	(produce $n $first 2500 0.001) & # not all at once: they still come when the node is killed
 	producer=$!
 	first=$((first + 2500))
 	until_true more $n "$before"
+	at_kill=$(rows $n)
 	kill -KILL "$(head -1 "$work/node$n/data/postmaster.pid")"
 	until_true eval "! at $n -c 'SELECT 1' >/dev/null 2>&1"
 	answer=$(value "SELECT sum(n) FROM counts_everywhere" 2>&1)
 	like "$answer" "could not connect to server \"node$n\"" "without node $n there is no partial answer, but its name"
 	until_true again $n
 	wait $producer
+	until_true stored $((first - 1))
+	[ "$(rows $n)" -gt "$at_kill" ]; ok $? "events came when node $n was killed: it had $at_kill rows, and has $(rows $n)"
 	like "$(value "SELECT sum(n) FROM counts_everywhere" 2>&1)" '^[0-9]+$' "node $n is back"
 done
 until_true stored 10500
