@@ -1484,6 +1484,7 @@ done:
 void
 sink_maintain(Sink *sink)
 {
+	static const char maintain[] = "CALL millrace.maintain()";
 	const char *params[] = {sink->config->table};
 	PGresult *result;
 
@@ -1501,13 +1502,24 @@ sink_maintain(Sink *sink)
 		return;
 	/* Streams first: what is marked to be computed again is, while its rows are there. */
 	bool is_known = PQntuples(result) == 1, is_lost = false;
-	if (is_known && PQgetvalue(result, 0, 2)[0] == 't' && may_begin(sink, "millrace maintenance"))
-		is_lost = sink_run(sink, "CALL millrace.maintain()", 0, NULL, NULL) == SINK_LOST;
+	bool maintains =
+		is_known && PQgetvalue(result, 0, 2)[0] == 't' && may_begin(sink, "millrace maintenance");
+	if (maintains)
+		is_lost = sink_run(sink, maintain, 0, NULL, NULL) == SINK_LOST;
 	if (is_known && !is_lost && PQgetvalue(result, 0, 3)[0] == 't')
+	{
+		int64_t n_expired = sink->config->metrics->n_expired;
+
 		apply_retention(sink, PQgetvalue(result, 0, 0), PQgetvalue(result, 0, 1),
 						PQgetvalue(result, 0, 4)[0] == 't');
+		/* What is kept of users' items is not used until it has forgotten those partitions. */
+		if (maintains && sink->config->metrics->n_expired > n_expired &&
+			sink_run(sink, "RESET lock_timeout", 0, NULL, NULL) == SINK_OK)
+			sink_run(sink, maintain, 0, NULL, NULL);
+	}
 	PQclear(result);
 }
+
 /* ---- trying again ---- */
 
 /* Waits a little longer each time, up to a limit; a random part keeps many ingesters apart. */

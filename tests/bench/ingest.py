@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from measure import ROOT, ROUNDS, Session, backends_cpu, beside, beside_psql, report, run, sql
+from measure import ROOT, ROUNDS, Session, backends_cpu, beside, beside_psql, given, report, run, sql
 
 BUILD = Path(os.environ.get("MILLRACE_CACHE", ROOT / "build"))
 ROWS = int(os.environ.get("ROWS", "1000000"))
@@ -53,9 +53,10 @@ def write_events(work, n):
 
 
 @contextmanager
-def broker(work):
+def broker(work, *settings):
+    """Of its own for the case; yields where it listens."""
     lib = ROOT / "tests/lib/kafka"
-    run(str(lib), "start", str(work / "kafka"), "log.flush.interval.messages=9223372036854775807")
+    run(str(lib), "start", str(work / "kafka"), "log.flush.interval.messages=9223372036854775807", *settings)
     try:
         yield (work / "kafka/env").read_text().split("=", 1)[1].strip()
     finally:
@@ -135,8 +136,8 @@ def fetch_connect():
     return f"{folder}/libs/*", folder / "plugins"
 
 
-def connect_rate(work, brokers, n):
-    """Rows per second of the JDBC sink with two tasks, over the last three quarters, and its CPU seconds a row."""
+def connect_rate(work, brokers, n, full):
+    """Rows per second of the JDBC sink with two tasks, over the last three quarters, and its CPU seconds a row; full: the bytes of all rows in the table, by which it is seen how far it is."""
     classpath, plugins = fetch_connect()
     sql("TRUNCATE events_connect")
     (work / "log4j.properties").write_text(f"log4j.rootLogger=WARN, file\nlog4j.appender.file=org.apache.log4j.FileAppender\nlog4j.appender.file.File={work}/connect.log\n"
@@ -154,20 +155,26 @@ def connect_rate(work, brokers, n):
     process = subprocess.Popen(["java", "-Xmx1g", f"-Dlog4j.configuration=file:{work}/log4j.properties", "org.apache.kafka.connect.cli.ConnectStandalone",
                                 str(work / "worker.properties"), str(work / "sink.properties")],
                                env={**os.environ, "CLASSPATH": classpath}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        seen, deadline = [], time.monotonic() + 300
-        while not seen or seen[-1][1] < n:
-            rows = int(sql("SELECT count(*) FROM events_connect"))
-            if rows > n // 4: # warm by then
-                seen.append((time.monotonic(), rows, sum(seconds for _, seconds in threads_of(process.pid).values())))
+    session = Session()
+
+    def until(true):
+        while not true():
             if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(f"the JDBC sink stored {rows} of {n} rows: {(work / 'connect.log').read_text()[-2000:]}")
+                raise RuntimeError(f"the JDBC sink stored {sql('SELECT count(*) FROM events_connect')} of {n} rows: {(work / 'connect.log').read_text()[-2000:]}")
             time.sleep(0.2)
-        first, last = seen[0], seen[-1]
-        return (last[1] - first[1]) / (last[0] - first[0]), (last[2] - first[2]) / (last[1] - first[1])
+    try:
+        deadline, rows, seen = time.monotonic() + 300, lambda: int(session.run("SELECT count(*) FROM events_connect")), []
+        for share in (0.25, 0.97): # warm; nearly there
+            until(lambda: int(session.run("SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('events_connect')")) >= share * full)
+            if share > 0.5:
+                until(lambda: rows() >= n)
+            seen.append((rows(), time.monotonic(), sum(seconds for _, seconds in threads_of(process.pid).values())))
+        rows, took, cpu = (b - a for a, b in zip(*seen))
+        return rows / took, cpu / rows
     finally:
         process.kill()
         process.wait()
+        session.close()
 
 
 def prepare(kind):
@@ -175,9 +182,9 @@ def prepare(kind):
     sql(f"SET client_min_messages = warning; DROP TABLE IF EXISTS events_{kind} CASCADE; DELETE FROM millrace.ingest_offsets")
     make_table(f"events_{kind}")
     if kind == "derived":
-        sql("SET client_min_messages = warning; DROP TABLE IF EXISTS purchases")
-        sql("""CREATE TABLE purchases (event_time timestamptz, product_id bigint, brand text, price numeric, user_id bigint);
-            SELECT millrace.create_pipe('purchases', 'events_derived', 'INSERT INTO purchases SELECT event_time, product_id, upper(brand), price, user_id FROM new_rows WHERE event_type = ''purchase''');
+        sql("SET client_min_messages = warning; DROP TABLE IF EXISTS bought")
+        sql("""CREATE TABLE bought (event_time timestamptz, product_id bigint, brand text, price numeric, user_id bigint);
+            SELECT millrace.create_pipe('bought', 'events_derived', 'INSERT INTO bought SELECT event_time, product_id, upper(brand), price, user_id FROM new_rows WHERE event_type = ''purchase''');
             SELECT millrace.create_continuous_aggregate('events_per_minute', $$SELECT event_type, millrace.tumble(event_time, '1 minute') AS window_start, count(*) AS n, sum(price) AS total
                 FROM events_derived GROUP BY 1, 2$$)""")
     sql("CHECKPOINT")
@@ -196,15 +203,18 @@ def case_ingest(work):
         copy = ("psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-c", f"\\copy events_copy ({columns}) FROM '{work}/events.csv' CSV HEADER")
         kinds = {"copy": copy, "plain": ("millrace", "run", str(write_ini(work, "events_plain", brokers)), "--once"),
                  "derived": ("millrace", "run", str(write_ini(work, "events_derived", brokers)), "--once")}
-        figures = {kind: [] for kind in kinds}
+        figures, n, peers = {kind: [] for kind in kinds}, ROWS // 2, []
         for turn in range(ROUNDS + 1):
+            if turn:
+                full = int(sql("SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('events_plain')")) * n // ROWS
+                peers.append(connect_rate(work, brokers, n, full))
             for kind in list(kinds) if turn % 2 else reversed(kinds):
                 prepare(kind)
                 figures[kind].append(watched(*kinds[kind]))
                 assert sql(f"SELECT count(*), count(DISTINCT id), sum(id) FROM events_{kind}") == f"{ROWS}|{ROWS}|{ROWS * (ROWS - 1) // 2}", f"events_{kind} is wrong"
         assert sql("SELECT count(*) FROM (SELECT * FROM events_plain EXCEPT ALL SELECT * FROM events_copy) d") == "0", "the rows are not those of \\copy"
         assert sql("SELECT sum(n) FROM events_per_minute") == str(ROWS), "the aggregate is wrong"
-        assert sql("SELECT count(*) FROM purchases") == sql("SELECT count(*) FROM events_copy WHERE event_type = 'purchase'"), "the pipe's table is wrong"
+        assert sql("SELECT count(*) FROM bought") == sql("SELECT count(*) FROM events_copy WHERE event_type = 'purchase'"), "the pipe's table is wrong"
         figures = {kind: rounds[1:] for kind, rounds in figures.items()}
         median = lambda kind, i: statistics.median(figure[i] for figure in figures[kind])
         for kind, what in (("plain", "Kafka"), ("derived", "Kafka, with pipe and aggregate")):
@@ -220,17 +230,15 @@ def case_ingest(work):
                          ("send", of["writer"]), ("start, signals", of["millrace"])):
             report("ingest", f"of it {part}", "us a message", us, 3)
         report("ingest", "resident memory at most", "MiB", max(figure[2] for kind in ("plain", "derived") for figure in figures[kind]) / 2**20, 256)
-        n = ROWS // 2
-        peers = [connect_rate(work, brokers, n) for _ in range(min(ROUNDS, 2))]
-        rate, cpu = (max(column) for column in zip(*peers))
+        rate, cpu = (statistics.median(column) for column in zip(*peers))
         report("ingest", "Kafka / JDBC sink, two tasks, rewritten inserts of 5,000", "rows/s", ROWS / median("plain", 0), rate, "",
-               [ROWS / figure[0] / rate for figure in figures["plain"]])
+               [ROWS / figure[0] / peer[0] for figure, peer in zip(figures["plain"], peers)])
         report("ingest", "CPU of the ingester / of the JDBC sink", "us a message", median("plain", 1) * 1e6 / ROWS, cpu * 1e6)
 
 
 def case_latency(work):
     """From produce to visible row, 1,000 messages a second, max_age = 20 ms"""
-    n = 20000
+    n, given.rounds = 20000, 1
     with broker(work) as brokers:
         write_events(work, 20000)
         make_table("events_now")

@@ -1,10 +1,9 @@
 """What everything takes while a shop's pipeline runs, and what sealed states cost."""
 import os, re, statistics, subprocess, threading, time
-from contextlib import contextmanager
 from pathlib import Path
 
 from ingest import broker, threads_of
-from measure import ROOT, ROUNDS, Session, median_pair, report, run, sql
+from measure import ROOT, ROUNDS, Session, beside, given, median_pair, report, run, server_settings, sql
 
 TICK = os.sysconf("SC_CLK_TCK")
 RATES = [int(rate) for rate in os.environ.get("LOAD_RATES", "1000 10000").split()]
@@ -14,7 +13,7 @@ READS = 2                      # dashboard queries a second
 CALLS = 50                     # of recommend_top_k a second
 
 
-def memory(pid):
+def memory_of(pid):
     """Private bytes that are no file's, and the share of all (Pss); 0 when it may not be read."""
     status = re.search(r"^RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
     pss = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
@@ -82,7 +81,7 @@ class Watch:
                 for task, (name, cpu) in threads_of(pid).items():
                     self.threads.setdefault((pid, task), [name, cpu if is_first else 0, cpu])[2] = cpu
                 if memory_too:
-                    self.peaks[pid] = [max(pair) for pair in zip(self.peaks.get(pid, (0, 0)), memory(pid))]
+                    self.peaks[pid] = [max(pair) for pair in zip(self.peaks.get(pid, (0, 0)), memory_of(pid))]
             except (OSError, IndexError, ValueError):
                 pass
 
@@ -138,28 +137,6 @@ class Paced(threading.Thread):
 
 
 SHOP = ROOT / "docker/shop"
-
-
-@contextmanager
-def own_database(name, **settings):
-    """A database of its own, for which the server has these settings, as a server in production does and the harness does not."""
-    before = {setting: sql(f"SHOW {setting}") for setting in settings}
-
-    def configure(values):
-        for setting, value in values.items():
-            sql(f"ALTER SYSTEM SET {setting} = {value}")
-        sql("SELECT pg_reload_conf()")
-    outside = os.environ["PGDATABASE"]
-    sql(f"CREATE DATABASE {name}")
-    configure(settings)
-    os.environ["PGDATABASE"] = name
-    try:
-        sql("SET client_min_messages = warning; CREATE EXTENSION millrace")
-        yield
-    finally:
-        os.environ["PGDATABASE"] = outside
-        configure(before)
-        sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def statements_of(path):
@@ -243,8 +220,8 @@ def at_rate(work, brokers, ingester, rate, seconds, readers=True):
 
 def case_load(work):
     """The shop's pipeline, with readers, a training and upkeep, at fixed rates of a real broker: CPU and memory of each process; and the highest rate that is sustained"""
-    ingester = None
-    with own_database("load_shop", fsync="on", autovacuum="on"), broker(work) as brokers:
+    ingester, given.rounds = None, 1
+    with server_settings(fsync="on", autovacuum="on"), broker(work) as brokers:
         statements_of(SHOP / "schema.sql")
         try:
             made = producer(brokers, work, "--create-topic", "--partitions=4", f"--past={PAST}:1d", "--once", "--seed=1")
@@ -332,6 +309,7 @@ def case_sealed(work):
         sql("CREATE EXTENSION hll")
     except subprocess.CalledProcessError as error:
         raise RuntimeError("package hll is not installed: " + error.stderr.strip().splitlines()[0]) from error
+    beside("hll", sql("SELECT extversion FROM pg_extension WHERE extname = 'hll'"), "the machine's packages")
     sql("CREATE AGGREGATE sketch(hll_hashval) (SFUNC = hll_add, STYPE = hll, INITCOND = '\\x118b7f', COMBINEFUNC = hll_union, PARALLEL = SAFE)")
     for pages, what in ((4, "100 groups a batch"), (400, "10,000 groups a batch")):
         files = []

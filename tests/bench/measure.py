@@ -1,5 +1,6 @@
 """Measuring and reporting, for the cases."""
 import os, statistics, subprocess, tempfile, time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,10 @@ def sql(text):
 class Session:
     """A psql that stays, so that plans do, and whose backend's CPU time can be read."""
 
-    def __init__(self):
+    def __init__(self, environment={}):
         self.errors = tempfile.TemporaryFile("w+")
         self.psql = subprocess.Popen(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=self.errors, text=True, bufsize=1)
+                                     stderr=self.errors, text=True, bufsize=1, env={**os.environ, **environment})
         self.pid = self.run("SET client_min_messages = warning; SELECT pg_backend_pid()")
 
     def run(self, text):
@@ -53,13 +54,29 @@ class Session:
         self.psql.wait()
 
 
+@contextmanager
+def server_settings(**settings):
+    """The server has these settings, as one in production does and the harness does not, until the case ends."""
+    before = {name: sql(f"SELECT reset_val || coalesce(unit, '') FROM pg_settings WHERE name = '{name}'") for name in settings}
+
+    def configure(values):
+        for name, value in values.items():
+            sql(f"ALTER SYSTEM SET {name} = '{value}'")
+        sql("SELECT pg_reload_conf()")
+    configure(settings)
+    try:
+        yield
+    finally:
+        configure(before)
+
+
 def seconds(function):
     start = time.monotonic()
     function()
     return time.monotonic() - start
 
 
-given = SimpleNamespace(rows=[], points=[], peers={})  # what the case that runs has given so far
+given = SimpleNamespace(rows=[], points=[], peers={}, rounds=ROUNDS)  # what the case that runs has given so far
 
 
 def report(case, what, unit, ours, peer, target="", rounds=()):

@@ -1,9 +1,9 @@
 """Growth curves of models: training against ratings, users, items and rank, serving against items, rank and clients, k-means."""
-import os, re, statistics
-from pathlib import Path
+import os, statistics
 
 from clustering import KmeansTraining
-from measure import ROUNDS, point, report, seconds, sql
+from load import memory_of
+from measure import ROUNDS, given, point, report, seconds, sql
 from models import QUIET, Peers, Training, gflops
 from serving import Client, Round, load_factors, recommend, write_values
 
@@ -43,6 +43,7 @@ def linear(case, what, unit, figures, target):
 
 def case_grow_ratings(work):
     """Implicit ALS, rank 64, 100,000 users, 20,000 items, against ratings: an iteration, reading, storing, retrain, memory"""
+    given.rounds = 1
     load_pairs()
     sizes = [PAIRS // 20, PAIRS // 10, PAIRS // 4, PAIRS // 2, PAIRS]
     reading, memory, iterations = {}, {}, {}
@@ -62,6 +63,7 @@ def case_grow_ratings(work):
 
 def case_grow_users(work):
     """Implicit ALS, rank 64, 20,000 items, against users: with 20 ratings each (shorter than the rank: n equations), and with 128 (rank equations)"""
+    given.rounds = 1
     load_pairs()
     for each, sizes in ((20, (10000, 30000, 100000, 300000, 1000000)), (128, (10000, 30000, 100000, 150000))):
         cpu, memory, storing = {}, {}, {}
@@ -81,6 +83,7 @@ def case_grow_users(work):
 
 def case_grow_items(work):
     """Against items: an iteration of implicit ALS, rank 64, 10 M ratings of 100,000 users; recommend_top_k of normal factors and of such with log-normal norms, import, private memory"""
+    given.rounds = 1
     load_pairs()
     work.chmod(0o755)
     cpu = {}
@@ -106,7 +109,7 @@ def case_grow_items(work):
             point("grow_items", f"recommend_top_k, {what}: 99th percentile", items, "items", figures.p99, "ms")
             if side == "items":
                 point("grow_items", "import_als", items, "items", took, "s")
-                point("grow_items", "private memory of a session that recommends", items, "items", private(client.pid)[0] / 1e6, "MB")
+                point("grow_items", "private memory of a session that recommends", items, "items", memory_of(client.pid)[0] / 1e6, "MB")
             client.close()
         linear("grow_items", f"CPU of recommend_top_k for an item, {what}", "ns", {n: calls[n] * 1e6 for n in sizes[3:]}, "<= 1.25")
     sql("SELECT millrace.drop_model('grown'); DROP TABLE grown_users, grown_items")
@@ -114,6 +117,7 @@ def case_grow_items(work):
 
 def case_grow_rank(work):
     """Against rank: an iteration of implicit ALS, 5 M ratings of 100,000 users and 20,000 items, its flops, memory; recommend_top_k of 100,000 items"""
+    given.rounds = 1
     load_pairs()
     work.chmod(0o755)
     ranks, n_users, n_items = (8, 10, 16, 24, 32, 50, 64, 100, 128, 256), 1000, 100000
@@ -141,12 +145,6 @@ def case_grow_rank(work):
         client.close()
     linear("grow_rank", "CPU of recommend_top_k for a rank", "us", {rank: calls[rank] * 1e3 for rank in ranks if rank >= 32}, "<= 1.25")
     sql("SELECT millrace.drop_model('grown'); DROP TABLE grown_users, grown_items")
-
-
-def private(pid):
-    """Bytes of a process that nobody shares, and its share of all (Pss)."""
-    status, rollup = (Path(f"/proc/{pid}/{name}").read_text() for name in ("status", "smaps_rollup"))
-    return int(re.search(r"^RssAnon:\s+(\d+)", status, re.M)[1]) * 1024, int(re.search(r"^Pss:\s+(\d+)", rollup, re.M)[1]) * 1024
 
 
 def case_grow_clients(work):
@@ -178,7 +176,7 @@ def case_grow_clients(work):
             report("grow_clients", f"{name}: {n} clients / 1", "calls per s", median(name, n, lambda f: f.rate), median(name, 1, lambda f: f.rate), "",
                    [b.rate / a.rate for a, b in zip(figures[name, 1][1:], figures[name, n][1:])])
         report("grow_clients", f"{name}: CPU of a call, 16 clients / 2", "ms", median(name, 16, lambda f: f.median[1]), median(name, 2, lambda f: f.median[1]), "<= 1.25" if name == "recommend_top_k" else "")
-    memory = [private(client.pid) for client in clients["recommend_top_k"]]
+    used = [memory_of(client.pid) for client in clients["recommend_top_k"]]
     report("grow_clients", "private memory of a connection that recommends, mean of 16; its Pss", "MB", statistics.mean(m[0] for m in memory) / 1e6, statistics.mean(m[1] for m in memory) / 1e6)
     for client in sum(clients.values(), []):
         client.close()
@@ -187,6 +185,7 @@ def case_grow_clients(work):
 
 def case_grow_k(work):
     """k-means against k (200,000 x 32), rows (x 32, k = 20) and dimensions (50,000 rows without clusters, k = 20); the others clouds that overlap: an iteration, the rest of the call, memory"""
+    given.rounds = 1
     work.chmod(0o755)
     figures = {"k": {}, "rows": {}, "dimensions": {}}
     memory = {}

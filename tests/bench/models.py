@@ -232,17 +232,19 @@ def case_journey(work):
     """Implicit ALS, rank 64, on Complete Journey, row counts of all 68 k products, beside `implicit` and Spark local[2]"""
     with Peers() as peers:
         load_journey(peers, work)
-        ours, cg, cholesky = [], [], []
+        blocks = {10: "its default of 10 blocks", 4: "4 blocks"}
+        ours, cg, cholesky, spark = [], [], [], {n: [] for n in blocks}
         for n in range(ROUNDS + 1):
             ours.append(Training("SELECT household, product FROM journey", rank=64, iterations=10))
+            for m in blocks:
+                spark[m].append(peers.spark_seconds(folder=work, rank=64, maxIter=10, regParam=0.01, implicitPrefs=True, numUserBlocks=m, numItemBlocks=m))
             cg.append(tuple(statistics.median(column) for column in zip(*(peers.implicit_iteration(rank=64, cg=True) for _ in range(3)))))
             cholesky.append(tuple(peers.implicit_iteration(rank=64, cg=False)))
         ratio("journey", "rank 64 / implicit's conjugate gradients", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cg)][1:])
         ratio("journey", "rank 64 / implicit's Cholesky", "s, 1 iteration", [(a.iteration, b) for a, b in zip(ours, cholesky)][1:])
-        for blocks, what in ((10, "its default of 10 blocks"), (4, "4 blocks")):
-            spark = min(peers.spark_seconds(folder=work, rank=64, maxIter=10, regParam=0.01, implicitPrefs=True, numUserBlocks=blocks, numItemBlocks=blocks) for _ in range(2))
+        for m, what in blocks.items():
             for took, part in (([t.seconds for t in ours[1:]], "reading, 10 iterations, storing"), ([10 * t.iteration[0] for t in ours[1:]], "10 iterations")):
-                report("journey", f"{part} / Spark's fit, {what}", "s", statistics.median(took), spark, "", [t / spark for t in took])
+                report("journey", f"{part} / Spark's fit, {what}", "s", statistics.median(took), statistics.median(spark[m][1:]), "", [t / fit for t, fit in zip(took, spark[m][1:])])
 
 
 def case_loss(work):
@@ -254,7 +256,7 @@ def case_loss(work):
             train = lambda iterations: float(sql(f"""{QUIET} SELECT (millrace.train_als('bench', 'SELECT household, product FROM journey', rank => 64,
                 iterations => {iterations}, tolerance => 0{arguments(settings)})).loss"""))
             train(1)
-            export("item", work / "items")
+            export("bench", "item", work / "items")
             theirs = peers.ials_loss(items_path=work / "items", rank=64, iterations=14, unobserved=settings["unobserved_weight"], alpha=settings["alpha"],
                                      regularization=settings["regularization"], exponent=settings["regularization_exponent"])
             mine = train(15)
@@ -262,9 +264,9 @@ def case_loss(work):
             print(f"# ratio {mine / theirs:.7f}", flush=True)
 
 
-def export(side, path):
+def export(model, side, path):
     with open(path, "wb") as out:
-        subprocess.run(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT id::bigint, factor FROM millrace.{side}_factors('bench')) TO STDOUT BINARY"],
+        subprocess.run(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT id::bigint, factor FROM millrace.{side}_factors('{model}')) TO STDOUT BINARY"],
                        stdout=out, check=True)
 
 
@@ -446,7 +448,7 @@ def case_quality(work):
                     note("lists", [listed(rows(half), rows("NOT " + half), True)])
                 if n == 0:
                     for side in ("user", "item"):
-                        export(side, work / side)
+                        export("bench", side, work / side)
                     again = peers.precision_factors(users_path=work / "user", items_path=work / "item", rank=chosen["ours"][kind][1]["rank"])
                     assert max(abs(a - b) for a, b in zip(again, figures["ours", kind][0])) < 5e-4, f"evaluate() says {figures['ours', kind][0]}, NumPy {again}"
         mean = lambda name, kind: statistics.mean(pair[kind] for pair in figures[(name, kind) if (name, kind) in figures else name])

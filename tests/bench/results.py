@@ -106,13 +106,19 @@ def add(case, rows, points, run, peers):
 
 
 def complete():
-    """What is asked and was never measured is not met; targets are those of now; cases stand in their order."""
-    rows = {row["case"]: row for row in read("bench")}
+    """What is asked and was never measured is not met, nor is a case that was never run; targets are those of now; cases stand in their order."""
+    points = {f"{point['case']}: {point['what']}" for point in asked()}
+    # A row without a unit was not measured: it stays while it is asked for, or tells why.
+    rows = {row["case"]: row for row in read("bench") if row["unit"] or row["ours"] or row["case"] in points or ": failed: " in row["case"]}
     for point in asked():
         name = f"{point['case']}: {point['what']}"
         row = rows.setdefault(name, unmeasured(point["case"], point["what"]))
         if row["target"] != point["target"]:
             row.update(target=point["target"], met=met(float(row["ratio"] or "nan"), point["target"]))
+    there = {owner(row) for row in rows.values()}
+    for case in cases():
+        if case not in there:
+            rows[case] = unmeasured(case, "not run")
     order = list(groups())
     write("bench", sorted(rows.values(), key=lambda row: order.index(owner(row)) if owner(row) in order else len(order)))
 
@@ -129,6 +135,12 @@ def asked():
     """What the issues ask: group, case, what, target, asked."""
     with open(ROOT / "tests/bench/points.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def cases():
+    """The names of all cases of this folder."""
+    here = ROOT / "tests/bench"
+    return re.findall(r"^def case_(\w+)\(", "".join(path.read_text() for path in [here / "run", *sorted(here.glob("*.py"))]), re.M)
 
 
 def groups():

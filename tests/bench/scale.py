@@ -12,11 +12,15 @@ class Absent(Exception):
     """A figure that has not been measured."""
 
 
+wanted = set()  # the rows that were asked for
+
+
 class Figures:
     def __init__(self, rows):
         self.rows = rows
 
     def __call__(self, case, field="ours"):
+        wanted.add(case)
         try:
             return float(self.rows[case][field])
         except (KeyError, ValueError) as error:
@@ -102,8 +106,8 @@ def very_large(figures):
     line("processor: decode, COPY, pipe, aggregate", lambda: (
         f"{digits(ingest_cores())} cores busy", "events × ({:.2g} µs in the ingester + {:.2g} µs in its backend), `groups` with one ingester".format(*ingest_us())))
     line("the same with the shop's scorer, history, alert, readers and upkeep", lambda: (
-        f"{digits(EVENTS / rows('load: 10,000 events/s: events a second and core of ingester and its sessions'))} cores busy",
-        f"{digits(rows('load: 10,000 events/s: events a second and core of ingester and its sessions'))} events a second and core, `load` at 10,000 a second"))
+        f"{digits(EVENTS / rows('load: 10,000 events/s: what a core stores: by the CPU of ingester and its sessions; of the sessions alone'))} cores busy",
+        f"{digits(rows('load: 10,000 events/s: what a core stores: by the CPU of ingester and its sessions; of the sessions alone'))} events a second and core, `load` at 10,000 a second"))
     line("partitions of the topic, and ingesters, at least", lambda: (
         f"{math.ceil(EVENTS / rows('ingest: Kafka, with pipe and aggregate / psql copy'))}",
         f"one ingester with a pipe and an aggregate stores {digits(rows('ingest: Kafka, with pipe and aggregate / psql copy'))} rows a second where {n} cores are all there are, `ingest`"))

@@ -2,8 +2,8 @@
 import json, os, shutil, signal, statistics, subprocess, time
 from contextlib import contextmanager, suppress
 
-from ingest import FIELDS, ROWS, backends_cpu, events, make_table
-from measure import ROOT, ROUNDS, point, process_cpu, report, run, sql
+from ingest import FIELDS, ROWS, backends_cpu, broker, events, prepare
+from measure import ROOT, ROUNDS, Session, given, point, process_cpu, report, run, server_settings, sql
 from serving import Client, rounds_of, write_values
 
 INGESTERS = (1, 2, 3, 4)
@@ -12,41 +12,19 @@ PARTITIONS = (4, 8)
 
 # ---- several ingesters ----
 
-@contextmanager
-def patient_broker(work):
-    """A broker that waits a moment for the members of a new group, so that they divide its partitions once."""
-    lib = ROOT / "tests/lib/kafka"
-    run(str(lib), "start", str(work / "kafka"), "log.flush.interval.messages=9223372036854775807", "group.initial.rebalance.delay.ms=2000")
-    try:
-        yield (work / "kafka/env").read_text().split("=", 1)[1].strip()
-    finally:
-        subprocess.run([lib, "stop", work / "kafka"], capture_output=True)
-
-
-def prepare_group():
-    """An empty table by day, with a pipe into another and an aggregate by minute, as case ingest has them."""
-    sql("SET client_min_messages = warning; DROP TABLE IF EXISTS events_group, bought CASCADE; DELETE FROM millrace.ingest_offsets")
-    make_table("events_group")
-    sql("""CREATE TABLE bought (event_time timestamptz, product_id bigint, brand text, price numeric, user_id bigint);
-        SELECT millrace.create_pipe('bought', 'events_group', 'INSERT INTO bought SELECT event_time, product_id, upper(brand), price, user_id FROM new_rows WHERE event_type = ''purchase''');
-        SELECT millrace.create_continuous_aggregate('per_minute', $$SELECT event_type, millrace.tumble(event_time, '1 minute') AS window_start, count(*) AS n, sum(price) AS total
-            FROM events_group GROUP BY 1, 2$$)""")
-    sql("CHECKPOINT")
-
-
 def ingest_together(work, brokers, partitions, n):
     """n processes read the topic; from the first stored batch on: rows a second, and us of CPU a row of the ingesters, their backends and the broker, all in all."""
-    prepare_group()
+    prepare("derived")
     ini = work / "group.ini"
-    ini.write_text(f"[source]\ntype = kafka\nbrokers = {brokers}\ntopic = events{partitions}\n[target]\ntable = events_group\n[log]\nlevel = warning\n")
-    broker = int((work / "kafka/pid").read_text())
-    cpu = {"broker": process_cpu(broker), "backends": backends_cpu()}
+    ini.write_text(f"[source]\ntype = kafka\nbrokers = {brokers}\ntopic = events{partitions}\n[target]\ntable = events_derived\n[log]\nlevel = warning\n")
+    broker_pid, looks = int((work / "kafka/pid").read_text()), Session()
+    cpu = {"broker": process_cpu(broker_pid), "backends": backends_cpu()}
     log = open(work / "group.log", "w+")
     members = [subprocess.Popen(["millrace", "run", str(ini)], stderr=log) for _ in range(n)]
     try:
         first, deadline = None, time.monotonic() + 120
         while True:
-            stored = int(sql("SELECT coalesce(sum(next_offset), 0) FROM millrace.ingest_offsets"))
+            stored = int(looks.run("SELECT coalesce(sum(next_offset), 0) FROM millrace.ingest_offsets"))
             now = time.monotonic()
             if stored and first is None:
                 first = now, stored
@@ -56,7 +34,7 @@ def ingest_together(work, brokers, partitions, n):
                 log.seek(0)
                 raise RuntimeError(f"{stored} of {ROWS} rows are stored: {log.read()[-2000:]}")
             time.sleep(0.02)
-        cpu["broker"] = process_cpu(broker) - cpu["broker"]
+        cpu["broker"] = process_cpu(broker_pid) - cpu["broker"]
         of_each = [process_cpu(member.pid) for member in members]
         cpu["ingesters"] = sum(of_each)
         # Two of four partitions against one, and more for the start.
@@ -69,7 +47,8 @@ def ingest_together(work, brokers, partitions, n):
             member.wait()
         log.close()
     cpu["backends"] = backends_cpu() - cpu["backends"]
-    got = sql("SELECT count(*), count(DISTINCT id), sum(id), (SELECT sum(n) FROM per_minute), (SELECT count(*) FROM bought) - count(*) FILTER (WHERE event_type = 'purchase') FROM events_group")
+    looks.close() # after that: its CPU is of no backend of theirs
+    got = sql("SELECT count(*), count(DISTINCT id), sum(id), (SELECT sum(n) FROM events_per_minute), (SELECT count(*) FROM bought) - count(*) FILTER (WHERE event_type = 'purchase') FROM events_derived")
     assert got == f"{ROWS}|{ROWS}|{ROWS * (ROWS - 1) // 2}|{ROWS}|0", f"{n} ingesters stored {got}"
     return (ROWS - first[1]) / (now - first[0]), {part: seconds * 1e6 / ROWS for part, seconds in cpu.items()}
 
@@ -78,7 +57,8 @@ def case_groups(work):
     """1 to 4 ingesters in one consumer group, topics of 4 and 8 partitions, into one table with a pipe and an aggregate"""
     with open(work / "events.json", "w") as out:
         out.writelines(json.dumps(dict(zip(FIELDS, event)), separators=(",", ":")) + "\n" for event in events(ROWS))
-    with patient_broker(work) as brokers:
+    # It waits a moment for the members of a new group, so that they divide its partitions once.
+    with broker(work, "group.initial.rebalance.delay.ms=2000") as brokers:
         for partitions in PARTITIONS:
             run("millrace", "produce", str(work / "events.json"), f"--brokers={brokers}", f"--topic=events{partitions}", "--create-topic", f"--partitions={partitions}", "--rate=max", "--once",
                 "--kafka.sticky.partitioning.linger.ms=0")
@@ -179,14 +159,17 @@ def case_replicas(work):
         report("replicas", "CPU of a call: standby / primary, alone", "ms", cost("standby"), cost("primary"), "", [a.median[1] / b.median[1] for a, b in zip(figures["standby"], figures["primary"])])
         # A version that the primary begins to serve: when the standby has it, and the first call, which makes its cache file
         switched = []
+        writer, looks = Session(), Session(replica)
         for _ in range(ROUNDS):
-            version = sql(imported)
+            version = writer.run(imported)
             start = time.monotonic()
-            while there(replica, "SELECT active FROM millrace.model WHERE name = 'replicated'") != version:
+            while looks.run("SELECT active FROM millrace.model WHERE name = 'replicated'") != version:
                 assert time.monotonic() < start + 30, "the standby does not follow"
             seen = time.monotonic()
             there(replica, "SET client_min_messages = warning; SELECT count(*) FROM millrace.recommend_top_k('replicated', 1)")
             switched.append(((seen - start) * 1e3, (time.monotonic() - seen) * 1e3))
+        looks.close()
+        writer.close()
         for i, what in enumerate(("from a version's commit until the standby has it", "the first call there, with a new connection, unless warm() came before it")):
             report("replicas", what, "ms", statistics.median(figure[i] for figure in switched), float("nan"))
     sql("SELECT millrace.drop_model('replicated'); DROP TABLE has, factors_of")
@@ -194,7 +177,7 @@ def case_replicas(work):
 
 # ---- ten million items ----
 
-MANY = int(os.environ.get("ITEMS", "10000000"))
+MANY, MANY_USERS = int(os.environ.get("ITEMS", "10000000")), 20000
 
 
 def stream_factors(table, rows, sigma):
@@ -209,9 +192,13 @@ def stream_factors(table, rows, sigma):
 
 def case_many_items(work):
     """Ten million items of rank 64: import, what is stored, recommend_top_k of all, of candidates, and lists made at once"""
-    sql("ALTER SYSTEM SET max_wal_size = '8GB'")
-    sql("SELECT pg_reload_conf()")
-    stream_factors("many_users", 20000, 0)
+    given.rounds = 1
+    with server_settings(max_wal_size="8GB"):
+        many_items(work)
+
+
+def many_items(work):
+    stream_factors("many_users", MANY_USERS, 0)
     asked = write_values(work / "users", range(1000))
     for sigma, what in ((0, "normal factors"), (0.5, "log-normal norms")):
         stream_factors("many_items", MANY, sigma)
@@ -232,7 +219,7 @@ def case_many_items(work):
                 report("many_items", f"{MANY:,} items, {what}, {which_items}: a call, {which}", "ms", statistics.median(figure.median[i] for figure in figures[kind]), float("nan"))
         if sigma == 0:
             report("many_items", f"{MANY:,} items, import_als", "s", took, float("nan"))
-            report("many_items", f"{MANY:,} items, stored factors / 4 bytes a number", "bytes an item", int(sql("SELECT pg_total_relation_size('millrace.factors')")) / MANY, 4 * SERVED[2])
+            report("many_items", f"{MANY:,} items, stored factors / 4 bytes a number", "bytes a user or item", int(sql("SELECT sum(length(data)) FROM millrace.factors WHERE model = 'many'")) / (MANY + MANY_USERS), 4 * SERVED[2])
             report("many_items", f"{MANY:,} items, cache file / 4 bytes a number", "bytes an item", int(sql("SELECT millrace.warm('many')")) / MANY, 4 * SERVED[2])
         else:
             start = time.monotonic()
@@ -242,5 +229,3 @@ def case_many_items(work):
         sql("SELECT millrace.drop_model('many')")
         sql("VACUUM millrace.factors")
     sql("DROP TABLE many_users")
-    sql("ALTER SYSTEM RESET max_wal_size")
-    sql("SELECT pg_reload_conf()")

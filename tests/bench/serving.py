@@ -3,7 +3,7 @@ import os, shutil, statistics, subprocess, time
 from pathlib import Path
 
 from measure import ROOT, ROUNDS, Session, beside, median_pair, process_cpu, report, run, sql
-from models import MOVIELENS, QUIET, Missing, Peers, arguments, load_journey, load_movielens, ratio
+from models import MOVIELENS, QUIET, Missing, Peers, arguments, export, load_journey, load_movielens, ratio
 
 USERS, ITEMS = 2000, 150       # who asks, and what each of them has, about
 SECONDS = float(os.environ.get("SECONDS", "2"))  # that a client calls in a round
@@ -144,12 +144,6 @@ def write_values(path, values):
 
 def recommend(model, more=""):
     return f"SELECT item_id FROM millrace.recommend_top_k('{model}', $1::bigint, 10{more})"
-
-
-def export(model, side, path):
-    with open(path, "wb") as out:
-        subprocess.run(["psql", "-AtXq", "-v", "ON_ERROR_STOP=1", "-c", f"COPY (SELECT id::bigint, factor FROM millrace.{side}_factors('{model}')) TO STDOUT BINARY"],
-                       stdout=out, check=True)
 
 
 def recall(answers, truth):

@@ -21,6 +21,7 @@ is "$(row "rmse: explicit" | sed 's/.*ours/ours/')" "ours / Spark,,,,,<= 1.01,no
 ours / Spark\",,,,,<= 1.01,no" "and of one whose peer cannot be had"
 like "$(row "rmse: failed")" "the peers cannot be installed" "which is told"
 is "$(cut -d, -f1,5- "$work/results/bench.csv" | grep -c "^copy100.*no$")" "$(grep -c ",copy100," "$bench/points.csv")" "what was never run is not met"
+is "$(row "grow_k")" "grow_k: not run,,,,,,no" "nor is a case of which nothing is asked by name"
 like "$(cat "$work/out")" "late10k +continuous aggregate .*2\.5 .*yes" "the table has it"
 is "$(cat "$work/results/curves.csv")" "curve,series,x,x_unit,value,unit
 the curve,ours,10,rows,1.5,s" "and the curve its point"

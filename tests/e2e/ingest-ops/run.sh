@@ -218,9 +218,12 @@ is "$(timeout 5 psql -AtXqc 'SELECT count(*) > 0 FROM ev')" t "and read"
 kill -KILL $keeper
 wait $keeper 2>/dev/null
 value "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()" >/dev/null
-keep
+PGOPTIONS='-c log_statement=all' keep
 until_true n_left 51
 ok $? "an ingester that was killed in the midst of it: the next one goes on"
+forgets() { grep -A1 'statement: RESET lock_timeout\|execute.*RESET lock_timeout' "$work/cluster/log" | grep -q 'millrace.maintain'; }
+until_true forgets
+ok $? "after it maintain runs once more, and what is kept of users' items forgets those rows"
 detached_left() { answers "SELECT count(*) FROM pg_class WHERE relname LIKE 'ev\_%' AND relkind = 'r' AND NOT relispartition" 0; }
 until_true detached_left
 ok $? "no detached table is left"
