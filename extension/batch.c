@@ -551,12 +551,12 @@ streams_json(List *streams)
  * Maintenance without a cron job.  Now and then, and on average once for FOLD_ROWS states written, a transaction folds
  * what is there of an aggregate and drops what its retention lets go, unless somebody else is at it; and once in
  * PRUNE_BATCHES transactions the oldest rows of millrace.batches go.  Which one, its xid decides, so it does not matter
- * how the work is spread over sessions.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
+ * how the work is spread over sessions.  What turns were missed leave, the next ones take, up to FOLD_LIMIT rows.  Not in REPEATABLE READ, where rows that others have folded meanwhile would be
  * in the way.  A session folds for at most one part in FOLD_PAUSE of its time: under a load that leaves states faster than
  * that removes them, they wait for a quieter time or for millrace.maintain.
  */
 #define FOLD_ROWS 8192
-#define FOLD_LIMIT FOLD_ROWS
+#define FOLD_LIMIT (4 * FOLD_ROWS)
 #define FOLD_PAUSE 16
 #define PRUNE_BATCHES 256
 
@@ -586,14 +586,18 @@ fold_pause(Oid state)
 	return pause;
 }
 
-/* Whether it is this transaction's turn: on average once for FOLD_ROWS rows written to the table. */
+/*
+ * Whether it is this transaction's turn: once for FOLD_ROWS rows written to the table, but at most each fourth time.
+ * Multiples of the golden ratio lie evenly between whole numbers, also those of every second or tenth transaction, so
+ * turns come at nearly equal distances, whoever else takes transaction ids.
+ */
 static bool
 is_turn(Oid table, uint64 n_rows)
 {
-	FullTransactionId xid = GetTopFullTransactionId();
-	uint64 chance = hash_bytes_extended((unsigned char *) &xid, sizeof(xid), table);
+	uint64 xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	uint64 place = (xid + hash_bytes_uint32(table)) * UINT64CONST(0x9E3779B97F4A7C15); /* 2^64 divided by the golden ratio */
 
-	return n_rows > 0 && !IsolationUsesXactSnapshot() && chance % Max(FOLD_ROWS, 4 * n_rows) < n_rows;
+	return n_rows > 0 && !IsolationUsesXactSnapshot() && place < n_rows * (PG_UINT64_MAX / Max(FOLD_ROWS, 4 * n_rows));
 }
 
 static void

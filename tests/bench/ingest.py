@@ -1,6 +1,6 @@
 """Cases of the ingester: Kafka into PostgreSQL beside psql's \\copy and Kafka Connect's JDBC sink, and how soon a message is a row."""
-import csv, json, os, random, shutil, statistics, subprocess, threading, time, uuid
-from contextlib import contextmanager
+import csv, json, os, random, re, shutil, statistics, subprocess, threading, time, uuid
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -87,8 +87,9 @@ def threads_of(pid):
 
 
 def watched(*command):
-    """Runs a command; returns its wall-clock seconds, CPU seconds, resident bytes at most, CPU seconds by thread, and those of its backends."""
-    threads, before = {}, backends_cpu()
+    """Runs a command; returns its wall-clock seconds, CPU seconds, resident bytes at most, CPU seconds by thread, and those of its backends.
+    (Not ru_maxrss: it begins with what this program takes, which starts the command.)"""
+    threads, before, peak = {}, backends_cpu(), 0
     start = time.monotonic()
     with open(os.devnull, "w") as null:
         process = subprocess.Popen(command, stdout=null, stderr=subprocess.PIPE, text=True)
@@ -100,6 +101,9 @@ def watched(*command):
             if pid:
                 break
             threads.update(threads_of(process.pid))
+            with suppress(OSError):
+                high = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(), re.M)
+                peak = max(peak, int(high[1]) * 1024 if high else 0)
             time.sleep(0.02)
         took = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -109,7 +113,7 @@ def watched(*command):
     by_name = {}
     for name, seconds in threads.values():
         by_name[name] = by_name.get(name, 0) + seconds
-    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, by_name, backends_cpu() - before
+    return took, usage.ru_utime + usage.ru_stime, peak, by_name, backends_cpu() - before
 
 
 def fetch_connect():

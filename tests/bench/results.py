@@ -5,7 +5,6 @@ begins anew, and what was there stays beside it as *.old.  BENCH_RESULTS names a
 """
 import csv, json, os, platform, re, subprocess
 from datetime import datetime, timezone
-from fractions import Fraction
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,15 +17,21 @@ def met(ratio, target):
     """Whether a ratio is what a target asks for ("<= 1/9", ">= 1.8", "1 +- 0.001"): "yes", "no", or "" without a target."""
     if not target:
         return ""
-    found = re.fullmatch(r"(<=|>=) ([\d./]+)|([\d./]+) \+- ([\d./]+)", target)
+    found = re.fullmatch(r"(<=|>=) (\d[\d./]*)|(\d[\d./]*) \+- (\d[\d./]*)", target)
     if not found:
         raise ValueError(f"no target: {target!r}")
     sign, limit, middle, distance = found.groups()
     if ratio is None or ratio != ratio:
         return "no"
     if sign:
-        return "yes" if (ratio <= float(Fraction(limit)) if sign == "<=" else ratio >= float(Fraction(limit))) else "no"
-    return "yes" if abs(ratio - float(Fraction(middle))) <= float(Fraction(distance)) else "no"
+        return "yes" if (ratio <= value(limit) if sign == "<=" else ratio >= value(limit)) else "no"
+    return "yes" if abs(ratio - value(middle)) <= value(distance) else "no"
+
+
+def value(number):
+    """Of "0.02" or "1/1.5"."""
+    numerator, _, denominator = number.partition("/")
+    return float(numerator) / float(denominator or 1)
 
 
 def machine():
