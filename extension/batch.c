@@ -595,9 +595,11 @@ static bool
 is_turn(Oid table, uint64 n_rows)
 {
 	uint64 xid = U64FromFullTransactionId(GetTopFullTransactionId());
-	uint64 place = (xid + hash_bytes_uint32(table)) * UINT64CONST(0x9E3779B97F4A7C15); /* 2^64 divided by the golden ratio */
+	uint64 place = (xid + hash_bytes_uint32(table)) *
+		UINT64CONST(0x9E3779B97F4A7C15); /* 2^64 divided by the golden ratio */
 
-	return n_rows > 0 && !IsolationUsesXactSnapshot() && place < n_rows * (PG_UINT64_MAX / Max(FOLD_ROWS, 4 * n_rows));
+	return n_rows > 0 && !IsolationUsesXactSnapshot() &&
+		place < n_rows * (PG_UINT64_MAX / Max(FOLD_ROWS, 4 * n_rows));
 }
 
 static void
