@@ -10,6 +10,9 @@
 . "$(dirname "$0")/../lib/scenario.sh"
 shop=$lib/../../docker/shop out=${SOAK_OUT:-$lib/../../build/soak}
 seconds=${SOAK:-3600} rate=${SOAK_RATE:-1000} every=${SOAK_EVERY:-10}
+for given in "SOAK=$seconds" "SOAK_RATE=$rate" "SOAK_EVERY=$every"; do
+	[[ ${given#*=} =~ ^[1-9][0-9]{0,8}$ ]] || { echo "$given is no whole number above 0" >&2; exit 2; }
+done
 python=$("$lib/venv" soak-venv "$here/requirements.txt")/bin/python || exit 1
 mkdir -p "$out"
 export SOAK_MARK=$work
